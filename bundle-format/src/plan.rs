@@ -1,0 +1,322 @@
+//! The plan: what one step does, as launches over buffers, weights and KV pools.
+//!
+//! A *step* takes T tokens of S sequences and yields R rows of logits. T, S and R are known only at run time, up to
+//! [`Limits`]; everything else in a plan is constant. Every target executes the same kind of plan. A launch says twice what
+//! it does: [`Launch::op`] is its meaning, which the reference device executes, and [`Launch::variants`] how this target
+//! does it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::region::Region;
+
+/// Elements of a quantised activation block ([`DType::Q8`]).
+pub const Q8_BLOCK: usize = 32;
+
+/// Token positions of a KV block.
+pub const KV_BLOCK: usize = 16;
+
+/// Alignment of everything in the arena, of weights in their section and of functions in the code section, in bytes: a
+/// cache line.
+pub const ALIGN: usize = 64;
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    pub limits: Limits,
+    /// Shards that the plan is cut into; 1.
+    pub world_size: u32,
+    pub kv: Vec<KvGroup>,
+    pub buffers: Vec<Buffer>,
+    /// Size of the arena that [`Place::Arena`] offsets point into, in bytes.
+    pub arena_bytes: u64,
+    pub weights: Vec<Weight>,
+    /// In an order that respects [`Launch::deps`].
+    pub launches: Vec<Launch>,
+}
+
+/// The largest step that the plan's buffers hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// T: tokens a step.
+    pub max_tokens: u32,
+    /// S: sequences a step.
+    pub max_seqs: u32,
+    /// R: rows of logits a step.
+    pub max_rows: u32,
+    /// Positions of one sequence.
+    pub context: u32,
+}
+
+/// The symbolic first dimension of a buffer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Dim {
+    /// T
+    Tokens,
+    /// R
+    Rows,
+}
+
+/// Element types of buffers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum DType {
+    F32,
+    U32,
+    /// Activations quantised to 8 bits in blocks of [`Q8_BLOCK`]. A row of n elements is: n quants (i8), then n/32 scales
+    /// (f32), then n/32 sums (f32: scale times the sum of the block's quants), padded to [`ALIGN`].
+    /// Quantisation: amax = max |x|, scale = amax / 127, quant = round-half-to-even(x * (127 / amax)); all zero where amax
+    /// is 0.
+    Q8,
+}
+
+/// Bytes of one row of `cols` elements.
+pub fn row_bytes(dtype: DType, cols: u32) -> u64 {
+    let cols = cols as u64;
+    let bytes = match dtype {
+        DType::F32 | DType::U32 => cols * 4,
+        DType::Q8 => cols + cols / Q8_BLOCK as u64 * 8,
+    };
+    // A column of indices is dense, so that the host writes it as a slice.
+    if cols == 1 {
+        bytes
+    } else {
+        bytes.next_multiple_of(ALIGN as u64)
+    }
+}
+
+/// Offset of the scales in a Q8 row of `cols` elements, in bytes.
+pub fn q8_scales_offset(cols: u32) -> u64 {
+    cols as u64
+}
+
+/// Offset of the scaled sums in a Q8 row of `cols` elements, in bytes.
+pub fn q8_sums_offset(cols: u32) -> u64 {
+    cols as u64 + cols as u64 / Q8_BLOCK as u64 * 4
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Buffer {
+    pub name: String,
+    pub dtype: DType,
+    pub extent: Dim,
+    /// Elements a row. Rows lie [`row_bytes`] apart.
+    pub cols: u32,
+    pub place: Place,
+}
+
+impl Buffer {
+    /// Distance of rows in bytes.
+    pub fn row_bytes(&self) -> u64 {
+        row_bytes(self.dtype, self.cols)
+    }
+}
+
+/// Where a buffer lies. All of them are in the arena; inputs are written by the host before a step and outputs read after
+/// it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// Bytes from the arena's start; a multiple of [`ALIGN`].
+    pub offset: u64,
+    pub role: Role,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Role {
+    Scratch,
+    Input(Input),
+    Output(Output),
+}
+
+/// What the host gives a step. All are u32 of one column.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Input {
+    /// `[T]` token ids.
+    Tokens,
+    /// `[T]` position of each token in its sequence.
+    Positions,
+    /// `[T]` index of each token's sequence among the step's block tables. Tokens of a sequence are consecutive and in
+    /// ascending positions.
+    Sequences,
+    /// `[T]` KV slot of each token: block * [`KV_BLOCK`] + position % [`KV_BLOCK`].
+    Slots,
+    /// `[R]` the token rows of which logits are wanted.
+    Rows,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Output {
+    /// `[R, V]` f32.
+    Logits,
+}
+
+/// Layers that share one kind of KV block. Block tables hold block numbers of a group; block b of every layer of the
+/// group belongs to the same 16 positions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvGroup {
+    pub dtype: KvDType,
+    pub layers: u32,
+    pub kv_heads: u32,
+    pub head_dim: u32,
+    /// Positions that a query sees, itself included; none: all.
+    pub window: Option<u32>,
+}
+
+impl KvGroup {
+    /// Bytes of the keys (or the values) of one block of one layer.
+    pub fn part_bytes(&self) -> u64 {
+        let size = match self.dtype {
+            KvDType::F16 => 2,
+        };
+        self.kv_heads as u64 * self.head_dim as u64 * KV_BLOCK as u64 * size
+    }
+
+    /// Bytes of one block over all layers, keys and values.
+    pub fn block_bytes(&self) -> u64 {
+        self.part_bytes() * 2 * self.layers as u64
+    }
+}
+
+/// Element type and layout of KV pools. A pool of one layer and part is an array of blocks of [`KvGroup::part_bytes`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum KvDType {
+    /// f16. Keys of a block: `[kv_head][dim][16 positions]`, so that a vector holds one dimension of consecutive
+    /// positions. Values: `[kv_head][16 positions][dim]`.
+    F16,
+}
+
+/// How a weight's elements are encoded: GGUF's block types, with their arithmetic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Encoding {
+    F32,
+    F16,
+    Q4_0,
+    Q4_1,
+    Q8_0,
+}
+
+/// Order of a weight's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum WeightLayout {
+    /// As in GGUF: rows one after the other.
+    RowMajor,
+    /// Groups of eight rows, their blocks interleaved; `kernels::pack` defines the bytes of each encoding. Rows are padded
+    /// to a multiple of eight with zeros.
+    Interleave8,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Weight {
+    /// `blk.0.attn_q.weight`, or several joined by `+`.
+    pub name: String,
+    pub encoding: Encoding,
+    pub layout: WeightLayout,
+    /// Output features (1 for a vector).
+    pub rows: u32,
+    /// Input features: what a row is multiplied with.
+    pub cols: u32,
+    /// Bytes from the start of the weights section; a multiple of [`ALIGN`].
+    pub offset: u64,
+    pub len: u64,
+    /// The tensors that it was made of.
+    pub slices: Vec<Slice>,
+    /// Rows that are taken from each slice in turn; 0: the slices follow one another.
+    pub interleave: u32,
+    /// The axis along which shards are cut; none: every shard has all of it.
+    pub shard: Option<Axis>,
+}
+
+/// A source tensor of a weight.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Slice {
+    pub tensor: String,
+    pub rows: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Axis {
+    Rows,
+    Cols,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Launch {
+    /// For people: `blk.0.qkv`.
+    pub name: String,
+    /// Indices of launches that must have ended before.
+    pub deps: Vec<u32>,
+    pub op: Op,
+    /// By ascending row range, without gaps, from 1 to the limit of the op's extent.
+    pub variants: Vec<Variant>,
+}
+
+/// What a launch computes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Op {
+    /// `out[t, :] = table[tokens[t], :] * scale`
+    Embed {
+        tokens: u32,
+        table: u32,
+        out: u32,
+        scale: f32,
+    },
+    /// `out[t, i] = mscale * cos(p * freqs[i])`, `out[t, n + i] = mscale * sin(p * freqs[i])` with p = `positions[t]`,
+    /// for i in 0..n, n = cols of `freqs` (an f32 vector, one angle a dimension pair).
+    RopeTable {
+        positions: u32,
+        freqs: u32,
+        out: u32,
+        mscale: f32,
+    },
+    /// Element-wise code over rows of `extent`.
+    Region { extent: Dim, region: Region },
+    /// `y[r, n] = sum over k of x[r, k] * w[n, k]` for the rows of each segment's weight, handed to its epilogue.
+    MatMul { x: u32, segments: Vec<Segment> },
+    /// Softmax attention of each token's query heads over its sequence's cached positions 0 ..= its own (cut to the
+    /// group's window). `q` is f32 `[T, heads * head_dim]`; query head h reads KV head `h / (heads / kv_heads)`. The
+    /// epilogue's tile is `[T, heads * head_dim]`, a unit a head.
+    Attention {
+        q: u32,
+        group: u32,
+        layer: u32,
+        heads: u32,
+        scale: f32,
+        epilogue: Region,
+    },
+}
+
+/// Consecutive output features of a matmul that share a weight and an epilogue. The epilogue's columns are the rows of the
+/// weight.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Segment {
+    pub weight: u32,
+    pub epilogue: Region,
+}
+
+/// How a launch is done for a range of rows (of its op's extent).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Variant {
+    pub min_rows: u32,
+    pub max_rows: u32,
+    /// Rows and columns of one unit of work. Columns are a multiple of the epilogue's unit, and the row stride of the tile
+    /// that the epilogue sees, in elements.
+    pub tile_rows: u32,
+    pub tile_cols: u32,
+    /// One for each segment of a matmul; one otherwise.
+    pub parts: Vec<Part>,
+    /// Why the compiler chose it, for people.
+    pub reason: String,
+}
+
+/// Code of one part of a launch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// Id of a microkernel in the runner's table (`kernels::abi`), if one does the main work.
+    pub micro: Option<u32>,
+    /// The region's function in the code section, if there is a region.
+    pub code: Option<CodeRef>,
+}
+
+/// Bytes in the code section.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct CodeRef {
+    pub offset: u64,
+    pub len: u64,
+}

@@ -1,0 +1,1 @@
+//! Compiles a GGUF model into a FastInference bundle.

@@ -1,0 +1,3 @@
+//! Quantised block layouts, a naive reference of every op, CPU microkernels and their launch ABI.
+
+pub mod abi;

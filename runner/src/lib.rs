@@ -1,0 +1,1 @@
+//! Maps and runs a FastInference bundle.
