@@ -135,8 +135,8 @@ pub enum Input {
     /// `[T]` index of each token's sequence among the step's block tables. Tokens of a sequence are consecutive and in
     /// ascending positions.
     Sequences,
-    /// `[T]` KV slot of each token: block * [`KV_BLOCK`] + position % [`KV_BLOCK`].
-    Slots,
+    /// `[T]` slot of each token in the KV group of this index: block * [`KV_BLOCK`] + position % [`KV_BLOCK`].
+    Slots(u32),
     /// `[R]` the token rows of which logits are wanted.
     Rows,
 }

@@ -1,1 +1,6 @@
 //! Maps and runs a FastInference bundle.
+
+pub mod device;
+mod error;
+
+pub use error::Error;
