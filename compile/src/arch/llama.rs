@@ -156,19 +156,17 @@ fn block(
 ) -> Result<ValueId, Error> {
     let name = |part: &str| format!("blk.{layer}.{part}");
     let (embedding, head_dim) = (config.embedding, config.head_dim);
-    let mut weight = |graph: &mut Graph, part: &str, rows: u32, cols: u32| {
-        import.matrix(graph, &format!("blk.{layer}.{part}.weight"), rows, cols)
-    };
+    let tensor = |part: &str| format!("blk.{layer}.{part}.weight");
     let (q_cols, kv_cols) = (config.heads * head_dim, config.kv_heads * head_dim);
-    let attn_norm = weight(graph, "attn_norm", 1, embedding)?;
-    let wq = weight(graph, "attn_q", q_cols, embedding)?;
-    let wk = weight(graph, "attn_k", kv_cols, embedding)?;
-    let wv = weight(graph, "attn_v", kv_cols, embedding)?;
-    let wo = weight(graph, "attn_output", embedding, q_cols)?;
-    let ffn_norm = weight(graph, "ffn_norm", 1, embedding)?;
-    let gate = weight(graph, "ffn_gate", config.feed_forward, embedding)?;
-    let up = weight(graph, "ffn_up", config.feed_forward, embedding)?;
-    let down = weight(graph, "ffn_down", embedding, config.feed_forward)?;
+    let attn_norm = import.vector(graph, &tensor("attn_norm"), embedding)?;
+    let wq = import.matrix(graph, &tensor("attn_q"), q_cols, embedding)?;
+    let wk = import.matrix(graph, &tensor("attn_k"), kv_cols, embedding)?;
+    let wv = import.matrix(graph, &tensor("attn_v"), kv_cols, embedding)?;
+    let wo = import.matrix(graph, &tensor("attn_output"), embedding, q_cols)?;
+    let ffn_norm = import.vector(graph, &tensor("ffn_norm"), embedding)?;
+    let gate = import.matrix(graph, &tensor("ffn_gate"), config.feed_forward, embedding)?;
+    let up = import.matrix(graph, &tensor("ffn_up"), config.feed_forward, embedding)?;
+    let down = import.matrix(graph, &tensor("ffn_down"), embedding, config.feed_forward)?;
 
     let normed = rms_norm(graph, &name("attn_norm"), attn_norm, config.eps, x);
     let q = matmul(graph, &name("attn_q"), wq, normed);
