@@ -135,8 +135,6 @@ pub fn encoding_name(encoding: Encoding) -> &'static str {
     }
 }
 
-const ENCODINGS: [Encoding; 5] = [Encoding::F32, Encoding::F16, Encoding::Q4_0, Encoding::Q4_1, Encoding::Q8_0];
-
 fn input_name(input: Input) -> &'static str {
     match input {
         Input::Tokens => "tokens",
@@ -190,7 +188,7 @@ impl Parser {
             }),
             ["tensor", name, encoding, rows, cols, source, rest @ ..] => {
                 let name = name.strip_prefix('@').ok_or("expected @name")?.to_string();
-                let encoding = ENCODINGS.into_iter().find(|&e| encoding_name(e) == *encoding);
+                let encoding = kernels::quant::ENCODINGS.into_iter().find(|&e| encoding_name(e) == *encoding);
                 let source = match *source {
                     "file" => TensorSource::File,
                     "rope_freqs" => TensorSource::RopeFreqs { base: number(rest, "base")?, dim: number(rest, "dim")? },

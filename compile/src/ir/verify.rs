@@ -200,10 +200,7 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
 
 /// The type of activations that a matmul over this encoding takes at the end; f32 is allowed before quantisation.
 pub fn activations(encoding: Encoding) -> DType {
-    match encoding {
-        Encoding::F32 | Encoding::F16 => DType::F32,
-        Encoding::Q4_0 | Encoding::Q4_1 | Encoding::Q8_0 => DType::Q8,
-    }
+    if kernels::quant::takes_q8_activations(encoding) { DType::Q8 } else { DType::F32 }
 }
 
 /// Encoding, columns and rows of a tensor.

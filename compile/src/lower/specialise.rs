@@ -56,11 +56,11 @@ fn variants(plan: &Plan, index: usize) -> Result<Vec<Variant>, Error> {
     };
     Ok(match &launch.op {
         Op::Embed { table, out, .. } => {
-            let micro = kernels::micro::embed(plan.weights[*table as usize].encoding);
+            let micro = kernels::abi::id::embed(plan.weights[*table as usize].encoding);
             rowwise(extent_of(*out), cols_of(*out), Some(micro), "rows of the interleaved table, dequantised")
         }
         Op::RopeTable { out, .. } => {
-            let micro = kernels::micro::ROPE_TABLE;
+            let micro = kernels::abi::id::ROPE_TABLE;
             rowwise(extent_of(*out), cols_of(*out), Some(micro), "once a step, for all layers")
         }
         Op::Region { extent, region } => {
@@ -69,7 +69,7 @@ fn variants(plan: &Plan, index: usize) -> Result<Vec<Variant>, Error> {
         }
         Op::Attention { group, epilogue, heads, .. } => {
             let kv = &plan.kv[*group as usize];
-            let micro = Part { micro: Some(kernels::micro::attention(kv.dtype)), code: None };
+            let micro = Part { micro: Some(kernels::abi::id::attention(kv.dtype)), code: None };
             let shared = heads / kv.kv_heads * kv.head_dim;
             split(plan.limits.max_tokens, |decode| {
                 let (rows, cols, reason) = match decode {
@@ -84,7 +84,7 @@ fn variants(plan: &Plan, index: usize) -> Result<Vec<Variant>, Error> {
             let units = segments.iter().map(|s| s.epilogue.unit).fold(8, lcm);
             let parts: Vec<Part> = segments
                 .iter()
-                .map(|s| Part { micro: Some(kernels::micro::matmul(plan.weights[s.weight as usize].encoding)), code: None })
+                .map(|s| Part { micro: Some(kernels::abi::id::matmul(plan.weights[s.weight as usize].encoding)), code: None })
                 .collect();
             let encodings = encodings(plan, segments.iter().map(|s| s.weight));
             split(extent_of(*x), |decode| {

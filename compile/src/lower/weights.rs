@@ -69,19 +69,16 @@ impl Weights {
         let vector = rows == 1 && first.encoding == Encoding::F32;
         let layout = if vector { WeightLayout::RowMajor } else { WeightLayout::Interleave8 };
         let name = slices.iter().map(|s| s.tensor.as_str()).collect::<Vec<_>>().join("+");
-        let len = match layout {
-            WeightLayout::RowMajor => kernels::quant::row_bytes(first.encoding, first.cols as usize) as u64,
-            WeightLayout::Interleave8 => {
-                kernels::pack::packed_len(first.encoding, rows as usize, first.cols as usize) as u64
-            }
-        };
+        let (encoding, cols) = (first.encoding, first.cols);
+        let len = kernels::pack::weight_len(encoding, layout, rows as u64, cols as u64)
+            .ok_or_else(|| Error::Bug(format!("weight '{name}': {cols} columns of {encoding:?} are not whole blocks")))?;
         self.index.insert(tensors.to_vec(), self.list.len() as u32);
         self.list.push(Weight {
             name,
-            encoding: first.encoding,
+            encoding,
             layout,
             rows,
-            cols: first.cols,
+            cols,
             offset: 0,
             len,
             interleave: if slices.len() > 1 { INTERLEAVE } else { 0 },
