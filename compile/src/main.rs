@@ -114,7 +114,12 @@ impl Shape {
             TargetName::Native => native()?,
         };
         let disabled = self.disable_pass;
-        Ok(Options { target, context: self.ctx, max_batch: self.max_batch, disabled })
+        Ok(Options {
+            target,
+            context: self.ctx,
+            max_batch: self.max_batch,
+            disabled,
+        })
     }
 }
 
@@ -129,7 +134,9 @@ fn native() -> Result<Target, Error> {
     }
     let names: Vec<&str> = Target::ALL.iter().map(|t| t.name()).collect();
     let names = names.join(", ");
-    Err(Error::Unsupported(format!("this machine has the features of no target; there is code for {names}")))
+    Err(Error::Unsupported(format!(
+        "this machine has the features of no target; there is code for {names}"
+    )))
 }
 
 fn main() -> ExitCode {
@@ -146,24 +153,51 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<(), Error> {
     match command {
-        Command::Compile { model, output, shape } => {
+        Command::Compile {
+            model,
+            output,
+            shape,
+        } => {
             let output = output.unwrap_or_else(|| model.with_extension("fib"));
             if output.is_dir() {
-                return Err(Error::User(format!("-o {} is a folder; name a file", output.display())));
+                return Err(Error::User(format!(
+                    "-o {} is a folder; name a file",
+                    output.display()
+                )));
             }
             let bars = Bars::new()?;
             driver::compile(&model, &output, &shape.options()?, &bars)?;
             bars.finish();
             report(&output)
         }
-        Command::Explain { model, shape, layer, all_layers, tokens, depth } => {
+        Command::Explain {
+            model,
+            shape,
+            layer,
+            all_layers,
+            tokens,
+            depth,
+        } => {
             let source = Source::open(&model)?;
             let in_file = |e: Error| e.context(model.display());
-            let gguf = Gguf::parse(source.bytes()).map_err(Error::from).map_err(in_file)?;
-            let scope = Scope { layer: (!all_layers).then_some(layer), tokens, depth };
+            let gguf = Gguf::parse(source.bytes())
+                .map_err(Error::from)
+                .map_err(in_file)?;
+            let scope = Scope {
+                layer: (!all_layers).then_some(layer),
+                tokens,
+                depth,
+            };
             print(&explain::explain(&gguf, &shape.options()?, scope).map_err(in_file)?)
         }
-        Command::Synth { shape, quant, output, layers, vocab, seed } => {
+        Command::Synth {
+            shape,
+            quant,
+            output,
+            layers,
+            vocab,
+            seed,
+        } => {
             let bars = Bars::new()?;
             let options = synth::Options::parse(&shape, &quant, layers, vocab.as_deref(), seed)?;
             synth::synth(&options, &output, &bars)?;
@@ -177,7 +211,11 @@ fn run(command: Command) -> Result<(), Error> {
 fn report(output: &Path) -> Result<(), Error> {
     let bytes = std::fs::metadata(output).map(|m| m.len());
     let bytes = bytes.map_err(|e| Error::User(format!("can't read {}: {e}", output.display())))?;
-    print(&format!("{}: {:.1} MB\n", output.display(), bytes as f64 / 1e6))
+    print(&format!(
+        "{}: {:.1} MB\n",
+        output.display(),
+        bytes as f64 / 1e6
+    ))
 }
 
 /// Prints to standard output; a reader that went away is no failure.
@@ -203,7 +241,10 @@ impl Bars {
         let flag = cancelled.clone();
         ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
             .map_err(|e| Error::Bug(format!("can't handle Ctrl-C: {e}")))?;
-        Ok(Bars { bar: Mutex::new(None), cancelled })
+        Ok(Bars {
+            bar: Mutex::new(None),
+            cancelled,
+        })
     }
 
     fn finish(&self) {
@@ -224,7 +265,8 @@ impl Progress for Bars {
         if std::io::stderr().is_terminal() {
             let style = "{msg:>10} {bar:40} {bytes} of {total_bytes} ({bytes_per_sec})";
             // The template is constant; if it were wrong, the default style would do.
-            let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
+            let style = ProgressStyle::with_template(style)
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
             let bar = ProgressBar::new(bytes).with_style(style);
             bar.set_message(stage.to_string());
             *self.lock() = Some(bar);

@@ -28,22 +28,40 @@ struct Story {
 fn compile(bytes: &[u8], disabled: &[&str]) -> Story {
     let gguf = Gguf::parse(bytes).unwrap();
     let disabled = disabled.iter().map(|d| d.to_string()).collect();
-    let options = Options { disabled, ..Options::new(Target::X86_64V3) };
+    let options = Options {
+        disabled,
+        ..Options::new(Target::X86_64V3)
+    };
     let (mut imported, mut stages) = (None, Vec::new());
-    let compiled =
-        driver::compile_graph(&gguf, &options, |s| stages.push(s), |g| imported = Some(g.clone())).unwrap();
-    Story { imported: imported.unwrap(), stages, compiled }
+    let compiled = driver::compile_graph(
+        &gguf,
+        &options,
+        |s| stages.push(s),
+        |g| imported = Some(g.clone()),
+    )
+    .unwrap();
+    Story {
+        imported: imported.unwrap(),
+        stages,
+        compiled,
+    }
 }
 
 fn golden(name: &str, found: &str) {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name);
     if std::env::var_os("BLESS").is_some() {
         std::fs::write(&path, found).unwrap();
         return;
     }
-    let expected = std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}; run with BLESS=1", path.display()));
+    let expected = std::fs::read_to_string(&path)
+        .unwrap_or_else(|e| panic!("{}: {e}; run with BLESS=1", path.display()));
     if expected != found {
-        let line = expected.lines().zip(found.lines()).position(|(a, b)| a != b);
+        let line = expected
+            .lines()
+            .zip(found.lines())
+            .position(|(a, b)| a != b);
         let at = line.unwrap_or_else(|| expected.lines().count().min(found.lines().count()));
         panic!(
             "{name}, line {}:\n  expected {:?}\n  found    {:?}\nIf the change is meant, run with BLESS=1.",
@@ -59,7 +77,12 @@ fn each_stage_has_its_golden_text_and_parses_back() {
     let folder = tempfile::tempdir().unwrap();
     let story = compile(&model(folder.path()), &[]);
     let mut graphs = vec![("imported".to_string(), &story.imported)];
-    graphs.extend(story.stages.iter().map(|s| (s.pass.name.to_string(), &s.graph)));
+    graphs.extend(
+        story
+            .stages
+            .iter()
+            .map(|s| (s.pass.name.to_string(), &s.graph)),
+    );
     assert_eq!(graphs.len(), PASSES.len() + 1);
     for (index, (name, graph)) in graphs.iter().enumerate() {
         let found = text::print(graph);
@@ -74,7 +97,11 @@ fn each_stage_has_its_golden_text_and_parses_back() {
 fn the_plan_has_its_golden_texts() {
     let folder = tempfile::tempdir().unwrap();
     let plan = compile(&model(folder.path()), &[]).compiled.plan;
-    let scope = Scope { layer: None, tokens: 1, depth: 64 };
+    let scope = Scope {
+        layer: None,
+        tokens: 1,
+        depth: 64,
+    };
     golden("20-pack.txt", &explain::print_pack(&plan, scope));
     golden("21-memory_plan.txt", &explain::print_memory(&plan, scope));
     golden("22-specialise.txt", &explain::print_variants(&plan, scope));
@@ -88,18 +115,34 @@ fn each_optional_pass_can_be_left_out() {
     let whole = compile(&bytes, &[]).compiled.plan.launches.len();
     for pass in PASSES.iter().filter(|p| p.optional) {
         let story = compile(&bytes, &[pass.name]);
-        golden(&format!("without-{}.txt", pass.name), &text::print(&story.compiled.graph));
+        golden(
+            &format!("without-{}.txt", pass.name),
+            &text::print(&story.compiled.graph),
+        );
         let launches = story.compiled.plan.launches.len();
-        assert!(launches >= whole, "{}: {launches} launches without it, {whole} with it", pass.name);
+        assert!(
+            launches >= whole,
+            "{}: {launches} launches without it, {whole} with it",
+            pass.name
+        );
     }
-    let all: Vec<&str> = PASSES.iter().filter(|p| p.optional).map(|p| p.name).collect();
-    golden("without-all.txt", &text::print(&compile(&bytes, &all).compiled.graph));
+    let all: Vec<&str> = PASSES
+        .iter()
+        .filter(|p| p.optional)
+        .map(|p| p.name)
+        .collect();
+    golden(
+        "without-all.txt",
+        &text::print(&compile(&bytes, &all).compiled.graph),
+    );
 }
 
 #[test]
 fn a_pass_that_is_needed_or_unknown_cant_be_disabled() {
     for (name, expected) in [("fold-rope", "needed"), ("fuse-everything", "no such pass")] {
-        let error = fastc::passes::check_disabled(&[name.to_string()]).unwrap_err().to_string();
+        let error = fastc::passes::check_disabled(&[name.to_string()])
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(name) && error.contains(expected), "{error}");
     }
 }
@@ -113,17 +156,23 @@ fn live_buffers_do_not_overlap() {
     let used_by = |op: &Op| -> Vec<u32> {
         use bundle_format::region::{Operand, Region};
         let of = |r: &Region| {
-            r.operands.iter().filter_map(|o| match *o {
-                Operand::Buffer(b) => Some(b),
-                _ => None,
-            })
-            .collect::<Vec<_>>()
+            r.operands
+                .iter()
+                .filter_map(|o| match *o {
+                    Operand::Buffer(b) => Some(b),
+                    _ => None,
+                })
+                .collect::<Vec<_>>()
         };
         match op {
             Op::Embed { tokens, out, .. } => vec![*tokens, *out],
             Op::RopeTable { positions, out, .. } => vec![*positions, *out],
             Op::Region { region, .. } => of(region),
-            Op::MatMul { x, segments } => segments.iter().flat_map(|s| of(&s.epilogue)).chain([*x]).collect(),
+            Op::MatMul { x, segments } => segments
+                .iter()
+                .flat_map(|s| of(&s.epilogue))
+                .chain([*x])
+                .collect(),
             Op::Attention { q, epilogue, .. } => of(epilogue).into_iter().chain([*q]).collect(),
         }
     };
@@ -133,10 +182,15 @@ fn live_buffers_do_not_overlap() {
             Dim::Tokens => plan.limits.max_tokens,
             Dim::Rows => plan.limits.max_rows,
         };
-        (buffer.place.offset, buffer.place.offset + rows as u64 * buffer.row_bytes())
+        (
+            buffer.place.offset,
+            buffer.place.offset + rows as u64 * buffer.row_bytes(),
+        )
     };
     let life = |b: u32| {
-        let uses: Vec<usize> = (0..plan.launches.len()).filter(|&i| used_by(&plan.launches[i].op).contains(&b)).collect();
+        let uses: Vec<usize> = (0..plan.launches.len())
+            .filter(|&i| used_by(&plan.launches[i].op).contains(&b))
+            .collect();
         match plan.buffers[b as usize].place.role {
             Role::Scratch => (*uses.first().unwrap(), *uses.last().unwrap()),
             _ => (0, plan.launches.len()),
@@ -148,7 +202,10 @@ fn live_buffers_do_not_overlap() {
             let (ra, rb, la, lb) = (range(a), range(b), life(a), life(b));
             let overlap = ra.0 < rb.1 && rb.0 < ra.1;
             shared += overlap as u32;
-            assert!(!overlap || la.1 < lb.0 || lb.1 < la.0, "buffers {a} and {b} are alive together in one place");
+            assert!(
+                !overlap || la.1 < lb.0 || lb.1 < la.0,
+                "buffers {a} and {b} are alive together in one place"
+            );
         }
     }
     assert!(shared > 0, "nothing shares memory");
@@ -164,12 +221,25 @@ fn the_verifier_names_what_is_wrong() {
         verify::verify(&graph).unwrap_err()
     };
     let error = broken("= embed %0", "= embed %5");
-    assert!(error.contains("embed") && error.contains("before it is made"), "{error}");
-    let error = broken("{ @blk.0.attn_v.weight -> kv=0.0.value }", "{ @blk.0.attn_v.weight -> kv=1.0.value }");
+    assert!(
+        error.contains("embed") && error.contains("before it is made"),
+        "{error}"
+    );
+    let error = broken(
+        "{ @blk.0.attn_v.weight -> kv=0.0.value }",
+        "{ @blk.0.attn_v.weight -> kv=1.0.value }",
+    );
     assert!(error.contains("no KV group 1"), "{error}");
-    let error = broken("{ @blk.0.ffn_gate.weight @blk.0.ffn_up.weight -> swiglu q8 }", "{ @blk.0.ffn_gate.weight -> swiglu q8 }");
+    let error = broken(
+        "{ @blk.0.ffn_gate.weight @blk.0.ffn_up.weight -> swiglu q8 }",
+        "{ @blk.0.ffn_gate.weight -> swiglu q8 }",
+    );
     assert!(error.contains("two tensors"), "{error}");
-    for (from, to) in [("graph llama", "nonsense"), ("logits %", "logits ?"), ("eps=", "epsilon=")] {
+    for (from, to) in [
+        ("graph llama", "nonsense"),
+        ("logits %", "logits ?"),
+        ("eps=", "epsilon="),
+    ] {
         text::parse(&good.replacen(from, to, 1)).unwrap_err();
     }
 }

@@ -14,7 +14,10 @@ pub struct Importer<'a, 'g> {
 
 impl<'a, 'g> Importer<'a, 'g> {
     pub fn new(gguf: &'g Gguf<'a>) -> Self {
-        Importer { gguf, taken: BTreeSet::new() }
+        Importer {
+            gguf,
+            taken: BTreeSet::new(),
+        }
     }
 
     pub fn has(&self, name: &str) -> bool {
@@ -25,14 +28,24 @@ impl<'a, 'g> Importer<'a, 'g> {
     ///
     /// # Errors
     /// It is missing, has another shape, or a type that can't be compiled.
-    pub fn matrix(&mut self, graph: &mut Graph, name: &str, rows: u32, cols: u32) -> Result<TensorId, Error> {
+    pub fn matrix(
+        &mut self,
+        graph: &mut Graph,
+        name: &str,
+        rows: u32,
+        cols: u32,
+    ) -> Result<TensorId, Error> {
         let arch = &graph.arch;
         let Some(info) = self.gguf.tensor(name) else {
             return Err(Error::User(format!(
                 "tensor '{name}' is missing; a {arch} model needs it as [{cols}, {rows}] (is the file complete?)"
             )));
         };
-        let expected: &[u64] = if rows == 1 { &[cols as u64] } else { &[cols as u64, rows as u64] };
+        let expected: &[u64] = if rows == 1 {
+            &[cols as u64]
+        } else {
+            &[cols as u64, rows as u64]
+        };
         let mut found = info.dims().to_vec();
         while found.len() > expected.len() && found.last() == Some(&1) {
             found.pop();
@@ -60,13 +73,20 @@ impl<'a, 'g> Importer<'a, 'g> {
         let id = self.matrix(graph, name, 1, len)?;
         match graph.tensor(id).encoding {
             bundle_format::plan::Encoding::F32 => Ok(id),
-            other => Err(Error::Unsupported(format!("tensor '{name}' is a vector of {other:?}, expected F32"))),
+            other => Err(Error::Unsupported(format!(
+                "tensor '{name}' is a vector of {other:?}, expected F32"
+            ))),
         }
     }
 
     /// Refuses a file with tensors that the architecture doesn't read: the result would be another model's.
     pub fn finish(self, arch: &str) -> Result<(), Error> {
-        match self.gguf.tensors().iter().find(|t| !self.taken.contains(t.name)) {
+        match self
+            .gguf
+            .tensors()
+            .iter()
+            .find(|t| !self.taken.contains(t.name))
+        {
             None => Ok(()),
             Some(t) => Err(Error::Unsupported(format!(
                 "tensor '{}' of {:?} is not part of a {arch} model as this build knows it",

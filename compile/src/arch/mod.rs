@@ -16,7 +16,10 @@ struct Arch {
     build: fn(&Gguf<'_>) -> Result<Graph, Error>,
 }
 
-const ARCHS: &[Arch] = &[Arch { name: "llama", build: llama::build }];
+const ARCHS: &[Arch] = &[Arch {
+    name: "llama",
+    build: llama::build,
+}];
 
 /// The graph of a model, of an architecture that is known by name.
 pub fn build(gguf: &Gguf<'_>) -> Result<Graph, Error> {
@@ -24,7 +27,9 @@ pub fn build(gguf: &Gguf<'_>) -> Result<Graph, Error> {
     let Some(arch) = ARCHS.iter().find(|a| a.name == name) else {
         let known: Vec<&str> = ARCHS.iter().map(|a| a.name).collect();
         let known = known.join(", ");
-        return Err(Error::Unsupported(format!("architecture '{name}'; this build compiles: {known}")));
+        return Err(Error::Unsupported(format!(
+            "architecture '{name}'; this build compiles: {known}"
+        )));
     };
     (arch.build)(gguf)
 }
@@ -33,9 +38,14 @@ pub fn build(gguf: &Gguf<'_>) -> Result<Graph, Error> {
 pub fn describe(gguf: &Gguf<'_>, vocab: u32) -> Result<Model, Error> {
     let arch: &str = gguf.metadata.required("general.architecture")?;
     let text = |key: &str| -> Result<String, Error> {
-        Ok(gguf.metadata.optional::<&str>(key)?.unwrap_or_default().to_string())
+        Ok(gguf
+            .metadata
+            .optional::<&str>(key)?
+            .unwrap_or_default()
+            .to_string())
     };
-    let number = |key: &str| -> Result<u32, Error> { Ok(gguf.metadata.required(&format!("{arch}.{key}"))?) };
+    let number =
+        |key: &str| -> Result<u32, Error> { Ok(gguf.metadata.required(&format!("{arch}.{key}"))?) };
     Ok(Model {
         arch: arch.to_string(),
         name: text("general.name")?,

@@ -42,7 +42,9 @@ pub enum TensorSource {
 pub enum Transform {
     None,
     /// In each head, row 2i moves to i and row 2i + 1 to i + head_dim / 2, so that rotated pairs are half a head apart.
-    RopeHalves { head_dim: u32 },
+    RopeHalves {
+        head_dim: u32,
+    },
 }
 
 impl Transform {
@@ -115,19 +117,32 @@ impl Graph {
     /// Appends a node with one output.
     pub fn push(&mut self, name: &str, op: Op, inputs: &[ValueId], ty: Type) -> ValueId {
         let out = self.new_value(ty);
-        self.nodes.push(Node { name: name.to_string(), op, inputs: inputs.to_vec(), outputs: vec![out] });
+        self.nodes.push(Node {
+            name: name.to_string(),
+            op,
+            inputs: inputs.to_vec(),
+            outputs: vec![out],
+        });
         out
     }
 
     /// Which node makes a value, by index.
     pub fn makers(&self) -> BTreeMap<ValueId, usize> {
-        let made = self.nodes.iter().enumerate().flat_map(|(i, n)| n.outputs.iter().map(move |&v| (v, i)));
+        let made = self
+            .nodes
+            .iter()
+            .enumerate()
+            .flat_map(|(i, n)| n.outputs.iter().map(move |&v| (v, i)));
         made.collect()
     }
 
     /// Which nodes use a value, by index, a node as often as it names the value.
     pub fn users(&self, value: ValueId) -> Vec<usize> {
-        let uses = self.nodes.iter().enumerate().flat_map(|(i, n)| n.inputs.iter().map(move |&v| (v, i)));
+        let uses = self
+            .nodes
+            .iter()
+            .enumerate()
+            .flat_map(|(i, n)| n.inputs.iter().map(move |&v| (v, i)));
         uses.filter(|&(v, _)| v == value).map(|(_, i)| i).collect()
     }
 

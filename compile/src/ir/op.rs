@@ -10,22 +10,38 @@ use super::graph::TensorId;
 /// The type of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Type {
-    Rows { dtype: DType, dim: Dim, cols: u32 },
+    Rows {
+        dtype: DType,
+        dim: Dim,
+        cols: u32,
+    },
     /// The keys or values of one layer, with this step's rows written: an effect, not data.
     Kv,
 }
 
 impl Type {
     pub fn f32(dim: Dim, cols: u32) -> Type {
-        Type::Rows { dtype: DType::F32, dim, cols }
+        Type::Rows {
+            dtype: DType::F32,
+            dim,
+            cols,
+        }
     }
 
     pub fn q8(dim: Dim, cols: u32) -> Type {
-        Type::Rows { dtype: DType::Q8, dim, cols }
+        Type::Rows {
+            dtype: DType::Q8,
+            dim,
+            cols,
+        }
     }
 
     pub fn u32(dim: Dim) -> Type {
-        Type::Rows { dtype: DType::U32, dim, cols: 1 }
+        Type::Rows {
+            dtype: DType::U32,
+            dim,
+            cols: 1,
+        }
     }
 
     /// The same shape with another element type.
@@ -52,7 +68,13 @@ pub enum Op {
     Add,
     /// `x (, residual) (, rows) -> (sum,) normed`: h = x (+ residual), h / sqrt(mean(h^2) + eps) * weight. With `add` the
     /// sum is an output; with `gather` only the wanted rows are computed, and the sum is not kept.
-    RmsNorm { weight: TensorId, eps: f32, add: bool, gather: bool, quantise: bool },
+    RmsNorm {
+        weight: TensorId,
+        eps: f32,
+        add: bool,
+        gather: bool,
+        quantise: bool,
+    },
     /// `x (f32) -> q8`
     Quantise,
     /// `x (, rope table) (, slots) -> one value a part`: x times the transposed weight of each part. The table is an input
@@ -62,9 +84,19 @@ pub enum Op {
     /// 2i + 1.
     Rope { head_dim: u32, halves: bool },
     /// `x, slots -> kv`
-    KvWrite { group: u32, layer: u32, part: KvPart },
+    KvWrite {
+        group: u32,
+        layer: u32,
+        part: KvPart,
+    },
     /// `q, keys (kv), values (kv) -> f32 or q8 [T, heads * head_dim]`
-    Attention { group: u32, layer: u32, heads: u32, scale: f32, quantise: bool },
+    Attention {
+        group: u32,
+        layer: u32,
+        heads: u32,
+        scale: f32,
+        quantise: bool,
+    },
     /// `gate, up -> f32 or q8`: gate / (1 + e^-gate) * up.
     SwiGlu { quantise: bool },
 }
@@ -85,7 +117,12 @@ pub enum Epilogue {
     /// `-> f32`: rotated by halves.
     Rope { head_dim: u32 },
     /// `-> kv`: rotated by halves if `rope` is the head size, then written.
-    KvWrite { rope: Option<u32>, group: u32, layer: u32, part: KvPart },
+    KvWrite {
+        rope: Option<u32>,
+        group: u32,
+        layer: u32,
+        part: KvPart,
+    },
     /// `-> f32 or q8`, half as many features.
     SwiGlu { quantise: bool },
 }
@@ -93,7 +130,10 @@ pub enum Epilogue {
 impl Epilogue {
     /// Whether it reads the rope table.
     pub fn rotates(self) -> bool {
-        matches!(self, Epilogue::Rope { .. } | Epilogue::KvWrite { rope: Some(_), .. })
+        matches!(
+            self,
+            Epilogue::Rope { .. } | Epilogue::KvWrite { rope: Some(_), .. }
+        )
     }
 
     /// Whether it reads the slots.

@@ -22,8 +22,15 @@ pub fn print(graph: &Graph) -> String {
     let mut out = format!("graph {}\n", graph.arch);
     for kv in &graph.kv {
         let KvDType::F16 = kv.dtype;
-        let window = kv.window.map(|w| format!(" window={w}")).unwrap_or_default();
-        let _ = writeln!(out, "kv f16 layers={} heads={} dim={}{window}", kv.layers, kv.kv_heads, kv.head_dim);
+        let window = kv
+            .window
+            .map(|w| format!(" window={w}"))
+            .unwrap_or_default();
+        let _ = writeln!(
+            out,
+            "kv f16 layers={} heads={} dim={}{window}",
+            kv.layers, kv.kv_heads, kv.head_dim
+        );
     }
     for t in &graph.tensors {
         let source = match t.source {
@@ -35,7 +42,11 @@ pub fn print(graph: &Graph) -> String {
             Transform::RopeHalves { head_dim } => format!(" rope_halves={head_dim}"),
         };
         let (name, encoding) = (&t.name, encoding_name(t.encoding));
-        let _ = writeln!(out, "tensor @{name} {encoding} [{}, {}] {source}{transform}", t.rows, t.cols);
+        let _ = writeln!(
+            out,
+            "tensor @{name} {encoding} [{}, {}] {source}{transform}",
+            t.rows, t.cols
+        );
     }
     for node in &graph.nodes {
         let _ = writeln!(out, "{}", print_node(graph, node));
@@ -65,9 +76,17 @@ pub fn print_node(graph: &Graph, node: &Node) -> String {
         Op::Input(Input::Slots(group)) => flag(true, &format!("slots={group}")),
         Op::Input(input) => flag(true, input_name(*input)),
         Op::Embed { table, scale } => flag(true, &format!("{} scale={scale:?}", tensor(*table))),
-        Op::RopeTable { freqs, mscale } => flag(true, &format!("{} mscale={mscale:?}", tensor(*freqs))),
+        Op::RopeTable { freqs, mscale } => {
+            flag(true, &format!("{} mscale={mscale:?}", tensor(*freqs)))
+        }
         Op::GatherRows | Op::Add | Op::Quantise => {}
-        Op::RmsNorm { weight, eps, add, gather, quantise } => {
+        Op::RmsNorm {
+            weight,
+            eps,
+            add,
+            gather,
+            quantise,
+        } => {
             flag(true, &format!("{} eps={eps:?}", tensor(*weight)));
             flag(*add, "add");
             flag(*gather, "gather");
@@ -76,16 +95,34 @@ pub fn print_node(graph: &Graph, node: &Node) -> String {
         Op::MatMul { parts } => {
             for part in parts {
                 let tensors: Vec<String> = part.tensors.iter().map(|&t| tensor(t)).collect();
-                flag(true, &format!("{{ {} -> {} }}", tensors.join(" "), print_epilogue(part.epilogue)));
+                flag(
+                    true,
+                    &format!(
+                        "{{ {} -> {} }}",
+                        tensors.join(" "),
+                        print_epilogue(part.epilogue)
+                    ),
+                );
             }
         }
         Op::Rope { head_dim, halves } => {
             flag(true, &format!("head_dim={head_dim}"));
             flag(*halves, "halves");
         }
-        Op::KvWrite { group, layer, part } => flag(true, &format!("kv={group}.{layer}.{}", part_name(*part))),
-        Op::Attention { group, layer, heads, scale, quantise } => {
-            flag(true, &format!("group={group} layer={layer} heads={heads} scale={scale:?}"));
+        Op::KvWrite { group, layer, part } => {
+            flag(true, &format!("kv={group}.{layer}.{}", part_name(*part)))
+        }
+        Op::Attention {
+            group,
+            layer,
+            heads,
+            scale,
+            quantise,
+        } => {
+            flag(
+                true,
+                &format!("group={group} layer={layer} heads={heads} scale={scale:?}"),
+            );
             flag(*quantise, "q8");
         }
         Op::SwiGlu { quantise } => flag(*quantise, "q8"),
@@ -115,7 +152,12 @@ fn print_epilogue(epilogue: Epilogue) -> String {
     match epilogue {
         Epilogue::Store => "store".to_string(),
         Epilogue::Rope { head_dim } => format!("rope={head_dim}"),
-        Epilogue::KvWrite { rope, group, layer, part } => {
+        Epilogue::KvWrite {
+            rope,
+            group,
+            layer,
+            part,
+        } => {
             let rope = rope.map(|h| format!(" rope={h}")).unwrap_or_default();
             format!("kv={group}.{layer}.{}{rope}", part_name(part))
         }
@@ -154,14 +196,23 @@ fn part_name(part: KvPart) -> &'static str {
 
 /// Reads what [`print`] writes. The error names the line and what was expected there.
 pub fn parse(text: &str) -> Result<Graph, String> {
-    let mut parser = Parser { graph: Graph::new(""), tensors: BTreeMap::new() };
+    let mut parser = Parser {
+        graph: Graph::new(""),
+        tensors: BTreeMap::new(),
+    };
     let mut ended = false;
-    for (number, line) in text.lines().enumerate().filter(|(_, l)| !l.trim().is_empty()) {
+    for (number, line) in text
+        .lines()
+        .enumerate()
+        .filter(|(_, l)| !l.trim().is_empty())
+    {
         let words: Vec<&str> = line.split_whitespace().collect();
         if ended {
             return Err(format!("line {}: text behind the result", number + 1));
         }
-        ended = parser.line(&words).map_err(|e| format!("line {}: {e}: {line}", number + 1))?;
+        ended = parser
+            .line(&words)
+            .map_err(|e| format!("line {}: {e}: {line}", number + 1))?;
     }
     if !ended {
         return Err("no line 'logits %N'".to_string());
@@ -188,10 +239,15 @@ impl Parser {
             }),
             ["tensor", name, encoding, rows, cols, source, rest @ ..] => {
                 let name = name.strip_prefix('@').ok_or("expected @name")?.to_string();
-                let encoding = kernels::quant::ENCODINGS.into_iter().find(|&e| encoding_name(e) == *encoding);
+                let encoding = kernels::quant::ENCODINGS
+                    .into_iter()
+                    .find(|&e| encoding_name(e) == *encoding);
                 let source = match *source {
                     "file" => TensorSource::File,
-                    "rope_freqs" => TensorSource::RopeFreqs { base: number(rest, "base")?, dim: number(rest, "dim")? },
+                    "rope_freqs" => TensorSource::RopeFreqs {
+                        base: number(rest, "base")?,
+                        dim: number(rest, "dim")?,
+                    },
                     other => return Err(format!("unknown source '{other}'")),
                 };
                 let transform = match optional(rest, "rope_halves")? {
@@ -219,8 +275,12 @@ impl Parser {
 
     fn node(&mut self, words: &[&str]) -> Result<(), String> {
         let equals = words.iter().position(|&w| w == "=").ok_or("expected '='")?;
-        let hash = words.iter().position(|&w| w == "#").ok_or("expected '# name'")?;
-        let (name, [op, rest @ ..]) = (words[hash + 1..].join(" "), &words[equals + 1..hash]) else {
+        let hash = words
+            .iter()
+            .position(|&w| w == "#")
+            .ok_or("expected '# name'")?;
+        let (name, [op, rest @ ..]) = (words[hash + 1..].join(" "), &words[equals + 1..hash])
+        else {
             return Err("expected an operation".into());
         };
         let mut outputs = Vec::new();
@@ -228,14 +288,25 @@ impl Parser {
             let (id, ty) = word.split_once(':').ok_or("expected %N:type")?;
             let id = self.value(id)?;
             if id.0 as usize != self.graph.values.len() {
-                return Err(format!("values are numbered in order: expected %{}", self.graph.values.len()));
+                return Err(format!(
+                    "values are numbered in order: expected %{}",
+                    self.graph.values.len()
+                ));
             }
             outputs.push(self.graph.new_value(parse_type(ty)?));
         }
         let count = rest.iter().take_while(|w| w.starts_with('%')).count();
-        let inputs = rest[..count].iter().map(|w| self.value(w)).collect::<Result<_, _>>()?;
+        let inputs = rest[..count]
+            .iter()
+            .map(|w| self.value(w))
+            .collect::<Result<_, _>>()?;
         let op = self.op(op, &rest[count..])?;
-        self.graph.nodes.push(Node { name, op, inputs, outputs });
+        self.graph.nodes.push(Node {
+            name,
+            op,
+            inputs,
+            outputs,
+        });
         Ok(())
     }
 
@@ -249,8 +320,14 @@ impl Parser {
                 ["rows"] => Input::Rows,
                 _ => Input::Slots(number(args, "slots")?),
             }),
-            "embed" => Op::Embed { table: self.tensor(args)?, scale: number(args, "scale")? },
-            "rope_table" => Op::RopeTable { freqs: self.tensor(args)?, mscale: number(args, "mscale")? },
+            "embed" => Op::Embed {
+                table: self.tensor(args)?,
+                scale: number(args, "scale")?,
+            },
+            "rope_table" => Op::RopeTable {
+                freqs: self.tensor(args)?,
+                mscale: number(args, "mscale")?,
+            },
             "gather_rows" => Op::GatherRows,
             "add" => Op::Add,
             "rms_norm" => Op::RmsNorm {
@@ -263,9 +340,14 @@ impl Parser {
             "quantise" => Op::Quantise,
             "matmul" => {
                 let groups = args.split(|&w| w == "}").filter(|g| !g.is_empty());
-                Op::MatMul { parts: groups.map(|g| self.part(g)).collect::<Result<_, _>>()? }
+                Op::MatMul {
+                    parts: groups.map(|g| self.part(g)).collect::<Result<_, _>>()?,
+                }
             }
-            "rope" => Op::Rope { head_dim: number(args, "head_dim")?, halves: flag("halves") },
+            "rope" => Op::Rope {
+                head_dim: number(args, "head_dim")?,
+                halves: flag("halves"),
+            },
             "kv_write" => {
                 let (group, layer, part) = kv_place(args)?;
                 Op::KvWrite { group, layer, part }
@@ -277,13 +359,18 @@ impl Parser {
                 scale: number(args, "scale")?,
                 quantise: flag("q8"),
             },
-            "swiglu" => Op::SwiGlu { quantise: flag("q8") },
+            "swiglu" => Op::SwiGlu {
+                quantise: flag("q8"),
+            },
             other => return Err(format!("unknown operation '{other}'")),
         })
     }
 
     fn part(&self, words: &[&str]) -> Result<Part, String> {
-        let arrow = words.iter().position(|&w| w == "->").ok_or("expected '->'")?;
+        let arrow = words
+            .iter()
+            .position(|&w| w == "->")
+            .ok_or("expected '->'")?;
         let names = words[..arrow].iter().filter(|&&w| w != "{");
         let tensors = names.map(|w| self.tensor(&[w])).collect::<Result<_, _>>()?;
         let args = &words[arrow + 1..];
@@ -293,20 +380,35 @@ impl Parser {
             ["swiglu", "q8"] => Epilogue::SwiGlu { quantise: true },
             _ if args.iter().any(|w| w.starts_with("kv=")) => {
                 let (group, layer, part) = kv_place(args)?;
-                Epilogue::KvWrite { rope: optional(args, "rope")?, group, layer, part }
+                Epilogue::KvWrite {
+                    rope: optional(args, "rope")?,
+                    group,
+                    layer,
+                    part,
+                }
             }
-            _ => Epilogue::Rope { head_dim: number(args, "rope")? },
+            _ => Epilogue::Rope {
+                head_dim: number(args, "rope")?,
+            },
         };
         Ok(Part { tensors, epilogue })
     }
 
     fn value(&self, word: &str) -> Result<ValueId, String> {
-        Ok(ValueId(plain(word.strip_prefix('%').ok_or("expected %N")?)?))
+        Ok(ValueId(plain(
+            word.strip_prefix('%').ok_or("expected %N")?,
+        )?))
     }
 
     fn tensor(&self, args: &[&str]) -> Result<TensorId, String> {
-        let name = args.iter().find_map(|w| w.strip_prefix('@')).ok_or("expected @tensor")?;
-        self.tensors.get(name).copied().ok_or_else(|| format!("unknown tensor '{name}'"))
+        let name = args
+            .iter()
+            .find_map(|w| w.strip_prefix('@'))
+            .ok_or("expected @tensor")?;
+        self.tensors
+            .get(name)
+            .copied()
+            .ok_or_else(|| format!("unknown tensor '{name}'"))
     }
 }
 
@@ -315,7 +417,10 @@ fn parse_type(text: &str) -> Result<Type, String> {
         return Ok(Type::Kv);
     }
     let bad = || format!("unknown type '{text}'");
-    let (dtype, shape) = text.strip_suffix(']').and_then(|t| t.split_once('[')).ok_or_else(bad)?;
+    let (dtype, shape) = text
+        .strip_suffix(']')
+        .and_then(|t| t.split_once('['))
+        .ok_or_else(bad)?;
     let (dim, cols) = shape.split_once(',').ok_or_else(bad)?;
     let dtype = match dtype {
         "f32" => DType::F32,
@@ -328,7 +433,11 @@ fn parse_type(text: &str) -> Result<Type, String> {
         "R" => Dim::Rows,
         _ => return Err(bad()),
     };
-    Ok(Type::Rows { dtype, dim, cols: plain(cols)? })
+    Ok(Type::Rows {
+        dtype,
+        dim,
+        cols: plain(cols)?,
+    })
 }
 
 fn kv_place(args: &[&str]) -> Result<(u32, u32, KvPart), String> {
@@ -343,7 +452,8 @@ fn kv_place(args: &[&str]) -> Result<(u32, u32, KvPart), String> {
 }
 
 fn plain<T: std::str::FromStr>(text: &str) -> Result<T, String> {
-    text.parse().map_err(|_| format!("'{text}' is not a number"))
+    text.parse()
+        .map_err(|_| format!("'{text}' is not a number"))
 }
 
 /// The value of `key=value`.
@@ -352,6 +462,10 @@ fn number<T: std::str::FromStr>(args: &[&str], key: &str) -> Result<T, String> {
 }
 
 fn optional<T: std::str::FromStr>(args: &[&str], key: &str) -> Result<Option<T>, String> {
-    let found = args.iter().find_map(|w| w.strip_prefix(key)?.strip_prefix('='));
-    found.map(|v| v.parse().map_err(|_| format!("{key}={v} can't be read"))).transpose()
+    let found = args
+        .iter()
+        .find_map(|w| w.strip_prefix(key)?.strip_prefix('='));
+    found
+        .map(|v| v.parse().map_err(|_| format!("{key}={v} can't be read")))
+        .transpose()
 }

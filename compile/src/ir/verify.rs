@@ -31,7 +31,11 @@ pub fn verify(graph: &Graph) -> Result<(), String> {
         return Err(format!("the result %{} is never made", graph.logits.0));
     }
     match graph.ty(graph.logits) {
-        Type::Rows { dtype: DType::F32, dim: Dim::Rows, .. } => Ok(()),
+        Type::Rows {
+            dtype: DType::F32,
+            dim: Dim::Rows,
+            ..
+        } => Ok(()),
         other => Err(format!("the result is {other:?}, expected f32 rows of R")),
     }
 }
@@ -57,7 +61,9 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
             }
             vec![Type::u32(match input {
                 Input::Rows => Dim::Rows,
-                Input::Tokens | Input::Positions | Input::Sequences | Input::Slots(_) => Dim::Tokens,
+                Input::Tokens | Input::Positions | Input::Sequences | Input::Slots(_) => {
+                    Dim::Tokens
+                }
             })]
         }
         Op::Embed { table, .. } => {
@@ -73,17 +79,45 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
             vec![Type::f32(Dim::Tokens, vector(graph, *freqs)? * 2)]
         }
         Op::GatherRows => match inputs {
-            [Type::Rows { dtype: DType::F32, dim: Dim::Tokens, cols }, rows] if *rows == Type::u32(Dim::Rows) => {
+            [
+                Type::Rows {
+                    dtype: DType::F32,
+                    dim: Dim::Tokens,
+                    cols,
+                },
+                rows,
+            ] if *rows == Type::u32(Dim::Rows) => {
                 vec![Type::f32(Dim::Rows, *cols)]
             }
             _ => return wrong(),
         },
         Op::Add => match inputs {
-            [a @ Type::Rows { dtype: DType::F32, .. }, b] if a == b => vec![*a],
+            [
+                a @ Type::Rows {
+                    dtype: DType::F32, ..
+                },
+                b,
+            ] if a == b => vec![*a],
             _ => return wrong(),
         },
-        Op::RmsNorm { weight, add, gather, quantise, .. } => {
-            let [x @ Type::Rows { dtype: DType::F32, dim, cols }, rest @ ..] = inputs else { return wrong() };
+        Op::RmsNorm {
+            weight,
+            add,
+            gather,
+            quantise,
+            ..
+        } => {
+            let [
+                x @ Type::Rows {
+                    dtype: DType::F32,
+                    dim,
+                    cols,
+                },
+                rest @ ..,
+            ] = inputs
+            else {
+                return wrong();
+            };
             let mut rest = rest.iter();
             if *add && rest.next() != Some(x) {
                 return wrong();
@@ -102,18 +136,37 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
             sum.into_iter().chain([quantised(*quantise, out)]).collect()
         }
         Op::Quantise => match inputs {
-            [x @ Type::Rows { dtype: DType::F32, cols, .. }] => {
+            [
+                x @ Type::Rows {
+                    dtype: DType::F32,
+                    cols,
+                    ..
+                },
+            ] => {
                 whole_blocks(*cols)?;
                 vec![x.with_dtype(DType::Q8)]
             }
             _ => return wrong(),
         },
         Op::MatMul { parts } => {
-            let [Type::Rows { dtype, dim, cols }, rest @ ..] = inputs else { return wrong() };
+            let [Type::Rows { dtype, dim, cols }, rest @ ..] = inputs else {
+                return wrong();
+            };
             let mut rest = rest.iter();
-            let table = if parts.iter().any(|p| p.epilogue.rotates()) { rest.next() } else { None };
-            let slots = if parts.iter().any(|p| p.epilogue.writes_kv()) { rest.next() } else { None };
-            if rest.next().is_some() || slots.is_some_and(|&s| s != Type::u32(Dim::Tokens)) || parts.is_empty() {
+            let table = if parts.iter().any(|p| p.epilogue.rotates()) {
+                rest.next()
+            } else {
+                None
+            };
+            let slots = if parts.iter().any(|p| p.epilogue.writes_kv()) {
+                rest.next()
+            } else {
+                None
+            };
+            if rest.next().is_some()
+                || slots.is_some_and(|&s| s != Type::u32(Dim::Tokens))
+                || parts.is_empty()
+            {
                 return wrong();
             }
             let mut outputs = Vec::new();
@@ -122,16 +175,24 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
                 for &t in &part.tensors {
                     let (encoding, k, n) = tensor(graph, t)?;
                     if k != *cols {
-                        return Err(format!("multiplies {cols} columns with '{}' of {k}", graph.tensor(t).name));
+                        return Err(format!(
+                            "multiplies {cols} columns with '{}' of {k}",
+                            graph.tensor(t).name
+                        ));
                     }
                     if *dtype != activations(encoding) && *dtype != DType::F32 {
-                        return Err(format!("multiplies {dtype:?} with {encoding:?} of '{}'", graph.tensor(t).name));
+                        return Err(format!(
+                            "multiplies {dtype:?} with {encoding:?} of '{}'",
+                            graph.tensor(t).name
+                        ));
                     }
                     rows += n;
                 }
                 let head = |head_dim: u32| {
                     if rows % head_dim != 0 || table != Some(&Type::f32(Dim::Tokens, head_dim)) {
-                        return Err(format!("rotates heads of {head_dim} in {rows} features with table {table:?}"));
+                        return Err(format!(
+                            "rotates heads of {head_dim} in {rows} features with table {table:?}"
+                        ));
                     }
                     Ok(())
                 };
@@ -149,7 +210,9 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
                         Type::Kv
                     }
                     Epilogue::SwiGlu { quantise } => {
-                        let [gate, up] = part.tensors[..] else { return Err("swiglu takes two tensors".into()) };
+                        let [gate, up] = part.tensors[..] else {
+                            return Err("swiglu takes two tensors".into());
+                        };
                         if graph.tensor(gate).rows != graph.tensor(up).rows
                             || graph.tensor(gate).encoding != graph.tensor(up).encoding
                         {
@@ -166,22 +229,42 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
             outputs
         }
         Op::Rope { head_dim, .. } => match inputs {
-            [x @ Type::Rows { dtype: DType::F32, cols, .. }, table]
-                if *table == Type::f32(Dim::Tokens, *head_dim) && cols % head_dim == 0 =>
-            {
+            [
+                x @ Type::Rows {
+                    dtype: DType::F32,
+                    cols,
+                    ..
+                },
+                table,
+            ] if *table == Type::f32(Dim::Tokens, *head_dim) && cols % head_dim == 0 => {
                 vec![*x]
             }
             _ => return wrong(),
         },
         Op::KvWrite { group, .. } => match inputs {
-            [Type::Rows { dtype: DType::F32, dim: Dim::Tokens, cols }, slots] if *slots == Type::u32(Dim::Tokens) => {
+            [
+                Type::Rows {
+                    dtype: DType::F32,
+                    dim: Dim::Tokens,
+                    cols,
+                },
+                slots,
+            ] if *slots == Type::u32(Dim::Tokens) => {
                 kv_cols(graph, *group, *cols)?;
                 vec![Type::Kv]
             }
             _ => return wrong(),
         },
-        Op::Attention { group, layer, heads, quantise, .. } => {
-            let Some(kv) = graph.kv.get(*group as usize) else { return Err(format!("no KV group {group}")) };
+        Op::Attention {
+            group,
+            layer,
+            heads,
+            quantise,
+            ..
+        } => {
+            let Some(kv) = graph.kv.get(*group as usize) else {
+                return Err(format!("no KV group {group}"));
+            };
             let cols = heads * kv.head_dim;
             if inputs != [Type::f32(Dim::Tokens, cols), Type::Kv, Type::Kv]
                 || *layer >= kv.layers
@@ -192,7 +275,12 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
             vec![quantised(*quantise, inputs[0])]
         }
         Op::SwiGlu { quantise } => match inputs {
-            [gate @ Type::Rows { dtype: DType::F32, .. }, up] if gate == up => vec![quantised(*quantise, *gate)],
+            [
+                gate @ Type::Rows {
+                    dtype: DType::F32, ..
+                },
+                up,
+            ] if gate == up => vec![quantised(*quantise, *gate)],
             _ => return wrong(),
         },
     })
@@ -200,34 +288,52 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
 
 /// The type of activations that a matmul over this encoding takes at the end; f32 is allowed before quantisation.
 pub fn activations(encoding: Encoding) -> DType {
-    if kernels::quant::takes_q8_activations(encoding) { DType::Q8 } else { DType::F32 }
+    if kernels::quant::takes_q8_activations(encoding) {
+        DType::Q8
+    } else {
+        DType::F32
+    }
 }
 
 /// Encoding, columns and rows of a tensor.
 fn tensor(graph: &Graph, id: TensorId) -> Result<(Encoding, u32, u32), String> {
-    let t = graph.tensors.get(id.0 as usize).ok_or_else(|| format!("no tensor {}", id.0))?;
+    let t = graph
+        .tensors
+        .get(id.0 as usize)
+        .ok_or_else(|| format!("no tensor {}", id.0))?;
     Ok((t.encoding, t.cols, t.rows))
 }
 
 fn vector(graph: &Graph, id: TensorId) -> Result<u32, String> {
     match tensor(graph, id)? {
         (Encoding::F32, cols, 1) => Ok(cols),
-        other => Err(format!("'{}' is {other:?}, expected an f32 vector", graph.tensor(id).name)),
+        other => Err(format!(
+            "'{}' is {other:?}, expected an f32 vector",
+            graph.tensor(id).name
+        )),
     }
 }
 
 fn kv_cols(graph: &Graph, group: u32, cols: u32) -> Result<(), String> {
-    let kv = graph.kv.get(group as usize).ok_or_else(|| format!("no KV group {group}"))?;
+    let kv = graph
+        .kv
+        .get(group as usize)
+        .ok_or_else(|| format!("no KV group {group}"))?;
     match kv.kv_heads * kv.head_dim == cols {
         true => Ok(()),
-        false => Err(format!("writes {cols} columns into a KV group of {} x {}", kv.kv_heads, kv.head_dim)),
+        false => Err(format!(
+            "writes {cols} columns into a KV group of {} x {}",
+            kv.kv_heads, kv.head_dim
+        )),
     }
 }
 
 fn whole_blocks(cols: u32) -> Result<(), String> {
     match cols as usize % Q8_BLOCK {
         0 => Ok(()),
-        _ => Err(format!("quantises {cols} columns, not a multiple of {Q8_BLOCK}")),
+        _ => Err(format!(
+            "quantises {cols} columns, not a multiple of {Q8_BLOCK}"
+        )),
     }
 }
 

@@ -10,7 +10,10 @@ use crate::error::Error;
 enum Place {
     Buffer(u32),
     /// A layer of a KV group: the keys and values of attention.
-    Kv { group: u32, layer: u32 },
+    Kv {
+        group: u32,
+        layer: u32,
+    },
 }
 
 /// Places read and written by an op.
@@ -20,7 +23,9 @@ fn touches(op: &Op) -> (Vec<Place>, Vec<Place>) {
         let mut stored: Vec<OperandId> = Vec::new();
         for inst in &region.body {
             match *inst {
-                Inst::Store { dst, .. } | Inst::StoreQ8 { dst, .. } | Inst::StoreKv { dst, .. } => stored.push(dst),
+                Inst::Store { dst, .. } | Inst::StoreQ8 { dst, .. } | Inst::StoreKv { dst, .. } => {
+                    stored.push(dst)
+                }
                 Inst::Const { .. }
                 | Inst::Tile { .. }
                 | Inst::Load { .. }
@@ -44,7 +49,9 @@ fn touches(op: &Op) -> (Vec<Place>, Vec<Place>) {
         }
     };
     match op {
-        Op::Embed { tokens, out, .. } => (reads, writes) = (vec![Place::Buffer(*tokens)], vec![Place::Buffer(*out)]),
+        Op::Embed { tokens, out, .. } => {
+            (reads, writes) = (vec![Place::Buffer(*tokens)], vec![Place::Buffer(*out)])
+        }
         Op::RopeTable { positions, out, .. } => {
             (reads, writes) = (vec![Place::Buffer(*positions)], vec![Place::Buffer(*out)]);
         }
@@ -53,10 +60,19 @@ fn touches(op: &Op) -> (Vec<Place>, Vec<Place>) {
             segments.iter().for_each(|s| region(&s.epilogue));
             reads.push(Place::Buffer(*x));
         }
-        Op::Attention { q, group, layer, epilogue, .. } => {
+        Op::Attention {
+            q,
+            group,
+            layer,
+            epilogue,
+            ..
+        } => {
             region(epilogue);
             reads.push(Place::Buffer(*q));
-            reads.push(Place::Kv { group: *group, layer: *layer });
+            reads.push(Place::Kv {
+                group: *group,
+                layer: *layer,
+            });
         }
     }
     (reads, writes)
@@ -87,12 +103,17 @@ pub fn place(plan: &mut Plan) -> Result<(), Error> {
             Dim::Tokens => plan.limits.max_tokens,
             Dim::Rows => plan.limits.max_rows,
         };
-        (rows as u64).checked_mul(buffer.row_bytes()).map(|b| b.next_multiple_of(ALIGN as u64))
+        (rows as u64)
+            .checked_mul(buffer.row_bytes())
+            .map(|b| b.next_multiple_of(ALIGN as u64))
     };
     let mut order: Vec<(u64, usize)> = Vec::new();
     for index in 0..plan.buffers.len() {
         let bytes = size(index).ok_or_else(|| {
-            Error::User(format!("buffer '{}' exceeds 2^64 bytes; lower --ctx or --max-batch", plan.buffers[index].name))
+            Error::User(format!(
+                "buffer '{}' exceeds 2^64 bytes; lower --ctx or --max-batch",
+                plan.buffers[index].name
+            ))
         })?;
         order.push((bytes, index));
     }
@@ -153,8 +174,15 @@ pub fn depend(plan: &mut Plan) {
                 continue;
             }
             let (before_reads, before_writes) = &touched[earlier];
-            let reads_written = reads.iter().any(|&r| before_writes.iter().any(|&w| clash(r, w)));
-            let overwrites = writes.iter().any(|&w| before_reads.iter().chain(before_writes).any(|&p| clash(w, p)));
+            let reads_written = reads
+                .iter()
+                .any(|&r| before_writes.iter().any(|&w| clash(r, w)));
+            let overwrites = writes.iter().any(|&w| {
+                before_reads
+                    .iter()
+                    .chain(before_writes)
+                    .any(|&p| clash(w, p))
+            });
             if reads_written || overwrites {
                 deps.push(earlier as u32);
                 known[earlier] = true;

@@ -27,8 +27,15 @@ pub fn lower(graph: &Graph, target: Target, limits: Limits) -> Result<Plan, Erro
     let mut buffers = Buffers::new(graph);
     let mut launches = Vec::new();
     for node in &graph.nodes {
-        let Some(op) = lower_node(graph, node, &mut buffers, &weights)? else { continue };
-        launches.push(Launch { name: node.name.clone(), deps: Vec::new(), op, variants: Vec::new() });
+        let Some(op) = lower_node(graph, node, &mut buffers, &weights)? else {
+            continue;
+        };
+        launches.push(Launch {
+            name: node.name.clone(),
+            deps: Vec::new(),
+            op,
+            variants: Vec::new(),
+        });
     }
     let mut plan = Plan {
         limits,
@@ -54,9 +61,17 @@ struct Buffers {
 impl Buffers {
     /// The inputs first: every plan has all of them.
     fn new(graph: &Graph) -> Buffers {
-        let mut buffers = Buffers { list: Vec::new(), of: BTreeMap::new() };
+        let mut buffers = Buffers {
+            list: Vec::new(),
+            of: BTreeMap::new(),
+        };
         let groups = 0..graph.kv.len() as u32;
-        let inputs = [Input::Tokens, Input::Positions, Input::Sequences, Input::Rows];
+        let inputs = [
+            Input::Tokens,
+            Input::Positions,
+            Input::Sequences,
+            Input::Rows,
+        ];
         for input in inputs.into_iter().chain(groups.map(Input::Slots)) {
             let (name, extent) = match input {
                 Input::Tokens => ("tokens".to_string(), Dim::Tokens),
@@ -67,10 +82,21 @@ impl Buffers {
             };
             let node = graph.nodes.iter().find(|n| n.op == Op::Input(input));
             if let Some(node) = node {
-                buffers.of.insert(node.outputs[0], buffers.list.len() as u32);
+                buffers
+                    .of
+                    .insert(node.outputs[0], buffers.list.len() as u32);
             }
-            let place = Place { offset: 0, role: Role::Input(input) };
-            buffers.list.push(Buffer { name, dtype: DType::U32, extent, cols: 1, place });
+            let place = Place {
+                offset: 0,
+                role: Role::Input(input),
+            };
+            buffers.list.push(Buffer {
+                name,
+                dtype: DType::U32,
+                extent,
+                cols: 1,
+                place,
+            });
         }
         buffers
     }
@@ -81,13 +107,30 @@ impl Buffers {
             return Ok(buffer);
         }
         let Type::Rows { dtype, dim, cols } = graph.ty(value) else {
-            return Err(Error::Bug(format!("value %{} of '{name}' is an effect and has no buffer", value.0)));
+            return Err(Error::Bug(format!(
+                "value %{} of '{name}' is an effect and has no buffer",
+                value.0
+            )));
         };
         let logits = value == graph.logits;
-        let role = if logits { Role::Output(Output::Logits) } else { Role::Scratch };
-        let name = if logits { "logits".to_string() } else { name.to_string() };
+        let role = if logits {
+            Role::Output(Output::Logits)
+        } else {
+            Role::Scratch
+        };
+        let name = if logits {
+            "logits".to_string()
+        } else {
+            name.to_string()
+        };
         let buffer = self.list.len() as u32;
-        self.list.push(Buffer { name, dtype, extent: dim, cols, place: Place { offset: 0, role } });
+        self.list.push(Buffer {
+            name,
+            dtype,
+            extent: dim,
+            cols,
+            place: Place { offset: 0, role },
+        });
         self.of.insert(value, buffer);
         Ok(buffer)
     }
@@ -100,11 +143,18 @@ fn lower_node(
     buffers: &mut Buffers,
     weights: &Weights,
 ) -> Result<Option<PlanOp>, Error> {
-    let mut of = |value: ValueId, suffix: &str| buffers.get(graph, value, &format!("{}{suffix}", node.name));
+    let mut of =
+        |value: ValueId, suffix: &str| buffers.get(graph, value, &format!("{}{suffix}", node.name));
     let inputs: Vec<Option<u32>> = node
         .inputs
         .iter()
-        .map(|&v| if graph.ty(v) == Type::Kv { Ok(None) } else { of(v, "").map(Some) })
+        .map(|&v| {
+            if graph.ty(v) == Type::Kv {
+                Ok(None)
+            } else {
+                of(v, "").map(Some)
+            }
+        })
         .collect::<Result<_, _>>()?;
     let input = |i: usize| {
         let found = inputs.get(i).copied().flatten();
@@ -112,7 +162,10 @@ fn lower_node(
     };
     let rows_of = |v: ValueId| match graph.ty(v) {
         Type::Rows { dim, cols, .. } => Ok((dim, cols)),
-        Type::Kv => Err(Error::Bug(format!("node '{}': an effect where rows were expected", node.name))),
+        Type::Kv => Err(Error::Bug(format!(
+            "node '{}': an effect where rows were expected",
+            node.name
+        ))),
     };
     let region = |extent: Dim, region: Region| Ok(Some(PlanOp::Region { extent, region }));
     match &node.op {
@@ -131,20 +184,40 @@ fn lower_node(
         })),
         Op::GatherRows => {
             let (dim, cols) = rows_of(node.outputs[0])?;
-            region(dim, regions::gather(input(0)?, input(1)?, of(node.outputs[0], "")?, cols))
+            region(
+                dim,
+                regions::gather(input(0)?, input(1)?, of(node.outputs[0], "")?, cols),
+            )
         }
         Op::Add => {
             let (dim, cols) = rows_of(node.outputs[0])?;
-            region(dim, regions::add(input(0)?, input(1)?, of(node.outputs[0], "")?, cols))
+            region(
+                dim,
+                regions::add(input(0)?, input(1)?, of(node.outputs[0], "")?, cols),
+            )
         }
-        Op::RmsNorm { weight, eps, add, gather, quantise } => {
+        Op::RmsNorm {
+            weight,
+            eps,
+            add,
+            gather,
+            quantise,
+        } => {
             let out = *node.outputs.last().unwrap_or(&graph.logits);
             let (dim, cols) = rows_of(out)?;
             let norm = regions::RmsNorm {
                 x: input(0)?,
                 residual: if *add { Some(input(1)?) } else { None },
-                rows: if *gather { Some(input(1 + *add as usize)?) } else { None },
-                sum: if *add && !*gather { Some(of(node.outputs[0], ".sum")?) } else { None },
+                rows: if *gather {
+                    Some(input(1 + *add as usize)?)
+                } else {
+                    None
+                },
+                sum: if *add && !*gather {
+                    Some(of(node.outputs[0], ".sum")?)
+                } else {
+                    None
+                },
                 weight: weights.of(&[*weight])?,
                 eps: *eps,
                 out: of(out, "")?,
@@ -155,31 +228,75 @@ fn lower_node(
         }
         Op::Quantise => {
             let (dim, cols) = rows_of(node.outputs[0])?;
-            region(dim, regions::quantise(input(0)?, of(node.outputs[0], "")?, cols))
+            region(
+                dim,
+                regions::quantise(input(0)?, of(node.outputs[0], "")?, cols),
+            )
         }
         Op::SwiGlu { quantise } => {
             let (dim, cols) = rows_of(node.outputs[0])?;
-            region(dim, regions::swiglu(input(0)?, input(1)?, of(node.outputs[0], "")?, cols, *quantise))
+            region(
+                dim,
+                regions::swiglu(
+                    input(0)?,
+                    input(1)?,
+                    of(node.outputs[0], "")?,
+                    cols,
+                    *quantise,
+                ),
+            )
         }
         Op::Rope { head_dim, halves } => {
             if !halves {
-                return Err(Error::Bug(format!("node '{}' still rotates interleaved pairs", node.name)));
+                return Err(Error::Bug(format!(
+                    "node '{}' still rotates interleaved pairs",
+                    node.name
+                )));
             }
             let (dim, cols) = rows_of(node.outputs[0])?;
-            region(dim, regions::rope(input(0)?, input(1)?, of(node.outputs[0], "")?, cols, *head_dim))
+            region(
+                dim,
+                regions::rope(
+                    input(0)?,
+                    input(1)?,
+                    of(node.outputs[0], "")?,
+                    cols,
+                    *head_dim,
+                ),
+            )
         }
         Op::KvWrite { group, layer, part } => {
             let (dim, cols) = rows_of(node.inputs[0])?;
             let head_dim = graph.kv[*group as usize].head_dim;
-            let kv = regions::KvPlace { group: *group, layer: *layer, part: *part };
-            region(dim, regions::kv_write(input(0)?, input(1)?, kv, cols, head_dim))
+            let kv = regions::KvPlace {
+                group: *group,
+                layer: *layer,
+                part: *part,
+            };
+            region(
+                dim,
+                regions::kv_write(input(0)?, input(1)?, kv, cols, head_dim),
+            )
         }
-        Op::Attention { group, layer, heads, scale, quantise } => {
+        Op::Attention {
+            group,
+            layer,
+            heads,
+            scale,
+            quantise,
+        } => {
             let head_dim = graph.kv[*group as usize].head_dim;
             let out = of(node.outputs[0], "")?;
             let epilogue = regions::attention_epilogue(out, *heads * head_dim, head_dim, *quantise);
             let (q, group, layer, heads, scale) = (input(0)?, *group, *layer, *heads, *scale);
-            Ok(Some(PlanOp::Attention { q, group, layer, heads, scale, epilogue }))
+            Ok(Some(PlanOp::Attention {
+                q,
+                group,
+                layer,
+                heads,
+                scale,
+                epilogue,
+            }))
         }
         Op::MatMul { parts } => {
             let rotates = parts.iter().any(|p| p.epilogue.rotates());
@@ -187,19 +304,40 @@ fn lower_node(
             for (part, &result) in parts.iter().zip(&node.outputs) {
                 let cols = part.tensors.iter().map(|&t| graph.tensor(t).rows).sum();
                 let operands = Operands {
-                    table: if part.epilogue.rotates() { Some(input(1)?) } else { None },
-                    slots: if part.epilogue.writes_kv() { Some(input(1 + rotates as usize)?) } else { None },
+                    table: if part.epilogue.rotates() {
+                        Some(input(1)?)
+                    } else {
+                        None
+                    },
+                    slots: if part.epilogue.writes_kv() {
+                        Some(input(1 + rotates as usize)?)
+                    } else {
+                        None
+                    },
                     out: match graph.ty(result) {
                         Type::Kv => None,
-                        Type::Rows { .. } => Some(of(result, &suffix(graph, part.tensors[0], parts.len()))?),
+                        Type::Rows { .. } => {
+                            Some(of(result, &suffix(graph, part.tensors[0], parts.len()))?)
+                        }
                     },
                 };
                 let head_dim = |group: u32| graph.kv[group as usize].head_dim;
                 let epilogue = regions::matmul_epilogue(part.epilogue, operands, cols, head_dim)
-                    .ok_or_else(|| Error::Bug(format!("node '{}' lacks an operand of its epilogue", node.name)))?;
-                segments.push(Segment { weight: weights.of(&part.tensors)?, epilogue });
+                    .ok_or_else(|| {
+                        Error::Bug(format!(
+                            "node '{}' lacks an operand of its epilogue",
+                            node.name
+                        ))
+                    })?;
+                segments.push(Segment {
+                    weight: weights.of(&part.tensors)?,
+                    epilogue,
+                });
             }
-            Ok(Some(PlanOp::MatMul { x: input(0)?, segments }))
+            Ok(Some(PlanOp::MatMul {
+                x: input(0)?,
+                segments,
+            }))
         }
     }
 }
@@ -207,5 +345,9 @@ fn lower_node(
 /// What tells the results of a matmul of several parts apart: `.attn_q`.
 fn suffix(graph: &Graph, tensor: crate::ir::TensorId, parts: usize) -> String {
     let name = graph.tensor(tensor).name.trim_end_matches(".weight");
-    if parts == 1 { String::new() } else { format!(".{}", name.rsplit('.').next().unwrap_or(name)) }
+    if parts == 1 {
+        String::new()
+    } else {
+        format!(".{}", name.rsplit('.').next().unwrap_or(name))
+    }
 }

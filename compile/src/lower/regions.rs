@@ -1,7 +1,9 @@
 //! The element-wise code of nodes and epilogues, as regions.
 
 use bundle_format::plan::Q8_BLOCK;
-use bundle_format::region::{Binary, ColMap, Inst, KvPart, Operand, OperandId, Region, RowMap, Unary, Val};
+use bundle_format::region::{
+    Binary, ColMap, Inst, KvPart, Operand, OperandId, Region, RowMap, Unary, Val,
+};
 
 use crate::ir::Epilogue;
 
@@ -21,7 +23,10 @@ impl Units {
     /// Plain columns.
     const FLAT: Units = Units { unit: 1, width: 1 };
     /// Whole quantisation blocks.
-    const BLOCKS: Units = Units { unit: Q8_BLOCK as u32, width: Q8_BLOCK as u32 };
+    const BLOCKS: Units = Units {
+        unit: Q8_BLOCK as u32,
+        width: Q8_BLOCK as u32,
+    };
 
     /// Blocks if the result is quantised.
     fn for_result(quantise: bool) -> Units {
@@ -33,7 +38,16 @@ impl Builder {
     fn new(name: &str, units: Units, cols: u32) -> Builder {
         let Units { unit, width } = units;
         let (operands, body) = (Vec::new(), Vec::new());
-        Builder { region: Region { name: name.to_string(), unit, width, cols, operands, body } }
+        Builder {
+            region: Region {
+                name: name.to_string(),
+                unit,
+                width,
+                cols,
+                operands,
+                body,
+            },
+        }
     }
 
     fn operand(&mut self, operand: Operand) -> OperandId {
@@ -51,7 +65,10 @@ impl Builder {
 
     /// A column map over the iteration's own columns.
     fn own(&self) -> ColMap {
-        ColMap { per_unit: self.region.width, offset: 0 }
+        ColMap {
+            per_unit: self.region.width,
+            offset: 0,
+        }
     }
 
     fn load(&mut self, buffer: u32, row: RowMap, col: ColMap) -> Val {
@@ -61,7 +78,11 @@ impl Builder {
 
     fn weight(&mut self, weight: u32, col: ColMap) -> Val {
         let src = self.operand(Operand::Weight(weight));
-        self.push(Inst::Load { src, row: RowMap::Zero, col })
+        self.push(Inst::Load {
+            src,
+            row: RowMap::Zero,
+            col,
+        })
     }
 
     fn tile(&mut self, offset: u32) -> Val {
@@ -82,14 +103,27 @@ impl Builder {
 
     fn store(&mut self, buffer: u32, col: ColMap, x: Val, quantise: bool) {
         let dst = self.operand(Operand::Buffer(buffer));
-        let inst = if quantise { Inst::StoreQ8 { dst, col, x } } else { Inst::Store { dst, col, x } };
+        let inst = if quantise {
+            Inst::StoreQ8 { dst, col, x }
+        } else {
+            Inst::Store { dst, col, x }
+        };
         self.push(inst);
     }
 
     fn store_kv(&mut self, kv: KvPlace, slots: u32, offset: u32, x: Val) {
-        let dst = self.operand(Operand::Kv { group: kv.group, layer: kv.layer, part: kv.part });
+        let dst = self.operand(Operand::Kv {
+            group: kv.group,
+            layer: kv.layer,
+            part: kv.part,
+        });
         let slots = self.operand(Operand::Buffer(slots));
-        self.push(Inst::StoreKv { dst, slots, offset, x });
+        self.push(Inst::StoreKv {
+            dst,
+            slots,
+            offset,
+            x,
+        });
     }
 
     /// gate / (1 + e^-gate) * up
@@ -104,13 +138,35 @@ impl Builder {
 
     /// Rotates the pair (a, b) = (x[c], x[half + c]) by the angles in a table row of `half` cosines and `half` sines.
     fn rotate(&mut self, a: Val, b: Val, table: u32, half: u32) -> (Val, Val) {
-        let cos = self.load(table, RowMap::Same, ColMap { per_unit: 0, offset: 0 });
-        let sin = self.load(table, RowMap::Same, ColMap { per_unit: 0, offset: half });
+        let cos = self.load(
+            table,
+            RowMap::Same,
+            ColMap {
+                per_unit: 0,
+                offset: 0,
+            },
+        );
+        let sin = self.load(
+            table,
+            RowMap::Same,
+            ColMap {
+                per_unit: 0,
+                offset: half,
+            },
+        );
         let b_sin = self.binary(Binary::Mul, b, sin);
         let minus = self.unary(Unary::Neg, b_sin);
-        let low = self.push(Inst::Fma { a, b: cos, c: minus });
+        let low = self.push(Inst::Fma {
+            a,
+            b: cos,
+            c: minus,
+        });
         let a_sin = self.binary(Binary::Mul, a, sin);
-        let high = self.push(Inst::Fma { a: b, b: cos, c: a_sin });
+        let high = self.push(Inst::Fma {
+            a: b,
+            b: cos,
+            c: a_sin,
+        });
         (low, high)
     }
 }
@@ -127,7 +183,10 @@ pub struct KvPlace {
 pub fn add(a: u32, b: u32, out: u32, cols: u32) -> Region {
     let mut builder = Builder::new("add", Units::FLAT, cols);
     let own = builder.own();
-    let (a, b) = (builder.load(a, RowMap::Same, own), builder.load(b, RowMap::Same, own));
+    let (a, b) = (
+        builder.load(a, RowMap::Same, own),
+        builder.load(b, RowMap::Same, own),
+    );
     let sum = builder.binary(Binary::Add, a, b);
     builder.store(out, own, sum, false);
     builder.region
@@ -156,7 +215,10 @@ pub fn quantise(x: u32, out: u32, cols: u32) -> Region {
 pub fn swiglu(gate: u32, up: u32, out: u32, cols: u32, quantise: bool) -> Region {
     let mut builder = Builder::new("swiglu", Units::for_result(quantise), cols);
     let own = builder.own();
-    let (gate, up) = (builder.load(gate, RowMap::Same, own), builder.load(up, RowMap::Same, own));
+    let (gate, up) = (
+        builder.load(gate, RowMap::Same, own),
+        builder.load(up, RowMap::Same, own),
+    );
     let product = builder.silu_times(gate, up);
     builder.store(out, own, product, quantise);
     builder.region
@@ -165,9 +227,28 @@ pub fn swiglu(gate: u32, up: u32, out: u32, cols: u32, quantise: bool) -> Region
 /// Rotates whole heads.
 pub fn rope(x: u32, table: u32, out: u32, cols: u32, head_dim: u32) -> Region {
     let half = head_dim / 2;
-    let mut builder = Builder::new("rope", Units { unit: head_dim, width: half }, cols);
-    let (low, high) = (ColMap { per_unit: head_dim, offset: 0 }, ColMap { per_unit: head_dim, offset: half });
-    let (a, b) = (builder.load(x, RowMap::Same, low), builder.load(x, RowMap::Same, high));
+    let mut builder = Builder::new(
+        "rope",
+        Units {
+            unit: head_dim,
+            width: half,
+        },
+        cols,
+    );
+    let (low, high) = (
+        ColMap {
+            per_unit: head_dim,
+            offset: 0,
+        },
+        ColMap {
+            per_unit: head_dim,
+            offset: half,
+        },
+    );
+    let (a, b) = (
+        builder.load(x, RowMap::Same, low),
+        builder.load(x, RowMap::Same, high),
+    );
     let (a, b) = builder.rotate(a, b, table, half);
     builder.store(out, low, a, false);
     builder.store(out, high, b, false);
@@ -176,7 +257,14 @@ pub fn rope(x: u32, table: u32, out: u32, cols: u32, head_dim: u32) -> Region {
 
 /// Writes rows of keys or values to their slots.
 pub fn kv_write(x: u32, slots: u32, kv: KvPlace, cols: u32, head_dim: u32) -> Region {
-    let mut builder = Builder::new("kv_write", Units { unit: head_dim, width: head_dim }, cols);
+    let mut builder = Builder::new(
+        "kv_write",
+        Units {
+            unit: head_dim,
+            width: head_dim,
+        },
+        cols,
+    );
     let own = builder.own();
     let x = builder.load(x, RowMap::Same, own);
     builder.store_kv(kv, slots, 0, x);
@@ -186,7 +274,14 @@ pub fn kv_write(x: u32, slots: u32, kv: KvPlace, cols: u32, head_dim: u32) -> Re
 /// Stores attention's results, a head a unit.
 pub fn attention_epilogue(out: u32, cols: u32, head_dim: u32, quantise: bool) -> Region {
     let name = if quantise { "store_q8" } else { "store" };
-    let mut builder = Builder::new(name, Units { unit: head_dim, width: head_dim }, cols);
+    let mut builder = Builder::new(
+        name,
+        Units {
+            unit: head_dim,
+            width: head_dim,
+        },
+        cols,
+    );
     let own = builder.own();
     let x = builder.tile(0);
     builder.store(out, own, x, quantise);
@@ -211,7 +306,11 @@ pub struct RmsNorm {
 
 impl RmsNorm {
     pub fn build(&self) -> Region {
-        let mut name = String::from(if self.residual.is_some() { "add_rms_norm" } else { "rms_norm" });
+        let mut name = String::from(if self.residual.is_some() {
+            "add_rms_norm"
+        } else {
+            "rms_norm"
+        });
         if self.quantise {
             name.push_str("_q8");
         }
@@ -233,7 +332,11 @@ impl RmsNorm {
         let squares = builder.push(Inst::RowSum { x: square });
         let per_column = builder.constant(1.0 / self.cols as f32);
         let eps = builder.constant(self.eps);
-        let mean = builder.push(Inst::Fma { a: squares, b: per_column, c: eps });
+        let mean = builder.push(Inst::Fma {
+            a: squares,
+            b: per_column,
+            c: eps,
+        });
         let root = builder.unary(Unary::Sqrt, mean);
         let inverse = builder.unary(Unary::Recip, root);
         let normed = builder.binary(Binary::Mul, h, inverse);
@@ -270,23 +373,70 @@ pub fn matmul_epilogue(
         }
         Epilogue::Rope { head_dim } => {
             let half = head_dim / 2;
-            let mut builder = Builder::new("rope", Units { unit: head_dim, width: half }, cols);
+            let mut builder = Builder::new(
+                "rope",
+                Units {
+                    unit: head_dim,
+                    width: half,
+                },
+                cols,
+            );
             let (a, b) = (builder.tile(0), builder.tile(half));
             let (a, b) = builder.rotate(a, b, operands.table?, half);
-            builder.store(operands.out?, ColMap { per_unit: head_dim, offset: 0 }, a, false);
-            builder.store(operands.out?, ColMap { per_unit: head_dim, offset: half }, b, false);
+            builder.store(
+                operands.out?,
+                ColMap {
+                    per_unit: head_dim,
+                    offset: 0,
+                },
+                a,
+                false,
+            );
+            builder.store(
+                operands.out?,
+                ColMap {
+                    per_unit: head_dim,
+                    offset: half,
+                },
+                b,
+                false,
+            );
             Some(builder.region)
         }
-        Epilogue::KvWrite { rope: None, group, layer, part } => {
+        Epilogue::KvWrite {
+            rope: None,
+            group,
+            layer,
+            part,
+        } => {
             let head_dim = head_dim(group);
-            let mut builder = Builder::new("kv_write", Units { unit: head_dim, width: head_dim }, cols);
+            let mut builder = Builder::new(
+                "kv_write",
+                Units {
+                    unit: head_dim,
+                    width: head_dim,
+                },
+                cols,
+            );
             let x = builder.tile(0);
             builder.store_kv(KvPlace { group, layer, part }, operands.slots?, 0, x);
             Some(builder.region)
         }
-        Epilogue::KvWrite { rope: Some(head_dim), group, layer, part } => {
+        Epilogue::KvWrite {
+            rope: Some(head_dim),
+            group,
+            layer,
+            part,
+        } => {
             let half = head_dim / 2;
-            let mut builder = Builder::new("rope_kv_write", Units { unit: head_dim, width: half }, cols);
+            let mut builder = Builder::new(
+                "rope_kv_write",
+                Units {
+                    unit: head_dim,
+                    width: half,
+                },
+                cols,
+            );
             let (a, b) = (builder.tile(0), builder.tile(half));
             let (a, b) = builder.rotate(a, b, operands.table?, half);
             let kv = KvPlace { group, layer, part };
@@ -297,7 +447,14 @@ pub fn matmul_epilogue(
         Epilogue::SwiGlu { quantise } => {
             let block = Q8_BLOCK as u32;
             let name = if quantise { "swiglu_q8" } else { "swiglu" };
-            let mut builder = Builder::new(name, Units { unit: 2 * block, width: block }, cols);
+            let mut builder = Builder::new(
+                name,
+                Units {
+                    unit: 2 * block,
+                    width: block,
+                },
+                cols,
+            );
             let (gate, up) = (builder.tile(0), builder.tile(block));
             let product = builder.silu_times(gate, up);
             let own = builder.own();

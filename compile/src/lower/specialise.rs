@@ -57,45 +57,92 @@ fn variants(plan: &Plan, index: usize) -> Result<Vec<Variant>, Error> {
     Ok(match &launch.op {
         Op::Embed { table, out, .. } => {
             let micro = kernels::abi::id::embed(plan.weights[*table as usize].encoding);
-            rowwise(extent_of(*out), cols_of(*out), Some(micro), "rows of the interleaved table, dequantised")
+            rowwise(
+                extent_of(*out),
+                cols_of(*out),
+                Some(micro),
+                "rows of the interleaved table, dequantised",
+            )
         }
         Op::RopeTable { out, .. } => {
             let micro = kernels::abi::id::ROPE_TABLE;
-            rowwise(extent_of(*out), cols_of(*out), Some(micro), "once a step, for all layers")
+            rowwise(
+                extent_of(*out),
+                cols_of(*out),
+                Some(micro),
+                "once a step, for all layers",
+            )
         }
         Op::Region { extent, region } => {
-            let reason = if region.has_row_sum() { "whole rows: it sums over them" } else { "element-wise, by rows" };
+            let reason = if region.has_row_sum() {
+                "whole rows: it sums over them"
+            } else {
+                "element-wise, by rows"
+            };
             rowwise(limit(*extent), region.cols, None, reason)
         }
-        Op::Attention { group, epilogue, heads, .. } => {
+        Op::Attention {
+            group,
+            epilogue,
+            heads,
+            ..
+        } => {
             let kv = &plan.kv[*group as usize];
-            let micro = Part { micro: Some(kernels::abi::id::attention(kv.dtype)), code: None };
+            let micro = Part {
+                micro: Some(kernels::abi::id::attention(kv.dtype)),
+                code: None,
+            };
             let shared = heads / kv.kv_heads * kv.head_dim;
             split(plan.limits.max_tokens, |decode| {
                 let (rows, cols, reason) = match decode {
-                    true => (DECODE_ROWS, epilogue.unit, "a head a unit: threads share the heads evenly"),
-                    false => (ATTENTION_ROWS, shared, "the query heads of a KV head together: they share its keys"),
+                    true => (
+                        DECODE_ROWS,
+                        epilogue.unit,
+                        "a head a unit: threads share the heads evenly",
+                    ),
+                    false => (
+                        ATTENTION_ROWS,
+                        shared,
+                        "the query heads of a KV head together: they share its keys",
+                    ),
                 };
                 (rows, cols, vec![micro], reason.to_string())
             })
         }
         Op::MatMul { x, segments } => {
-            let features: u32 = segments.iter().map(|s| plan.weights[s.weight as usize].rows).sum();
+            let features: u32 = segments
+                .iter()
+                .map(|s| plan.weights[s.weight as usize].rows)
+                .sum();
             let units = segments.iter().map(|s| s.epilogue.unit).fold(8, lcm);
             let parts: Vec<Part> = segments
                 .iter()
-                .map(|s| Part { micro: Some(kernels::abi::id::matmul(plan.weights[s.weight as usize].encoding)), code: None })
+                .map(|s| Part {
+                    micro: Some(kernels::abi::id::matmul(
+                        plan.weights[s.weight as usize].encoding,
+                    )),
+                    code: None,
+                })
                 .collect();
             let encodings = encodings(plan, segments.iter().map(|s| s.weight));
             split(extent_of(*x), |decode| {
                 let narrow = decode && features < FEW_FEATURES;
                 let cols = (if narrow { NARROW } else { WIDE }).next_multiple_of(units);
                 let reason = match (decode, narrow) {
-                    (true, true) => format!("{encodings}, few rows: narrow tiles divide {features} features evenly"),
+                    (true, true) => format!(
+                        "{encodings}, few rows: narrow tiles divide {features} features evenly"
+                    ),
                     (true, false) => format!("{encodings}, few rows: bound by reading weights"),
-                    (false, _) => format!("{encodings}, many rows: weights stay in cache for {PREFILL_ROWS} rows"),
+                    (false, _) => format!(
+                        "{encodings}, many rows: weights stay in cache for {PREFILL_ROWS} rows"
+                    ),
                 };
-                (if decode { DECODE_ROWS } else { PREFILL_ROWS }, cols, parts.clone(), reason)
+                (
+                    if decode { DECODE_ROWS } else { PREFILL_ROWS },
+                    cols,
+                    parts.clone(),
+                    reason,
+                )
             })
         }
     })
@@ -105,7 +152,14 @@ fn variants(plan: &Plan, index: usize) -> Result<Vec<Variant>, Error> {
 fn split(max_rows: u32, choose: impl Fn(bool) -> (u32, u32, Vec<Part>, String)) -> Vec<Variant> {
     let variant = |decode: bool, min_rows: u32, max_rows: u32| {
         let (tile_rows, tile_cols, parts, reason) = choose(decode);
-        Variant { min_rows, max_rows, tile_rows, tile_cols, parts, reason }
+        Variant {
+            min_rows,
+            max_rows,
+            tile_rows,
+            tile_cols,
+            parts,
+            reason,
+        }
     };
     let mut variants = vec![variant(true, 1, max_rows.min(DECODE_ROWS))];
     if max_rows > DECODE_ROWS {
@@ -123,7 +177,11 @@ fn encodings(plan: &Plan, weights: impl Iterator<Item = u32>) -> String {
         }
     }
     let quantised = |w: &&str| !matches!(*w, "f32" | "f16");
-    let activations = if names.iter().any(quantised) { "q8" } else { "f32" };
+    let activations = if names.iter().any(quantised) {
+        "q8"
+    } else {
+        "f32"
+    };
     format!("{} x {activations}", names.join("+"))
 }
 

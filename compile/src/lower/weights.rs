@@ -21,7 +21,10 @@ impl Weights {
     /// Chooses the weights in the order in which nodes first read them, which is the order in the file: a step reads
     /// forward.
     pub fn choose(graph: &Graph) -> Result<Weights, Error> {
-        let mut weights = Weights { list: Vec::new(), index: BTreeMap::new() };
+        let mut weights = Weights {
+            list: Vec::new(),
+            index: BTreeMap::new(),
+        };
         for node in &graph.nodes {
             match &node.op {
                 Op::Embed { table, .. } => weights.add(graph, &[*table])?,
@@ -63,15 +66,30 @@ impl Weights {
         let first = graph.tensor(tensors[0]);
         let slices: Vec<Slice> = tensors
             .iter()
-            .map(|&t| Slice { tensor: graph.tensor(t).name.clone(), rows: graph.tensor(t).rows })
+            .map(|&t| Slice {
+                tensor: graph.tensor(t).name.clone(),
+                rows: graph.tensor(t).rows,
+            })
             .collect();
         let rows = slices.iter().map(|s| s.rows).sum();
         let vector = rows == 1 && first.encoding == Encoding::F32;
-        let layout = if vector { WeightLayout::RowMajor } else { WeightLayout::Interleave8 };
-        let name = slices.iter().map(|s| s.tensor.as_str()).collect::<Vec<_>>().join("+");
+        let layout = if vector {
+            WeightLayout::RowMajor
+        } else {
+            WeightLayout::Interleave8
+        };
+        let name = slices
+            .iter()
+            .map(|s| s.tensor.as_str())
+            .collect::<Vec<_>>()
+            .join("+");
         let (encoding, cols) = (first.encoding, first.cols);
         let len = kernels::pack::weight_len(encoding, layout, rows as u64, cols as u64)
-            .ok_or_else(|| Error::Bug(format!("weight '{name}': {cols} columns of {encoding:?} are not whole blocks")))?;
+            .ok_or_else(|| {
+                Error::Bug(format!(
+                    "weight '{name}': {cols} columns of {encoding:?} are not whole blocks"
+                ))
+            })?;
         self.index.insert(tensors.to_vec(), self.list.len() as u32);
         self.list.push(Weight {
             name,

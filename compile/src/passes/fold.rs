@@ -8,14 +8,27 @@ use crate::ir::{Graph, Op, TensorId, Transform};
 pub fn fold_rope(graph: &mut Graph) {
     let makers = graph.makers();
     for index in 0..graph.nodes.len() {
-        let Op::Rope { head_dim, halves: false } = graph.nodes[index].op else { continue };
-        let Some(&maker) = makers.get(&graph.nodes[index].inputs[0]) else { continue };
-        let Op::MatMul { parts } = &graph.nodes[maker].op else { continue };
+        let Op::Rope {
+            head_dim,
+            halves: false,
+        } = graph.nodes[index].op
+        else {
+            continue;
+        };
+        let Some(&maker) = makers.get(&graph.nodes[index].inputs[0]) else {
+            continue;
+        };
+        let Op::MatMul { parts } = &graph.nodes[maker].op else {
+            continue;
+        };
         let [part] = &parts[..] else { continue };
         let tensors: Vec<TensorId> = part.tensors.clone();
         for id in tensors {
             graph.tensors[id.0 as usize].transform = Transform::RopeHalves { head_dim };
         }
-        graph.nodes[index].op = Op::Rope { head_dim, halves: true };
+        graph.nodes[index].op = Op::Rope {
+            head_dim,
+            halves: true,
+        };
     }
 }

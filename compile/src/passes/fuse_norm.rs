@@ -7,10 +7,22 @@ use crate::ir::{Graph, Op, verify};
 pub fn fuse_add_norm(graph: &mut Graph) {
     let mut dead = Vec::new();
     for index in 0..graph.nodes.len() {
-        let Op::RmsNorm { weight, eps, add: false, gather: false, quantise } = graph.nodes[index].op else { continue };
+        let Op::RmsNorm {
+            weight,
+            eps,
+            add: false,
+            gather: false,
+            quantise,
+        } = graph.nodes[index].op
+        else {
+            continue;
+        };
         let mut x = graph.nodes[index].inputs[0];
         let mut rows = None;
-        if let Some(gather) = graph.nodes.iter().position(|n| n.outputs == [x] && n.op == Op::GatherRows)
+        if let Some(gather) = graph
+            .nodes
+            .iter()
+            .position(|n| n.outputs == [x] && n.op == Op::GatherRows)
             && graph.only_user(x) == Some(index)
         {
             x = graph.nodes[gather].inputs[0];
@@ -18,7 +30,10 @@ pub fn fuse_add_norm(graph: &mut Graph) {
             graph.nodes[gather].inputs.clear();
             dead.push(gather);
         }
-        let add = graph.nodes.iter().position(|n| n.outputs == [x] && n.op == Op::Add);
+        let add = graph
+            .nodes
+            .iter()
+            .position(|n| n.outputs == [x] && n.op == Op::Add);
         // Behind a gather the sum isn't kept, so nothing else may read it; and what reads it must come after the norm.
         let add = add.filter(|_| rows.is_none() || !verify::is_used(graph, x));
         let add = add.filter(|_| graph.users(x).iter().all(|&user| user >= index));
@@ -34,7 +49,13 @@ pub fn fuse_add_norm(graph: &mut Graph) {
             dead.push(add);
         }
         inputs.extend(rows);
-        let fused = Op::RmsNorm { weight, eps, add: add.is_some(), gather: rows.is_some(), quantise };
+        let fused = Op::RmsNorm {
+            weight,
+            eps,
+            add: add.is_some(),
+            gather: rows.is_some(),
+            quantise,
+        };
         let node = &mut graph.nodes[index];
         (node.op, node.inputs, node.outputs) = (fused, inputs, outputs);
     }

@@ -12,11 +12,15 @@ pub fn fuse_quantise(graph: &mut Graph) {
             continue;
         }
         let (x, q) = (graph.nodes[index].inputs[0], graph.nodes[index].outputs[0]);
-        let Some(maker) = graph.nodes.iter().position(|n| n.outputs.contains(&x)) else { continue };
+        let Some(maker) = graph.nodes.iter().position(|n| n.outputs.contains(&x)) else {
+            continue;
+        };
         if graph.only_user(x) != Some(index) {
             continue;
         }
-        let Some(at) = graph.nodes[maker].outputs.iter().position(|&v| v == x) else { continue };
+        let Some(at) = graph.nodes[maker].outputs.iter().position(|&v| v == x) else {
+            continue;
+        };
         let kv = graph.kv.clone();
         let fused = match &mut graph.nodes[maker].op {
             Op::RmsNorm { quantise, .. } => {
@@ -28,7 +32,9 @@ pub fn fuse_quantise(graph: &mut Graph) {
                 true
             }
             // An epilogue sees one head at a time, so a block must not cross heads.
-            Op::Attention { quantise, group, .. } if kv[*group as usize].head_dim as usize % Q8_BLOCK == 0 => {
+            Op::Attention {
+                quantise, group, ..
+            } if kv[*group as usize].head_dim as usize % Q8_BLOCK == 0 => {
                 *quantise = true;
                 true
             }

@@ -6,7 +6,9 @@ use crate::ir::{Epilogue, Graph, Op, ValueId};
 pub fn fuse_rope_kv(graph: &mut Graph) {
     let mut dead = Vec::new();
     for index in 0..graph.nodes.len() {
-        let Op::MatMul { mut parts } = graph.nodes[index].op.clone() else { continue };
+        let Op::MatMul { mut parts } = graph.nodes[index].op.clone() else {
+            continue;
+        };
         let (mut table, mut slots): (Option<ValueId>, Option<ValueId>) = (None, None);
         for (part, result) in parts.iter_mut().enumerate().map(|(i, p)| (p, i)) {
             if part.epilogue != Epilogue::Store {
@@ -14,7 +16,10 @@ pub fn fuse_rope_kv(graph: &mut Graph) {
             }
             let mut value = graph.nodes[index].outputs[result];
             if let Some(user) = graph.only_user(value)
-                && let Op::Rope { head_dim, halves: true } = graph.nodes[user].op
+                && let Op::Rope {
+                    head_dim,
+                    halves: true,
+                } = graph.nodes[user].op
                 && table.is_none_or(|t| t == graph.nodes[user].inputs[1])
             {
                 table = Some(graph.nodes[user].inputs[1]);
@@ -23,7 +28,11 @@ pub fn fuse_rope_kv(graph: &mut Graph) {
                 dead.push(user);
             }
             if let Some(user) = graph.only_user(value)
-                && let Op::KvWrite { group, layer, part: kv } = graph.nodes[user].op
+                && let Op::KvWrite {
+                    group,
+                    layer,
+                    part: kv,
+                } = graph.nodes[user].op
                 && slots.is_none_or(|s| s == graph.nodes[user].inputs[1])
             {
                 slots = Some(graph.nodes[user].inputs[1]);
@@ -31,7 +40,12 @@ pub fn fuse_rope_kv(graph: &mut Graph) {
                     Epilogue::Rope { head_dim } => Some(head_dim),
                     _ => None,
                 };
-                part.epilogue = Epilogue::KvWrite { rope, group, layer, part: kv };
+                part.epilogue = Epilogue::KvWrite {
+                    rope,
+                    group,
+                    layer,
+                    part: kv,
+                };
                 value = graph.nodes[user].outputs[0];
                 dead.push(user);
             }

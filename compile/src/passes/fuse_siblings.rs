@@ -6,18 +6,25 @@ use crate::ir::{Graph, Op, ValueId};
 pub fn fuse_qkv(graph: &mut Graph) {
     join(graph, "qkv", |graph, value| {
         let after_rope = |v: ValueId| match graph.only_user(v) {
-            Some(user) if matches!(graph.nodes[user].op, Op::Rope { .. }) => graph.nodes[user].outputs[0],
+            Some(user) if matches!(graph.nodes[user].op, Op::Rope { .. }) => {
+                graph.nodes[user].outputs[0]
+            }
             _ => v,
         };
         let users = graph.users(after_rope(value));
-        users.iter().any(|&u| matches!(graph.nodes[u].op, Op::KvWrite { .. } | Op::Attention { .. }))
+        users
+            .iter()
+            .any(|&u| matches!(graph.nodes[u].op, Op::KvWrite { .. } | Op::Attention { .. }))
     });
 }
 
 /// Joins the matmuls whose results become gate and up.
 pub fn fuse_gate_up(graph: &mut Graph) {
     join(graph, "gate_up", |graph, value| {
-        graph.users(value).iter().any(|&u| matches!(graph.nodes[u].op, Op::SwiGlu { .. }))
+        graph
+            .users(value)
+            .iter()
+            .any(|&u| matches!(graph.nodes[u].op, Op::SwiGlu { .. }))
     });
 }
 
@@ -25,7 +32,9 @@ pub fn fuse_gate_up(graph: &mut Graph) {
 fn join(graph: &mut Graph, name: &str, wanted: impl Fn(&Graph, ValueId) -> bool) {
     let candidate = |graph: &Graph, index: usize| {
         let node = &graph.nodes[index];
-        matches!(&node.op, Op::MatMul { .. }) && node.inputs.len() == 1 && wanted(graph, node.outputs[0])
+        matches!(&node.op, Op::MatMul { .. })
+            && node.inputs.len() == 1
+            && wanted(graph, node.outputs[0])
     };
     let mut index = 0;
     while index < graph.nodes.len() {
@@ -34,7 +43,9 @@ fn join(graph: &mut Graph, name: &str, wanted: impl Fn(&Graph, ValueId) -> bool)
             let same_input = |&i: &usize| graph.nodes[i].inputs[..] == [x] && candidate(graph, i);
             let others: Vec<usize> = (index + 1..graph.nodes.len()).filter(same_input).collect();
             for &other in &others {
-                let Op::MatMul { parts: more } = graph.nodes[other].op.clone() else { continue };
+                let Op::MatMul { parts: more } = graph.nodes[other].op.clone() else {
+                    continue;
+                };
                 let outputs = graph.nodes[other].outputs.clone();
                 let node = &mut graph.nodes[index];
                 if let Op::MatMul { parts } = &mut node.op {
@@ -43,7 +54,11 @@ fn join(graph: &mut Graph, name: &str, wanted: impl Fn(&Graph, ValueId) -> bool)
                 }
             }
             if !others.is_empty() {
-                let stem = graph.nodes[index].name.rsplit_once('.').map_or("", |(stem, _)| stem).to_string();
+                let stem = graph.nodes[index]
+                    .name
+                    .rsplit_once('.')
+                    .map_or("", |(stem, _)| stem)
+                    .to_string();
                 graph.nodes[index].name = format!("{stem}.{name}");
             }
             graph.remove_nodes(&others);

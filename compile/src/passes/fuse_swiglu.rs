@@ -7,15 +7,28 @@ use crate::ir::{Epilogue, Graph, Op, Part};
 pub fn fuse_swiglu(graph: &mut Graph) {
     let mut dead = Vec::new();
     for index in 0..graph.nodes.len() {
-        let Op::SwiGlu { quantise } = graph.nodes[index].op else { continue };
+        let Op::SwiGlu { quantise } = graph.nodes[index].op else {
+            continue;
+        };
         let (gate, up) = (graph.nodes[index].inputs[0], graph.nodes[index].inputs[1]);
         let maker = graph.nodes.iter().position(|n| n.outputs == [gate, up]);
         let Some(maker) = maker else { continue };
         if graph.only_user(gate) != Some(index) || graph.only_user(up) != Some(index) {
             continue;
         }
-        let Op::MatMul { parts } = &graph.nodes[maker].op else { continue };
-        let [Part { tensors: a, epilogue: Epilogue::Store }, Part { tensors: b, epilogue: Epilogue::Store }] = &parts[..]
+        let Op::MatMul { parts } = &graph.nodes[maker].op else {
+            continue;
+        };
+        let [
+            Part {
+                tensors: a,
+                epilogue: Epilogue::Store,
+            },
+            Part {
+                tensors: b,
+                epilogue: Epilogue::Store,
+            },
+        ] = &parts[..]
         else {
             continue;
         };
@@ -26,7 +39,12 @@ pub fn fuse_swiglu(graph: &mut Graph) {
         }
         let outputs = graph.nodes[index].outputs.clone();
         let node = &mut graph.nodes[maker];
-        node.op = Op::MatMul { parts: vec![Part { tensors, epilogue: Epilogue::SwiGlu { quantise } }] };
+        node.op = Op::MatMul {
+            parts: vec![Part {
+                tensors,
+                epilogue: Epilogue::SwiGlu { quantise },
+            }],
+        };
         node.outputs = outputs;
         dead.push(index);
     }

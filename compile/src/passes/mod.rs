@@ -84,17 +84,28 @@ pub struct Stage {
 
 /// Checks that every name can be disabled.
 pub fn check_disabled(disabled: &[String]) -> Result<(), Error> {
-    let optional = || PASSES.iter().filter(|p| p.optional).map(|p| p.name).collect::<Vec<_>>().join(", ");
+    let optional = || {
+        PASSES
+            .iter()
+            .filter(|p| p.optional)
+            .map(|p| p.name)
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     for name in disabled {
         match PASSES.iter().find(|p| p.name == name) {
             Some(p) if p.optional => {}
             Some(_) => {
                 let can = optional();
-                return Err(Error::User(format!("--disable-pass {name}: this pass is needed; these are not: {can}")));
+                return Err(Error::User(format!(
+                    "--disable-pass {name}: this pass is needed; these are not: {can}"
+                )));
             }
             None => {
                 let can = optional();
-                return Err(Error::User(format!("--disable-pass {name}: no such pass; there are {can}")));
+                return Err(Error::User(format!(
+                    "--disable-pass {name}: no such pass; there are {can}"
+                )));
             }
         }
     }
@@ -102,17 +113,27 @@ pub fn check_disabled(disabled: &[String]) -> Result<(), Error> {
 }
 
 /// Runs every pass that isn't disabled and hands each stage to `seen`.
-pub fn run(mut graph: Graph, disabled: &[String], mut seen: impl FnMut(Stage)) -> Result<Graph, Error> {
+pub fn run(
+    mut graph: Graph,
+    disabled: &[String],
+    mut seen: impl FnMut(Stage),
+) -> Result<Graph, Error> {
     check_disabled(disabled)?;
-    verify::verify(&graph).map_err(|e| Error::Bug(format!("the imported graph breaks a rule: {e}")))?;
+    verify::verify(&graph)
+        .map_err(|e| Error::Bug(format!("the imported graph breaks a rule: {e}")))?;
     for pass in PASSES {
         let enabled = !disabled.iter().any(|d| d == pass.name);
         if enabled {
             (pass.run)(&mut graph);
             graph.renumber();
-            verify::verify(&graph).map_err(|e| Error::Bug(format!("pass {} breaks a rule: {e}", pass.name)))?;
+            verify::verify(&graph)
+                .map_err(|e| Error::Bug(format!("pass {} breaks a rule: {e}", pass.name)))?;
         }
-        seen(Stage { pass, enabled, graph: graph.clone() });
+        seen(Stage {
+            pass,
+            enabled,
+            graph: graph.clone(),
+        });
     }
     Ok(graph)
 }

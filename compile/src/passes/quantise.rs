@@ -15,11 +15,24 @@ pub fn quantise_activations(graph: &mut Graph) {
         if let Op::MatMul { parts } = &node.op {
             let wants = activations(graph.tensor(parts[0].tensors[0]).encoding);
             let x = node.inputs[0];
-            if wants == DType::Q8 && matches!(graph.ty(x), Type::Rows { dtype: DType::F32, .. }) {
+            if wants == DType::Q8
+                && matches!(
+                    graph.ty(x),
+                    Type::Rows {
+                        dtype: DType::F32,
+                        ..
+                    }
+                )
+            {
                 let q = *quantised.entry(x).or_insert_with(|| {
                     let q = graph.new_value(graph.ty(x).with_dtype(DType::Q8));
                     let name = format!("{}.x", node.name);
-                    nodes.push(Node { name, op: Op::Quantise, inputs: vec![x], outputs: vec![q] });
+                    nodes.push(Node {
+                        name,
+                        op: Op::Quantise,
+                        inputs: vec![x],
+                        outputs: vec![q],
+                    });
                     q
                 });
                 node.inputs[0] = q;
