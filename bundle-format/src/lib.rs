@@ -17,6 +17,7 @@ pub mod plan;
 pub mod read;
 pub mod region;
 pub mod target;
+pub mod tokenizer;
 pub mod validate;
 pub mod write;
 

@@ -1,6 +1,8 @@
 //! Maps and runs a FastInference bundle.
 
+pub mod chat;
 pub mod device;
 mod error;
+pub mod tokenizer;
 
 pub use error::Error;
