@@ -11,7 +11,8 @@ use crate::error::Error;
 use crate::gguf::Gguf;
 use crate::ir::Graph;
 use crate::progress::Progress;
-use crate::{arch, emit, lower, passes, tokenizer};
+use crate::tokenizer::VocabSource;
+use crate::{arch, emit, lower, passes};
 
 /// What shapes a bundle besides the model.
 #[derive(Clone, Debug)]
@@ -67,8 +68,8 @@ pub fn compile(input: &Path, output: &Path, options: &Options, progress: &dyn Pr
     let in_file = |e: Error| e.context(input.display());
     let gguf = Gguf::parse(file.bytes()).map_err(Error::from).map_err(in_file)?;
     let compiled = compile_graph(&gguf, options, |_| {}, |_| {}).map_err(in_file)?;
-    let vocab = tokenizer::from_metadata(&gguf.metadata).map_err(in_file)?;
-    let table = tokenizer::build(&vocab).map_err(in_file)?;
+    let vocab = VocabSource::from_metadata(&gguf.metadata).map_err(Error::from).map_err(in_file)?;
+    let table = vocab.build().map_err(Error::from).map_err(in_file)?;
     let rows = vocab_rows(&compiled.plan);
     let model = arch::describe(&gguf, rows).map_err(in_file)?;
     if vocab.tokens.len() as u64 > rows as u64 {

@@ -1,12 +1,12 @@
 //! Writing the bundle: a temporary file beside the target, packed weights streamed into it, synced and renamed.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
 use bundle_format::model::Manifest;
 use bundle_format::plan::{Weight, WeightLayout};
-use bundle_format::write::Writer;
+use bundle_format::write::{Contents, Writer};
 use memmap2::Mmap;
 use rayon::prelude::*;
 
@@ -76,18 +76,25 @@ pub fn write(job: Job<'_>, output: &Path, progress: &dyn Progress) -> Result<(),
     {
         let sink = BufWriter::with_capacity(1 << 20, file.as_file_mut());
         let plan = &job.compiled.plan;
-        let total = plan.weights.last().map_or(0, |w| w.offset + w.len);
         let manifest = (job.manifest)(hash);
-        let mut writer = Writer::new(sink, &manifest, plan, &job.compiled.code.bytes, job.tokenizer, total)
-            .map_err(|e| from_format(e, &describe))?;
-        progress.begin("packing", total);
-        for weight in &plan.weights {
+        let contents = Contents {
+            manifest: &manifest,
+            plan,
+            code: &job.compiled.code.bytes,
+            tokenizer: job.tokenizer,
+        };
+        let refused = |e: bundle_format::Error| match e {
+            bundle_format::Error::Io(e) => describe(e),
+            other => Error::Bug(format!("the bundle's writer refused: {other}")),
+        };
+        let mut writer = Writer::new(sink, contents).map_err(refused)?;
+        progress.begin("packing", plan.weights.iter().map(|w| w.len).sum());
+        for (index, weight) in plan.weights.iter().enumerate() {
             let packer = Packer::new(&job, weight)?;
-            writer.align_weight(weight.offset).map_err(|e| from_format(e, &describe))?;
-            packer.pack(progress, &mut |bytes| writer.write_weights(bytes).map_err(|e| from_format(e, &describe)))?;
+            writer.start_weight(index).map_err(refused)?;
+            packer.pack(progress, &mut |bytes| writer.write_all(bytes).map_err(describe))?;
         }
-        let mut sink = writer.finish().map_err(|e| from_format(e, &describe))?;
-        sink.flush().map_err(describe)?;
+        writer.finish().map_err(refused)?;
     }
     set_permissions(file.as_file()).map_err(describe)?;
     file.as_file().sync_all().map_err(describe)?;
@@ -229,12 +236,4 @@ impl<'a> Packer<'a> {
 fn rope_freqs(base: f32, dim: u32) -> Vec<u8> {
     let freq = |i: u32| (base as f64).powf(-2.0 * i as f64 / dim as f64) as f32;
     (0..dim / 2).flat_map(|i| freq(i).to_le_bytes()).collect()
-}
-
-/// A writer's error: ours, unless the disk's.
-fn from_format(error: bundle_format::Error, describe: &dyn Fn(io::Error) -> Error) -> Error {
-    match error.into_io() {
-        Ok(io) => describe(io),
-        Err(other) => Error::Bug(format!("the bundle's writer refused: {other}")),
-    }
 }
