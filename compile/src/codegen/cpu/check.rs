@@ -4,8 +4,8 @@
 use bundle_format::plan::Q8_BLOCK;
 use bundle_format::region::{ColMap, Inst, OperandId, Region, RowMap, Val};
 
-use super::layout::{Layout, RegionContext};
 use super::broken;
+use super::layout::{Layout, RegionContext};
 use crate::error::Error;
 
 /// Columns of the largest iteration space or operand: a column's byte offset fits 32 bits with room to spare.
@@ -79,9 +79,11 @@ fn check_shape(region: &Region, context: &RegionContext) -> Result<(), Error> {
 
 fn check_value(region: &Region, index: usize, value: Val) -> Result<(), Error> {
     match region.body.get(value as usize) {
-        Some(_) if value as usize >= index => {
-            Err(broken(region, index, format!("uses the later value {value}")))
-        }
+        Some(_) if value as usize >= index => Err(broken(
+            region,
+            index,
+            format!("uses the later value {value}"),
+        )),
         Some(inst) if is_store(inst) => {
             Err(broken(region, index, format!("uses {value}, a store")))
         }
@@ -229,8 +231,17 @@ fn check_column_store(
                     ));
                 }
             },
-            Inst::Store { dst: other, col: at, .. } | Inst::StoreQ8 { dst: other, col: at, .. }
-                if same_memory(region, other, dst) && overlap(region, at, col) == Overlap::Partial =>
+            Inst::Store {
+                dst: other,
+                col: at,
+                ..
+            }
+            | Inst::StoreQ8 {
+                dst: other,
+                col: at,
+                ..
+            } if same_memory(region, other, dst)
+                && overlap(region, at, col) == Overlap::Partial =>
             {
                 return Err(broken(
                     region,
@@ -244,14 +255,13 @@ fn check_column_store(
     Ok(())
 }
 
-fn check_kv_store(
-    region: &Region,
-    store: usize,
-    dst: OperandId,
-    offset: u32,
-) -> Result<(), Error> {
+fn check_kv_store(region: &Region, store: usize, dst: OperandId, offset: u32) -> Result<(), Error> {
     for (index, inst) in region.body.iter().enumerate() {
-        if let Inst::StoreKv { dst: other, offset: at, .. } = *inst
+        if let Inst::StoreKv {
+            dst: other,
+            offset: at,
+            ..
+        } = *inst
             && same_memory(region, other, dst)
             && (1..region.width).contains(&at.abs_diff(offset))
         {
@@ -299,5 +309,9 @@ pub fn overlap(region: &Region, a: ColMap, b: ColMap) -> Overlap {
         let end = |start: i64, per_unit: u32| start + (units - 1) * per_unit as i64 + width;
         a_start < end(b_start, b.per_unit) && b_start < end(a_start, a.per_unit)
     };
-    if meet { Overlap::Partial } else { Overlap::None }
+    if meet {
+        Overlap::Partial
+    } else {
+        Overlap::None
+    }
 }

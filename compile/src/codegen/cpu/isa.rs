@@ -3,7 +3,7 @@
 use bundle_format::target::Target;
 use cranelift_codegen::control::ControlPlane;
 use cranelift_codegen::ir::Function;
-use cranelift_codegen::isa::{CallConv, OwnedTargetIsa};
+use cranelift_codegen::isa::{CallConv, OwnedTargetIsa, TargetIsa};
 use cranelift_codegen::settings::{self, Configurable};
 use cranelift_codegen::{Context, isa};
 
@@ -16,11 +16,10 @@ pub fn toolchain() -> String {
 }
 
 /// Machine code of `function`, which refers to nothing outside itself: its constants lie behind its instructions.
-pub fn compile(function: Function, target: Target) -> Result<Vec<u8>, String> {
-    let isa = target_isa(target)?;
+pub fn compile(function: Function, isa: &dyn TargetIsa) -> Result<Vec<u8>, String> {
     let mut context = Context::for_function(function);
     let compiled = context
-        .compile(&*isa, &mut ControlPlane::default())
+        .compile(isa, &mut ControlPlane::default())
         .map_err(|e| format!("cranelift: {:?}\n{}", e.inner, e.func))?;
     let relocations = compiled.buffer.relocs();
     if !relocations.is_empty() {
@@ -33,7 +32,7 @@ pub fn compile(function: Function, target: Target) -> Result<Vec<u8>, String> {
 }
 
 /// Flags are all explicit: nothing is read from the machine that compiles.
-fn target_isa(target: Target) -> Result<OwnedTargetIsa, String> {
+pub fn target_isa(target: Target) -> Result<OwnedTargetIsa, String> {
     let (triple, features) = match target {
         Target::X86_64V3 => ("x86_64-unknown-linux-gnu", X86_64_V3),
     };

@@ -180,7 +180,7 @@ pub fn quantise(b: &mut FunctionBuilder, xs: &[Value]) -> Q8Block {
 
     // Sums of neighbouring quants, then of neighbouring sums.
     let ones = constant(b, I8X16, [0x0101_0101; 4]);
-    let pairs = each(&bytes, |q| b.ins().x86_pmaddubsw(ones, q));
+    let pairs = each(&bytes, |q| b.ins().x86_pmaddubsw(q, ones));
     let pairs = b.ins().iadd(pairs[0], pairs[1]);
     let low = b.ins().swiden_low(pairs);
     let high = b.ins().swiden_high(pairs);
@@ -230,11 +230,9 @@ pub fn to_f16(b: &mut FunctionBuilder, x: Value) -> Value {
     let subnormal = b.ins().isub(around_half, half_bits);
 
     let smallest_normal = constant(b, I32X4, [(127 - 14) << 23; 4]);
-    let is_normal = b.ins().icmp(
-        IntCC::SignedGreaterThanOrEqual,
-        magnitude,
-        smallest_normal,
-    );
+    let is_normal = b
+        .ins()
+        .icmp(IntCC::SignedGreaterThanOrEqual, magnitude, smallest_normal);
     let result = b.ins().bitselect(is_normal, normal, subnormal);
     let quiet = constant(b, I32X4, [0x0200; 4]);
     let quiet = b.ins().band(is_nan, quiet);

@@ -1,7 +1,7 @@
 //! Machine code of regions for CPUs, by Cranelift.
 //!
 //! [`layout`] gathers what a region's operands look like in memory, [`check`] proves that the region keeps the rules that
-//! `bundle_format::region` states, [`schedule`] cuts it into passes over a row, [`emit`] writes the loops (with the
+//! `bundle_format::region` states, [`schedule`] cuts it into passes over a row, [`emit`] writes the loops and [`strip`] what is in them (with the
 //! arithmetic of [`math`]), [`isa`] turns them into relocation-free bytes, and [`section`] lays functions out, each once.
 
 mod check;
@@ -11,6 +11,7 @@ mod layout;
 mod math;
 mod schedule;
 mod section;
+mod strip;
 #[cfg(test)]
 mod tests;
 
@@ -31,9 +32,10 @@ pub use section::CodeSection;
 pub fn compile_region(region: &Region, context: &RegionContext) -> Result<Vec<u8>, Error> {
     check::check(region, context)?;
     let schedule = schedule::Schedule::of(region)?;
-    let function = emit::emit(region, context, &schedule);
-    isa::compile(function, context.target)
-        .map_err(|e| Error::Bug(format!("region {}: {e}", region.name)))
+    let bug = |e| Error::Bug(format!("region {}: {e}", region.name));
+    let isa = isa::target_isa(context.target).map_err(bug)?;
+    let function = emit::emit(region, context, &schedule, isa.frontend_config());
+    isa::compile(function, &*isa).map_err(bug)
 }
 
 /// The error for a region that breaks a rule at instruction `index`.

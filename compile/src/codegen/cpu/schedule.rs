@@ -122,7 +122,8 @@ impl<'r> Scheduler<'r> {
     fn order_stores(&mut self) {
         for later in 0..self.region.body.len() {
             for earlier in 0..later {
-                if let (Some(first), Some(then)) = (self.store_pass[earlier], self.store_pass[later])
+                if let (Some(first), Some(then)) =
+                    (self.store_pass[earlier], self.store_pass[later])
                     && destination(&self.region.body[earlier]).is_some_and(|a| {
                         destination(&self.region.body[later])
                             .is_some_and(|b| same_memory(self.region, a, b))
