@@ -59,10 +59,10 @@ enum Command {
     /// Make a model with random weights in the shape of a known one, to measure speed with.
     Synth {
         /// The shape.
-        #[arg(value_parser = clap::builder::PossibleValuesParser::new(synth::shape_names()))]
+        #[arg(value_parser = clap::builder::PossibleValuesParser::new(synth::Shape::ALL.iter().map(|s| s.name)))]
         shape: String,
         /// The encoding of its matrices.
-        #[arg(long, default_value = "q4_0", value_parser = clap::builder::PossibleValuesParser::new(synth::quant_names()), ignore_case = true)]
+        #[arg(long, default_value = "q4_0")]
         quant: String,
         /// Where the model goes.
         #[arg(short, long)]
@@ -199,8 +199,17 @@ fn run(command: Command) -> Result<(), Error> {
             seed,
         } => {
             let bars = Bars::new()?;
-            let options = synth::Options::parse(&shape, &quant, layers, vocab.as_deref(), seed)?;
-            synth::synth(&options, &output, &bars)?;
+            let source = vocab.as_deref().map(Source::open).transpose()?;
+            let gguf = source.as_ref().map(|s| Gguf::parse(s.bytes())).transpose()?;
+            let options = synth::Options {
+                shape: synth::Shape::named(&shape)?,
+                encoding: synth::encoding_named(&quant)?,
+                layers,
+                vocab: gguf.as_ref(),
+                seed,
+                output: &output,
+            };
+            synth::synth(&options, &bars)?;
             bars.finish();
             report(&output)
         }

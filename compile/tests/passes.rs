@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use bundle_format::plan::Encoding;
 use bundle_format::target::Target;
 use fastc::driver::{self, Compiled, Options};
 use fastc::explain::{self, Scope};
@@ -14,8 +15,15 @@ use fastc::synth;
 /// A two-layer model with grouped-query attention and a head of its own.
 fn model(folder: &Path) -> Vec<u8> {
     let path = folder.join("tiny.gguf");
-    let options = synth::Options::parse("tiny", "q4_1", None, None, 1).unwrap();
-    synth::synth(&options, &path, &Silent).unwrap();
+    let options = synth::Options {
+        shape: synth::Shape::named("tiny").unwrap(),
+        encoding: Encoding::Q4_1,
+        layers: None,
+        vocab: None,
+        seed: 1,
+        output: &path,
+    };
+    synth::synth(&options, &Silent).unwrap();
     std::fs::read(path).unwrap()
 }
 

@@ -47,5 +47,5 @@ pub fn generate(plan: &mut Plan, target: Target) -> Result<Code, Error> {
         }
     }
     let functions = section.functions();
-    Ok(Code { bytes: section.into_bytes(), functions, toolchain: vec![cpu::toolchain()] })
+    Ok(Code { bytes: section.finish(), functions, toolchain: vec![cpu::toolchain()] })
 }

@@ -16,6 +16,7 @@ use rayon::prelude::*;
 
 use crate::error::Error;
 use crate::gguf::{Gguf, TensorType, WriteError, Writer};
+use crate::progress::Progress;
 use random::Stream;
 pub use shape::Shape;
 
@@ -42,22 +43,6 @@ pub struct Options<'a> {
     /// The file, which appears only when it is complete.
     pub output: &'a Path,
 }
-
-/// Hears how far a long task is. `()` hears nothing.
-pub trait Progress {
-    /// Called once, with the bytes to come.
-    fn begin(&mut self, _total: u64) {}
-
-    /// Called for every few megabytes that are done.
-    fn advance(&mut self, _bytes: u64) {}
-
-    /// Asked about as often; true ends the task with an error, and no file is left.
-    fn cancelled(&self) -> bool {
-        false
-    }
-}
-
-impl Progress for () {}
 
 /// What was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +73,7 @@ pub fn encoding_named(name: &str) -> Result<Encoding, Error> {
 ///
 /// # Errors
 /// [`Error::User`]: zero or too many layers, a vocabulary file without tokenizer, a full disk, cancelled.
-pub fn synth(options: &Options<'_>, progress: &mut impl Progress) -> Result<Summary, Error> {
+pub fn synth(options: &Options<'_>, progress: &dyn Progress) -> Result<Summary, Error> {
     let shape = options.shape;
     let layers = options.layers.unwrap_or(shape.layers);
     if layers == 0 || layers > MAX_LAYERS {
@@ -106,7 +91,7 @@ pub fn synth(options: &Options<'_>, progress: &mut impl Progress) -> Result<Summ
         writer.tensor(&tensor.name, &tensor.dims, tensor.encoding.into())?;
     }
 
-    progress.begin(writer.data_bytes());
+    progress.begin("making weights", writer.data_bytes());
     let bytes = write_file(options.output, |file| {
         let mut remaining = tensors.iter();
         writer.write(file, |spec, out| {
@@ -228,7 +213,7 @@ impl Tensor {
         &self,
         seed: u64,
         out: &mut impl Write,
-        progress: &mut impl Progress,
+        progress: &dyn Progress,
     ) -> Result<(), Error> {
         let stream = Stream::new(seed, &self.name, self.mean, self.deviation);
         let elements = self.elements();
