@@ -74,11 +74,15 @@ fn q8_0(x: &[f32; BLOCK], out: &mut [u8; 34]) {
 }
 
 fn pack_nibbles(x: &[f32; BLOCK], out: &mut [u8], level: impl Fn(f32) -> f32) {
-    let (first, second) = x.split_at(BLOCK / 2);
-    for ((&a, &b), byte) in first.iter().zip(second).zip(out) {
-        // Levels are positive, so that the cut is a floor; the largest can reach 16.
-        let quant = |v| (level(v) as i32).min(15) as u8;
-        *byte = quant(a) | quant(b) << 4;
+    // Levels are positive, so that the cut to an integer is a floor; the largest can reach 16. All are made before any is
+    // packed, which gives loops that the compiler makes vectors of.
+    let quants = x.map(|v| {
+        let level = level(v);
+        (if level < 15.0 { level } else { 15.0 }) as i32
+    });
+    let (first, second) = quants.split_at(BLOCK / 2);
+    for ((&low, &high), byte) in first.iter().zip(second).zip(out) {
+        *byte = (low | high << 4) as u8;
     }
 }
 
