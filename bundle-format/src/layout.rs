@@ -218,7 +218,7 @@ pub struct Section {
     pub stored_len: u64,
     /// Bytes after decompression.
     pub raw_len: u64,
-    /// [`hash::section`] of the stored bytes; for the weights [`hash::weights`].
+    /// [`crate::hash::section`] of the stored bytes; for the weights [`crate::hash::weights`].
     pub hash: Digest,
 }
 
