@@ -169,7 +169,7 @@ fn words(bytes: usize) -> Vec<u64> {
 /// Tiles of 64 tokens by 64 features, at the depths of small and large models.
 fn prefill(c: &mut Criterion) {
     for encoding in ENCODINGS {
-        for k in [576, 1536, 4096, 14336] {
+        for k in [256, 576, 1536, 4096, 14336] {
             let product = Product::new(encoding, 64, 64, k);
             let work = Work {
                 amount: (64 * 64 * k) as f64,
