@@ -422,13 +422,14 @@ impl Shared<'_> {
         let mut acc: [[__m256; V]; Q] = std::array::from_fn(|i| {
             std::array::from_fn(|v| unsafe { _mm256_loadu_ps(outs[i].add(d + 8 * v)) })
         });
-        for block in positions.start / KV_BLOCK..positions.end.div_ceil(KV_BLOCK) {
+        let blocks = positions.start / KV_BLOCK..positions.end.div_ceil(KV_BLOCK);
+        for (block, values) in blocks.clone().zip(&values[blocks]) {
             let start = positions.start.max(block * KV_BLOCK);
             let end = positions.end.min((block + 1) * KV_BLOCK);
             for position in start..end {
                 // SAFETY: the position's row in its block.
                 let row = unsafe {
-                    values[block]
+                    values
                         .add(((position % KV_BLOCK) * self.dim + d) * 2)
                         .cast::<__m128i>()
                 };
