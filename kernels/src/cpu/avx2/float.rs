@@ -46,24 +46,24 @@ unsafe fn matmul<const HALF: bool>(args: &MatMulArgs) {
         // SAFETY: the caller's promise; the rows are there.
         unsafe {
             match rows - row {
-                1 => all_groups::<HALF, 8, 1>(args, row),
-                2 => all_groups::<HALF, 4, 2>(args, row),
-                3 => all_groups::<HALF, 4, 3>(args, row),
-                4 => all_groups::<HALF, 2, 4>(args, row),
-                5 => all_groups::<HALF, 2, 5>(args, row),
-                _ => all_groups::<HALF, 2, TOKENS>(args, row),
+                1 => all_groups::<HALF, 8, 4, 1>(args, row),
+                2 => all_groups::<HALF, 4, 2, 2>(args, row),
+                3 => all_groups::<HALF, 4, 2, 3>(args, row),
+                4 => all_groups::<HALF, 2, 1, 4>(args, row),
+                5 => all_groups::<HALF, 2, 1, 5>(args, row),
+                _ => all_groups::<HALF, 2, 1, TOKENS>(args, row),
             }
         }
         row += TOKENS;
     }
 }
 
-/// Rows `row .. row + T` of all columns, G groups at a time and the rest one by one.
+/// Rows `row .. row + T` of all columns: G groups at a time, then H, then one by one.
 ///
 /// # Safety
 /// As [`matmul_f16`], and these rows are of the tile.
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-unsafe fn all_groups<const HALF: bool, const G: usize, const T: usize>(
+unsafe fn all_groups<const HALF: bool, const G: usize, const H: usize, const T: usize>(
     args: &MatMulArgs,
     row: usize,
 ) {
@@ -88,6 +88,11 @@ unsafe fn all_groups<const HALF: bool, const G: usize, const T: usize>(
         // SAFETY: G groups from g on are there.
         unsafe { tile(g).run::<HALF, G, T>() };
         g += G;
+    }
+    while g + H <= groups {
+        // SAFETY: H groups from g on are there.
+        unsafe { tile(g).run::<HALF, H, T>() };
+        g += H;
     }
     for g in g..groups {
         // SAFETY: group g is there.
