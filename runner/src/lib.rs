@@ -2,5 +2,7 @@
 
 pub mod device;
 mod error;
+pub mod executor;
+pub mod sampler;
 
 pub use error::Error;
