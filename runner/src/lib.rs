@@ -3,6 +3,7 @@
 pub mod device;
 mod error;
 pub mod executor;
+pub mod load;
 pub mod sampler;
 
 pub use error::Error;

@@ -5,6 +5,6 @@
 
 pub mod barrier;
 pub mod partition;
-//P
+pub mod program;
 pub mod team;
-//W
+pub mod walk;

@@ -18,14 +18,7 @@ pub fn even(units: usize, part: usize, parts: usize) -> Range<usize> {
 
 /// Of a run of `units` units of `cost` each, which begins after units that cost `before`, where all runs together cost
 /// `total` (below [`MAX_COST`]): how many belong to the parts below `part` of `parts`.
-pub fn bound_in_run(
-    units: u64,
-    cost: u64,
-    before: u64,
-    part: u64,
-    parts: u64,
-    total: u64,
-) -> u64 {
+pub fn bound_in_run(units: u64, cost: u64, before: u64, part: u64, parts: u64, total: u64) -> u64 {
     // Unit i's middle, before + (i + 1/2) cost, lies below the part's start, total * part / parts, where
     //     i * (2 cost parts) < 2 total part - 2 before parts - cost parts.
     let (left, taken) = (2 * total * part, (2 * before + cost) * parts);

@@ -310,7 +310,15 @@ fn exp_below_zero(x: f32) -> f32 {
     let r = (clamped - whole * LN2_HIGH) - whole * LN2_LOW;
     // Taylor's coefficients suffice for |r| <= ln(2) / 2.
     let mut series = 1.0 / 5040.0;
-    for coefficient in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+    for coefficient in [
+        1.0 / 720.0,
+        1.0 / 120.0,
+        1.0 / 24.0,
+        1.0 / 6.0,
+        0.5,
+        1.0,
+        1.0,
+    ] {
         series = series * r + coefficient;
     }
     let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));

@@ -120,8 +120,7 @@ fn chi_square_notices_a_wrong_distribution() {
         temperature: 1.1,
         ..params.clone()
     };
-    let (statistic, freedom, _) =
-        chi_square(&logits, &params, &expected(&logits, &wrong), 20_000);
+    let (statistic, freedom, _) = chi_square(&logits, &params, &expected(&logits, &wrong), 20_000);
     assert!(statistic > bound(freedom), "{statistic}");
 }
 
@@ -196,7 +195,10 @@ fn extremes() {
     for position in 0..500 {
         let drawn = sampler.sample(&row, &params(5.0, 0, 1.0, 0), position);
         assert!(matches!(drawn, Ok(0 | 2)));
-        assert_eq!(sampler.sample(&row, &params(5.0, 0, 0.0, 0), position), Ok(2));
+        assert_eq!(
+            sampler.sample(&row, &params(5.0, 0, 0.0, 0), position),
+            Ok(2)
+        );
     }
     assert_eq!(sampler.sample(&[3.0], &params(1.0, 7, 0.5, 0), 0), Ok(0));
 }
@@ -217,7 +219,10 @@ fn bad_logits_are_named() {
         Err(BadLogits::Infinite(577))
     );
     let none = [f32::NEG_INFINITY; 3];
-    assert_eq!(sampler.sample(&none, &greedy, 0), Err(BadLogits::Infinite(0)));
+    assert_eq!(
+        sampler.sample(&none, &greedy, 0),
+        Err(BadLogits::Infinite(0))
+    );
     assert_eq!(sampler.sample(&[], &greedy, 0), Err(BadLogits::Empty));
 }
 
@@ -226,10 +231,18 @@ fn bad_parameters_are_named() {
     assert!(check(&params(1.0, 0, 1.0, 0)).is_ok());
     assert!(check(&params(0.0, 5, 0.0, 0)).is_ok());
     for bad in [-1.0, f32::NAN, f32::INFINITY] {
-        assert!(check(&params(bad, 0, 1.0, 0)).unwrap_err().contains("temperature"));
+        assert!(
+            check(&params(bad, 0, 1.0, 0))
+                .unwrap_err()
+                .contains("temperature")
+        );
     }
     for bad in [-0.1, 1.1, f32::NAN] {
-        assert!(check(&params(1.0, 0, bad, 0)).unwrap_err().contains("top_p"));
+        assert!(
+            check(&params(1.0, 0, bad, 0))
+                .unwrap_err()
+                .contains("top_p")
+        );
     }
 }
 
@@ -239,7 +252,10 @@ fn exponentials_are_accurate() {
         let x = -(i as f32) * 1e-4;
         let (got, want) = (exp_below_zero(x) as f64, (x as f64).exp());
         if x > -87.0 {
-            assert!((got / want - 1.0).abs() < 2.5e-7, "e^{x}: {got}, not {want}");
+            assert!(
+                (got / want - 1.0).abs() < 2.5e-7,
+                "e^{x}: {got}, not {want}"
+            );
         }
     }
     assert_eq!(exp_below_zero(0.0), 1.0);
