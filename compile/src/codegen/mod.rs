@@ -1,0 +1,3 @@
+//! Code generation: from lowered regions to the bytes of a bundle's code section.
+
+pub mod cpu;
