@@ -1,1 +1,4 @@
 //! Compiles a GGUF model into a FastInference bundle.
+
+pub mod error;
+pub mod gguf;

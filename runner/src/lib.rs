@@ -1,8 +1,9 @@
 //! Maps and runs a FastInference bundle.
 //!
-//! In the order in which data flows: [`device`] runs steps; [`kv`] counts its memory; [`step`] puts a step together;
-//! [`engine`] serves requests on it.
+//! In the order in which data flows: [`chat`] turns messages into a prompt and [`tokenizer`] that into tokens; [`engine`]
+//! serves requests, with [`kv`] to count memory and [`step`] to put a step together; a [`device`] runs it.
 
+pub mod chat;
 pub mod device;
 pub mod engine;
 mod error;
@@ -10,6 +11,7 @@ pub mod kv;
 mod scheduler;
 mod sequence;
 pub mod step;
+pub mod tokenizer;
 
 pub use engine::{Config, Engine, Event, FinishReason, Progress, Request, RequestId};
 pub use error::Error;
