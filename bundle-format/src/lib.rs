@@ -5,10 +5,23 @@
 //!
 //! In the order in which data flows:
 //! [`target`] what a bundle runs on, [`region`] element-wise code, [`plan`] launches, buffers and weights, [`model`] the
-//! manifest.
+//! manifest, [`layout`] where sections lie, [`hash`] and [`codec`] their hashes and encoding, [`mod@write`] the writer, [`read`]
+//! the reader, [`validate`] what it checks before anyone may use a plan, [`tokenizer`] the vocabulary's section, [`error`]
+//! what can be wrong.
 
+pub mod codec;
+pub mod error;
+pub mod hash;
+pub mod layout;
 pub mod model;
 pub mod plan;
+pub mod read;
 pub mod region;
 pub mod target;
 pub mod tokenizer;
+pub mod validate;
+pub mod write;
+
+pub use error::{Error, ErrorKind};
+pub use read::Bundle;
+pub use write::Writer;

@@ -1,0 +1,428 @@
+//! Checks of a decoded manifest and plan, once, before anything uses them: an executor may then index, add and multiply
+//! what the plan says without a check of its own.
+//!
+//! In the order of [`bundle`]: the manifest's spelling, the step's limits, KV groups, buffers, weights, and then each launch
+//! ([`launch`]), its regions ([`region`]), and what is where in the arena when ([`arena`]).
+
+mod arena;
+mod launch;
+mod region;
+
+use std::fmt::Display;
+
+use crate::model::Manifest;
+use crate::plan::{
+    ALIGN, Buffer, DType, Dim, Encoding, Input, KvGroup, Limits, Output, Plan, Q8_BLOCK, Role,
+    Weight, WeightLayout,
+};
+
+/// Upper bounds of what the format can express sensibly. They keep every product of plan sizes far inside a u64.
+const MAX_STEP_TOKENS: u32 = 1 << 20;
+const MAX_CONTEXT: u32 = 1 << 28;
+const MAX_KV_DIM: u32 = 1 << 12;
+const MAX_COLS: u32 = 1 << 28;
+const MAX_ARENA: u64 = 1 << 42;
+const MAX_NAME: usize = 4096;
+
+/// What is wrong with a manifest or a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Invalid {
+    /// Where: `launch 3 (blk.0.qkv): variant 1: min_rows`.
+    pub at: String,
+    pub expected: String,
+    pub found: String,
+    /// Whether it is well-formed but more than this version supports.
+    pub unsupported: bool,
+}
+
+impl Invalid {
+    fn new(at: impl Into<String>, expected: impl Display, found: impl Display) -> Invalid {
+        Invalid {
+            at: at.into(),
+            expected: expected.to_string(),
+            found: found.to_string(),
+            unsupported: false,
+        }
+    }
+
+    fn unsupported(at: impl Into<String>, expected: impl Display, found: impl Display) -> Invalid {
+        Invalid {
+            unsupported: true,
+            ..Invalid::new(at, expected, found)
+        }
+    }
+
+    /// The same, with the place that `at` lies in put before it.
+    fn within(mut self, place: impl Display) -> Invalid {
+        self.at = format!("{place}: {}", self.at);
+        self
+    }
+}
+
+/// Returns an [`Invalid`] unless the condition holds. The texts are made only then.
+macro_rules! ensure {
+    ($holds:expr, $at:expr, $expected:expr, $found:expr) => {
+        if !$holds {
+            return Err($crate::validate::Invalid::new($at, $expected, $found));
+        }
+    };
+}
+pub(crate) use ensure;
+
+/// A name as error messages show it: short, without control characters.
+fn shown(name: &str) -> String {
+    let short: String = name.chars().take(60).collect();
+    short.escape_debug().to_string()
+}
+
+/// Checks everything that one section can say about another: manifest, plan, and the code's size in bytes.
+pub fn bundle(manifest: &Manifest, plan: &Plan, code_len: u64) -> Result<(), Invalid> {
+    self::manifest(manifest)?;
+    self::plan(plan, code_len)?;
+
+    let vocab = manifest.model.vocab;
+    for (i, buffer) in plan.buffers.iter().enumerate() {
+        if buffer.place.role == Role::Output(Output::Logits) {
+            ensure!(
+                buffer.cols == vocab,
+                format!("buffer {i} (logits): cols"),
+                format!("the vocabulary's size, {vocab}"),
+                buffer.cols
+            );
+        }
+    }
+    for (i, launch) in plan.launches.iter().enumerate() {
+        if let crate::plan::Op::Embed { table, .. } = launch.op {
+            // `plan` has checked the index.
+            let rows = plan.weights[table as usize].rows;
+            ensure!(
+                rows >= vocab,
+                format!("launch {i}: rows of the embedding table"),
+                format!("at least the vocabulary's size, {vocab}"),
+                rows
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Checks the manifest's strings. Whether a runner has the features and the kernel ABI that it names is the runner's to
+/// say.
+pub fn manifest(manifest: &Manifest) -> Result<(), Invalid> {
+    for (i, feature) in manifest.features.iter().enumerate() {
+        let spelled = !feature.is_empty()
+            && feature.len() <= 64
+            && feature
+                .bytes()
+                .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'-' | b'_'));
+        ensure!(
+            spelled,
+            format!("manifest: features[{i}]"),
+            "1 to 64 of a-z 0-9 . - _",
+            format!("{:?}", shown(feature))
+        );
+        ensure!(
+            !manifest.features[..i].contains(feature),
+            format!("manifest: features[{i}]"),
+            "each feature once",
+            shown(feature)
+        );
+        ensure!(i < 256, "manifest: features", "at most 256", i + 1);
+    }
+    for (i, option) in manifest.options.iter().enumerate() {
+        ensure!(
+            option.contains('='),
+            format!("manifest: options[{i}]"),
+            "name=value",
+            format!("{:?}", shown(option))
+        );
+        ensure!(
+            i == 0 || manifest.options[i - 1] <= *option,
+            format!("manifest: options[{i}]"),
+            "sorted options",
+            shown(option)
+        );
+    }
+    ensure!(
+        manifest.model.vocab >= 1,
+        "manifest: model.vocab",
+        "at least 1",
+        0
+    );
+    Ok(())
+}
+
+/// Checks a plan whose code section has `code_len` bytes.
+pub fn plan(plan: &Plan, code_len: u64) -> Result<(), Invalid> {
+    limits(&plan.limits)?;
+    if plan.world_size != 1 {
+        return Err(Invalid::unsupported("world_size", 1, plan.world_size));
+    }
+    for (i, group) in plan.kv.iter().enumerate() {
+        kv_group(group).map_err(|e| e.within(format_args!("KV group {i}")))?;
+    }
+    if plan.arena_bytes > MAX_ARENA {
+        let expected = format!("at most {MAX_ARENA}");
+        let found = plan.arena_bytes;
+        return Err(Invalid::unsupported("arena_bytes", expected, found));
+    }
+    for (i, b) in plan.buffers.iter().enumerate() {
+        buffer(plan, b).map_err(|e| e.within(format_args!("buffer {i} ({})", shown(&b.name))))?;
+    }
+    roles(plan)?;
+    weights_len(plan)?;
+
+    let mut arena = arena::Arena::new(plan);
+    for (i, l) in plan.launches.iter().enumerate() {
+        launch::check(plan, i, l, code_len)
+            .and_then(|effects| arena.launch(&effects))
+            .map_err(|e| e.within(format_args!("launch {i} ({})", shown(&l.name))))?;
+    }
+    arena.finish()
+}
+
+fn limits(limits: &Limits) -> Result<(), Invalid> {
+    let fields = [
+        ("limits.max_tokens", limits.max_tokens, MAX_STEP_TOKENS),
+        ("limits.max_seqs", limits.max_seqs, MAX_STEP_TOKENS),
+        ("limits.max_rows", limits.max_rows, MAX_STEP_TOKENS),
+        ("limits.context", limits.context, MAX_CONTEXT),
+    ];
+    fields
+        .into_iter()
+        .try_for_each(|(name, found, max)| within(name, found, max))
+}
+
+/// Checks that a size is neither zero nor absurd.
+fn within(at: &str, found: u32, max: u32) -> Result<(), Invalid> {
+    ensure!((1..=max).contains(&found), at, format!("1 to {max}"), found);
+    Ok(())
+}
+
+fn name(name: &str) -> Result<(), Invalid> {
+    ensure!(
+        name.len() <= MAX_NAME,
+        "name",
+        format!("at most {MAX_NAME} bytes"),
+        name.len()
+    );
+    ensure!(
+        !name.contains(char::is_control),
+        "name",
+        "no control characters",
+        shown(name)
+    );
+    Ok(())
+}
+
+fn kv_group(group: &KvGroup) -> Result<(), Invalid> {
+    within("layers", group.layers, MAX_KV_DIM)?;
+    within("kv_heads", group.kv_heads, MAX_KV_DIM)?;
+    within("head_dim", group.head_dim, MAX_KV_DIM)?;
+    group
+        .window
+        .map_or(Ok(()), |w| within("window", w, MAX_CONTEXT))
+}
+
+/// Rows of a buffer at the plan's limits.
+fn max_extent(plan: &Plan, extent: Dim) -> u32 {
+    match extent {
+        Dim::Tokens => plan.limits.max_tokens,
+        Dim::Rows => plan.limits.max_rows,
+    }
+}
+
+fn buffer(plan: &Plan, buffer: &Buffer) -> Result<(), Invalid> {
+    name(&buffer.name)?;
+    within("cols", buffer.cols, MAX_COLS)?;
+    ensure!(
+        buffer.dtype != DType::Q8 || (buffer.cols as usize).is_multiple_of(Q8_BLOCK),
+        "cols of a Q8 buffer",
+        format!("a multiple of {Q8_BLOCK}"),
+        buffer.cols
+    );
+    let offset = buffer.place.offset;
+    ensure!(
+        offset.is_multiple_of(ALIGN as u64),
+        "offset",
+        format!("a multiple of {ALIGN}"),
+        offset
+    );
+    // Below 2^20 rows of 2^31 bytes.
+    let bytes = max_extent(plan, buffer.extent) as u64 * buffer.row_bytes();
+    ensure!(
+        offset
+            .checked_add(bytes)
+            .is_some_and(|end| end <= plan.arena_bytes),
+        "range in the arena",
+        format!("inside its {} bytes", plan.arena_bytes),
+        format!("{bytes} bytes at {offset}")
+    );
+    let (dtype, extent, column) = match buffer.place.role {
+        Role::Scratch => return Ok(()),
+        Role::Input(Input::Rows) => (DType::U32, Dim::Rows, true),
+        Role::Input(Input::Tokens | Input::Positions | Input::Sequences) => {
+            (DType::U32, Dim::Tokens, true)
+        }
+        Role::Input(Input::Slots(group)) => {
+            let groups = plan.kv.len();
+            ensure!(
+                (group as usize) < groups,
+                "KV group of the slots",
+                format!("below {groups}"),
+                group
+            );
+            (DType::U32, Dim::Tokens, true)
+        }
+        Role::Output(Output::Logits) => (DType::F32, Dim::Rows, false),
+    };
+    ensure!(
+        buffer.dtype == dtype && buffer.extent == extent && (!column || buffer.cols == 1),
+        format!("type of {:?}", buffer.place.role),
+        format!("{dtype:?} [{extent:?}, {}]", if column { "1" } else { "V" }),
+        format!("{:?} [{:?}, {}]", buffer.dtype, buffer.extent, buffer.cols)
+    );
+    Ok(())
+}
+
+/// Each input and output at most once; a step needs token ids and yields logits.
+fn roles(plan: &Plan) -> Result<(), Invalid> {
+    let mut seen = std::collections::HashMap::new();
+    for (i, buffer) in plan.buffers.iter().enumerate() {
+        let role = buffer.place.role;
+        if role == Role::Scratch {
+            continue;
+        }
+        if let Some(other) = seen.insert(role, i) {
+            return Err(Invalid::new(
+                format!("role of buffer {i}"),
+                "each input and output once",
+                format!("{role:?} again, as buffer {other}"),
+            ));
+        }
+    }
+    for role in [Role::Input(Input::Tokens), Role::Output(Output::Logits)] {
+        ensure!(
+            seen.contains_key(&role),
+            "buffers",
+            format!("one of the role {role:?}"),
+            "none"
+        );
+    }
+    Ok(())
+}
+
+/// Bytes of one row of `cols` elements as GGUF encodes them; none where `cols` is no multiple of the block.
+pub fn encoded_row_bytes(encoding: Encoding, cols: u32) -> Option<u64> {
+    let (block, bytes) = match encoding {
+        Encoding::F32 => (1, 4),
+        Encoding::F16 => (1, 2),
+        Encoding::Q4_0 => (32, 18),
+        Encoding::Q4_1 => (32, 20),
+        Encoding::Q8_0 => (32, 34),
+    };
+    cols.is_multiple_of(block)
+        .then(|| (cols / block) as u64 * bytes)
+}
+
+/// Bytes of a weight of this encoding, layout and shape; none where `cols` is no multiple of the block.
+pub fn packed_len(encoding: Encoding, layout: WeightLayout, rows: u32, cols: u32) -> Option<u64> {
+    let rows = match layout {
+        WeightLayout::RowMajor => rows as u64,
+        WeightLayout::Interleave8 => (rows as u64).next_multiple_of(8),
+    };
+    encoded_row_bytes(encoding, cols)?.checked_mul(rows)
+}
+
+/// Checks the weights, and gives the length of the section that holds them: the end of the last, rounded up to
+/// [`ALIGN`].
+pub fn weights_len(plan: &Plan) -> Result<u64, Invalid> {
+    let mut end = 0;
+    for (i, w) in plan.weights.iter().enumerate() {
+        end = weight(w, end)
+            .map_err(|e| e.within(format_args!("weight {i} ({})", shown(&w.name))))?;
+    }
+    Ok(end)
+}
+
+/// Checks a weight that may start at `start`, and gives where the next may.
+fn weight(weight: &Weight, start: u64) -> Result<u64, Invalid> {
+    name(&weight.name)?;
+    within("rows", weight.rows, MAX_COLS)?;
+    within("cols", weight.cols, MAX_COLS)?;
+    let len = packed_len(weight.encoding, weight.layout, weight.rows, weight.cols);
+    ensure!(
+        len.is_some(),
+        format!("cols of a weight in {:?}", weight.encoding),
+        "a multiple of 32",
+        weight.cols
+    );
+    ensure!(
+        len == Some(weight.len),
+        "len",
+        format!(
+            "{} bytes for {} rows of {} columns in {:?}, {:?}",
+            len.unwrap_or_default(),
+            weight.rows,
+            weight.cols,
+            weight.encoding,
+            weight.layout
+        ),
+        weight.len
+    );
+    ensure!(
+        weight.offset.is_multiple_of(ALIGN as u64),
+        "offset",
+        format!("a multiple of {ALIGN}"),
+        weight.offset
+    );
+    ensure!(
+        weight.offset >= start,
+        "offset",
+        format!("at least {start}, behind the weight before it"),
+        weight.offset
+    );
+    let max = crate::layout::SectionKind::Weights.max_raw_len();
+    let end = weight
+        .offset
+        .checked_add(weight.len)
+        .and_then(|end| end.checked_next_multiple_of(ALIGN as u64))
+        .filter(|&end| end <= max);
+    let Some(end) = end else {
+        return Err(Invalid::unsupported(
+            "end in the weights section",
+            format!("at most {max}"),
+            format!("{} bytes at {}", weight.len, weight.offset),
+        ));
+    };
+    slices(weight)?;
+    Ok(end)
+}
+
+/// The source tensors of a weight cover its rows.
+fn slices(weight: &Weight) -> Result<(), Invalid> {
+    if weight.slices.is_empty() {
+        return Ok(());
+    }
+    let mut rows = 0;
+    for (i, slice) in weight.slices.iter().enumerate() {
+        name(&slice.tensor).map_err(|e| e.within(format_args!("slice {i}")))?;
+        ensure!(
+            weight.interleave == 0
+                || slice.rows == weight.slices[0].rows
+                    && slice.rows.is_multiple_of(weight.interleave),
+            format!("rows of slice {i}"),
+            format!("a multiple of {}, as many as of slice 0", weight.interleave),
+            slice.rows
+        );
+        // Each fits 32 bits, and there are fewer than 2^32.
+        rows += slice.rows as u64;
+    }
+    ensure!(
+        rows == weight.rows as u64,
+        "rows of all slices",
+        weight.rows,
+        rows
+    );
+    Ok(())
+}

@@ -1,0 +1,133 @@
+//! What lies in the arena as launches go by: a launch may only read what an earlier one (or the host) wrote and nothing has
+//! overwritten since. This proves the memory plan, and that row indices which the host checked are still the host's when
+//! they are used.
+
+use std::collections::BTreeMap;
+
+use super::{Invalid, max_extent, shown};
+use crate::plan::{Output, Plan, Role};
+
+/// Buffers that a launch reads and writes, by index, each possibly more than once.
+#[derive(Clone, Debug, Default)]
+pub struct Effects {
+    pub reads: Vec<u32>,
+    pub writes: Vec<u32>,
+}
+
+/// The buffers whose contents are whole, by the start of their range.
+pub struct Arena<'a> {
+    plan: &'a Plan,
+    /// Start of the range -> its end and buffer. Ranges don't overlap.
+    held: BTreeMap<u64, (u64, u32)>,
+    /// The first pair of inputs that share bytes.
+    clash: Option<(u32, u32)>,
+}
+
+impl<'a> Arena<'a> {
+    /// Before the first launch: the host has written the inputs.
+    pub fn new(plan: &'a Plan) -> Arena<'a> {
+        let mut arena = Arena {
+            plan,
+            held: BTreeMap::new(),
+            clash: None,
+        };
+        let inputs = (0..).zip(&plan.buffers);
+        for (i, _) in inputs.filter(|(_, b)| matches!(b.place.role, Role::Input(_))) {
+            if let Some(other) = arena.write(i) {
+                arena.clash.get_or_insert((i, other));
+            }
+        }
+        arena
+    }
+
+    /// Executes a launch's effects. The buffers' indices are valid.
+    pub fn launch(&mut self, effects: &Effects) -> Result<(), Invalid> {
+        if let Some((a, b)) = self.clash {
+            return Err(self.overlap("inputs", a, b));
+        }
+        for &read in &effects.reads {
+            if !self.holds(read) {
+                return Err(Invalid::new(
+                    format!("read of {}", self.describe(read)),
+                    "a buffer that an earlier launch wrote and none has overwritten",
+                    "undefined bytes",
+                ));
+            }
+        }
+        for &written in &effects.writes {
+            self.write(written);
+        }
+        // What the launch touches must not share bytes: its tiles run at the same time.
+        let touched = || effects.reads.iter().chain(&effects.writes);
+        for &lost in touched() {
+            if !self.holds(lost) {
+                let by = touched().find(|&&other| other != lost && self.share(other, lost));
+                return Err(self.overlap("buffers of one launch", lost, *by.unwrap_or(&lost)));
+            }
+        }
+        Ok(())
+    }
+
+    /// After the last launch: the outputs must be there.
+    pub fn finish(self) -> Result<(), Invalid> {
+        let outputs = (0..).zip(&self.plan.buffers);
+        for (i, _) in outputs.filter(|(_, b)| b.place.role == Role::Output(Output::Logits)) {
+            if !self.holds(i) {
+                return Err(Invalid::new(
+                    format!("output {}", self.describe(i)),
+                    "a buffer that a launch wrote and none has overwritten",
+                    "undefined bytes",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn range(&self, buffer: u32) -> (u64, u64) {
+        let b = &self.plan.buffers[buffer as usize];
+        let start = b.place.offset;
+        let rows = max_extent(self.plan, b.extent) as u64;
+        (start, start + rows * b.row_bytes())
+    }
+
+    fn holds(&self, buffer: u32) -> bool {
+        let (start, end) = self.range(buffer);
+        self.held.get(&start) == Some(&(end, buffer))
+    }
+
+    /// Takes the buffer's range from all that overlap it, and gives one of those.
+    fn write(&mut self, buffer: u32) -> Option<u32> {
+        let (start, end) = self.range(buffer);
+        let mut lost = None;
+        // Held ranges are disjoint, so the last that starts below `end` is the last that can overlap.
+        while let Some((&s, &(e, other))) = self.held.range(..end).next_back() {
+            if e <= start {
+                break;
+            }
+            self.held.remove(&s);
+            if other != buffer {
+                lost = Some(other);
+            }
+        }
+        self.held.insert(start, (end, buffer));
+        lost
+    }
+
+    fn share(&self, a: u32, b: u32) -> bool {
+        let ((a0, a1), (b0, b1)) = (self.range(a), self.range(b));
+        a0 < b1 && b0 < a1
+    }
+
+    fn overlap(&self, what: &str, a: u32, b: u32) -> Invalid {
+        Invalid::new(
+            format!("{what} in the arena"),
+            "ranges that don't overlap",
+            format!("{} and {}", self.describe(a), self.describe(b)),
+        )
+    }
+
+    fn describe(&self, buffer: u32) -> String {
+        let name = shown(&self.plan.buffers[buffer as usize].name);
+        format!("buffer {buffer} ({name})")
+    }
+}

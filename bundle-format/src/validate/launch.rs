@@ -1,0 +1,375 @@
+//! Checks of one launch: its operands, its variants and its code.
+
+use super::arena::Effects;
+use super::region::{self, Footprint, Tile};
+use super::{Invalid, ensure, max_extent, name};
+use crate::plan::{
+    ALIGN, Buffer, CodeRef, DType, Dim, Encoding, Input, Launch, Op, Plan, Role, Segment, Variant,
+    Weight, WeightLayout,
+};
+use crate::region::Region;
+
+/// Elements of the largest tile that an epilogue sees.
+const MAX_TILE: u64 = 1 << 26;
+/// Output features that matmul microkernels write at a time; tiles are a multiple.
+const MATMUL_COLS: u32 = 8;
+const MAX_SEGMENTS: usize = 256;
+
+/// What the variants of a launch must fit.
+struct Shape {
+    /// Rows are counted in it.
+    extent: Dim,
+    /// Parts of each variant.
+    parts: usize,
+    /// Whether there is a region, so that parts may have code.
+    code: bool,
+    /// Whether work goes through a tile of f32 results.
+    tile: bool,
+    /// `tile_cols` is a multiple of each of them.
+    multiples: Vec<u32>,
+    min_tile_cols: u32,
+}
+
+/// Checks launch `index`, and gives what it does to the arena.
+pub fn check(
+    plan: &Plan,
+    index: usize,
+    launch: &Launch,
+    code_len: u64,
+) -> Result<Effects, Invalid> {
+    name(&launch.name)?;
+    for &dep in &launch.deps {
+        ensure!(
+            (dep as usize) < index,
+            "deps",
+            format!("launches before it, below {index}"),
+            dep
+        );
+    }
+    let (shape, effects) = op(plan, &launch.op)?;
+    variants(plan, launch, &shape, code_len)?;
+    Ok(effects)
+}
+
+fn op(plan: &Plan, op: &Op) -> Result<(Shape, Effects), Invalid> {
+    match op {
+        Op::Embed {
+            tokens,
+            table,
+            out,
+            scale,
+        } => embed(plan, *tokens, *table, *out, *scale),
+        Op::RopeTable {
+            positions,
+            freqs,
+            out,
+            mscale,
+        } => rope_table(plan, *positions, *freqs, *out, *mscale),
+        Op::Region { extent, region } => rows(plan, *extent, region),
+        Op::MatMul { x, segments } => matmul(plan, *x, segments),
+        Op::Attention {
+            q,
+            group,
+            layer,
+            heads,
+            scale,
+            epilogue,
+        } => attention(plan, *q, (*group, *layer), *heads, *scale, epilogue),
+    }
+}
+
+fn embed(
+    plan: &Plan,
+    tokens: u32,
+    table: u32,
+    out: u32,
+    scale: f32,
+) -> Result<(Shape, Effects), Invalid> {
+    role(plan, "tokens", tokens, Input::Tokens)?;
+    let table = weight(plan, "table", table)?;
+    f32_out(plan, out, table.cols as u64)?;
+    finite("scale", scale)?;
+    Ok((
+        Shape::plain(),
+        Effects {
+            reads: vec![tokens],
+            writes: vec![out],
+        },
+    ))
+}
+
+fn rope_table(
+    plan: &Plan,
+    positions: u32,
+    freqs: u32,
+    out: u32,
+    mscale: f32,
+) -> Result<(Shape, Effects), Invalid> {
+    role(plan, "positions", positions, Input::Positions)?;
+    let freqs = vector(plan, "freqs", freqs)?;
+    f32_out(plan, out, 2 * freqs.cols as u64)?;
+    finite("mscale", mscale)?;
+    Ok((
+        Shape::plain(),
+        Effects {
+            reads: vec![positions],
+            writes: vec![out],
+        },
+    ))
+}
+
+fn rows(plan: &Plan, extent: Dim, region: &Region) -> Result<(Shape, Effects), Invalid> {
+    let mut footprint = Footprint::default();
+    region::check(plan, region, extent, Tile::None, &mut footprint)?;
+    let shape = Shape {
+        extent,
+        parts: 1,
+        code: true,
+        tile: false,
+        multiples: vec![region.unit],
+        min_tile_cols: if region.has_row_sum() { region.cols } else { 1 },
+    };
+    Ok((shape, footprint.effects(&[])?))
+}
+
+fn matmul(plan: &Plan, x: u32, segments: &[Segment]) -> Result<(Shape, Effects), Invalid> {
+    let input = buffer(plan, "x", x)?;
+    ensure!(input.dtype != DType::U32, "type of x", "F32 or Q8", "U32");
+    ensure!(
+        (1..=MAX_SEGMENTS).contains(&segments.len()),
+        "segments",
+        format!("1 to {MAX_SEGMENTS}"),
+        segments.len()
+    );
+    let mut footprint = Footprint::default();
+    let mut multiples = vec![MATMUL_COLS];
+    for (i, segment) in segments.iter().enumerate() {
+        let mut check = || {
+            let weight = weight(plan, "weight", segment.weight)?;
+            ensure!(
+                weight.cols == input.cols,
+                "cols of the weight",
+                format!("those of x, {}", input.cols),
+                weight.cols
+            );
+            let epilogue = &segment.epilogue;
+            let tile = Tile::Cols(weight.rows as u64);
+            region::check(plan, epilogue, input.extent, tile, &mut footprint)
+        };
+        check().map_err(|e| e.within(format_args!("segment {i}")))?;
+        multiples.push(segment.epilogue.unit);
+    }
+    let shape = Shape {
+        extent: input.extent,
+        parts: segments.len(),
+        code: true,
+        tile: true,
+        multiples,
+        min_tile_cols: 1,
+    };
+    Ok((shape, footprint.effects(&[x])?))
+}
+
+fn attention(
+    plan: &Plan,
+    q: u32,
+    (group, layer): (u32, u32),
+    heads: u32,
+    scale: f32,
+    epilogue: &Region,
+) -> Result<(Shape, Effects), Invalid> {
+    let kv = region::kv_layer(plan, group, layer)?;
+    ensure!(
+        heads >= 1 && heads.is_multiple_of(kv.kv_heads),
+        "heads",
+        format!("a multiple of the group's KV heads, {}", kv.kv_heads),
+        heads
+    );
+    let cols = heads as u64 * kv.head_dim as u64;
+    let query = buffer(plan, "q", q)?;
+    ensure!(
+        query.dtype == DType::F32 && query.extent == Dim::Tokens && query.cols as u64 == cols,
+        "type of q",
+        format!("F32 [Tokens, {cols}]"),
+        format!("{:?} [{:?}, {}]", query.dtype, query.extent, query.cols)
+    );
+    finite("scale", scale)?;
+    let mut footprint = Footprint::default();
+    let tile = Tile::Cols(cols);
+    region::check(plan, epilogue, Dim::Tokens, tile, &mut footprint)
+        .map_err(|e| e.within("epilogue"))?;
+    let shape = Shape {
+        extent: Dim::Tokens,
+        parts: 1,
+        code: true,
+        tile: true,
+        multiples: vec![kv.head_dim, epilogue.unit],
+        min_tile_cols: 1,
+    };
+    Ok((shape, footprint.effects(&[q])?))
+}
+
+impl Shape {
+    /// A microkernel over token rows, without a region.
+    fn plain() -> Shape {
+        Shape {
+            extent: Dim::Tokens,
+            parts: 1,
+            code: false,
+            tile: false,
+            multiples: Vec::new(),
+            min_tile_cols: 1,
+        }
+    }
+}
+
+/// Variants follow one another from one row to the limit.
+fn variants(plan: &Plan, launch: &Launch, shape: &Shape, code_len: u64) -> Result<(), Invalid> {
+    let limit = max_extent(plan, shape.extent);
+    let mut next = 1;
+    for (i, v) in launch.variants.iter().enumerate() {
+        variant(v, shape, next, limit, code_len)
+            .map_err(|e| e.within(format_args!("variant {i}")))?;
+        next = v.max_rows + 1;
+    }
+    ensure!(
+        next == limit + 1,
+        "variants",
+        format!("variants up to the limit of {:?}, {limit}", shape.extent),
+        format!("up to {}", next - 1)
+    );
+    Ok(())
+}
+
+fn variant(
+    v: &Variant,
+    shape: &Shape,
+    first: u32,
+    limit: u32,
+    code_len: u64,
+) -> Result<(), Invalid> {
+    ensure!(v.min_rows == first, "min_rows", first, v.min_rows);
+    ensure!(
+        (first..=limit).contains(&v.max_rows),
+        "max_rows",
+        format!("{first} to {limit}"),
+        v.max_rows
+    );
+    ensure!(v.tile_rows >= 1, "tile_rows", "at least 1", v.tile_rows);
+    ensure!(
+        v.tile_cols >= shape.min_tile_cols,
+        "tile_cols",
+        format!("at least {}", shape.min_tile_cols),
+        v.tile_cols
+    );
+    for &multiple in &shape.multiples {
+        ensure!(
+            v.tile_cols.is_multiple_of(multiple),
+            "tile_cols",
+            format!("a multiple of {multiple}"),
+            v.tile_cols
+        );
+    }
+    let tile = v.tile_rows as u64 * v.tile_cols as u64;
+    ensure!(
+        !shape.tile || tile <= MAX_TILE,
+        "tile_rows * tile_cols",
+        format!("at most {MAX_TILE}"),
+        tile
+    );
+    ensure!(
+        v.parts.len() == shape.parts,
+        "parts",
+        shape.parts,
+        v.parts.len()
+    );
+    name(&v.reason).map_err(|e| e.within("reason"))?;
+    for (i, part) in v.parts.iter().enumerate() {
+        if let Some(code) = part.code {
+            ensure!(
+                shape.code,
+                format!("part {i}: code"),
+                "none: the launch has no region",
+                format!("{} bytes at {}", code.len, code.offset)
+            );
+            code_ref(code, code_len).map_err(|e| e.within(format_args!("part {i}")))?;
+        }
+    }
+    Ok(())
+}
+
+fn code_ref(code: CodeRef, code_len: u64) -> Result<(), Invalid> {
+    ensure!(
+        code.offset.is_multiple_of(ALIGN as u64),
+        "offset of the code",
+        format!("a multiple of {ALIGN}"),
+        code.offset
+    );
+    ensure!(
+        code.len >= 1
+            && code
+                .offset
+                .checked_add(code.len)
+                .is_some_and(|end| end <= code_len),
+        "code",
+        format!("1 or more bytes inside the section's {code_len}"),
+        format!("{} bytes at {}", code.len, code.offset)
+    );
+    Ok(())
+}
+
+/// The buffer of an index.
+pub fn buffer<'a>(plan: &'a Plan, at: &str, index: u32) -> Result<&'a Buffer, Invalid> {
+    plan.buffers.get(index as usize).ok_or_else(|| {
+        let expected = format!("a buffer below {}", plan.buffers.len());
+        Invalid::new(at, expected, index)
+    })
+}
+
+/// The weight of an index.
+fn weight<'a>(plan: &'a Plan, at: &str, index: u32) -> Result<&'a Weight, Invalid> {
+    plan.weights.get(index as usize).ok_or_else(|| {
+        let expected = format!("a weight below {}", plan.weights.len());
+        Invalid::new(at, expected, index)
+    })
+}
+
+/// The weight of an index, which must be an f32 vector.
+pub fn vector<'a>(plan: &'a Plan, at: &str, index: u32) -> Result<&'a Weight, Invalid> {
+    let w = weight(plan, at, index)?;
+    ensure!(
+        w.encoding == Encoding::F32 && w.layout == WeightLayout::RowMajor && w.rows == 1,
+        at,
+        "an F32 weight of 1 row, RowMajor",
+        format!("{:?} of {} rows, {:?}", w.encoding, w.rows, w.layout)
+    );
+    Ok(w)
+}
+
+/// Checks that a buffer is this input; [`super::buffer`] has checked its type.
+fn role(plan: &Plan, at: &str, index: u32, input: Input) -> Result<(), Invalid> {
+    let role = buffer(plan, at, index)?.place.role;
+    ensure!(
+        role == Role::Input(input),
+        at,
+        format!("the buffer of input {input:?}"),
+        format!("buffer {index} of role {role:?}")
+    );
+    Ok(())
+}
+
+fn f32_out(plan: &Plan, out: u32, cols: u64) -> Result<(), Invalid> {
+    let b = buffer(plan, "out", out)?;
+    ensure!(
+        b.dtype == DType::F32 && b.extent == Dim::Tokens && b.cols as u64 == cols,
+        "type of out",
+        format!("F32 [Tokens, {cols}]"),
+        format!("{:?} [{:?}, {}]", b.dtype, b.extent, b.cols)
+    );
+    Ok(())
+}
+
+fn finite(at: &str, value: f32) -> Result<(), Invalid> {
+    ensure!(value.is_finite(), at, "a finite number", value);
+    Ok(())
+}
