@@ -117,3 +117,51 @@ pub enum MicroFn {
     Embed(unsafe fn(&EmbedArgs)),
     RopeTable(unsafe fn(&RopeTableArgs)),
 }
+
+/// Ids of microkernels: what a plan's `Part::micro` holds. They are the same at every instruction-set level.
+pub mod id {
+    use bundle_format::plan::{Encoding, KvDType};
+
+    pub const MATMUL_F32: u32 = 0x101;
+    pub const MATMUL_F16: u32 = 0x102;
+    pub const MATMUL_Q4_0: u32 = 0x103;
+    pub const MATMUL_Q4_1: u32 = 0x104;
+    pub const MATMUL_Q8_0: u32 = 0x105;
+    pub const EMBED_F32: u32 = 0x201;
+    pub const EMBED_F16: u32 = 0x202;
+    pub const EMBED_Q4_0: u32 = 0x203;
+    pub const EMBED_Q4_1: u32 = 0x204;
+    pub const EMBED_Q8_0: u32 = 0x205;
+    pub const ATTENTION_F16: u32 = 0x301;
+    pub const ROPE_TABLE: u32 = 0x401;
+
+    /// Multiplies packed weights of an encoding; the rows of x are Q8 where
+    /// [`takes_q8_activations`](crate::quant::takes_q8_activations) says so, f32 otherwise.
+    pub const fn matmul(encoding: Encoding) -> u32 {
+        match encoding {
+            Encoding::F32 => MATMUL_F32,
+            Encoding::F16 => MATMUL_F16,
+            Encoding::Q4_0 => MATMUL_Q4_0,
+            Encoding::Q4_1 => MATMUL_Q4_1,
+            Encoding::Q8_0 => MATMUL_Q8_0,
+        }
+    }
+
+    /// Looks rows up in a packed table of an encoding.
+    pub const fn embed(encoding: Encoding) -> u32 {
+        match encoding {
+            Encoding::F32 => EMBED_F32,
+            Encoding::F16 => EMBED_F16,
+            Encoding::Q4_0 => EMBED_Q4_0,
+            Encoding::Q4_1 => EMBED_Q4_1,
+            Encoding::Q8_0 => EMBED_Q8_0,
+        }
+    }
+
+    /// Attends over pools of a type.
+    pub const fn attention(kv: KvDType) -> u32 {
+        match kv {
+            KvDType::F16 => ATTENTION_F16,
+        }
+    }
+}

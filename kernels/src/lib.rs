@@ -1,3 +1,10 @@
 //! Quantised block layouts, a naive reference of every op, CPU microkernels and their launch ABI.
+//!
+//! In reading order: [`abi`] how the runner calls code, [`quant`] GGUF's blocks, [`pack`] the layout of packed weights,
+//! [`reference`] what every op means, [`cpu`] the microkernels.
 
 pub mod abi;
+pub mod cpu;
+pub mod pack;
+pub mod quant;
+pub mod reference;

@@ -1,0 +1,538 @@
+//! The loops of a region's function: rows, passes over a row, units or strips of columns.
+//!
+//! A *strip* is a fixed number of consecutive columns, evaluated without a loop ([`super::strip`]). The columns of a
+//! region are walked in one of two shapes ([`Shape`]).
+
+use std::collections::BTreeSet;
+
+use bundle_format::plan::{KV_BLOCK, Q8_BLOCK};
+use bundle_format::region::{Inst, OperandId, Region, RowMap};
+use cranelift_codegen::ir::condcodes::IntCC;
+use cranelift_codegen::ir::types::{I32, I64};
+use cranelift_codegen::ir::{
+    AbiParam, Block, BlockArg, Endianness, Function, InstBuilder, MemFlagsData, Signature, Value,
+};
+use cranelift_codegen::isa::TargetFrontendConfig;
+use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
+
+use super::isa::CALL_CONV;
+use super::layout::{KvStrides, Layout, RegionContext};
+use super::math::{self, LANES, Q8_VECTORS};
+use super::schedule::{Pass, Schedule};
+use super::strip::Lanes;
+
+/// Vectors of a strip without Q8 stores.
+const STRIP_VECTORS: usize = 4;
+
+/// Partial sums of a row sum, each a vector: enough to hide an addition's latency.
+pub const PARTIAL_SUMS: usize = 4;
+
+/// The function of a region that passed the check.
+pub fn emit(
+    region: &Region,
+    context: &RegionContext,
+    schedule: &Schedule,
+    config: TargetFrontendConfig,
+) -> Function {
+    let mut function = Function::new();
+    function.signature = signature();
+    let mut builder_context = FunctionBuilderContext::new();
+    let mut b = FunctionBuilder::new(&mut function, &mut builder_context);
+    let entry = b.create_block();
+    b.append_block_params_for_function_params(entry);
+    b.switch_to_block(entry);
+    let params = b.block_params(entry);
+    let (args, tile, row0, rows, col0, cols) = match *params {
+        [args, tile, row0, rows, col0, cols] => (args, tile, row0, rows, col0, cols),
+        _ => unreachable!("the signature has six parameters"),
+    };
+    let mut emitter = Emitter {
+        b,
+        region,
+        context,
+        schedule,
+        shape: Shape::of(region),
+        args,
+        row: Row::default(),
+        uniforms: vec![None; region.body.len()],
+        place: Place::default(),
+    };
+    emitter.rows(tile, row0, rows, col0, cols);
+    emitter.b.ins().return_(&[]);
+    emitter.b.seal_all_blocks();
+    emitter.b.finalize(config);
+    function
+}
+
+/// That of `kernels::abi::RegionFn`: all parameters are 64 bits.
+fn signature() -> Signature {
+    let mut signature = Signature::new(CALL_CONV);
+    signature.params = vec![AbiParam::new(I64); 6];
+    signature
+}
+
+/// How columns are walked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// Every map is the identity but for its offset: units don't matter, and one loop runs over all columns of a call,
+    /// a multiple of `granule`.
+    Linear { granule: u32 },
+    /// A loop over units, within it one over `c`.
+    Units,
+}
+
+impl Shape {
+    fn of(region: &Region) -> Shape {
+        let identity = |per_unit: u32| per_unit == region.unit || region.cols == region.unit;
+        let linear = region.unit == region.width
+            && region.body.iter().all(|inst| match *inst {
+                Inst::Load { col, .. } | Inst::Store { col, .. } | Inst::StoreQ8 { col, .. } => {
+                    identity(col.per_unit)
+                }
+                Inst::StoreKv { .. } => false,
+                _ => true,
+            });
+        let has_q8 = region
+            .body
+            .iter()
+            .any(|i| matches!(i, Inst::StoreQ8 { .. }));
+        match (linear, has_q8) {
+            (false, _) => Shape::Units,
+            (true, true) => Shape::Linear {
+                granule: Q8_BLOCK as u32,
+            },
+            (true, false) => Shape::Linear { granule: 1 },
+        }
+    }
+}
+
+/// Where the operands of the current row are.
+#[derive(Default)]
+pub struct Row {
+    /// By operand and row map.
+    pub pointers: Vec<(OperandId, RowMap, Value)>,
+    /// Where the tile's row would begin if it had all columns from 0 on.
+    pub tile: Option<Value>,
+    /// By the index of the `StoreKv`: head 0, dimension 0 of the slot.
+    pub kv: Vec<(usize, Value)>,
+}
+
+pub struct Emitter<'a> {
+    pub b: FunctionBuilder<'a>,
+    pub region: &'a Region,
+    pub context: &'a RegionContext,
+    pub schedule: &'a Schedule,
+    pub shape: Shape,
+    args: Value,
+    pub row: Row,
+    /// By instruction: values that are the same for the whole row, once they are known.
+    pub uniforms: Vec<Option<Value>>,
+    pub place: Place,
+}
+
+/// Where the current strip begins.
+#[derive(Clone, Default)]
+pub struct Place {
+    /// By `ColMap::per_unit`: the first column of a map without offset, where it isn't 0.
+    pub columns: Vec<(u32, Value)>,
+    /// The unit; none in the linear shape.
+    pub unit: Option<Value>,
+    /// `c` within the unit, where it isn't 0.
+    pub c: Option<Value>,
+}
+
+impl Place {
+    pub fn column(&self, per_unit: u32) -> Option<Value> {
+        let found = self.columns.iter().find(|(d, _)| *d == per_unit);
+        found.map(|&(_, column)| column)
+    }
+}
+
+/// A counted loop: `i` runs from `start` in steps while it is at most `last`.
+struct Count {
+    start: Value,
+    last: Value,
+    step: u32,
+    /// Known to run at least once.
+    nonempty: bool,
+}
+
+impl Emitter<'_> {
+    fn rows(&mut self, tile: Value, row0: Value, rows: Value, col0: Value, cols: Value) {
+        let end = self.b.ins().iadd(row0, rows);
+        let last = self.b.ins().iadd_imm_s(end, -1);
+        let mut carried = Vec::new();
+        if self.region.reads_tile() {
+            let skipped = self.b.ins().ishl_imm_u(col0, 2);
+            carried.push(self.b.ins().isub(tile, skipped));
+        }
+        let columns = self.column_range(col0, cols);
+        let count = Count {
+            start: row0,
+            last,
+            step: 1,
+            nonempty: false,
+        };
+        self.repeat(count, &carried, |this, row, carried| {
+            this.row = this.begin_row(row, carried.first().copied());
+            for pass in &this.schedule.passes {
+                this.pass(pass, columns);
+            }
+            let stride = this.context.tile_stride as i64 * 4;
+            carried
+                .iter()
+                .map(|&tile| this.b.ins().iadd_imm_s(tile, stride))
+                .collect()
+        });
+    }
+
+    /// The columns of a call, in the units of the shape's outermost loop: first, and one past the last.
+    fn column_range(&mut self, col0: Value, cols: Value) -> (Value, Value) {
+        let unit = match self.shape {
+            Shape::Linear { .. } => 1,
+            Shape::Units => self.region.unit,
+        };
+        if self.region.has_row_sum() {
+            // Such a region is called with whole rows.
+            let start = self.b.ins().iconst(I64, 0);
+            let end = self.b.ins().iconst(I64, (self.region.cols / unit) as i64);
+            return (start, end);
+        }
+        let start = self.exact_quotient(col0, unit);
+        let count = self.exact_quotient(cols, unit);
+        (start, self.b.ins().iadd(start, count))
+    }
+
+    /// `x / divisor` where that leaves no rest and x is at most 2^28: a division would cost more than a small call's work.
+    ///
+    /// With x = q * divisor and m = (2^36 + e) / divisor, 0 <= e < divisor: x * m = q * 2^36 + q * e, and q * e < x.
+    fn exact_quotient(&mut self, x: Value, divisor: u32) -> Value {
+        if divisor.is_power_of_two() {
+            return match divisor.trailing_zeros() {
+                0 => x,
+                shift => self.b.ins().ushr_imm_u(x, shift as i64),
+            };
+        }
+        let factor = (1u64 << 36).div_ceil(divisor as u64);
+        let product = self.b.ins().imul_imm_s(x, factor as i64);
+        self.b.ins().ushr_imm_u(product, 36)
+    }
+
+    /// Finds the operands' rows.
+    fn begin_row(&mut self, row: Value, tile: Option<Value>) -> Row {
+        let mut found = Row {
+            tile,
+            ..Row::default()
+        };
+        for (index, inst) in self.region.body.iter().enumerate() {
+            let (operand, map) = match *inst {
+                Inst::Load { src, row, .. } => (src, row),
+                Inst::Store { dst, .. } | Inst::StoreQ8 { dst, .. } => (dst, RowMap::Same),
+                Inst::StoreKv { dst, slots, .. } => {
+                    let pointer = self.kv_pointer(dst, slots, row);
+                    found.kv.push((index, pointer));
+                    continue;
+                }
+                _ => continue,
+            };
+            if !found
+                .pointers
+                .iter()
+                .any(|(o, m, _)| (*o, *m) == (operand, map))
+            {
+                let pointer = self.row_pointer(operand, map, row);
+                found.pointers.push((operand, map, pointer));
+            }
+        }
+        found
+    }
+
+    fn row_pointer(&mut self, operand: OperandId, map: RowMap, row: Value) -> Value {
+        let base = self.base(operand);
+        let stride = match self.context.operands[operand as usize] {
+            Layout::F32 { row_bytes, .. } | Layout::Q8 { row_bytes, .. } => row_bytes,
+            Layout::Indices => 4,
+            Layout::Vector { .. } | Layout::Kv { .. } => 0,
+        };
+        let row = match map {
+            RowMap::Same => row,
+            RowMap::Zero => return base,
+            RowMap::Via(indices) => self.index(indices, row),
+        };
+        let offset = self.b.ins().imul_imm_s(row, stride as i64);
+        self.b.ins().iadd(base, offset)
+    }
+
+    /// Head 0, dimension 0 of the slot that `slots` holds for the row.
+    fn kv_pointer(&mut self, pool: OperandId, slots: OperandId, row: Value) -> Value {
+        let Layout::Kv {
+            part,
+            head_dim,
+            block_bytes,
+            ..
+        } = self.context.operands[pool as usize]
+        else {
+            unreachable!("the check found a KV pool");
+        };
+        let slot = self.index(slots, row);
+        let block_log2 = KV_BLOCK.trailing_zeros() as i64;
+        let block = self.b.ins().ushr_imm_u(slot, block_log2);
+        let position = self.b.ins().band_imm_u(slot, KV_BLOCK as i64 - 1);
+        let base = self.base(pool);
+        let offset = self.b.ins().imul_imm_s(block, block_bytes as i64);
+        let base = self.b.ins().iadd(base, offset);
+        let stride = KvStrides::of(part, head_dim).position;
+        let offset = self.b.ins().imul_imm_s(position, stride as i64);
+        self.b.ins().iadd(base, offset)
+    }
+
+    /// The u32 that an operand of indices holds for a row.
+    fn index(&mut self, indices: OperandId, row: Value) -> Value {
+        let base = self.base(indices);
+        let offset = self.b.ins().ishl_imm_u(row, 2);
+        let address = self.b.ins().iadd(base, offset);
+        let index = self.b.ins().load(I32, flags(), address, 0);
+        self.b.ins().uextend(I64, index)
+    }
+
+    /// An operand's address. It is loaded anew for each row, rather than keep a register over the row before.
+    fn base(&mut self, operand: OperandId) -> Value {
+        self.b
+            .ins()
+            .load(I64, flags(), self.args, operand as i32 * 8)
+    }
+
+    /// One walk over the row.
+    fn pass(&mut self, pass: &Pass, columns: (Value, Value)) {
+        for &value in &pass.once {
+            let result = self.eval(value, &[], 1)[0];
+            self.uniforms[value as usize] = Some(result);
+        }
+        let sums = if pass.sums.is_empty() {
+            Vec::new()
+        } else {
+            vec![math::splat(&mut self.b, 0.0); pass.sums.len() * PARTIAL_SUMS]
+        };
+        let sums = match self.shape {
+            Shape::Linear { granule } => self.linear(pass, granule, columns, sums),
+            Shape::Units => self.units(pass, columns, sums),
+        };
+        for (&sum, parts) in pass.sums.iter().zip(sums.chunks(PARTIAL_SUMS)) {
+            self.uniforms[sum as usize] = Some(self.total(parts));
+        }
+    }
+
+    /// The sum of all lanes of [`PARTIAL_SUMS`] vectors, in every lane.
+    fn total(&mut self, parts: &[Value]) -> Value {
+        let mut parts = parts.to_vec();
+        while parts.len() > 1 {
+            parts = parts
+                .chunks(2)
+                .map(|pair| self.b.ins().fadd(pair[0], pair[1]))
+                .collect();
+        }
+        math::sum_lanes(&mut self.b, parts[0])
+    }
+
+    /// Vectors of a full strip of this pass.
+    fn strip_vectors(&self, pass: &Pass) -> usize {
+        let blocks = self.stores_q8(pass);
+        let wide = self.shape == Shape::Units && self.region.width % Q8_BLOCK as u32 == 0;
+        if blocks || wide {
+            Q8_VECTORS
+        } else {
+            STRIP_VECTORS
+        }
+    }
+
+    /// All columns of the call in strips that get shorter towards the end.
+    fn linear(
+        &mut self,
+        pass: &Pass,
+        granule: u32,
+        (start, end): (Value, Value),
+        mut sums: Vec<Value>,
+    ) -> Vec<Value> {
+        let whole_rows = self.region.has_row_sum();
+        let mut at = start;
+        let mut left = self.region.cols;
+        for (vectors, lanes) in [
+            (self.strip_vectors(pass), Lanes::All),
+            (1, Lanes::All),
+            (1, Lanes::First),
+        ] {
+            let step = lanes.columns(vectors);
+            if granule % step as u32 != 0 && granule != 1 || whole_rows && left < step as u32 {
+                continue;
+            }
+            left %= step as u32;
+            let last = if whole_rows {
+                let last = (self.region.cols - left) as i64 - step as i64;
+                self.b.ins().iconst(I64, last)
+            } else {
+                self.b.ins().iadd_imm_s(end, -(step as i64))
+            };
+            let count = Count {
+                start: at,
+                last,
+                step: step as u32,
+                nonempty: whole_rows,
+            };
+            (at, sums) = self.repeat(count, &sums, |this, c, sums| {
+                let distances = this.distances();
+                this.place.columns = distances.into_iter().map(|d| (d, c)).collect();
+                let mut sums = sums.to_vec();
+                this.strip(pass, 0, vectors, lanes, &mut sums);
+                sums
+            });
+            if granule as usize >= step || whole_rows && left == 0 {
+                break;
+            }
+        }
+        sums
+    }
+
+    /// The units of the call one by one.
+    fn units(&mut self, pass: &Pass, (start, end): (Value, Value), sums: Vec<Value>) -> Vec<Value> {
+        let last = self.b.ins().iadd_imm_s(end, -1);
+        let count = Count {
+            start,
+            last,
+            step: 1,
+            nonempty: self.region.has_row_sum(),
+        };
+        let (_, sums) = self.repeat(count, &sums, |this, unit, sums| {
+            let distances = this.distances();
+            this.place = Place {
+                columns: distances
+                    .into_iter()
+                    .filter(|&distance| distance > 0)
+                    .map(|distance| (distance, this.scaled(unit, distance)))
+                    .collect(),
+                unit: Some(unit),
+                c: None,
+            };
+            this.unit(pass, sums.to_vec())
+        });
+        sums
+    }
+
+    /// Columns from unit to unit of every map.
+    fn distances(&self) -> BTreeSet<u32> {
+        let body = self.region.body.iter();
+        body.filter_map(|inst| match *inst {
+            Inst::Load { col, .. } | Inst::Store { col, .. } | Inst::StoreQ8 { col, .. } => {
+                Some(col.per_unit)
+            }
+            Inst::Tile { .. } => Some(self.region.unit),
+            _ => None,
+        })
+        .collect()
+    }
+
+    pub fn scaled(&mut self, x: Value, factor: u32) -> Value {
+        match factor {
+            1 => x,
+            f if f.is_power_of_two() => self.b.ins().ishl_imm_u(x, f.trailing_zeros() as i64),
+            f => self.b.ins().imul_imm_s(x, f as i64),
+        }
+    }
+
+    /// One unit: its width is known, so only long ones need a loop.
+    fn unit(&mut self, pass: &Pass, mut sums: Vec<Value>) -> Vec<Value> {
+        /// Strips that are written out rather than looped over.
+        const UNROLLED: usize = 2;
+        let width = self.region.width as usize;
+        let vectors = self.strip_vectors(pass);
+        let step = Lanes::All.columns(vectors);
+        let mut done = 0;
+        if width / step > UNROLLED {
+            done = width / step * step;
+            let count = Count {
+                start: self.b.ins().iconst(I64, 0),
+                last: self.b.ins().iconst(I64, (done - step) as i64),
+                step: step as u32,
+                nonempty: true,
+            };
+            (_, sums) = self.repeat(count, &sums, |this, c, sums| {
+                let unit = this.place.clone();
+                this.place.columns = this
+                    .distances()
+                    .into_iter()
+                    .map(|distance| match unit.column(distance) {
+                        Some(column) => (distance, this.b.ins().iadd(column, c)),
+                        None => (distance, c),
+                    })
+                    .collect();
+                this.place.c = Some(c);
+                let mut sums = sums.to_vec();
+                this.strip(pass, 0, vectors, Lanes::All, &mut sums);
+                this.place = unit;
+                sums
+            });
+        }
+        while done < width {
+            let (vectors, lanes) = match (width - done) / LANES {
+                0 => (1, Lanes::First),
+                rest => (rest.min(vectors), Lanes::All),
+            };
+            self.strip(pass, done as u32, vectors, lanes, &mut sums);
+            done += lanes.columns(vectors);
+        }
+        sums
+    }
+
+    /// Writes a loop. Its body gets the counter and the carried values, and yields the values for the next iteration.
+    /// Returns the counter where it ended, and the carried values.
+    fn repeat(
+        &mut self,
+        count: Count,
+        carried: &[Value],
+        body: impl FnOnce(&mut Self, Value, &[Value]) -> Vec<Value>,
+    ) -> (Value, Vec<Value>) {
+        let (head, exit) = (self.b.create_block(), self.b.create_block());
+        for block in [head, exit] {
+            self.b.append_block_param(block, I64);
+            for &value in carried {
+                let ty = self.b.func.dfg.value_type(value);
+                self.b.append_block_param(block, ty);
+            }
+        }
+        let entering = block_args(count.start, carried);
+        if count.nonempty {
+            self.b.ins().jump(head, &entering);
+        } else {
+            self.branch_while(count.start, count.last, head, exit, &entering);
+        }
+
+        self.b.switch_to_block(head);
+        let params = self.b.block_params(head).to_vec();
+        let next_carried = body(self, params[0], &params[1..]);
+        let next = self.b.ins().iadd_imm_s(params[0], count.step as i64);
+        let again = block_args(next, &next_carried);
+        self.branch_while(next, count.last, head, exit, &again);
+
+        self.b.switch_to_block(exit);
+        let params = self.b.block_params(exit);
+        (params[0], params[1..].to_vec())
+    }
+
+    fn branch_while(&mut self, i: Value, last: Value, head: Block, exit: Block, args: &[BlockArg]) {
+        let more = self.b.ins().icmp(IntCC::SignedLessThanOrEqual, i, last);
+        self.b.ins().brif(more, head, args, exit, args);
+    }
+}
+
+fn block_args(first: Value, rest: &[Value]) -> Vec<BlockArg> {
+    std::iter::once(first)
+        .chain(rest.iter().copied())
+        .map(BlockArg::Value)
+        .collect()
+}
+
+/// Of every access: nothing is known about alignment beyond an element's, and nothing can fault in a checked region.
+pub fn flags() -> MemFlagsData {
+    MemFlagsData::new()
+        .with_notrap()
+        .with_endianness(Endianness::Little)
+}

@@ -1,0 +1,291 @@
+//! The memory that a case's region works on, and the reference interpreter's view of the same bytes.
+
+use bundle_format::plan::{KV_BLOCK, q8_scales_offset, q8_sums_offset};
+use bundle_format::region::{KvPart, Operand, OperandId};
+use half::f16;
+use kernels::abi::RegionFn;
+use kernels::reference::{Operands, Tile, TileRange, q8, run_region};
+
+use super::regions::Case;
+use crate::codegen::cpu::{Layout, RegionContext};
+
+/// Rows of every buffer, and slots of every pool.
+pub const ROWS: usize = 20;
+
+/// Blocks of a pool.
+const BLOCKS: usize = 3;
+
+/// Bytes before and behind every operand that nothing may touch.
+const GUARD: usize = 256;
+const GUARD_BYTE: u8 = 0xA5;
+
+#[derive(Clone)]
+pub struct Memory {
+    context: RegionContext,
+    /// By operand; equal operands are the first of them.
+    same_as: Vec<usize>,
+    /// Each with its guards.
+    bytes: Vec<Vec<u8>>,
+    pub tile: Vec<f32>,
+}
+
+impl Memory {
+    /// Fills what the region can read from `next`; indices are distinct, out of order.
+    pub fn new(case: &Case, mut next: impl FnMut() -> f32) -> Memory {
+        let context = case.context();
+        let operands = &case.region.operands;
+        let same_as = operands
+            .iter()
+            .map(|o| operands.iter().take_while(|p| *p != o).count())
+            .collect();
+        let bytes = context
+            .operands
+            .iter()
+            .zip(operands)
+            .map(|(layout, operand)| {
+                let body: Vec<u8> = match *layout {
+                    Layout::F32 { row_bytes, .. } => floats(ROWS * row_bytes as usize, &mut next),
+                    Layout::Vector { cols } => floats(cols as usize * 4, &mut next),
+                    Layout::Q8 { row_bytes, .. } => vec![0x55; ROWS * row_bytes as usize],
+                    Layout::Kv { block_bytes, .. } => vec![0x55; BLOCKS * block_bytes as usize],
+                    Layout::Indices => (0..ROWS as u32)
+                        .flat_map(|row| ((row * 7 + 3) % ROWS as u32).to_le_bytes())
+                        .collect(),
+                };
+                assert!(
+                    matches!(operand, Operand::Weight(_))
+                        == matches!(layout, Layout::Vector { .. })
+                );
+                let guard = [GUARD_BYTE; GUARD];
+                [&guard[..], &body, &guard].concat()
+            })
+            .collect();
+        let tile = (0..ROWS * case.tile_stride as usize)
+            .map(|_| next())
+            .collect();
+        Memory {
+            context,
+            same_as,
+            bytes,
+            tile,
+        }
+    }
+
+    /// Calls the code for a part of the iteration space.
+    pub fn call(&mut self, case: &Case, code: RegionFn, range: &TileRange) {
+        let starts: Vec<*mut u8> = self
+            .bytes
+            .iter_mut()
+            .map(|bytes| bytes[GUARD..].as_mut_ptr())
+            .collect();
+        let args: Vec<*mut u8> = self.same_as.iter().map(|&i| starts[i]).collect();
+        let first = range.rows.start * case.tile_stride as usize + range.cols.start;
+        let tile = if case.region.reads_tile() {
+            self.tile[first..].as_mut_ptr()
+        } else {
+            std::ptr::null_mut()
+        };
+        // SAFETY: the code is the region's, the range lies within the operands and the tile, and no one else uses them.
+        unsafe {
+            code(
+                args.as_ptr(),
+                tile,
+                range.rows.start as u64,
+                range.rows.len() as u64,
+                range.cols.start as u64,
+                range.cols.len() as u64,
+            )
+        }
+    }
+
+    /// Runs the reference interpreter for a part of the iteration space.
+    pub fn interpret(&mut self, case: &Case, range: &TileRange) {
+        let stride = case.tile_stride as usize;
+        let tile = std::mem::take(&mut self.tile);
+        let view = case.region.reads_tile().then(|| Tile {
+            data: &tile[range.rows.start * stride + range.cols.start..],
+            stride,
+        });
+        run_region(&case.region, range, view, self);
+        self.tile = tile;
+    }
+
+    /// The first difference in bits, by operand and place; NaNs of floats are all alike.
+    pub fn difference(&self, other: &Memory) -> Option<String> {
+        self.compare(other, 0.0)
+    }
+
+    /// The first difference beyond a relative tolerance; of a quant, beyond one step if the tolerance isn't 0.
+    pub fn compare(&self, other: &Memory, tolerance: f32) -> Option<String> {
+        (0..self.bytes.len()).find_map(|id| {
+            self.compare_operand(other, id, tolerance)
+                .map(|d| format!("operand {id}: {d}"))
+        })
+    }
+
+    fn compare_operand(&self, other: &Memory, id: usize, tolerance: f32) -> Option<String> {
+        let (a, b) = (&self.bytes[id], &other.bytes[id]);
+        let guards_hold = |bytes: &[u8]| {
+            bytes[..GUARD]
+                .iter()
+                .chain(&bytes[bytes.len() - GUARD..])
+                .all(|b| *b == GUARD_BYTE)
+        };
+        if !guards_hold(a) || !guards_hold(b) {
+            return Some("bytes outside were written".into());
+        }
+        let (a, b) = (&a[GUARD..a.len() - GUARD], &b[GUARD..b.len() - GUARD]);
+        match self.context.operands[id] {
+            Layout::F32 { row_bytes, .. } => differ(a, b, row_bytes as usize, |a, b| {
+                float_difference(as_floats(a), as_floats(b), tolerance)
+            }),
+            Layout::Kv { .. } => {
+                let halves = |bytes: &[u8]| -> Vec<f32> {
+                    let halves = bytes.as_chunks::<2>().0;
+                    halves
+                        .iter()
+                        .map(|h| f16::from_le_bytes(*h).to_f32())
+                        .collect()
+                };
+                // One f16 step, where f32 differ at all.
+                let tolerance = if tolerance > 0.0 { 1e-3 } else { 0.0 };
+                float_difference(halves(a), halves(b), tolerance)
+            }
+            Layout::Q8 { cols, row_bytes } => differ(a, b, row_bytes as usize, |a, b| {
+                q8_difference(a, b, cols as usize, tolerance)
+            }),
+            Layout::Vector { .. } | Layout::Indices => (a != b).then(|| "an input changed".into()),
+        }
+    }
+
+    fn operand(&self, id: OperandId) -> &[u8] {
+        &self.bytes[self.same_as[id as usize]][GUARD..]
+    }
+
+    fn operand_mut(&mut self, id: OperandId) -> &mut [u8] {
+        &mut self.bytes[self.same_as[id as usize]][GUARD..]
+    }
+}
+
+fn floats(bytes: usize, next: &mut impl FnMut() -> f32) -> Vec<u8> {
+    (0..bytes / 4).flat_map(|_| next().to_le_bytes()).collect()
+}
+
+fn as_floats(bytes: &[u8]) -> Vec<f32> {
+    let floats = bytes.as_chunks::<4>().0;
+    floats.iter().map(|f| f32::from_le_bytes(*f)).collect()
+}
+
+fn differ(
+    a: &[u8],
+    b: &[u8],
+    row_bytes: usize,
+    difference: impl Fn(&[u8], &[u8]) -> Option<String>,
+) -> Option<String> {
+    let rows = a.chunks(row_bytes).zip(b.chunks(row_bytes));
+    rows.enumerate()
+        .find_map(|(row, (a, b))| difference(a, b).map(|d| format!("row {row}: {d}")))
+}
+
+fn float_difference(a: Vec<f32>, b: Vec<f32>, tolerance: f32) -> Option<String> {
+    let close = |a: f32, b: f32| {
+        a.to_bits() == b.to_bits()
+            || a.is_nan() && b.is_nan()
+            || (a - b).abs() <= tolerance * a.abs().max(b.abs()) && tolerance > 0.0
+    };
+    let at = a.iter().zip(&b).position(|(&a, &b)| !close(a, b))?;
+    Some(format!("element {at}: {:e} and {:e}", a[at], b[at]))
+}
+
+/// Blocks whose inverse scale or whose scale isn't finite have quants of no meaning.
+fn q8_difference(a: &[u8], b: &[u8], cols: usize, tolerance: f32) -> Option<String> {
+    let scales = q8_scales_offset(cols as u32) as usize;
+    let sums = q8_sums_offset(cols as u32) as usize;
+    for block in 0..cols / 32 {
+        let of = |bytes: &[u8], part: usize| as_floats(&bytes[part + block * 4..][..4])[0];
+        let (scale, scale_b) = (of(a, scales), of(b, scales));
+        if !scale.is_finite() {
+            continue;
+        }
+        if let Some(d) = float_difference(vec![scale], vec![scale_b], tolerance) {
+            return Some(format!("scale of block {block}: {d}"));
+        }
+        if scale != 0.0 && scale < 1e-38 {
+            continue;
+        }
+        let quants = |bytes: &[u8]| -> Vec<i8> {
+            bytes[block * 32..][..32].iter().map(|b| *b as i8).collect()
+        };
+        let step = if tolerance > 0.0 { 1 } else { 0 };
+        let (quants_a, quants_b) = (quants(a), quants(b));
+        if let Some(at) = (0..32).find(|&i| quants_a[i].abs_diff(quants_b[i]) > step) {
+            return Some(format!(
+                "quant {at} of block {block}: {} and {}",
+                quants_a[at], quants_b[at]
+            ));
+        }
+        let total: i32 = quants_a.iter().map(|q| *q as i32).sum();
+        let expected = if tolerance > 0.0 {
+            scale * total as f32
+        } else {
+            of(b, sums)
+        };
+        if let Some(d) = float_difference(vec![of(a, sums)], vec![expected], 0.0) {
+            return Some(format!("sum of block {block}: {d}"));
+        }
+    }
+    (a[sums + cols / 8..] != b[sums + cols / 8..]).then(|| "padding".into())
+}
+
+impl Operands for Memory {
+    fn load(&self, operand: OperandId, row: usize, col: usize) -> f32 {
+        let row_bytes = match self.context.operands[operand as usize] {
+            Layout::F32 { row_bytes, .. } => row_bytes as usize,
+            Layout::Vector { .. } => 0,
+            other => panic!("{other:?} holds no floats"),
+        };
+        as_floats(&self.operand(operand)[row * row_bytes + col * 4..][..4])[0]
+    }
+
+    fn index(&self, operand: OperandId, row: usize) -> u32 {
+        as_floats(&self.operand(operand)[row * 4..][..4])[0].to_bits()
+    }
+
+    fn store(&mut self, operand: OperandId, row: usize, col: usize, value: f32) {
+        let Layout::F32 { row_bytes, .. } = self.context.operands[operand as usize] else {
+            panic!("operand {operand} holds no floats");
+        };
+        self.operand_mut(operand)[row * row_bytes as usize + col * 4..][..4]
+            .copy_from_slice(&value.to_le_bytes());
+    }
+
+    fn store_q8(&mut self, operand: OperandId, row: usize, col: usize, values: &[f32; 32]) {
+        let Layout::Q8 { row_bytes, cols } = self.context.operands[operand as usize] else {
+            panic!("operand {operand} holds no Q8 blocks");
+        };
+        let block = q8::quantise_block(values);
+        let row = &mut self.operand_mut(operand)[row * row_bytes as usize..];
+        q8::write_block(row, cols as usize, col, &block);
+    }
+
+    fn store_kv(&mut self, operand: OperandId, slot: u32, head: usize, dim: usize, value: f32) {
+        let Layout::Kv {
+            part,
+            heads,
+            head_dim,
+            ..
+        } = self.context.operands[operand as usize]
+        else {
+            panic!("operand {operand} is no pool");
+        };
+        let (heads, dims) = (heads as usize, head_dim as usize);
+        let (block, position) = (slot as usize / KV_BLOCK, slot as usize % KV_BLOCK);
+        let head = block * heads + head;
+        let element = match part {
+            KvPart::Key => (head * dims + dim) * KV_BLOCK + position,
+            KvPart::Value => (head * KV_BLOCK + position) * dims + dim,
+        };
+        self.operand_mut(operand)[element * 2..][..2]
+            .copy_from_slice(&f16::from_f32(value).to_le_bytes());
+    }
+}

@@ -1,0 +1,349 @@
+//! Regions as a model's lowering makes them, with the tables of the plan that they refer to.
+
+use super::RegionContext;
+use bundle_format::plan::{
+    Buffer, DType, Dim, Encoding, KvDType, KvGroup, Place, Role, Weight, WeightLayout,
+};
+use bundle_format::region::{
+    Binary, ColMap, Inst, KvPart, Operand, OperandId, Region, RowMap, Unary, Val,
+};
+use bundle_format::target::Target;
+
+/// A region under construction, and the tables.
+pub struct Case {
+    pub region: Region,
+    pub buffers: Vec<Buffer>,
+    pub weights: Vec<Weight>,
+    pub kv: Vec<KvGroup>,
+    pub tile_stride: u32,
+}
+
+/// Column `c` of every unit of `per_unit` columns, from `offset` on.
+pub fn at(per_unit: u32, offset: u32) -> ColMap {
+    ColMap { per_unit, offset }
+}
+
+impl Case {
+    pub fn new(name: &str, unit: u32, width: u32, cols: u32) -> Case {
+        Case {
+            region: Region {
+                name: name.into(),
+                unit,
+                width,
+                cols,
+                operands: vec![],
+                body: vec![],
+            },
+            buffers: vec![],
+            weights: vec![],
+            kv: vec![],
+            tile_stride: cols,
+        }
+    }
+
+    pub fn context(&self) -> RegionContext {
+        RegionContext::new(
+            Target::X86_64V3,
+            &self.region,
+            &self.buffers,
+            &self.weights,
+            &self.kv,
+            self.tile_stride,
+        )
+        .expect("the case's tables fit the region")
+    }
+
+    fn operand(&mut self, operand: Operand) -> OperandId {
+        self.region.operands.push(operand);
+        (self.region.operands.len() - 1) as OperandId
+    }
+
+    pub fn buffer(&mut self, dtype: DType, cols: u32) -> OperandId {
+        self.buffers.push(Buffer {
+            name: format!("b{}", self.buffers.len()),
+            dtype,
+            extent: Dim::Tokens,
+            cols,
+            place: Place {
+                offset: 0,
+                role: Role::Scratch,
+            },
+        });
+        self.operand(Operand::Buffer(self.buffers.len() as u32 - 1))
+    }
+
+    pub fn weight(&mut self, cols: u32) -> OperandId {
+        self.weights.push(Weight {
+            name: format!("w{}", self.weights.len()),
+            encoding: Encoding::F32,
+            layout: WeightLayout::RowMajor,
+            rows: 1,
+            cols,
+            offset: 0,
+            len: cols as u64 * 4,
+            slices: vec![],
+            interleave: 0,
+            shard: None,
+        });
+        self.operand(Operand::Weight(self.weights.len() as u32 - 1))
+    }
+
+    pub fn pool(&mut self, part: KvPart, kv_heads: u32, head_dim: u32) -> OperandId {
+        self.kv.push(KvGroup {
+            dtype: KvDType::F16,
+            layers: 2,
+            kv_heads,
+            head_dim,
+            window: None,
+        });
+        self.operand(Operand::Kv {
+            group: self.kv.len() as u32 - 1,
+            layer: 1,
+            part,
+        })
+    }
+
+    pub fn push(&mut self, inst: Inst) -> Val {
+        self.region.body.push(inst);
+        (self.region.body.len() - 1) as Val
+    }
+
+    pub fn constant(&mut self, value: f32) -> Val {
+        self.push(Inst::Const { value })
+    }
+
+    pub fn tile(&mut self, offset: u32) -> Val {
+        self.push(Inst::Tile { offset })
+    }
+
+    pub fn load(&mut self, src: OperandId, col: ColMap) -> Val {
+        self.load_row(src, RowMap::Same, col)
+    }
+
+    pub fn load_row(&mut self, src: OperandId, row: RowMap, col: ColMap) -> Val {
+        self.push(Inst::Load { src, row, col })
+    }
+
+    pub fn unary(&mut self, op: Unary, x: Val) -> Val {
+        self.push(Inst::Unary { op, x })
+    }
+
+    pub fn binary(&mut self, op: Binary, a: Val, b: Val) -> Val {
+        self.push(Inst::Binary { op, a, b })
+    }
+
+    pub fn row_sum(&mut self, x: Val) -> Val {
+        self.push(Inst::RowSum { x })
+    }
+
+    pub fn store(&mut self, dst: OperandId, col: ColMap, x: Val) {
+        self.push(Inst::Store { dst, col, x });
+    }
+
+    pub fn store_q8(&mut self, dst: OperandId, col: ColMap, x: Val) {
+        self.push(Inst::StoreQ8 { dst, col, x });
+    }
+
+    pub fn store_kv(&mut self, dst: OperandId, slots: OperandId, offset: u32, x: Val) {
+        self.push(Inst::StoreKv {
+            dst,
+            slots,
+            offset,
+            x,
+        });
+    }
+}
+
+/// The rows of a matmul, as they are.
+pub fn store(cols: u32) -> Case {
+    let mut case = Case::new("store", 1, 1, cols);
+    let out = case.buffer(DType::F32, cols);
+    let x = case.tile(0);
+    case.store(out, at(1, 0), x);
+    case
+}
+
+/// A matmul's result added to the residual in place.
+pub fn add(cols: u32) -> Case {
+    let mut case = Case::new("add", 1, 1, cols);
+    let hidden = case.buffer(DType::F32, cols);
+    let a = case.load(hidden, at(1, 0));
+    let x = case.tile(0);
+    let sum = case.binary(Binary::Add, a, x);
+    case.store(hidden, at(1, 0), sum);
+    case
+}
+
+/// `x / sqrt(mean(x * x) + eps) * w`
+fn norm(case: &mut Case, x: Val, weight: OperandId, col: ColMap) -> Val {
+    let cols = case.region.cols as f32;
+    let square = case.binary(Binary::Mul, x, x);
+    let sum = case.row_sum(square);
+    let n = case.constant(cols);
+    let mean = case.binary(Binary::Div, sum, n);
+    let eps = case.constant(1e-5);
+    let mean = case.binary(Binary::Add, mean, eps);
+    let root = case.unary(Unary::Sqrt, mean);
+    let factor = case.unary(Unary::Recip, root);
+    let x = case.binary(Binary::Mul, x, factor);
+    let w = case.load_row(weight, RowMap::Zero, col);
+    case.binary(Binary::Mul, x, w)
+}
+
+pub fn rms_norm(cols: u32) -> Case {
+    let mut case = Case::new("rms_norm", 1, 1, cols);
+    let (x, w) = (case.buffer(DType::F32, cols), case.weight(cols));
+    let out = case.buffer(DType::F32, cols);
+    let x = case.load(x, at(1, 0));
+    let y = norm(&mut case, x, w, at(1, 0));
+    case.store(out, at(1, 0), y);
+    case
+}
+
+pub fn rms_norm_q8(cols: u32) -> Case {
+    let mut case = Case::new("rms_norm_q8", 32, 32, cols);
+    let (x, w) = (case.buffer(DType::F32, cols), case.weight(cols));
+    let out = case.buffer(DType::Q8, cols);
+    let x = case.load(x, at(32, 0));
+    let y = norm(&mut case, x, w, at(32, 0));
+    case.store_q8(out, at(32, 0), y);
+    case
+}
+
+/// `h += x`, then the norm of h.
+pub fn add_rms_norm_q8(cols: u32) -> Case {
+    let mut case = Case::new("add_rms_norm_q8", cols, cols, cols);
+    let (hidden, x) = (case.buffer(DType::F32, cols), case.buffer(DType::F32, cols));
+    let (w, out) = (case.weight(cols), case.buffer(DType::Q8, cols));
+    let col = at(cols, 0);
+    let (a, b) = (case.load(hidden, col), case.load(x, col));
+    let sum = case.binary(Binary::Add, a, b);
+    case.store(hidden, col, sum);
+    let y = norm(&mut case, sum, w, col);
+    case.store_q8(out, col, y);
+    case
+}
+
+/// The rows whose logits are wanted, normed.
+pub fn final_norm_q8(cols: u32) -> Case {
+    let mut case = Case::new("final_norm_q8", 32, 32, cols);
+    let (x, rows) = (case.buffer(DType::F32, cols), case.buffer(DType::U32, 1));
+    let (w, out) = (case.weight(cols), case.buffer(DType::Q8, cols));
+    let x = case.load_row(x, RowMap::Via(rows), at(32, 0));
+    let y = norm(&mut case, x, w, at(32, 0));
+    case.store_q8(out, at(32, 0), y);
+    case
+}
+
+pub fn quantise(cols: u32) -> Case {
+    let mut case = Case::new("quantise", 32, 32, cols);
+    let (x, out) = (case.buffer(DType::F32, cols), case.buffer(DType::Q8, cols));
+    let x = case.load(x, at(32, 0));
+    case.store_q8(out, at(32, 0), x);
+    case
+}
+
+/// `silu(gate) * up`, of a matmul whose columns are 32 of gate, 32 of up in turn.
+pub fn swiglu_q8(ffn: u32) -> Case {
+    let mut case = Case::new("swiglu_q8", 64, 32, ffn * 2);
+    let out = case.buffer(DType::Q8, ffn);
+    let (gate, up) = (case.tile(0), case.tile(32));
+    let negative = case.unary(Unary::Neg, gate);
+    let e = case.unary(Unary::Exp, negative);
+    let one = case.constant(1.0);
+    let denominator = case.binary(Binary::Add, e, one);
+    let silu = case.binary(Binary::Div, gate, denominator);
+    let y = case.binary(Binary::Mul, silu, up);
+    case.store_q8(out, at(32, 0), y);
+    case
+}
+
+/// Both halves of a rotated head.
+fn rotate(case: &mut Case, head_dim: u32) -> (Val, Val) {
+    let half = head_dim / 2;
+    let table = case.buffer(DType::F32, head_dim);
+    let (a, b) = (case.tile(0), case.tile(half));
+    let cos = case.load(table, at(0, 0));
+    let sin = case.load(table, at(0, half));
+    let (ac, bs) = (
+        case.binary(Binary::Mul, a, cos),
+        case.binary(Binary::Mul, b, sin),
+    );
+    let first = case.binary(Binary::Sub, ac, bs);
+    let as_ = case.binary(Binary::Mul, a, sin);
+    let second = case.push(Inst::Fma {
+        a: b,
+        b: cos,
+        c: as_,
+    });
+    (first, second)
+}
+
+pub fn rope(heads: u32, head_dim: u32) -> Case {
+    let mut case = Case::new("rope", head_dim, head_dim / 2, heads * head_dim);
+    let out = case.buffer(DType::F32, heads * head_dim);
+    let (first, second) = rotate(&mut case, head_dim);
+    case.store(out, at(head_dim, 0), first);
+    case.store(out, at(head_dim, head_dim / 2), second);
+    case
+}
+
+pub fn rope_key(heads: u32, head_dim: u32) -> Case {
+    let mut case = Case::new("rope_key", head_dim, head_dim / 2, heads * head_dim);
+    let slots = case.buffer(DType::U32, 1);
+    let pool = case.pool(KvPart::Key, heads, head_dim);
+    let (first, second) = rotate(&mut case, head_dim);
+    case.store_kv(pool, slots, 0, first);
+    case.store_kv(pool, slots, head_dim / 2, second);
+    case
+}
+
+pub fn value(heads: u32, head_dim: u32) -> Case {
+    let mut case = Case::new("value", head_dim, head_dim, heads * head_dim);
+    let slots = case.buffer(DType::U32, 1);
+    let pool = case.pool(KvPart::Value, heads, head_dim);
+    let x = case.tile(0);
+    case.store_kv(pool, slots, 0, x);
+    case
+}
+
+/// What attention hands to the output projection.
+pub fn attention_q8(heads: u32, head_dim: u32) -> Case {
+    let mut case = Case::new("attention_q8", head_dim, head_dim, heads * head_dim);
+    let out = case.buffer(DType::Q8, heads * head_dim);
+    let x = case.tile(0);
+    case.store_q8(out, at(head_dim, 0), x);
+    case
+}
+
+/// Every region of a model of SmolLM2-135M's sizes, and some of odd ones.
+pub fn model() -> Vec<Case> {
+    vec![
+        store(576),
+        store(1),
+        store(49153),
+        add(576),
+        add(7),
+        rms_norm(576),
+        rms_norm(37),
+        rms_norm(3),
+        rms_norm_q8(576),
+        rms_norm_q8(32),
+        add_rms_norm_q8(576),
+        final_norm_q8(576),
+        quantise(576),
+        quantise(1536),
+        swiglu_q8(1536),
+        swiglu_q8(32),
+        rope(9, 64),
+        rope(3, 80),
+        rope(2, 6),
+        rope_key(3, 64),
+        rope_key(2, 10),
+        value(3, 64),
+        value(1, 128),
+        value(5, 23),
+        attention_q8(9, 64),
+        attention_q8(2, 256),
+    ]
+}

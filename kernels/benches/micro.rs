@@ -1,0 +1,309 @@
+//! Throughput of every microkernel at the best level of this processor.
+//!
+//! `cargo bench -p kernels` prints criterion's figures and, for each bench, the best time as GMAC/s or GB/s, operations a
+//! cycle and the fraction of the ceiling that NOTES.md derives. The clock is measured beside each bench, with a chain of dependent
+//! multiplications.
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use bundle_format::plan::{DType, Encoding, KV_BLOCK, row_bytes};
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use kernels::abi::{AttentionArgs, EmbedArgs, MatMulArgs, MicroFn, RopeTableArgs, id};
+use kernels::quant::{ENCODINGS, takes_q8_activations};
+use kernels::{cpu, pack};
+
+criterion_group!(
+    name = benches;
+    config = Criterion::default()
+        .sample_size(20)
+        .warm_up_time(Duration::from_millis(100))
+        .measurement_time(Duration::from_millis(600));
+    targets = prefill, decode, attention, embed, rope_table
+);
+criterion_main!(benches);
+
+/// What one call does, and the most of it that the AVX2 code could do in a cycle (NOTES.md).
+struct Work {
+    amount: f64,
+    unit: &'static str,
+    ceiling: f64,
+}
+
+/// Shortest stretch that is timed for the best time, in seconds: far above the timer's own cost, far below a time slice of
+/// a busy machine.
+const STRETCH: f64 = 20e-6;
+
+/// Runs a bench and prints the best of its times against the ceiling.
+fn bench(c: &mut Criterion, group: &str, name: &str, work: Work, mut call: impl FnMut()) {
+    call();
+    let start = Instant::now();
+    call();
+    let stretch = (STRETCH / start.elapsed().as_secs_f64()).ceil() as u64;
+
+    let mut best = f64::INFINITY;
+    let mut group_of = c.benchmark_group(group);
+    group_of.throughput(Throughput::Elements(work.amount as u64));
+    group_of.bench_function(BenchmarkId::from_parameter(name), |b| {
+        b.iter_custom(|n| {
+            let mut total = Duration::ZERO;
+            for _ in 0..n {
+                let start = Instant::now();
+                for _ in 0..stretch {
+                    call();
+                }
+                let elapsed = start.elapsed() / stretch as u32;
+                best = best.min(elapsed.as_secs_f64());
+                total += elapsed;
+            }
+            total
+        });
+    });
+    group_of.finish();
+    let hertz = clock();
+    let rate = work.amount / best;
+    let a_cycle = rate / hertz;
+    println!(
+        "{group}/{name}: {:.2} G{}/s, {a_cycle:.2} a cycle at {:.2} GHz, {:.0}% of the ceiling of {}",
+        rate / 1e9,
+        work.unit,
+        hertz / 1e9,
+        100.0 * a_cycle / work.ceiling,
+        work.ceiling
+    );
+}
+
+/// Cycles a second: a multiplication takes three and an addition one, on every x86 of the last decade.
+fn clock() -> f64 {
+    let (factor, summand) = (black_box(0x9e37_79b9_7f4a_7c15u64), black_box(7u64));
+    let mut best = f64::INFINITY;
+    for _ in 0..5 {
+        let start = Instant::now();
+        let mut x = 1u64;
+        for _ in 0..2_000_000 {
+            x = x.wrapping_mul(factor).wrapping_add(summand);
+        }
+        black_box(x);
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    4.0 * 2e6 / best
+}
+
+/// MACs a cycle of the tile of four tokens.
+fn prefill_ceiling(encoding: Encoding) -> f64 {
+    match encoding {
+        Encoding::Q4_0 | Encoding::Q4_1 => 39.4,
+        Encoding::Q8_0 => 25.6,
+        Encoding::F16 | Encoding::F32 => 16.0,
+    }
+}
+
+/// Weight bytes a cycle for a lone token, from the L1 cache.
+fn decode_ceiling(encoding: Encoding) -> f64 {
+    match encoding {
+        Encoding::Q4_0 => 16.0,
+        Encoding::Q4_1 => 17.8,
+        Encoding::Q8_0 => 23.6,
+        Encoding::F16 => 16.0,
+        Encoding::F32 => 32.0,
+    }
+}
+
+/// A matmul's inputs. Bytes are arbitrary but make finite numbers.
+struct Product {
+    args: MatMulArgs,
+    func: unsafe fn(&MatMulArgs),
+    _buffers: (Vec<u64>, Vec<u64>, Vec<f32>),
+}
+
+impl Product {
+    fn new(encoding: Encoding, tokens: usize, features: usize, k: usize) -> Product {
+        let MicroFn::MatMul(func) = cpu::lookup(id::matmul(encoding))
+            .expect("in the table")
+            .func
+        else {
+            panic!("not a matmul")
+        };
+        let dtype = match takes_q8_activations(encoding) {
+            true => DType::Q8,
+            false => DType::F32,
+        };
+        let x_stride = row_bytes(dtype, k as u32) as usize;
+        let len = pack::packed_len(encoding, features as u64, k as u64).expect("whole blocks");
+        let w = words(len as usize);
+        let x = words(x_stride * tokens);
+        let mut out = vec![0.0; tokens * features];
+        let args = MatMulArgs {
+            x: x.as_ptr().cast(),
+            x_stride: x_stride as u64,
+            w: w.as_ptr().cast(),
+            out: out.as_mut_ptr(),
+            out_stride: features as u64,
+            k: k as u64,
+            rows: tokens as u64,
+            col0: 0,
+            cols: features as u64,
+        };
+        Product {
+            args,
+            func,
+            _buffers: (w, x, out),
+        }
+    }
+
+    fn call(&self) {
+        // SAFETY: `new` made buffers of the sizes in `args`.
+        unsafe { (self.func)(&self.args) }
+    }
+}
+
+/// Bytes of small f16 and f32 numbers, as u64 for alignment.
+fn words(bytes: usize) -> Vec<u64> {
+    (0..bytes.div_ceil(8) as u64)
+        .map(|i| {
+            (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) & 0x0fff_0fff_0fff_0fff) | 0x2000_2000_2000_2000
+        })
+        .collect()
+}
+
+/// Tiles of 64 tokens by 64 features, at the depths of small and large models.
+fn prefill(c: &mut Criterion) {
+    for encoding in ENCODINGS {
+        for k in [576, 1536, 4096, 14336] {
+            let product = Product::new(encoding, 64, 64, k);
+            let work = Work {
+                amount: (64 * 64 * k) as f64,
+                unit: "MAC",
+                ceiling: prefill_ceiling(encoding),
+            };
+            bench(c, "prefill", &format!("{encoding:?}/{k}"), work, || {
+                product.call()
+            });
+        }
+    }
+}
+
+/// A lone token: weights from the L1 cache, and from memory.
+fn decode(c: &mut Criterion) {
+    for encoding in ENCODINGS {
+        for (name, features, k) in [("L1", 32, 256), ("memory", 65536, 1536)] {
+            let product = Product::new(encoding, 1, features, k);
+            let bytes =
+                pack::packed_len(encoding, features as u64, k as u64).expect("whole blocks");
+            let work = Work {
+                amount: bytes as f64,
+                unit: "B",
+                ceiling: decode_ceiling(encoding),
+            };
+            bench(c, "decode", &format!("{encoding:?}/{name}"), work, || {
+                product.call()
+            });
+        }
+    }
+}
+
+/// Three heads of one KV head: a chunk of 64 tokens behind 448, and a lone token behind 2047.
+fn attention(c: &mut Criterion) {
+    let MicroFn::Attention(func) = cpu::lookup(id::ATTENTION_F16).expect("in the table").func
+    else {
+        panic!("not an attention")
+    };
+    for (name, head_dim, position, tokens) in [
+        ("prefill/64", 64usize, 448usize, 64usize),
+        ("prefill/128", 128, 448, 64),
+        ("decode/64", 64, 2047, 1),
+        ("decode/128", 128, 2047, 1),
+    ] {
+        let heads = 3;
+        let end = position + tokens;
+        let block = head_dim * KV_BLOCK * 2;
+        let pool = words(end.div_ceil(KV_BLOCK) * block);
+        let table: Vec<u32> = (0..end.div_ceil(KV_BLOCK) as u32).collect();
+        let q = vec![0.01f32; tokens * heads * head_dim];
+        let mut out = vec![0.0f32; q.len()];
+        let args = AttentionArgs {
+            q: q.as_ptr(),
+            q_stride: (heads * head_dim) as u64,
+            out: out.as_mut_ptr(),
+            out_stride: (heads * head_dim) as u64,
+            keys: pool.as_ptr().cast(),
+            values: pool.as_ptr().cast(),
+            block_stride: block as u64,
+            table: table.as_ptr(),
+            position: position as u64,
+            tokens: tokens as u64,
+            head0: 0,
+            heads: heads as u64,
+            group_size: heads as u64,
+            head_dim: head_dim as u64,
+            window: u64::MAX,
+            scale: 0.125,
+        };
+        let pairs: usize = (position + 1..=end).sum();
+        let work = Work {
+            amount: (pairs * heads * head_dim * 2) as f64,
+            unit: "MAC",
+            ceiling: 16.0,
+        };
+        // SAFETY: buffers of the sizes in `args`.
+        bench(c, "attention", name, work, || unsafe { func(&args) });
+    }
+}
+
+/// 64 rows of a table that fits the L2 cache, in elements.
+fn embed(c: &mut Criterion) {
+    for encoding in ENCODINGS {
+        let MicroFn::Embed(func) = cpu::lookup(id::embed(encoding)).expect("in the table").func
+        else {
+            panic!("not an embedding")
+        };
+        let (rows, k) = (64, 576);
+        let w = words(pack::packed_len(encoding, 256, k).expect("whole blocks") as usize);
+        let tokens: Vec<u32> = (0..rows).map(|i| i * 37 % 256).collect();
+        let mut out = vec![0.0f32; rows as usize * k as usize];
+        let args = EmbedArgs {
+            tokens: tokens.as_ptr(),
+            w: w.as_ptr().cast(),
+            out: out.as_mut_ptr(),
+            out_stride: k,
+            k,
+            rows: rows.into(),
+            scale: 1.0,
+        };
+        let work = Work {
+            amount: (rows as u64 * k) as f64,
+            unit: "element",
+            ceiling: 8.0,
+        };
+        // SAFETY: buffers of the sizes in `args`.
+        bench(c, "embed", &format!("{encoding:?}"), work, || unsafe {
+            func(&args)
+        });
+    }
+}
+
+/// 512 positions of 32 angles, in angles.
+fn rope_table(c: &mut Criterion) {
+    let MicroFn::RopeTable(func) = cpu::lookup(id::ROPE_TABLE).expect("in the table").func else {
+        panic!("not a rotary table")
+    };
+    let positions: Vec<u32> = (0..512).collect();
+    let freqs: Vec<f32> = (0..32).map(|i| 0.75f32.powi(i)).collect();
+    let mut out = vec![0.0f32; 512 * 64];
+    let args = RopeTableArgs {
+        positions: positions.as_ptr(),
+        freqs: freqs.as_ptr(),
+        out: out.as_mut_ptr(),
+        out_stride: 64,
+        n: 32,
+        rows: 512,
+        mscale: 1.0,
+    };
+    let work = Work {
+        amount: 512.0 * 32.0,
+        unit: "angle",
+        ceiling: 0.4,
+    };
+    // SAFETY: buffers of the sizes in `args`.
+    bench(c, "rope_table", "512x32", work, || unsafe { func(&args) });
+}

@@ -1,0 +1,145 @@
+//! F16 and F32 weights times f32 rows.
+//!
+//! Every output is one chain of fused multiply-adds, so a tile is several groups by several tokens: at least eight chains
+//! cover the latency of the instruction.
+
+use std::arch::x86_64::*;
+
+use crate::abi::MatMulArgs;
+use crate::pack::GROUP;
+
+/// Tokens of a full tile.
+const TOKENS: usize = 6;
+
+/// F16 weights times f32 rows.
+///
+/// # Safety
+/// As the scalar twin, and the processor has the level.
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+pub unsafe fn matmul_f16(args: &MatMulArgs) {
+    // SAFETY: the caller's promise.
+    unsafe { matmul::<true>(args) }
+}
+
+/// F32 weights times f32 rows.
+///
+/// # Safety
+/// As the scalar twin, and the processor has the level.
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+pub unsafe fn matmul_f32(args: &MatMulArgs) {
+    // SAFETY: the caller's promise.
+    unsafe { matmul::<false>(args) }
+}
+
+/// Bytes of a weight.
+const fn size(half: bool) -> usize {
+    if half { 2 } else { 4 }
+}
+
+/// # Safety
+/// As [`matmul_f16`].
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+unsafe fn matmul<const HALF: bool>(args: &MatMulArgs) {
+    let rows = args.rows as usize;
+    let mut row = 0;
+    while row < rows {
+        // SAFETY: the caller's promise; the rows are there.
+        unsafe {
+            match rows - row {
+                1 => all_groups::<HALF, 8, 1>(args, row),
+                2 => all_groups::<HALF, 4, 2>(args, row),
+                3 => all_groups::<HALF, 4, 3>(args, row),
+                4 => all_groups::<HALF, 2, 4>(args, row),
+                5 => all_groups::<HALF, 2, 5>(args, row),
+                _ => all_groups::<HALF, 2, TOKENS>(args, row),
+            }
+        }
+        row += TOKENS;
+    }
+}
+
+/// Rows `row .. row + T` of all columns, G groups at a time and the rest one by one.
+///
+/// # Safety
+/// As [`matmul_f16`], and these rows are of the tile.
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+unsafe fn all_groups<const HALF: bool, const G: usize, const T: usize>(
+    args: &MatMulArgs,
+    row: usize,
+) {
+    let k = args.k as usize;
+    let first = args.col0 as usize / GROUP;
+    let groups = (args.cols as usize).div_ceil(GROUP);
+    let tile = |g: usize| {
+        // SAFETY: the caller promises the groups from `col0` on, and rows of x and out.
+        unsafe {
+            Tile {
+                w: args.w.add((first + g) * k * GROUP * size(HALF)),
+                k,
+                x: args.x.add(row * args.x_stride as usize),
+                x_stride: args.x_stride as usize,
+                out: args.out.add(row * args.out_stride as usize + g * GROUP),
+                out_stride: args.out_stride as usize,
+            }
+        }
+    };
+    let mut g = 0;
+    while g + G <= groups {
+        // SAFETY: G groups from g on are there.
+        unsafe { tile(g).run::<HALF, G, T>() };
+        g += G;
+    }
+    for g in g..groups {
+        // SAFETY: group g is there.
+        unsafe { tile(g).run::<HALF, 1, T>() };
+    }
+}
+
+/// Some groups of weights and some tokens.
+struct Tile {
+    w: *const u8,
+    k: usize,
+    x: *const u8,
+    x_stride: usize,
+    out: *mut f32,
+    out_stride: usize,
+}
+
+impl Tile {
+    /// # Safety
+    /// `w` has G packed groups of k columns, `x` T rows of k f32, `out` T rows of 8 G columns.
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    unsafe fn run<const HALF: bool, const G: usize, const T: usize>(&self) {
+        let vector = GROUP * size(HALF);
+        let mut acc = [[_mm256_setzero_ps(); G]; T];
+        for i in 0..self.k {
+            // SAFETY: vector i of group g.
+            let w: [__m256; G] = std::array::from_fn(|g| unsafe {
+                let at = self.w.add((g * self.k + i) * vector);
+                match HALF {
+                    true => _mm256_cvtph_ps(_mm_loadu_si128(at.cast())),
+                    false => _mm256_loadu_ps(at.cast()),
+                }
+            });
+            for (t, acc) in acc.iter_mut().enumerate() {
+                // SAFETY: element i of row t of x.
+                let x = unsafe {
+                    let row = self.x.add(t * self.x_stride).cast::<f32>();
+                    _mm256_broadcast_ss(&*row.add(i))
+                };
+                for (acc, w) in acc.iter_mut().zip(w) {
+                    *acc = _mm256_fmadd_ps(w, x, *acc);
+                }
+            }
+        }
+        for (t, acc) in acc.iter().enumerate() {
+            for (g, acc) in acc.iter().enumerate() {
+                // SAFETY: row t of out has 8 G columns.
+                unsafe {
+                    _mm256_storeu_ps(self.out.add(t * self.out_stride + g * GROUP), *acc);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! Tiles of matrix products.
+
+use std::slice;
+
+use half::f16;
+
+use crate::abi::MatMulArgs;
+use crate::pack::GROUP;
+use crate::quant::BLOCK;
+
+/// Bytes before the quants of a packed block, and bytes of the block.
+const Q4_0: (usize, usize) = (16, 144);
+const Q4_1: (usize, usize) = (32, 160);
+const Q8_0: (usize, usize) = (16, 272);
+
+/// F32 weights times f32 rows.
+///
+/// # Safety
+/// As [`tiles`].
+pub unsafe fn matmul_f32(args: &MatMulArgs) {
+    // SAFETY: the caller's promise.
+    unsafe { float(args, 4, |w| f32::from_le_bytes([w[0], w[1], w[2], w[3]])) }
+}
+
+/// F16 weights times f32 rows.
+///
+/// # Safety
+/// As [`tiles`].
+pub unsafe fn matmul_f16(args: &MatMulArgs) {
+    // SAFETY: the caller's promise.
+    unsafe { float(args, 2, |w| f16::from_le_bytes([w[0], w[1]]).to_f32()) }
+}
+
+/// Q4_0 weights times Q8 rows.
+///
+/// # Safety
+/// As [`tiles`].
+pub unsafe fn matmul_q4_0(args: &MatMulArgs) {
+    let min = |block: &[u8], r| -8.0 * half_at(block, r);
+    // SAFETY: the caller's promise.
+    unsafe { quantised(args, Q4_0, dot_nibbles, Some(min)) }
+}
+
+/// Q4_1 weights times Q8 rows.
+///
+/// # Safety
+/// As [`tiles`].
+pub unsafe fn matmul_q4_1(args: &MatMulArgs) {
+    let min = |block: &[u8], r| half_at(block, GROUP + r);
+    // SAFETY: the caller's promise.
+    unsafe { quantised(args, Q4_1, dot_nibbles, Some(min)) }
+}
+
+/// Q8_0 weights times Q8 rows.
+///
+/// # Safety
+/// As [`tiles`].
+pub unsafe fn matmul_q8_0(args: &MatMulArgs) {
+    // SAFETY: the caller's promise.
+    unsafe { quantised(args, Q8_0, dot_bytes, None::<fn(&[u8], usize) -> f32>) }
+}
+
+/// Calls `group(weights, x, out)` for each group of the tile and each row: the group's packed bytes, the row of
+/// activations and the eight outputs.
+///
+/// # Safety
+/// `w` holds the groups of features `col0 .. col0 + cols`, `rows` rows of `x` have `x_bytes` bytes, and rows of `out` have
+/// `cols` elements rounded up to 8.
+unsafe fn tiles(
+    args: &MatMulArgs,
+    group_bytes: usize,
+    x_bytes: usize,
+    mut group: impl FnMut(&[u8], &[u8], &mut [f32]),
+) {
+    let first = args.col0 as usize / GROUP;
+    for g in 0..(args.cols as usize).div_ceil(GROUP) {
+        // SAFETY: the caller's promise on `w`.
+        let w =
+            unsafe { slice::from_raw_parts(args.w.add((first + g) * group_bytes), group_bytes) };
+        for row in 0..args.rows as usize {
+            // SAFETY: the caller's promises on `x` and `out`.
+            let (x, out) = unsafe {
+                (
+                    slice::from_raw_parts(args.x.add(row * args.x_stride as usize), x_bytes),
+                    slice::from_raw_parts_mut(
+                        args.out.add(row * args.out_stride as usize + g * GROUP),
+                        GROUP,
+                    ),
+                )
+            };
+            group(w, x, out);
+        }
+    }
+}
+
+/// # Safety
+/// As [`tiles`].
+unsafe fn float(args: &MatMulArgs, size: usize, value: impl Fn(&[u8]) -> f32) {
+    let k = args.k as usize;
+    // SAFETY: the caller's promise; a row of x is k f32.
+    unsafe {
+        tiles(args, k * size * GROUP, k * 4, |w, x, out| {
+            out.fill(0.0);
+            for (w, x) in w.chunks_exact(size * GROUP).zip(x.chunks_exact(4)) {
+                let x = f32_at(x, 0);
+                for (w, acc) in w.chunks_exact(size).zip(out.iter_mut()) {
+                    *acc = value(w).mul_add(x, *acc);
+                }
+            }
+        })
+    }
+}
+
+/// # Safety
+/// As [`tiles`].
+unsafe fn quantised(
+    args: &MatMulArgs,
+    (header, block_bytes): (usize, usize),
+    dot: impl Fn(&[u8], usize, &[u8]) -> i32,
+    min: Option<impl Fn(&[u8], usize) -> f32>,
+) {
+    let k = args.k as usize;
+    let blocks = k / BLOCK;
+    // SAFETY: the caller's promise; a Q8 row has its quants, scales and sums.
+    unsafe {
+        tiles(args, blocks * block_bytes, k + blocks * 8, |w, x, out| {
+            let (quants, factors) = x.split_at(k);
+            let (scales, sums) = factors.split_at(blocks * 4);
+            out.fill(0.0);
+            for (b, block) in w.chunks_exact(block_bytes).enumerate() {
+                let quants = &quants[b * BLOCK..][..BLOCK];
+                let (scale, sum) = (f32_at(scales, b), f32_at(sums, b));
+                for (r, acc) in out.iter_mut().enumerate() {
+                    let isum = dot(&block[header..], r, quants);
+                    *acc = (isum as f32).mul_add(half_at(block, r) * scale, *acc);
+                    if let Some(min) = &min {
+                        *acc = min(block, r).mul_add(sum, *acc);
+                    }
+                }
+            }
+        })
+    }
+}
+
+/// The inner product of row r's 4-bit quants and 32 activations.
+fn dot_nibbles(vectors: &[u8], r: usize, x: &[u8]) -> i32 {
+    let mut sum = 0;
+    for i in 0..BLOCK / 2 {
+        let byte = vectors[i / 4 * 32 + 4 * r + i % 4];
+        sum += i32::from(byte & 15) * i32::from(x[i] as i8);
+        sum += i32::from(byte >> 4) * i32::from(x[i + BLOCK / 2] as i8);
+    }
+    sum
+}
+
+/// The inner product of row r's 8-bit quants and 32 activations.
+fn dot_bytes(vectors: &[u8], r: usize, x: &[u8]) -> i32 {
+    let quant = |i: usize| vectors[i / 4 * 32 + 4 * r + i % 4] as i8;
+    (0..BLOCK)
+        .map(|i| i32::from(quant(i)) * i32::from(x[i] as i8))
+        .sum()
+}
+
+fn half_at(block: &[u8], index: usize) -> f32 {
+    f16::from_le_bytes([block[2 * index], block[2 * index + 1]]).to_f32()
+}
+
+fn f32_at(bytes: &[u8], index: usize) -> f32 {
+    let word = &bytes[4 * index..][..4];
+    f32::from_le_bytes([word[0], word[1], word[2], word[3]])
+}

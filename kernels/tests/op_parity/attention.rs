@@ -1,0 +1,245 @@
+//! Attention over paged pools whose unseen parts hold NaN, and whose unseen blocks are not in the table.
+
+use bundle_format::plan::KV_BLOCK;
+use half::f16;
+use kernels::abi::{AttentionArgs, MicroFn};
+use kernels::cpu::MicroKernel;
+use kernels::reference::{self, Attention, KvSource};
+
+use crate::data::{Random, bits};
+
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    head_dim: usize,
+    kv_heads: usize,
+    group: usize,
+    position: usize,
+    tokens: usize,
+    window: Option<usize>,
+}
+
+pub fn check(kernel: &MicroKernel) {
+    let case = |head_dim, kv_heads, group, position, tokens, window| Case {
+        head_dim,
+        kv_heads,
+        group,
+        position,
+        tokens,
+        window,
+    };
+    // Head sizes, with all group sizes.
+    for head_dim in [32, 40, 64, 80, 96, 128, 256] {
+        for (kv_heads, group) in [(2, 1), (1, 3), (2, 4), (1, 8)] {
+            check_case(kernel, case(head_dim, kv_heads, group, 61, 5, None));
+        }
+    }
+    // Positions around the borders of blocks and tiles.
+    for position in [
+        0, 1, 7, 14, 15, 16, 31, 47, 48, 62, 63, 64, 65, 127, 128, 200,
+    ] {
+        for tokens in [1, 2, 17] {
+            check_case(kernel, case(32, 1, 3, position, tokens, None));
+        }
+    }
+    check_case(kernel, case(32, 2, 3, 0, 70, None));
+    // Windows, around the same borders.
+    for window in [1, 2, 15, 16, 17, 50, 63, 64, 65, 100] {
+        for position in [0, 40, 63, 64, 130, 191] {
+            for tokens in [1, 20] {
+                check_case(kernel, case(32, 1, 3, position, tokens, Some(window)));
+            }
+        }
+    }
+    check_case(kernel, case(32, 1, 1, 3, 90, Some(9)));
+}
+
+fn check_case(kernel: &MicroKernel, case: Case) {
+    let what = format!("{} ({}) {case:?}", kernel.name, kernel.level.name());
+    let data = Data::new(case);
+    let heads = case.kv_heads * case.group;
+    let found = data.run(kernel, 0, case.tokens, 0, heads);
+
+    let op = Attention {
+        heads,
+        kv_heads: case.kv_heads,
+        head_dim: case.head_dim,
+        window: case.window,
+        scale: SCALE,
+    };
+    let width = heads * case.head_dim;
+    let mut expected = vec![0.0; width];
+    for t in 0..case.tokens {
+        let q = &data.q[t * width..][..width];
+        reference::attention(&op, q, case.position + t, &data, &mut expected);
+        for (i, (found, expected)) in found[t * width..].iter().zip(&expected).enumerate() {
+            assert!(
+                (found - expected).abs() <= 1e-5,
+                "{what}: token {t} column {i}: {found}, expected {expected}"
+            );
+        }
+    }
+
+    let scalar = data.run(crate::scalar(kernel), 0, case.tokens, 0, heads);
+    assert_eq!(
+        bits(&found),
+        bits(&scalar),
+        "{what}: not as the scalar kernel"
+    );
+
+    for t in 0..case.tokens {
+        let alone = data.run(kernel, t, 1, 0, heads);
+        assert_eq!(
+            bits(&found[t * width..][..width]),
+            bits(&alone),
+            "{what}: token {t} differs when alone"
+        );
+    }
+    // Some heads only, across the border of KV heads where there is one.
+    let (head0, count) = (heads / 3, (heads - heads / 3).min(2));
+    let some = data.run(kernel, 0, case.tokens, head0, count);
+    for t in 0..case.tokens {
+        let from = t * width + head0 * case.head_dim;
+        assert_eq!(
+            bits(&found[from..][..count * case.head_dim]),
+            bits(&some[t * count * case.head_dim..][..count * case.head_dim]),
+            "{what}: heads {head0}+{count} differ when alone"
+        );
+    }
+}
+
+const SCALE: f32 = 0.35;
+
+struct Data {
+    case: Case,
+    /// `[tokens][heads * head_dim]`
+    q: Vec<f32>,
+    /// `[position][kv_head * head_dim]`, values that f16 holds.
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+impl Data {
+    fn new(case: Case) -> Data {
+        let mut random = Random((case.head_dim * 7 + case.position * 3 + case.tokens) as u64);
+        let width = case.kv_heads * case.head_dim;
+        let end = case.position + case.tokens;
+        let mut halves = |factor: f32| -> Vec<f32> {
+            random
+                .vec(end * width)
+                .iter()
+                .map(|x| f16::from_f32(x * factor).to_f32())
+                .collect()
+        };
+        let (keys, values) = (halves(2.0), halves(1.0));
+        Data {
+            case,
+            q: random.vec(case.tokens * width * case.group),
+            keys,
+            values,
+        }
+    }
+
+    /// Tokens `first .. first + tokens` and some heads, with pools that hold only what these tokens see.
+    fn run(
+        &self,
+        kernel: &MicroKernel,
+        first: usize,
+        tokens: usize,
+        head0: usize,
+        heads: usize,
+    ) -> Vec<f32> {
+        let MicroFn::Attention(func) = kernel.func else {
+            panic!("{} is no attention", kernel.name)
+        };
+        let case = self.case;
+        let width = case.kv_heads * case.group * case.head_dim;
+        let position = case.position + first;
+        let seen_from = match case.window {
+            Some(window) => (position + 1).saturating_sub(window),
+            None => 0,
+        };
+        let pools = Pools::new(self, seen_from, position + tokens);
+        let stride = heads * case.head_dim;
+        let mut out = vec![f32::NAN; tokens * stride];
+        let args = AttentionArgs {
+            q: self.q[first * width..].as_ptr(),
+            q_stride: width as u64,
+            out: out.as_mut_ptr(),
+            out_stride: stride as u64,
+            keys: pools.keys.as_ptr().cast(),
+            values: pools.values.as_ptr().cast(),
+            block_stride: (pools.block * 2) as u64,
+            table: pools.table.as_ptr(),
+            position: position as u64,
+            tokens: tokens as u64,
+            head0: head0 as u64,
+            heads: heads as u64,
+            group_size: case.group as u64,
+            head_dim: case.head_dim as u64,
+            window: case.window.map_or(u64::MAX, |w| w as u64),
+            scale: SCALE,
+        };
+        // SAFETY: buffers of these sizes, the table names blocks of what is seen, and the level is available.
+        unsafe { func(&args) };
+        out
+    }
+}
+
+impl KvSource for Data {
+    fn key(&self, position: usize, kv_head: usize, out: &mut [f32]) {
+        let at = (position * self.case.kv_heads + kv_head) * out.len();
+        out.copy_from_slice(&self.keys[at..at + out.len()]);
+    }
+
+    fn value(&self, position: usize, kv_head: usize, out: &mut [f32]) {
+        let at = (position * self.case.kv_heads + kv_head) * out.len();
+        out.copy_from_slice(&self.values[at..at + out.len()]);
+    }
+}
+
+/// Paged f16 pools. Everything but the given positions is NaN; blocks lie in another order than positions.
+struct Pools {
+    keys: Vec<u16>,
+    values: Vec<u16>,
+    /// Elements of a block.
+    block: usize,
+    table: Vec<u32>,
+}
+
+impl Pools {
+    fn new(data: &Data, from: usize, to: usize) -> Pools {
+        let Case {
+            head_dim, kv_heads, ..
+        } = data.case;
+        let blocks = to.div_ceil(KV_BLOCK);
+        let block = kv_heads * head_dim * KV_BLOCK;
+        // Slot of block b: a permutation of a pool with room to spare. Blocks of no seen position are not in the pool.
+        let slot = |b: usize| (blocks - 1 - b) * 2 + 1;
+        let table = (0..blocks)
+            .map(|b| match (b + 1) * KV_BLOCK <= from {
+                true => u32::MAX,
+                false => slot(b) as u32,
+            })
+            .collect();
+        let mut pools = Pools {
+            keys: vec![f16::NAN.to_bits(); block * blocks * 2],
+            values: vec![0xffff; block * blocks * 2],
+            block,
+            table,
+        };
+        for position in from..to {
+            let (base, i) = (slot(position / KV_BLOCK) * block, position % KV_BLOCK);
+            for head in 0..kv_heads {
+                for d in 0..head_dim {
+                    let at = (position * kv_heads + head) * head_dim + d;
+                    let bits = |x: f32| f16::from_f32(x).to_bits();
+                    let key = base + (head * head_dim + d) * KV_BLOCK + i;
+                    pools.keys[key] = bits(data.keys[at]);
+                    let value = base + (head * KV_BLOCK + i) * head_dim + d;
+                    pools.values[value] = bits(data.values[at]);
+                }
+            }
+        }
+        pools
+    }
+}

@@ -1,0 +1,69 @@
+//! Every microkernel, at every level that this processor has, against the naive reference, and bit for bit against its
+//! scalar twin. A microkernel without a row here fails the test `every_microkernel_has_a_row`.
+
+mod attention;
+mod data;
+mod embed;
+mod matmul;
+mod rope;
+
+use bundle_format::plan::Encoding;
+use kernels::abi::id;
+use kernels::cpu::{self, Level, MicroKernel};
+
+/// Declares the rows: a test for each, and the list that the table is compared with.
+macro_rules! rows {
+    ($($name:ident: $id:expr => $check:expr,)*) => {
+        const ROWS: &[u32] = &[$($id),*];
+        $(
+            #[test]
+            fn $name() {
+                at_every_level($id, $check);
+            }
+        )*
+    };
+}
+
+rows! {
+    matmul_f32: id::MATMUL_F32 => |k| matmul::check(k, Encoding::F32),
+    matmul_f16: id::MATMUL_F16 => |k| matmul::check(k, Encoding::F16),
+    matmul_q4_0: id::MATMUL_Q4_0 => |k| matmul::check(k, Encoding::Q4_0),
+    matmul_q4_1: id::MATMUL_Q4_1 => |k| matmul::check(k, Encoding::Q4_1),
+    matmul_q8_0: id::MATMUL_Q8_0 => |k| matmul::check(k, Encoding::Q8_0),
+    embed_f32: id::EMBED_F32 => |k| embed::check(k, Encoding::F32),
+    embed_f16: id::EMBED_F16 => |k| embed::check(k, Encoding::F16),
+    embed_q4_0: id::EMBED_Q4_0 => |k| embed::check(k, Encoding::Q4_0),
+    embed_q4_1: id::EMBED_Q4_1 => |k| embed::check(k, Encoding::Q4_1),
+    embed_q8_0: id::EMBED_Q8_0 => |k| embed::check(k, Encoding::Q8_0),
+    attention_f16: id::ATTENTION_F16 => attention::check,
+    rope_table: id::ROPE_TABLE => rope::check,
+}
+
+fn at_every_level(id: u32, check: impl Fn(&MicroKernel)) {
+    let levels = Level::ALL.into_iter().filter(|level| level.is_available());
+    for level in levels {
+        check(cpu::lookup_at(level, id).expect("every level has every id"));
+    }
+}
+
+/// The scalar twin of a microkernel.
+fn scalar(kernel: &MicroKernel) -> &'static MicroKernel {
+    cpu::lookup_at(Level::Scalar, kernel.id).expect("every id has a scalar kernel")
+}
+
+#[test]
+fn every_microkernel_has_a_row() {
+    for level in Level::ALL.into_iter().filter(|level| level.is_available()) {
+        for kernel in cpu::table(level) {
+            assert!(
+                ROWS.contains(&kernel.id),
+                "{} ({}) has no parity row",
+                kernel.name,
+                level.name()
+            );
+            assert_eq!(kernel.level, level);
+        }
+        assert_eq!(cpu::table(level).len(), ROWS.len(), "{}", level.name());
+    }
+    assert!(cpu::lookup(0).is_none());
+}

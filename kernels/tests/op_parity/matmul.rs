@@ -1,0 +1,181 @@
+//! Matrix products.
+
+use bundle_format::plan::{DType, Encoding, WeightLayout, row_bytes};
+use kernels::abi::{MatMulArgs, MicroFn};
+use kernels::cpu::MicroKernel;
+use kernels::quant::{self, takes_q8_activations};
+use kernels::reference::{self, WeightView};
+
+use crate::data::{Random, bits, packed, q8_rows, weight_bytes};
+
+/// (tokens, features, first column of the tile, columns of the tile)
+const TILES: &[(usize, usize, usize, usize)] = &[
+    (1, 1, 0, 1),
+    (1, 64, 0, 64),
+    (1, 83, 16, 67),
+    (2, 17, 0, 17),
+    (3, 24, 8, 13),
+    (4, 8, 0, 8),
+    (5, 40, 0, 40),
+    (6, 9, 8, 1),
+    (7, 33, 0, 33),
+    (8, 16, 8, 8),
+    (13, 31, 0, 31),
+    (64, 24, 0, 24),
+    (70, 11, 0, 11),
+];
+
+pub fn check(kernel: &MicroKernel, encoding: Encoding) {
+    let depths: &[usize] = match takes_q8_activations(encoding) {
+        true => &[32, 64, 96, 576],
+        false => &[1, 5, 32, 37, 576],
+    };
+    for k in depths {
+        for (tokens, features, col0, cols) in TILES {
+            Case::new(encoding, *k, *tokens, *features, false).check(kernel, *col0, *cols);
+        }
+    }
+    Case::new(encoding, 64, 5, 16, true).check(kernel, 0, 16);
+}
+
+/// A product and its inputs.
+struct Case {
+    encoding: Encoding,
+    k: usize,
+    tokens: usize,
+    features: usize,
+    /// Row-major bytes of the weight.
+    weight: Vec<u8>,
+    packed: Vec<u8>,
+    /// The rows as the microkernel takes them.
+    x: Vec<u8>,
+    x_stride: usize,
+    /// What they stand for.
+    values: Vec<f32>,
+}
+
+impl Case {
+    fn new(encoding: Encoding, k: usize, tokens: usize, features: usize, extreme: bool) -> Case {
+        let mut random = Random((k * 1000 + tokens * 100 + features) as u64);
+        let weight = weight_bytes(&mut random, encoding, features, k, extreme);
+        let x = match extreme {
+            true => (0..tokens * k).map(|i| [1.0, -1.0][i / k % 2]).collect(),
+            false => random.vec(tokens * k),
+        };
+        let (x, x_stride, values) = match takes_q8_activations(encoding) {
+            true => {
+                let (bytes, values) = q8_rows(&x, k);
+                (bytes, row_bytes(DType::Q8, k as u32) as usize, values)
+            }
+            false => (x.iter().flat_map(|x| x.to_le_bytes()).collect(), k * 4, x),
+        };
+        Case {
+            encoding,
+            k,
+            tokens,
+            features,
+            packed: packed(encoding, features, k, &weight),
+            weight,
+            x,
+            x_stride,
+            values,
+        }
+    }
+
+    fn check(&self, kernel: &MicroKernel, col0: usize, cols: usize) {
+        let what = format!(
+            "{} ({}) k {} tokens {} features {} columns {col0}+{cols}",
+            kernel.name,
+            kernel.level.name(),
+            self.k,
+            self.tokens,
+            self.features
+        );
+        let stride = cols.next_multiple_of(8) + 8;
+        let found = self.run(kernel, 0, self.tokens, col0, cols, stride);
+        self.compare(&found, col0, cols, stride, &what);
+
+        let scalar = self.run(crate::scalar(kernel), 0, self.tokens, col0, cols, stride);
+        assert_eq!(
+            bits(&found),
+            bits(&scalar),
+            "{what}: not as the scalar kernel"
+        );
+
+        for row in 0..self.tokens {
+            let alone = self.run(kernel, row, 1, col0, cols, stride);
+            assert_eq!(
+                bits(&found[row * stride..][..stride]),
+                bits(&alone),
+                "{what}: row {row} differs when alone"
+            );
+        }
+    }
+
+    /// Rows `row .. row + tokens` of the tile, in a poisoned output.
+    fn run(
+        &self,
+        kernel: &MicroKernel,
+        row: usize,
+        tokens: usize,
+        col0: usize,
+        cols: usize,
+        stride: usize,
+    ) -> Vec<f32> {
+        let MicroFn::MatMul(func) = kernel.func else {
+            panic!("{} is no matmul", kernel.name)
+        };
+        let mut out = vec![f32::NAN; tokens * stride];
+        let args = MatMulArgs {
+            x: self.x[row * self.x_stride..].as_ptr(),
+            x_stride: self.x_stride as u64,
+            w: self.packed.as_ptr(),
+            out: out.as_mut_ptr(),
+            out_stride: stride as u64,
+            k: self.k as u64,
+            rows: tokens as u64,
+            col0: col0 as u64,
+            cols: cols as u64,
+        };
+        // SAFETY: the case made buffers of these sizes, and the level is available.
+        unsafe { func(&args) };
+        out
+    }
+
+    fn compare(&self, found: &[f32], col0: usize, cols: usize, stride: usize, what: &str) {
+        let view = WeightView {
+            encoding: self.encoding,
+            layout: WeightLayout::RowMajor,
+            rows: self.features,
+            cols: self.k,
+            bytes: &self.weight,
+        };
+        let mut expected = vec![0.0; self.tokens * cols];
+        reference::matmul(&self.values, &view, col0..col0 + cols, &mut expected);
+        let row_len = quant::row_bytes(self.encoding, self.k as u64).unwrap() as usize;
+        let mut weights = vec![0.0; self.k];
+        for c in 0..cols {
+            let bytes = &self.weight[(col0 + c) * row_len..][..row_len];
+            quant::dequantise_row(self.encoding, bytes, &mut weights);
+            for t in 0..self.tokens {
+                let x = &self.values[t * self.k..][..self.k];
+                let magnitude: f32 = x.iter().zip(&weights).map(|(x, w)| (x * w).abs()).sum();
+                // The quants' and the minima's parts cancel: their own sizes bound the error.
+                let bound = 1e-5 * (magnitude + self.k as f32 * 0.1);
+                let (found, expected) = (found[t * stride + c], expected[t * cols + c]);
+                assert!(
+                    (found - expected).abs() <= bound,
+                    "{what}: row {t} column {c}: {found}, expected {expected}"
+                );
+            }
+        }
+        for t in 0..self.tokens {
+            let (written, beyond) = found[t * stride..][..stride].split_at(stride - 8);
+            assert!(
+                written.iter().all(|x| x.is_finite()),
+                "{what}: not all written"
+            );
+            assert!(beyond.iter().all(|x| x.is_nan()), "{what}: written beyond");
+        }
+    }
+}
