@@ -1,6 +1,17 @@
 //! The device trait: a step in, logits or sampled ids out. Devices launch; they decide nothing.
+//!
+//! [`cpu`] runs a bundle's code, [`reference`] its meaning. What they share: the checks of a step, and the ids that steps
+//! hand on to one another.
+
+mod check;
+pub mod cpu;
+pub mod reference;
+mod tickets;
 
 use std::sync::Arc;
+
+use bundle_format::plan::{Op, Output, Plan, Role};
+use bundle_format::region::{Inst, Operand, Region};
 
 /// One step: T tokens of S sequences, and the rows of which results are wanted.
 ///
@@ -90,4 +101,36 @@ pub trait Device {
 
     /// Blocks of each KV group.
     fn kv_blocks(&self) -> &[u32];
+}
+
+/// The buffer of a plan's logits and the launch that writes it.
+struct LogitsOf {
+    /// Index of the buffer.
+    buffer: usize,
+    /// Name of the launch.
+    launch: String,
+}
+
+/// Finds a plan's logits; none where it has no such buffer.
+fn logits(plan: &Plan) -> Option<LogitsOf> {
+    let role = Role::Output(Output::Logits);
+    let buffer = plan.buffers.iter().position(|b| b.place.role == role)?;
+    let writes = |region: &Region| {
+        region.body.iter().any(|inst| match *inst {
+            Inst::Store { dst, .. } => {
+                region.operands[dst as usize] == Operand::Buffer(buffer as u32)
+            }
+            _ => false,
+        })
+    };
+    let launch = plan.launches.iter().find(|launch| match &launch.op {
+        Op::Embed { .. } | Op::RopeTable { .. } => false,
+        Op::Region { region, .. } => writes(region),
+        Op::MatMul { segments, .. } => segments.iter().any(|s| writes(&s.epilogue)),
+        Op::Attention { epilogue, .. } => writes(epilogue),
+    });
+    Some(LogitsOf {
+        buffer,
+        launch: launch.map_or("(none)".into(), |l| l.name.clone()),
+    })
 }

@@ -1,0 +1,382 @@
+//! The CPU device: a bundle's code and microkernels, run by all threads together.
+//!
+//! Opening it looks everything up once ([`resolve`]) in memory that is committed as it is used ([`memory`], [`pools`]);
+//! running a step allocates nothing but its outcome.
+
+mod memory;
+mod pools;
+mod resolve;
+mod threads;
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use bundle_format::plan::{Input, Plan, Role};
+
+use self::memory::{Code, Mapping};
+use self::pools::Pools;
+use self::resolve::Memory;
+use super::check::{Bounds, check};
+use super::tickets::Tickets;
+use super::{Device, Outcome, RowOutcome, Step, Ticket, Want};
+use crate::Error;
+use crate::executor::program::Program;
+use crate::executor::team::Team;
+use crate::executor::walk::{Profile, StepView, walk};
+use crate::load::Loaded;
+use crate::sampler::Sampler;
+
+pub use self::threads::default_threads;
+
+/// How to open a [`CpuDevice`].
+#[derive(Clone, Debug, Default)]
+pub struct CpuOptions {
+    /// Threads, the caller's among them; none: [`default_threads`].
+    pub threads: Option<usize>,
+    /// Memory of all KV pools in bytes; none: enough for every sequence of a full step to fill the context, bounded by
+    /// half of the memory that is free. Pages are taken as they are used.
+    pub kv_bytes: Option<u64>,
+    /// Measure how long each launch takes.
+    pub profile: bool,
+}
+
+/// Time spent on a launch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaunchTime {
+    /// The launch's name in the plan.
+    pub name: String,
+    /// Over all steps so far; it includes waiting for the slowest thread.
+    pub nanoseconds: u64,
+}
+
+/// Runs a bundle on this machine's processor.
+pub struct CpuDevice {
+    /// First, so that threads end before the memory that they work on is unmapped.
+    team: Team,
+    program: Program,
+    inputs: Inputs,
+    logits: Logits,
+    /// For each KV group the block table of each sequence of the present step.
+    tables: Vec<Vec<*const u32>>,
+    /// A tile of [`Program::tile_len`] elements for each thread, `tile_bytes` apart.
+    tiles: Mapping,
+    tile_bytes: usize,
+    /// One for each thread.
+    samplers: Vec<Mutex<Sampler>>,
+    tickets: Tickets,
+    profile: Option<Profile>,
+    arena: Mapping,
+    pools: Pools,
+    _code: Code,
+    loaded: Arc<Loaded>,
+}
+
+// SAFETY: the raw pointers lead into memory that the device owns (or shares, read-only, through `loaded`), whichever thread
+// uses the device.
+unsafe impl Send for CpuDevice {}
+
+/// Where a step's inputs go; none where the plan doesn't use one.
+struct Inputs {
+    tokens: Option<*mut u32>,
+    positions: Option<*mut u32>,
+    sequences: Option<*mut u32>,
+    rows: Option<*mut u32>,
+    /// By KV group.
+    slots: Vec<Option<*mut u32>>,
+}
+
+/// Where a step's logits are.
+struct Logits {
+    start: *const f32,
+    /// Elements between rows.
+    stride: usize,
+    vocab: usize,
+    /// Name of the launch that writes them.
+    launch: String,
+}
+
+// SAFETY: the logits are only read, after the launch that writes them.
+unsafe impl Sync for Logits {}
+
+impl CpuDevice {
+    /// Opens a device for a bundle.
+    ///
+    /// # Errors
+    /// [`Error::User`] where the options ask for more threads or memory than there is, [`Error::Unsupported`] where the
+    /// bundle names a microkernel that this runner hasn't, [`Error::Bug`] where its plan lacks code.
+    pub fn open(loaded: Arc<Loaded>, options: &CpuOptions) -> Result<Self, Error> {
+        let bundle = loaded.bundle();
+        let plan = bundle.plan();
+        let code = Code::new(bundle.code(), |copy| {
+            let found = bundle_format::hash::raw_code(copy);
+            if found == bundle.code_hash() {
+                return Ok(());
+            }
+            Err(Error::User(format!(
+                "{}: the code section's executable copy should hash to {} but hashes to {found}; this machine's memory \
+                 may be faulty",
+                loaded.path().display(),
+                bundle.code_hash()
+            )))
+        })?;
+        let arena = Mapping::new(plan.arena_bytes, "the buffers of a step")?;
+        let pools = Pools::new(plan, options.kv_bytes)?;
+        let program = resolve::resolve(
+            bundle,
+            &Memory {
+                arena: &arena,
+                pools: &pools,
+                code: &code,
+            },
+        )?;
+        let threads = options.threads.unwrap_or_else(default_threads);
+        let team = Team::new(threads)?;
+        // Pages of its own for each thread.
+        let tile_bytes = (program.tile_len * size_of::<f32>()).next_multiple_of(4096);
+        let tiles = Mapping::new((tile_bytes * threads) as u64, "tiles")?;
+        let sequences = plan.limits.max_seqs as usize;
+        Ok(Self {
+            inputs: Inputs::find(plan, &arena),
+            logits: Logits::find(plan, &arena)?,
+            tables: vec![Vec::with_capacity(sequences); plan.kv.len()],
+            tiles,
+            tile_bytes,
+            samplers: (0..threads).map(|_| Mutex::default()).collect(),
+            tickets: Tickets::default(),
+            profile: options
+                .profile
+                .then(|| Profile::new(program.launches.len())),
+            team,
+            program,
+            arena,
+            pools,
+            _code: code,
+            loaded,
+        })
+    }
+
+    /// The bundle that it runs.
+    pub fn loaded(&self) -> &Arc<Loaded> {
+        &self.loaded
+    }
+
+    pub fn threads(&self) -> usize {
+        self.team.threads()
+    }
+
+    /// The time that each launch took, in the plan's order; none unless [`CpuOptions::profile`] asked for it.
+    pub fn profile(&self) -> Option<Vec<LaunchTime>> {
+        let profile = self.profile.as_ref()?;
+        let times = profile.nanoseconds.iter().zip(&self.program.launches);
+        Some(
+            times
+                .map(|(time, launch)| LaunchTime {
+                    name: launch.name.clone(),
+                    nanoseconds: time.load(Ordering::Relaxed),
+                })
+                .collect(),
+        )
+    }
+
+    /// Bytes of the arena: what a step's buffers take at the plan's limits.
+    pub fn arena_bytes(&self) -> usize {
+        self.arena.len()
+    }
+
+    /// Puts a checked step's inputs where the plan wants them.
+    fn place(&mut self, step: &Step) -> Result<(), Error> {
+        let vocab = self.logits.vocab as u32;
+        // Once without writing: a step that is refused changes nothing.
+        self.tickets.resolve(step, vocab, |_, _| ())?;
+        if let Some(start) = self.inputs.tokens {
+            self.tickets.resolve(step, vocab, |i, id| {
+                // SAFETY: the buffer holds `max_tokens` ids, the step has at most as many, and no thread runs.
+                unsafe { start.add(i).write(id) }
+            })?;
+        }
+        let copy = |to: Option<*mut u32>, from: &[u32]| {
+            if let Some(to) = to {
+                // SAFETY: input buffers are as long as the limits, which the step keeps; no thread runs.
+                unsafe { to.copy_from_nonoverlapping(from.as_ptr(), from.len()) };
+            }
+        };
+        copy(self.inputs.positions, &step.positions);
+        copy(self.inputs.sequences, &step.sequences);
+        copy(self.inputs.rows, &step.rows);
+        for (to, kv) in self.inputs.slots.iter().zip(&step.kv) {
+            copy(*to, &kv.slots);
+        }
+        for (tables, kv) in self.tables.iter_mut().zip(&step.kv) {
+            tables.clear();
+            tables.extend(kv.tables.iter().map(|table| table.as_ptr()));
+        }
+        for chunking in &mut self.program.chunkings {
+            chunking.cut(&step.sequences, &step.positions);
+        }
+        Ok(())
+    }
+
+    /// Runs the step that is in place, and draws the tokens that it wants.
+    fn run(&mut self, step: &Step) -> Result<Outcome, Error> {
+        let (program, logits) = (&self.program, &self.logits);
+        let (samplers, profile) = (&self.samplers, self.profile.as_ref());
+        let tiles = Tiles {
+            start: self.tiles.start(),
+            bytes: self.tile_bytes,
+        };
+        let view = StepView {
+            tokens: step.tokens.len(),
+            rows: step.rows.len(),
+            tables: &self.tables,
+        };
+        let rows: Vec<Mutex<RowOutcome>> = step.rows.iter().map(|_| Mutex::default()).collect();
+        let failure = Mutex::new(None);
+        self.team.run(&|member| {
+            // SAFETY: the program's pointers lead into this device's memory; `check` and `place` have put a step within
+            // the limits there; the team's members run it together, each with its own tile.
+            unsafe { walk(program, &view, member, tiles.of(member.index), profile)? };
+            if rows.is_empty() {
+                return Ok(());
+            }
+            member.meet()?;
+            let mut sampler = lock(&samplers[member.index]);
+            for i in (member.index..rows.len()).step_by(member.of) {
+                // SAFETY: `i` is a row of the step, and all launches have ended.
+                let row = unsafe { logits.row(i) };
+                let position = step.positions[step.rows[i] as usize] + 1;
+                match finish_row(&mut sampler, row, &step.wants[i], position) {
+                    Ok(outcome) => *lock(&rows[i]) = outcome,
+                    Err(text) => {
+                        lock(&failure).get_or_insert((i, text));
+                    }
+                }
+            }
+            Ok(())
+        })?;
+        if let Some((row, text)) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            return Err(Error::Bug(format!(
+                "launch {}: row {row} (token {} of the step): {text}",
+                self.logits.launch, step.rows[row]
+            )));
+        }
+        let rows = rows
+            .into_iter()
+            .map(|row| row.into_inner().unwrap_or_else(PoisonError::into_inner))
+            .collect();
+        Ok(Outcome { rows })
+    }
+}
+
+/// What one row yields; `position` is that of the drawn token.
+fn finish_row(
+    sampler: &mut Sampler,
+    logits: &[f32],
+    want: &Want,
+    position: u32,
+) -> Result<RowOutcome, String> {
+    let token = want
+        .sample
+        .as_ref()
+        .map(|params| sampler.sample(logits, params, position))
+        .transpose()
+        .map_err(|e| e.to_string())?;
+    Ok(RowOutcome {
+        token,
+        logits: want.logits.then(|| logits.to_vec()),
+    })
+}
+
+/// Locks a mutex that one thread at a time uses; what a panic left behind is never read.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The threads' tiles.
+struct Tiles {
+    start: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: each thread uses its own part only.
+unsafe impl Sync for Tiles {}
+
+impl Tiles {
+    fn of(&self, thread: usize) -> *mut f32 {
+        self.start.wrapping_add(thread * self.bytes).cast()
+    }
+}
+
+impl Device for CpuDevice {
+    /// Runs the step: it has ended when this returns.
+    fn submit(&mut self, step: Step) -> Result<Ticket, Error> {
+        let bounds = Bounds {
+            limits: &self.loaded.plan().limits,
+            kv_blocks: self.pools.blocks(),
+        };
+        check(&step, &bounds)?;
+        self.place(&step)?;
+        let outcome = self.run(&step)?;
+        Ok(self.tickets.file(outcome))
+    }
+
+    fn poll(&mut self, ticket: Ticket) -> Result<Option<Outcome>, Error> {
+        self.tickets.fetch(ticket).map(Some)
+    }
+
+    fn kv_blocks(&self) -> &[u32] {
+        self.pools.blocks()
+    }
+}
+
+impl Inputs {
+    fn find(plan: &Plan, arena: &Mapping) -> Self {
+        let find = |input| {
+            let buffer = plan
+                .buffers
+                .iter()
+                .find(|b| b.place.role == Role::Input(input))?;
+            Some(
+                arena
+                    .start()
+                    .wrapping_add(buffer.place.offset as usize)
+                    .cast(),
+            )
+        };
+        Self {
+            tokens: find(Input::Tokens),
+            positions: find(Input::Positions),
+            sequences: find(Input::Sequences),
+            rows: find(Input::Rows),
+            slots: (0..plan.kv.len() as u32)
+                .map(|group| find(Input::Slots(group)))
+                .collect(),
+        }
+    }
+}
+
+impl Logits {
+    fn find(plan: &Plan, arena: &Mapping) -> Result<Self, Error> {
+        let found = super::logits(plan)
+            .ok_or_else(|| Error::Bug("the plan has no buffer of logits".into()))?;
+        let buffer = &plan.buffers[found.buffer];
+        Ok(Self {
+            start: arena
+                .start()
+                .wrapping_add(buffer.place.offset as usize)
+                .cast_const()
+                .cast(),
+            stride: buffer.row_bytes() as usize / size_of::<f32>(),
+            vocab: buffer.cols as usize,
+            launch: found.launch,
+        })
+    }
+
+    /// # Safety
+    /// `row` is one of the step's rows, and no thread writes the logits while the slice lives.
+    unsafe fn row(&self, row: usize) -> &[f32] {
+        // SAFETY: the buffer holds `max_rows` rows; the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.start.add(row * self.stride), self.vocab) }
+    }
+}

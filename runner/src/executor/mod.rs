@@ -1,0 +1,10 @@
+//! The executor of the CPU: all threads walk one list of launches together.
+//!
+//! From the ground up: [`barrier`] where threads meet, [`team`] the threads, [`partition`] who does which part of a launch,
+//! [`program`] launches as pointers, ready to run, [`walk`] one thread's way through them.
+
+pub mod barrier;
+pub mod partition;
+pub mod program;
+pub mod team;
+pub mod walk;
