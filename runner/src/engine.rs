@@ -13,6 +13,7 @@ use bundle_format::plan::Limits;
 use crate::Error;
 use crate::device::{Device, Outcome, Step, Ticket, Want};
 use crate::kv::{KvCache, blocks_for};
+use crate::sampler;
 use crate::scheduler::{Chunk, Scheduler};
 use crate::sequence::{Drawing, Sequence};
 pub use crate::sequence::{FinishReason, Request, RequestId};
@@ -92,7 +93,7 @@ impl<D: Device> Engine<D> {
     ///
     /// # Errors
     /// [`Error::User`] for a prompt that is empty, longer than the context or the KV memory, or that holds an id outside
-    /// the vocabulary.
+    /// the vocabulary, and for sampling parameters that make no sense.
     pub fn add(&mut self, request: Request) -> Result<RequestId, Error> {
         self.check(&request)?;
         let id = RequestId(self.next_id);
@@ -134,7 +135,7 @@ impl<D: Device> Engine<D> {
             Some(token) => Err(Error::User(format!(
                 "token {token} of the prompt is not in the vocabulary; ids are below {vocab}"
             ))),
-            None => Ok(()),
+            None => sampler::check(&request.sampling).map_err(Error::User),
         }
     }
 

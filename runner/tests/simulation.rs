@@ -282,6 +282,14 @@ fn prompts_that_cannot_work_are_refused_with_numbers() {
         ..request(1, None)
     };
     assert!(user_error(&setup, foreign).contains("token 23"));
+    let hot = Request {
+        sampling: SampleParams {
+            temperature: -1.0,
+            ..sampling(7)
+        },
+        ..request(1, None)
+    };
+    assert!(user_error(&setup, hot).contains("temperature -1"));
     setup.blocks = vec![9, 2];
     let text = user_error(&setup, request(33, None));
     assert!(
