@@ -23,8 +23,12 @@
 //!     in_flight: 1,
 //! };
 //! let mut engine = Engine::new(device, config);
+//! let options = EncodeOptions {
+//!     parse_special: false,
+//!     add_special: true,
+//! };
 //! engine.add(Request {
-//!     prompt: tokenizer.encode("Once upon a time", EncodeOptions::default()),
+//!     prompt: tokenizer.encode("Once upon a time", options),
 //!     max_tokens: Some(20),
 //!     sampling: SampleParams {
 //!         temperature: 0.8,

@@ -85,6 +85,10 @@ impl<D: Device> Speaker<'_, D> {
         if !answer.text.is_empty() && !answer.text.ends_with('\n') {
             writeln!(out)?;
         }
+        if self.out_of_room(&answer) {
+            out.flush()?;
+            note!("fastrun: the answer breaks off, for there is no room for more in the context");
+        }
         Ok(())
     }
 
@@ -134,8 +138,8 @@ impl<D: Device> Speaker<'_, D> {
         match result {
             Ok(answer) => {
                 writeln!(out)?;
-                if answer.reason == FinishReason::Length && self.args.n.is_none() {
-                    note!("(the context is full; /clear starts over)");
+                if self.out_of_room(&answer) {
+                    note!("fastrun: the context is full; /clear starts over");
                 }
                 history.push(message("assistant", &answer.text));
                 Ok(())
@@ -147,6 +151,12 @@ impl<D: Device> Speaker<'_, D> {
                 Ok(())
             }
         }
+    }
+
+    /// Whether it was not -n that ended an answer by its length.
+    fn out_of_room(&self, answer: &Answer) -> bool {
+        let wanted = self.args.n.map(|n| n as usize);
+        answer.reason == FinishReason::Length && wanted != Some(answer.tokens)
     }
 
     fn answer(
