@@ -12,7 +12,7 @@ use fastrun::device::reference::{ReferenceDevice, ReferenceOptions};
 use fastrun::device::{Device, Outcome, SampleParams, Step, StepKv, TokenSource, Want};
 use fastrun::load::Loaded;
 
-use tiny::{CONTEXT, MAX_TOKENS, Spec, VOCAB};
+use tiny::{Spec, TINY};
 
 /// A bundle in a folder that goes when this does.
 struct Bundle {
@@ -63,7 +63,7 @@ struct Text {
 impl Text {
     /// `len` tokens that `seed` stands for, in every third block from the `first` on.
     fn new(seed: u32, len: usize, first: u32) -> Text {
-        let ids = (0..len as u32).map(|i| (i * i * 7 + i * 13 + seed * 29 + 3) % VOCAB);
+        let ids = (0..len as u32).map(|i| (i * i * 7 + i * 13 + seed * 29 + 3) % TINY.vocab);
         let blocks = len.div_ceil(16) as u32;
         Text {
             ids: ids.collect(),
@@ -324,10 +324,14 @@ fn a_refused_step_changes_nothing() {
     };
     refused(
         &mut device,
-        &|s| s.tokens[3] = TokenSource::Id(VOCAB),
+        &|s| s.tokens[3] = TokenSource::Id(TINY.vocab),
         "token 3 is 101",
     );
-    refused(&mut device, &|s| s.positions[9] = CONTEXT, "position 256");
+    refused(
+        &mut device,
+        &|s| s.positions[9] = TINY.context,
+        "position 256",
+    );
     refused(
         &mut device,
         &|s| s.kv[0].tables[0] = [0, 3, 100_000].into(),
@@ -335,7 +339,7 @@ fn a_refused_step_changes_nothing() {
     );
     refused(
         &mut device,
-        &|s| s.rows[9] = MAX_TOKENS,
+        &|s| s.rows[9] = TINY.max_tokens,
         "row 9 is token 64",
     );
 

@@ -19,20 +19,40 @@ use half::f16;
 use kernels::abi::id;
 use kernels::{pack, quant};
 
-pub const VOCAB: u32 = 101;
-pub const MAX_TOKENS: u32 = 64;
-pub const MAX_SEQS: u32 = 8;
-pub const CONTEXT: u32 = 256;
-const LAYERS: u32 = 2;
-const EMBEDDING: u32 = 96;
-const HEADS: u32 = 6;
-const KV_HEADS: u32 = 3;
-const HEAD_DIM: u32 = 32;
-const HIDDEN: u32 = 160;
+/// Sizes of a model and of its steps.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    pub vocab: u32,
+    pub max_tokens: u32,
+    pub max_rows: u32,
+    pub max_seqs: u32,
+    pub context: u32,
+    pub layers: u32,
+    pub embedding: u32,
+    pub heads: u32,
+    pub kv_heads: u32,
+    pub head_dim: u32,
+    pub hidden: u32,
+}
+
+pub const TINY: Shape = Shape {
+    vocab: 101,
+    max_tokens: 64,
+    max_rows: 64,
+    max_seqs: 8,
+    context: 256,
+    layers: 2,
+    embedding: 96,
+    heads: 6,
+    kv_heads: 3,
+    head_dim: 32,
+    hidden: 160,
+};
 
 /// What a tiny bundle is like.
 #[derive(Clone, Debug)]
 pub struct Spec {
+    pub shape: Shape,
     /// Of the matrices.
     pub encoding: Encoding,
     /// Positions that a query sees.
@@ -48,6 +68,7 @@ pub struct Spec {
 impl Spec {
     pub fn new(encoding: Encoding) -> Spec {
         Spec {
+            shape: TINY,
             encoding,
             window: None,
             nan: false,
@@ -66,6 +87,7 @@ pub fn write(spec: &Spec, path: &Path) {
 
 struct Builder<'a> {
     spec: &'a Spec,
+    shape: Shape,
     random: u64,
     plan: Plan,
     weights: Vec<Vec<u8>>,
@@ -76,20 +98,21 @@ impl<'a> Builder<'a> {
     fn new(spec: &'a Spec) -> Builder<'a> {
         Builder {
             spec,
+            shape: spec.shape,
             random: 0x1234_5678_9abc_def1,
             plan: Plan {
                 limits: Limits {
-                    max_tokens: MAX_TOKENS,
-                    max_seqs: MAX_SEQS,
-                    max_rows: MAX_TOKENS,
-                    context: CONTEXT,
+                    max_tokens: spec.shape.max_tokens,
+                    max_seqs: spec.shape.max_seqs,
+                    max_rows: spec.shape.max_rows,
+                    context: spec.shape.context,
                 },
                 world_size: 1,
                 kv: vec![KvGroup {
                     dtype: KvDType::F16,
-                    layers: LAYERS,
-                    kv_heads: KV_HEADS,
-                    head_dim: HEAD_DIM,
+                    layers: spec.shape.layers,
+                    kv_heads: spec.shape.kv_heads,
+                    head_dim: spec.shape.head_dim,
                     window: spec.window,
                 }],
                 buffers: vec![],
@@ -120,17 +143,32 @@ impl<'a> Builder<'a> {
         self.buffer("sequences", Dim::Tokens, 1, u32s(Input::Sequences));
         let slots = self.buffer("slots", Dim::Tokens, 1, u32s(Input::Slots(0)));
         let rows = self.buffer("rows", Dim::Rows, 1, u32s(Input::Rows));
-        let h = self.buffer("h", Dim::Tokens, EMBEDDING, scratch(DType::F32));
-        let rope = self.buffer("rope", Dim::Tokens, HEAD_DIM, scratch(DType::F32));
-        let normed = self.buffer("normed", Dim::Tokens, EMBEDDING, scratch(x));
-        let q = self.buffer("q", Dim::Tokens, HEADS * HEAD_DIM, scratch(DType::F32));
-        let attended = self.buffer("attended", Dim::Tokens, HEADS * HEAD_DIM, scratch(x));
-        let hidden = self.buffer("hidden", Dim::Tokens, HIDDEN, scratch(x));
-        let last = self.buffer("last", Dim::Rows, EMBEDDING, scratch(x));
+        let h = self.buffer("h", Dim::Tokens, self.shape.embedding, scratch(DType::F32));
+        let rope = self.buffer(
+            "rope",
+            Dim::Tokens,
+            self.shape.head_dim,
+            scratch(DType::F32),
+        );
+        let normed = self.buffer("normed", Dim::Tokens, self.shape.embedding, scratch(x));
+        let q = self.buffer(
+            "q",
+            Dim::Tokens,
+            self.shape.heads * self.shape.head_dim,
+            scratch(DType::F32),
+        );
+        let attended = self.buffer(
+            "attended",
+            Dim::Tokens,
+            self.shape.heads * self.shape.head_dim,
+            scratch(x),
+        );
+        let hidden = self.buffer("hidden", Dim::Tokens, self.shape.hidden, scratch(x));
+        let last = self.buffer("last", Dim::Rows, self.shape.embedding, scratch(x));
         let logits = (DType::F32, Role::Output(Output::Logits));
-        let logits = self.buffer("logits", Dim::Rows, VOCAB, logits);
+        let logits = self.buffer("logits", Dim::Rows, self.shape.vocab, logits);
 
-        let table = self.matrix("embedding", VOCAB, EMBEDDING);
+        let table = self.matrix("embedding", self.shape.vocab, self.shape.embedding);
         self.launch(
             "embed",
             &[],
@@ -141,8 +179,8 @@ impl<'a> Builder<'a> {
                 scale: 1.5,
             },
         );
-        let freqs: Vec<f32> = (0..HEAD_DIM / 2)
-            .map(|i| 10_000f32.powf(-2.0 * i as f32 / HEAD_DIM as f32))
+        let freqs: Vec<f32> = (0..self.shape.head_dim / 2)
+            .map(|i| 10_000f32.powf(-2.0 * i as f32 / self.shape.head_dim as f32))
             .collect();
         let freqs = self.vector("freqs", &freqs);
         self.launch(
@@ -155,22 +193,31 @@ impl<'a> Builder<'a> {
                 mscale: 1.0,
             },
         );
-        for layer in 0..LAYERS {
+        for layer in 0..self.shape.layers {
             self.norm(&format!("blk.{layer}.norm"), Dim::Tokens, (h, normed), None);
             self.qkv(layer, normed, (q, rope, slots));
-            let epilogue = self.pass_on("attention", HEAD_DIM, HEADS * HEAD_DIM, attended);
+            let epilogue = self.pass_on(
+                "attention",
+                self.shape.head_dim,
+                self.shape.heads * self.shape.head_dim,
+                attended,
+            );
             self.launch_after(
                 &format!("blk.{layer}.attention"),
                 Op::Attention {
                     q,
                     group: 0,
                     layer,
-                    heads: HEADS,
-                    scale: (HEAD_DIM as f32).powf(-0.5),
+                    heads: self.shape.heads,
+                    scale: (self.shape.head_dim as f32).powf(-0.5),
                     epilogue,
                 },
             );
-            let o = self.matrix("o", EMBEDDING, HEADS * HEAD_DIM);
+            let o = self.matrix(
+                "o",
+                self.shape.embedding,
+                self.shape.heads * self.shape.head_dim,
+            );
             self.add_to(&format!("blk.{layer}.o"), o, attended, h);
             self.norm(
                 &format!("blk.{layer}.norm2"),
@@ -179,12 +226,12 @@ impl<'a> Builder<'a> {
                 None,
             );
             self.gate_up(layer, normed, hidden);
-            let down = self.matrix("down", EMBEDDING, HIDDEN);
+            let down = self.matrix("down", self.shape.embedding, self.shape.hidden);
             self.add_to(&format!("blk.{layer}.down"), down, hidden, h);
         }
         self.norm("last_norm", Dim::Rows, (h, last), Some(rows));
-        let head = self.matrix("head", VOCAB, EMBEDDING);
-        let mut region = RegionBuilder::flat("logits", VOCAB);
+        let head = self.matrix("head", self.shape.vocab, self.shape.embedding);
+        let mut region = RegionBuilder::flat("logits", self.shape.vocab);
         let out = region.operand(Operand::Buffer(logits));
         let y = region.push(Inst::Tile { offset: 0 });
         region.store(out, FLAT, y);
@@ -202,12 +249,14 @@ impl<'a> Builder<'a> {
 
     /// RMS norm of `from` (of its rows at `via`) into `to`.
     fn norm(&mut self, name: &str, extent: Dim, (from, to): (u32, u32), via: Option<u32>) {
-        let mut scales: Vec<f32> = (0..EMBEDDING).map(|_| 1.0 + 0.2 * self.normal()).collect();
+        let mut scales: Vec<f32> = (0..self.shape.embedding)
+            .map(|_| 1.0 + 0.2 * self.normal())
+            .collect();
         if self.spec.nan && via.is_some() {
             scales[17] = f32::NAN;
         }
         let scales = self.vector(name, &scales);
-        let mut region = RegionBuilder::units("norm", 32, 32, EMBEDDING);
+        let mut region = RegionBuilder::units("norm", 32, 32, self.shape.embedding);
         let from = region.operand(Operand::Buffer(from));
         let scales = region.operand(Operand::Weight(scales));
         let to = region.operand(Operand::Buffer(to));
@@ -222,7 +271,7 @@ impl<'a> Builder<'a> {
         });
         let square = region.binary(Binary::Mul, x, x);
         let sum = region.push(Inst::RowSum { x: square });
-        let count = region.constant(1.0 / EMBEDDING as f32);
+        let count = region.constant(1.0 / self.shape.embedding as f32);
         let mean = region.binary(Binary::Mul, sum, count);
         let epsilon = region.constant(1e-5);
         let shifted = region.binary(Binary::Add, mean, epsilon);
@@ -247,9 +296,14 @@ impl<'a> Builder<'a> {
             layer,
             part,
         };
-        let half = HEAD_DIM / 2;
+        let half = self.shape.head_dim / 2;
         let rotate = |heads: u32, to: Operand| {
-            let mut region = RegionBuilder::units("rotate", HEAD_DIM, half, heads * HEAD_DIM);
+            let mut region = RegionBuilder::units(
+                "rotate",
+                self.shape.head_dim,
+                half,
+                heads * self.shape.head_dim,
+            );
             let rope = region.operand(Operand::Buffer(rope));
             let to_id = region.operand(to);
             let slots = region.operand(Operand::Buffer(slots));
@@ -284,7 +338,7 @@ impl<'a> Builder<'a> {
                     _ => Inst::Store {
                         dst: to_id,
                         col: ColMap {
-                            per_unit: HEAD_DIM,
+                            per_unit: self.shape.head_dim,
                             offset,
                         },
                         x,
@@ -293,7 +347,12 @@ impl<'a> Builder<'a> {
             }
             region.finish()
         };
-        let mut values = RegionBuilder::units("values", HEAD_DIM, HEAD_DIM, KV_HEADS * HEAD_DIM);
+        let mut values = RegionBuilder::units(
+            "values",
+            self.shape.head_dim,
+            self.shape.head_dim,
+            self.shape.kv_heads * self.shape.head_dim,
+        );
         let to = values.operand(kv(KvPart::Value));
         let at = values.operand(Operand::Buffer(slots));
         let y = values.push(Inst::Tile { offset: 0 });
@@ -304,14 +363,20 @@ impl<'a> Builder<'a> {
             x: y,
         });
         let epilogues = [
-            (HEADS, rotate(HEADS, Operand::Buffer(q))),
-            (KV_HEADS, rotate(KV_HEADS, kv(KvPart::Key))),
-            (KV_HEADS, values.finish()),
+            (
+                self.shape.heads,
+                rotate(self.shape.heads, Operand::Buffer(q)),
+            ),
+            (
+                self.shape.kv_heads,
+                rotate(self.shape.kv_heads, kv(KvPart::Key)),
+            ),
+            (self.shape.kv_heads, values.finish()),
         ];
         let segments = epilogues
             .into_iter()
             .map(|(heads, epilogue)| Segment {
-                weight: self.matrix("qkv", heads * HEAD_DIM, EMBEDDING),
+                weight: self.matrix("qkv", heads * self.shape.head_dim, self.shape.embedding),
                 epilogue,
             })
             .collect();
@@ -320,7 +385,7 @@ impl<'a> Builder<'a> {
 
     /// The SwiGLU of a layer; gate and up rows lie in turns of 32.
     fn gate_up(&mut self, layer: u32, x: u32, hidden: u32) {
-        let mut region = RegionBuilder::units("swiglu", 64, 32, 2 * HIDDEN);
+        let mut region = RegionBuilder::units("swiglu", 64, 32, 2 * self.shape.hidden);
         let to = region.operand(Operand::Buffer(hidden));
         let [gate, up] = [0, 32].map(|offset| region.push(Inst::Tile { offset }));
         let minus = region.unary(Unary::Neg, gate);
@@ -335,7 +400,7 @@ impl<'a> Builder<'a> {
         };
         self.store_activation(&mut region, to, col, y);
         let segment = Segment {
-            weight: self.matrix("gate_up", 2 * HIDDEN, EMBEDDING),
+            weight: self.matrix("gate_up", 2 * self.shape.hidden, self.shape.embedding),
             epilogue: region.finish(),
         };
         self.launch_after(
@@ -349,7 +414,7 @@ impl<'a> Builder<'a> {
 
     /// A matrix product added to `h` in place.
     fn add_to(&mut self, name: &str, weight: u32, x: u32, h: u32) {
-        let mut region = RegionBuilder::flat("add", EMBEDDING);
+        let mut region = RegionBuilder::flat("add", self.shape.embedding);
         let h = region.operand(Operand::Buffer(h));
         let y = region.push(Inst::Tile { offset: 0 });
         let before = region.push(Inst::Load {
@@ -397,8 +462,11 @@ impl<'a> Builder<'a> {
                 role,
             },
         };
-        // Limits of tokens and rows are the same.
-        let bytes = buffer.row_bytes() * MAX_TOKENS as u64;
+        let rows = match extent {
+            Dim::Tokens => self.shape.max_tokens,
+            Dim::Rows => self.shape.max_rows,
+        };
+        let bytes = buffer.row_bytes() * rows as u64;
         self.plan.arena_bytes += bytes.next_multiple_of(64);
         self.plan.buffers.push(buffer);
         self.plan.buffers.len() as u32 - 1
@@ -487,7 +555,8 @@ impl<'a> Builder<'a> {
             }
             Op::Attention { epilogue, .. } => {
                 let micro = id::attention(self.plan.kv[0].dtype);
-                (2 * HEAD_DIM, vec![epilogue], Some(micro))
+                let group = self.shape.heads / self.shape.kv_heads;
+                (group * self.shape.head_dim, vec![epilogue], Some(micro))
             }
         };
         let mut codes = Vec::new();
@@ -518,11 +587,16 @@ impl<'a> Builder<'a> {
             parts: codes.iter().map(|&code| Part { micro, code }).collect(),
             reason: "a test".into(),
         };
-        let variants = vec![
-            variant(1, 1, 1),
-            variant(2, 9, 3),
-            variant(10, MAX_TOKENS, 8),
-        ];
+        let limit = match &op {
+            Op::Region {
+                extent: Dim::Rows, ..
+            } => self.shape.max_rows,
+            Op::MatMul { x, .. } if self.plan.buffers[*x as usize].extent == Dim::Rows => {
+                self.shape.max_rows
+            }
+            _ => self.shape.max_tokens,
+        };
+        let variants = vec![variant(1, 1, 1), variant(2, 9, 3), variant(10, limit, 8)];
         self.plan.launches.push(Launch {
             name: name.into(),
             deps: deps.to_vec(),
@@ -547,10 +621,10 @@ impl<'a> Builder<'a> {
                 name: String::new(),
                 quantisation: String::new(),
                 parameters: 0,
-                layers: LAYERS,
-                embedding: EMBEDDING,
-                vocab: VOCAB,
-                trained_context: CONTEXT,
+                layers: self.shape.layers,
+                embedding: self.shape.embedding,
+                vocab: self.shape.vocab,
+                trained_context: self.shape.context,
             },
         };
         (self.spec.manifest)(&mut manifest);
