@@ -484,7 +484,8 @@ fn what_this_machine_lacks_is_refused_by_name() {
 
 #[test]
 fn a_launch_without_its_code_is_a_bug() {
-    let missing: [(fn(&mut bundle_format::plan::Plan), &str); 3] = [
+    type Change = fn(&mut bundle_format::plan::Plan);
+    let missing: [(Change, &str); 3] = [
         (
             |p| p.launches[2].variants[0].parts[0].code = None,
             "launch blk.0.norm: a part has no code",
