@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn nibble_lanes_are_as_documented() {
-        let mut rows = vec![[0u8; 20]; 8];
+        let mut rows = [[0u8; 20]; 8];
         for (r, row) in rows.iter_mut().enumerate() {
             for i in 0..16 {
                 row[4 + i] = (r * 16 + i) as u8;

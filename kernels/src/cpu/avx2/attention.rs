@@ -326,14 +326,18 @@ impl Shared<'_> {
                 let seen = query.seen(base);
                 let own = seen.start - base..seen.end - base;
                 // SAFETY: the caller's promise.
-                unsafe { self.add_values::<1, 8>([query.out], [p], values, own) };
+                unsafe {
+                    self.add_values::<1, 8>([query.out], std::array::from_ref(p), values, own)
+                };
             }
             return;
         }
         for (query, p) in queries.iter().zip(p) {
             let before = query.seen(base).start - base..common.start;
             // SAFETY: the caller's promise.
-            unsafe { self.add_values::<1, 8>([query.out], [p], values, before) };
+            unsafe {
+                self.add_values::<1, 8>([query.out], std::array::from_ref(p), values, before)
+            };
         }
         // SAFETY: the caller's promise.
         unsafe {
@@ -349,7 +353,7 @@ impl Shared<'_> {
         for (query, p) in queries.iter().zip(p) {
             let after = common.end..query.seen(base).end - base;
             // SAFETY: the caller's promise.
-            unsafe { self.add_values::<1, 8>([query.out], [p], values, after) };
+            unsafe { self.add_values::<1, 8>([query.out], std::array::from_ref(p), values, after) };
         }
     }
 
@@ -367,7 +371,7 @@ impl Shared<'_> {
         positions: Range<usize>,
     ) {
         let outs = std::array::from_fn(|i| queries[i].out);
-        let p = std::array::from_fn(|i| &p[i]);
+        let p = p[..Q].try_into().expect("a slice of Q");
         // SAFETY: the caller's promise.
         unsafe { self.add_values::<Q, V>(outs, p, values, positions) };
     }
@@ -380,7 +384,7 @@ impl Shared<'_> {
     unsafe fn add_values<const Q: usize, const V: usize>(
         &self,
         outs: [*mut f32; Q],
-        p: [&[f32; TILE]; Q],
+        p: &[[f32; TILE]; Q],
         values: &[*const u8; BLOCKS],
         positions: Range<usize>,
     ) {
@@ -409,7 +413,7 @@ impl Shared<'_> {
     unsafe fn add_vectors<const Q: usize, const V: usize>(
         &self,
         outs: [*mut f32; Q],
-        p: [&[f32; TILE]; Q],
+        p: &[[f32; TILE]; Q],
         values: &[*const u8; BLOCKS],
         positions: Range<usize>,
         d: usize,
@@ -418,13 +422,14 @@ impl Shared<'_> {
         let mut acc: [[__m256; V]; Q] = std::array::from_fn(|i| {
             std::array::from_fn(|v| unsafe { _mm256_loadu_ps(outs[i].add(d + 8 * v)) })
         });
-        for block in positions.start / KV_BLOCK..positions.end.div_ceil(KV_BLOCK) {
+        let blocks = positions.start / KV_BLOCK..positions.end.div_ceil(KV_BLOCK);
+        for (block, values) in blocks.clone().zip(&values[blocks]) {
             let start = positions.start.max(block * KV_BLOCK);
             let end = positions.end.min((block + 1) * KV_BLOCK);
             for position in start..end {
                 // SAFETY: the position's row in its block.
                 let row = unsafe {
-                    values[block]
+                    values
                         .add(((position % KV_BLOCK) * self.dim + d) * 2)
                         .cast::<__m128i>()
                 };
@@ -433,7 +438,8 @@ impl Shared<'_> {
                     _mm256_cvtph_ps(_mm_loadu_si128(row.add(v)))
                 });
                 for (acc, p) in acc.iter_mut().zip(p) {
-                    let p = _mm256_broadcast_ss(&p[position]);
+                    // SAFETY: the position is one of the tile's; a check here would cost a tenth of the loop.
+                    let p = _mm256_broadcast_ss(unsafe { p.get_unchecked(position) });
                     for (acc, v) in acc.iter_mut().zip(v) {
                         *acc = _mm256_fmadd_ps(p, v, *acc);
                     }

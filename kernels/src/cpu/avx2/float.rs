@@ -9,7 +9,7 @@ use crate::abi::MatMulArgs;
 use crate::pack::GROUP;
 
 /// Tokens of a full tile.
-const TOKENS: usize = 4;
+const TOKENS: usize = 6;
 
 /// F16 weights times f32 rows.
 ///
@@ -46,22 +46,24 @@ unsafe fn matmul<const HALF: bool>(args: &MatMulArgs) {
         // SAFETY: the caller's promise; the rows are there.
         unsafe {
             match rows - row {
-                1 => all_groups::<HALF, 8, 1>(args, row),
-                2 => all_groups::<HALF, 4, 2>(args, row),
-                3 => all_groups::<HALF, 4, 3>(args, row),
-                _ => all_groups::<HALF, 3, TOKENS>(args, row),
+                1 => all_groups::<HALF, 8, 4, 1>(args, row),
+                2 => all_groups::<HALF, 4, 2, 2>(args, row),
+                3 => all_groups::<HALF, 4, 2, 3>(args, row),
+                4 => all_groups::<HALF, 2, 1, 4>(args, row),
+                5 => all_groups::<HALF, 2, 1, 5>(args, row),
+                _ => all_groups::<HALF, 2, 1, TOKENS>(args, row),
             }
         }
         row += TOKENS;
     }
 }
 
-/// Rows `row .. row + T` of all columns, G groups at a time and the rest one by one.
+/// Rows `row .. row + T` of all columns: G groups at a time, then H, then one by one.
 ///
 /// # Safety
 /// As [`matmul_f16`], and these rows are of the tile.
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-unsafe fn all_groups<const HALF: bool, const G: usize, const T: usize>(
+unsafe fn all_groups<const HALF: bool, const G: usize, const H: usize, const T: usize>(
     args: &MatMulArgs,
     row: usize,
 ) {
@@ -87,6 +89,11 @@ unsafe fn all_groups<const HALF: bool, const G: usize, const T: usize>(
         unsafe { tile(g).run::<HALF, G, T>() };
         g += G;
     }
+    while g + H <= groups {
+        // SAFETY: H groups from g on are there.
+        unsafe { tile(g).run::<HALF, H, T>() };
+        g += H;
+    }
     for g in g..groups {
         // SAFETY: group g is there.
         unsafe { tile(g).run::<HALF, 1, T>() };
@@ -110,30 +117,29 @@ impl Tile {
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
     unsafe fn run<const HALF: bool, const G: usize, const T: usize>(&self) {
         let vector = GROUP * size(HALF);
-        let mut acc = [[_mm256_setzero_ps(); T]; G];
+        let mut acc = [[_mm256_setzero_ps(); G]; T];
         for i in 0..self.k {
-            for (g, acc) in acc.iter_mut().enumerate() {
-                // SAFETY: vector i of group g.
-                let w = unsafe {
-                    let at = self.w.add((g * self.k + i) * vector);
-                    if HALF {
-                        _mm256_cvtph_ps(_mm_loadu_si128(at.cast()))
-                    } else {
-                        _mm256_loadu_ps(at.cast())
-                    }
+            // SAFETY: vector i of group g.
+            let w: [__m256; G] = std::array::from_fn(|g| unsafe {
+                let at = self.w.add((g * self.k + i) * vector);
+                match HALF {
+                    true => _mm256_cvtph_ps(_mm_loadu_si128(at.cast())),
+                    false => _mm256_loadu_ps(at.cast()),
+                }
+            });
+            for (t, acc) in acc.iter_mut().enumerate() {
+                // SAFETY: element i of row t of x.
+                let x = unsafe {
+                    let row = self.x.add(t * self.x_stride).cast::<f32>();
+                    _mm256_broadcast_ss(&*row.add(i))
                 };
-                for (t, acc) in acc.iter_mut().enumerate() {
-                    // SAFETY: element i of row t of x.
-                    let x = unsafe {
-                        let row = self.x.add(t * self.x_stride).cast::<f32>();
-                        _mm256_broadcast_ss(&*row.add(i))
-                    };
+                for (acc, w) in acc.iter_mut().zip(w) {
                     *acc = _mm256_fmadd_ps(w, x, *acc);
                 }
             }
         }
-        for (g, acc) in acc.iter().enumerate() {
-            for (t, acc) in acc.iter().enumerate() {
+        for (t, acc) in acc.iter().enumerate() {
+            for (g, acc) in acc.iter().enumerate() {
                 // SAFETY: row t of out has 8 G columns.
                 unsafe {
                     _mm256_storeu_ps(self.out.add(t * self.out_stride + g * GROUP), *acc);

@@ -92,37 +92,89 @@ impl Tile {
     #[inline]
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
     unsafe fn run<const MIN: bool, const T: usize>(&self) {
-        let k = self.blocks * BLOCK;
-        let ones = _mm256_set1_epi16(1);
         let mut acc = [_mm256_setzero_ps(); T];
         for b in 0..self.blocks {
             // SAFETY: block b is within the group.
-            let block = unsafe { Block::load::<MIN>(self.w.add(b * block_bytes(MIN))) };
+            let block = unsafe { self.w.add(b * block_bytes(MIN)) };
             if T == 1 {
-                prefetch(self.w.wrapping_add(b * block_bytes(MIN)));
+                prefetch(block);
             }
+            // SAFETY: the block's four vectors end it, and the rows of x have block b.
+            let isums = unsafe {
+                let quants = block.add(block_bytes(MIN) - 128);
+                self.dot::<T>(quants, self.x.add(b * BLOCK))
+            };
+            // SAFETY: the header is 16 bytes of d and, with minima, 16 of m.
+            let (d, m) = unsafe {
+                let d = _mm256_cvtph_ps(_mm_loadu_si128(block.cast()));
+                let m = match MIN {
+                    true => _mm256_cvtph_ps(_mm_loadu_si128(block.add(16).cast())),
+                    false => _mm256_mul_ps(d, _mm256_set1_ps(-8.0)),
+                };
+                (d, m)
+            };
             for (t, acc) in acc.iter_mut().enumerate() {
-                // SAFETY: row t of x has k quants, then a scale and a sum for each block.
-                let (quants, scale, sum) = unsafe {
+                // SAFETY: the quants of row t are followed by a scale and a sum for each block.
+                let (scale, sum) = unsafe {
                     let row = self.x.add(t * self.x_stride);
-                    let factors = row.add(k).cast::<f32>();
+                    let factors = row.add(self.blocks * BLOCK).cast::<f32>();
                     (
-                        row.add(b * BLOCK),
                         _mm256_broadcast_ss(&*factors.add(b)),
                         _mm256_broadcast_ss(&*factors.add(self.blocks + b)),
                     )
                 };
-                // SAFETY: 32 quants from `quants`.
-                let isum = unsafe { block.dot(quants, ones) };
-                let factor = _mm256_mul_ps(block.d, scale);
-                *acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(isum), factor, *acc);
-                *acc = _mm256_fmadd_ps(block.m, sum, *acc);
+                let factor = _mm256_mul_ps(d, scale);
+                *acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(isums[t]), factor, *acc);
+                *acc = _mm256_fmadd_ps(m, sum, *acc);
             }
         }
         for (t, acc) in acc.iter().enumerate() {
             // SAFETY: row t of out has 8 columns.
             unsafe { _mm256_storeu_ps(self.out.add(t * self.out_stride), *acc) };
         }
+    }
+
+    /// The exact inner products of the block's eight rows with 32 activations of each token. Two vectors of nibbles are
+    /// unpacked at a time, so that weights, 16-bit sums and the caller's accumulators fit the sixteen registers.
+    ///
+    /// # Safety
+    /// `w` points at 4 vectors of nibbles and `x` at 32 quants, `x_stride` bytes apart for T tokens.
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    unsafe fn dot<const T: usize>(&self, w: *const u8, x: *const u8) -> [__m256i; T] {
+        let low = _mm256_set1_epi8(15);
+        let mut sums = [_mm256_setzero_si256(); T];
+        for half in 0..2 {
+            // SAFETY: two of the four vectors.
+            let (a, b) = unsafe {
+                let w = w.add(half * 64);
+                (
+                    _mm256_loadu_si256(w.cast()),
+                    _mm256_loadu_si256(w.add(32).cast()),
+                )
+            };
+            let a_low = _mm256_and_si256(a, low);
+            let b_low = _mm256_and_si256(b, low);
+            let a_high = _mm256_and_si256(_mm256_srli_epi16::<4>(a), low);
+            let b_high = _mm256_and_si256(_mm256_srli_epi16::<4>(b), low);
+            for (t, sum) in sums.iter_mut().enumerate() {
+                // SAFETY: words 2 half, 2 half + 1 and those 16 quants behind of token t.
+                let x = |word: usize| unsafe {
+                    let words = x.add(t * self.x_stride).cast::<i32>();
+                    _mm256_set1_epi32(words.add(2 * half + word).read_unaligned())
+                };
+                let lows = _mm256_add_epi16(
+                    _mm256_maddubs_epi16(a_low, x(0)),
+                    _mm256_maddubs_epi16(b_low, x(1)),
+                );
+                let highs = _mm256_add_epi16(
+                    _mm256_maddubs_epi16(a_high, x(4)),
+                    _mm256_maddubs_epi16(b_high, x(5)),
+                );
+                *sum = _mm256_add_epi16(*sum, _mm256_add_epi16(lows, highs));
+            }
+        }
+        sums.map(|sum| _mm256_madd_epi16(sum, _mm256_set1_epi16(1)))
     }
 }
 
@@ -132,59 +184,5 @@ impl Tile {
 fn prefetch(block: *const u8) {
     for line in 0..3 {
         _mm_prefetch::<_MM_HINT_T0>(block.wrapping_add(PREFETCH + line * 64).cast());
-    }
-}
-
-/// A block of eight rows, unpacked.
-struct Block {
-    d: __m256,
-    m: __m256,
-    /// Vector j has k = 4j..4j+4 of each row.
-    quants: [__m256i; 8],
-}
-
-impl Block {
-    /// # Safety
-    /// `block` points at a packed block.
-    #[inline]
-    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    unsafe fn load<const MIN: bool>(block: *const u8) -> Block {
-        // SAFETY: the header is 16 bytes of d and, with minima, 16 of m.
-        let d = unsafe { _mm256_cvtph_ps(_mm_loadu_si128(block.cast())) };
-        let m = if MIN {
-            // SAFETY: as above.
-            unsafe { _mm256_cvtph_ps(_mm_loadu_si128(block.add(16).cast())) }
-        } else {
-            _mm256_mul_ps(d, _mm256_set1_ps(-8.0))
-        };
-        let low = _mm256_set1_epi8(15);
-        let mut quants = [_mm256_setzero_si256(); 8];
-        for j in 0..4 {
-            // SAFETY: four vectors follow the header and end the block.
-            let v =
-                unsafe { _mm256_loadu_si256(block.add(block_bytes(MIN) - 128 + j * 32).cast()) };
-            quants[j] = _mm256_and_si256(v, low);
-            quants[4 + j] = _mm256_and_si256(_mm256_srli_epi16::<4>(v), low);
-        }
-        Block { d, m, quants }
-    }
-
-    /// The exact inner products of the eight rows with 32 activations.
-    ///
-    /// # Safety
-    /// `x` points at 32 quants.
-    #[inline]
-    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    unsafe fn dot(&self, x: *const u8, ones: __m256i) -> __m256i {
-        let product = |j: usize| {
-            // SAFETY: word j is within the 32 quants.
-            let x = unsafe { _mm256_set1_epi32(x.cast::<i32>().add(j).read_unaligned()) };
-            _mm256_maddubs_epi16(self.quants[j], x)
-        };
-        let mut sum = product(0);
-        for j in 1..8 {
-            sum = _mm256_add_epi16(sum, product(j));
-        }
-        _mm256_madd_epi16(sum, ones)
     }
 }

@@ -13,6 +13,9 @@ use crate::quant::BLOCK;
 /// Tokens of a full tile.
 const TOKENS: usize = 4;
 
+/// Vectors of quants in a packed block.
+const VECTORS: usize = 8;
+
 /// Bytes of a packed block: 8 f16 and 8 vectors.
 const BLOCK_BYTES: usize = 272;
 
@@ -28,12 +31,15 @@ pub unsafe fn matmul_q8_0(args: &MatMulArgs) {
     let blocks = args.k as usize / BLOCK;
     let first = args.col0 as usize / GROUP;
     let rows = args.rows as usize;
+    // A variable, so that the loop over a block's vectors stays a loop: unrolled, the compiler spills its registers.
+    let vectors = std::hint::black_box(VECTORS);
     for g in 0..(args.cols as usize).div_ceil(GROUP) {
         let mut row = 0;
         while row < rows {
             // SAFETY: the caller promises the groups from `col0` on, and rows of x and out.
             unsafe {
                 let tile = Tile {
+                    vectors,
                     w: args.w.add((first + g) * blocks * BLOCK_BYTES),
                     blocks,
                     x: args.x.add(row * args.x_stride as usize),
@@ -55,6 +61,8 @@ pub unsafe fn matmul_q8_0(args: &MatMulArgs) {
 
 /// One group of weights and some tokens.
 struct Tile {
+    /// [`VECTORS`]
+    vectors: usize,
     w: *const u8,
     blocks: usize,
     x: *const u8,
@@ -110,7 +118,7 @@ impl Tile {
     unsafe fn dot<const T: usize>(&self, w: *const u8, x: *const u8) -> [__m256i; T] {
         let ones = _mm256_set1_epi16(1);
         let mut sums = [_mm256_setzero_si256(); T];
-        for j in 0..8 {
+        for j in 0..self.vectors {
             // SAFETY: vector j of eight.
             let w = unsafe { _mm256_loadu_si256(w.add(j * 32).cast()) };
             let magnitude = _mm256_abs_epi8(w);
