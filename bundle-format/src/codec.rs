@@ -13,7 +13,7 @@ use crate::error::Error;
 /// Level of compression: the sections are small, and decompress equally fast from every level.
 const ZSTD_LEVEL: i32 = 12;
 
-/// The longest input of [`decode`], in bytes.
+/// The longest encoding that a reader decodes, in bytes.
 pub const MAX_DECODE_LEN: usize = 32 << 20;
 
 /// Version of the zstd library that compresses, for the manifest.

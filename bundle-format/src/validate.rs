@@ -2,7 +2,7 @@
 //! what the plan says without a check of its own.
 //!
 //! In the order of [`bundle`]: the manifest's spelling, the step's limits, KV groups, buffers, weights, and then each launch
-//! ([`launch`]), its regions ([`region`]), and what is where in the arena when ([`arena`]).
+//! (`launch`), its regions (`region`), and what is where in the arena when (`arena`).
 
 mod arena;
 mod launch;

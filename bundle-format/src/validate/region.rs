@@ -507,3 +507,54 @@ impl Body<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::Span;
+
+    fn span() -> impl Strategy<Value = Span> {
+        (1u32..6, 0u32..8, 0u32..20, 1u32..6).prop_map(|(units, per_unit, offset, width)| Span {
+            units,
+            per_unit: if units == 1 { 0 } else { per_unit },
+            offset,
+            width,
+        })
+    }
+
+    /// Columns one by one, as the definition says.
+    fn columns(span: Span) -> Vec<u32> {
+        let units = 0..span.units;
+        units
+            .flat_map(|u| (0..span.width).map(move |c| u * span.per_unit + span.offset + c))
+            .collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4000))]
+
+        #[test]
+        fn spans_meet_where_columns_do(a in span(), b in span()) {
+            let all: HashSet<u32> = columns(a).into_iter().collect();
+            let shared = columns(b).iter().any(|c| all.contains(c));
+            if a.per_unit == b.per_unit {
+                prop_assert_eq!(a.meets(b), shared);
+            } else {
+                prop_assert!(a.meets(b) || !shared);
+            }
+            prop_assert_eq!(a.meets(b), b.meets(a));
+        }
+
+        #[test]
+        fn ends_and_units_are_what_columns_say(a in span()) {
+            let columns = columns(a);
+            let last = columns.iter().max().copied();
+            prop_assert_eq!(last.map(|c| c as u64 + 1), Some(a.end()));
+            let distinct: HashSet<u32> = columns.iter().copied().collect();
+            prop_assert_eq!(a.units_are_disjoint(), distinct.len() == columns.len());
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! FORMAT.md says what layout.rs does.
+
+use bundle_format::hash;
+use bundle_format::layout::{
+    CHUNK_LEN, ENTRY_FIELDS, ENTRY_LEN, Field, HEADER_FIELDS, HEADER_LEN, MAGIC, SectionKind,
+    VERSION,
+};
+use bundle_format::plan::{Encoding, WeightLayout};
+use bundle_format::validate::packed_len;
+
+const FORMAT: &str = include_str!("../FORMAT.md");
+
+/// The rows of the table under the heading row that starts with these cells.
+fn table(heading: &[&str]) -> Vec<Vec<String>> {
+    table_after(FORMAT, heading)
+}
+
+fn table_after(text: &str, heading: &[&str]) -> Vec<Vec<String>> {
+    let cells = |line: &str| -> Vec<String> {
+        line.trim_matches('|')
+            .split('|')
+            .map(|c| c.trim().to_string())
+            .collect()
+    };
+    let rows: Vec<_> = text
+        .lines()
+        .skip_while(|l| !(l.starts_with('|') && cells(l).iter().zip(heading).all(|(a, b)| a == b)))
+        .skip(2)
+        .take_while(|l| l.starts_with('|'))
+        .map(cells)
+        .collect();
+    assert!(!rows.is_empty(), "no table {heading:?}");
+    rows
+}
+
+fn compare(rows: &[Vec<String>], fields: &[Field], len: usize) {
+    let documented: Vec<_> = rows
+        .iter()
+        .map(|r| {
+            (
+                r[0].as_str(),
+                r[1].parse::<usize>().unwrap(),
+                r[2].parse::<usize>().unwrap(),
+            )
+        })
+        .collect();
+    let implemented: Vec<_> = fields.iter().map(|f| (f.name, f.offset, f.size)).collect();
+    assert_eq!(documented, implemented);
+    let mut end = 0;
+    for field in fields {
+        assert_eq!(field.offset, end, "{} leaves a gap", field.name);
+        end += field.size;
+    }
+    assert_eq!(end, len);
+}
+
+#[test]
+fn header_fields() {
+    let rows = table(&["field", "offset", "size"]);
+    compare(&rows, HEADER_FIELDS, HEADER_LEN);
+    let holds = |name: &str| rows.iter().find(|r| r[0] == name).unwrap()[3].clone();
+    let magic: Vec<_> = MAGIC.iter().map(|b| format!("{b:02x}")).collect();
+    assert_eq!(holds("magic"), format!("`{}`", magic.join(" ")));
+    assert_eq!(holds("version"), VERSION.to_string());
+    assert_eq!(holds("header length"), HEADER_LEN.to_string());
+    assert_eq!(holds("section count"), SectionKind::ALL.len().to_string());
+    assert!(holds("chunk length").starts_with(&format!("{CHUNK_LEN}:")));
+}
+
+#[test]
+fn entry_fields() {
+    let entry = FORMAT
+        .split_once("An entry of the section table")
+        .unwrap()
+        .1;
+    compare(
+        &table_after(entry, &["field", "offset", "size"]),
+        ENTRY_FIELDS,
+        ENTRY_LEN,
+    );
+}
+
+#[test]
+fn sections() {
+    let documented: Vec<Vec<String>> = table(&["kind", "section"])
+        .into_iter()
+        .map(|mut r| {
+            r.truncate(5);
+            r
+        })
+        .collect();
+    let implemented: Vec<Vec<String>> = SectionKind::ALL
+        .iter()
+        .map(|k| {
+            vec![
+                k.id().to_string(),
+                k.name().to_string(),
+                k.align().to_string(),
+                if k.may_compress() { "yes" } else { "no" }.to_string(),
+                k.max_raw_len().to_string(),
+            ]
+        })
+        .collect();
+    assert_eq!(documented, implemented);
+    let order: Vec<_> = SectionKind::ALL.iter().map(|k| k.name()).collect();
+    assert!(FORMAT.contains(&format!("    header | {}\n", order.join(" | "))));
+}
+
+#[test]
+fn contexts() {
+    let documented: Vec<String> = table(&["hash of", "context"])
+        .into_iter()
+        .map(|r| r[1].trim_matches('`').to_string())
+        .collect();
+    let mut implemented = vec![
+        hash::HEADER_CONTEXT,
+        hash::ROOT_CONTEXT,
+        hash::RAW_CODE_CONTEXT,
+        hash::CHUNK_CONTEXT,
+    ];
+    implemented.extend(SectionKind::ALL.iter().map(|&k| hash::section_context(k)));
+    assert_eq!(documented, implemented);
+    let mut unique = implemented.clone();
+    unique.sort_unstable();
+    unique.dedup();
+    assert_eq!(unique.len(), implemented.len());
+}
+
+#[test]
+fn encodings() {
+    let all = [
+        Encoding::F32,
+        Encoding::F16,
+        Encoding::Q4_0,
+        Encoding::Q4_1,
+        Encoding::Q8_0,
+    ];
+    let rows = table(&["encoding", "elements a block"]);
+    assert_eq!(rows.len(), all.len());
+    for (row, encoding) in rows.iter().zip(all) {
+        assert_eq!(row[0], format!("{encoding:?}"));
+        let (block, bytes): (u32, u64) = (row[1].parse().unwrap(), row[2].parse().unwrap());
+        let len = |layout, rows, cols| packed_len(encoding, layout, rows, cols);
+        assert_eq!(
+            len(WeightLayout::RowMajor, 9, 3 * block),
+            Some(9 * 3 * bytes)
+        );
+        assert_eq!(
+            len(WeightLayout::Interleave8, 9, 3 * block),
+            Some(16 * 3 * bytes)
+        );
+        if block > 1 {
+            assert_eq!(len(WeightLayout::RowMajor, 9, 3 * block + 1), None);
+        }
+    }
+}
