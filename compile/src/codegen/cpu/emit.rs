@@ -311,7 +311,8 @@ impl Emitter<'_> {
         let sums = if pass.sums.is_empty() {
             Vec::new()
         } else {
-            vec![math::splat(&mut self.b, 0.0); pass.sums.len() * PARTIAL_SUMS]
+            // What changes nothing when something is added to it: 0 would turn a sum of -0 into 0.
+            vec![math::splat(&mut self.b, -0.0); pass.sums.len() * PARTIAL_SUMS]
         };
         let sums = match self.shape {
             Shape::Linear { granule } => self.linear(pass, granule, columns, sums),

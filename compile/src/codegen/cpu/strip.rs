@@ -182,8 +182,11 @@ impl Emitter<'_> {
         let xs = self.values(x, group.values, group.points.len());
         for (i, mut x) in xs.into_iter().enumerate() {
             if group.lanes == Lanes::First {
-                let mask = math::constant(&mut self.b, F32X4, [u32::MAX, 0, 0, 0]);
-                x = self.b.ins().band(x, mask);
+                let first = math::constant(&mut self.b, F32X4, [u32::MAX, 0, 0, 0]);
+                let nothing = (-0.0f32).to_bits();
+                let rest = math::constant(&mut self.b, F32X4, [0, nothing, nothing, nothing]);
+                x = self.b.ins().band(x, first);
+                x = self.b.ins().bor(x, rest);
             }
             let part = &mut parts[(first + i) % PARTIAL_SUMS];
             *part = self.b.ins().fadd(*part, x);
