@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use super::barrier::{Barrier, Epoch, Poisoned, SPINS, SPINS_CROWDED};
+use super::barrier::{Barrier, Epoch, Patience, Poisoned};
 use crate::Error;
 
 /// One member's view of a running job.
@@ -118,17 +118,17 @@ impl Team {
             )));
         }
         let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
-        let spins = if threads > processors {
-            SPINS_CROWDED
+        let patience = if threads > processors {
+            Patience::SHORT
         } else {
-            SPINS
+            Patience::measured()
         };
         let shared = Arc::new(Shared {
             threads,
-            start: Epoch::new(spins),
-            finish: Epoch::new(spins),
+            start: Epoch::new(patience),
+            finish: Epoch::new(patience),
             running: AtomicU32::new(0),
-            barrier: Barrier::new(threads as u32, spins),
+            barrier: Barrier::new(threads as u32, patience),
             job: UnsafeCell::new(None),
             stop: AtomicBool::new(false),
             failure: Mutex::new(None),

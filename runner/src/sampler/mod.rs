@@ -79,7 +79,7 @@ impl Sampler {
             if params.top_p < 1.0 {
                 self.select_likely(logits, params.top_p as f64, total);
                 keep_nucleus(&mut self.keys, &weigh, params.top_p as f64 * total);
-                Ok(draw_key(&mut self.keys, &weigh, random))
+                Ok(self.draw_nucleus(logits, random))
             } else {
                 Ok(draw_weight(&self.weights, random * total))
             }
@@ -129,6 +129,18 @@ impl Sampler {
                 self.keys.push(key(logit, id));
             }
         }
+    }
+
+    /// Draws among the tokens whose keys are left: as [`draw_key`], but the nucleus may be most of the vocabulary, and
+    /// going through all of it once is cheaper than sorting.
+    fn draw_nucleus(&self, logits: &[f32], random: f64) -> u32 {
+        let least = self.keys.iter().copied().min().unwrap_or(0);
+        let kept = || {
+            let all = logits.iter().zip(&self.weights).enumerate();
+            all.filter(|&(id, (&logit, _))| key(logit, id) >= least)
+                .map(|(id, (_, &weight))| (id as u32, weight))
+        };
+        draw(kept, random)
     }
 }
 
@@ -257,16 +269,24 @@ fn keep_nucleus(keys: &mut Vec<u64>, weigh: &Weigh, goal: f64) {
 fn draw_key(keys: &mut [u64], weigh: &Weigh, random: f64) -> u32 {
     // In an order that doesn't depend on how they were selected.
     keys.sort_unstable_by_key(|&k| id_of(k));
-    let mut rest = random * weigh.sum(keys);
-    let mut drawn = 0;
-    for &key in keys.iter() {
-        let weight = weigh.weight(logit_of(key)) as f64;
+    draw(
+        || keys.iter().map(|&k| (id_of(k), weigh.weight(logit_of(k)))),
+        random,
+    )
+}
+
+/// Draws among tokens in proportion to their weights, of which one at least is positive.
+fn draw<I: Iterator<Item = (u32, f32)>>(tokens: impl Fn() -> I, random: f64) -> u32 {
+    let total: f64 = tokens().map(|(_, weight)| weight as f64).sum();
+    let (mut rest, mut drawn) = (random * total, 0);
+    for (id, weight) in tokens() {
         if weight > 0.0 {
-            drawn = id_of(key);
-            if rest < weight {
+            // Rounding may carry past the last token; then it is that one.
+            drawn = id;
+            if rest < weight as f64 {
                 break;
             }
-            rest -= weight;
+            rest -= weight as f64;
         }
     }
     drawn
