@@ -102,11 +102,11 @@ fn python_and_transformers_are_at_hand() {
         ),
         (
             "{{ messages[0].content.lstrip().startswith('a') and messages[0].get('name', 1) == 1 }}",
-            "true",
+            "True",
         ),
         (
             "{{ bos_token }}{{ eos_token }}{{ thinking }}{{ documents is none }}",
-            "<s><|end|>truetrue",
+            "<s><|end|>TrueTrue",
         ),
         ("{{ strftime_now('%d %b %Y') }}", "26 Jul 2024"),
         (
@@ -117,13 +117,21 @@ fn python_and_transformers_are_at_hand() {
             "{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}",
             "01",
         ),
+        (
+            "{{ 'é😀' | tojson(ensure_ascii=true) }}",
+            "\"\\u00e9\\ud83d\\ude00\"",
+        ),
+        ("a{%- generation %} b {% endgeneration -%} c", "a b c"),
         ("a\n  {% if true %}\nb\n  {% endif %}\nc\n", "a\nb\nc"),
     ];
     for (template, expected) in cases {
         assert_eq!(render(template, &request).unwrap(), expected, "{template}");
     }
     request.tools.clear();
-    assert_eq!(render("{{ tools is none }}", &request).unwrap(), "true");
+    assert_eq!(
+        render("{{ tools is none and tools is not iterable }}", &request).unwrap(),
+        "True"
+    );
 }
 
 #[test]
@@ -241,20 +249,23 @@ fn strings_side_by_side_make_no_control_tokens() {
             .iter()
             .map(|content| message("user", content))
             .collect();
-        assert_eq!(controls(joined, &request(messages)), [], "{contents:?}");
+        assert!(
+            controls(joined, &request(messages)).is_empty(),
+            "{contents:?}"
+        );
     }
     let three = ["<", "|end", "|>"]
         .iter()
         .map(|content| message("user", content))
         .collect();
-    assert_eq!(controls(joined, &request(three)), []);
+    assert!(controls(joined, &request(three)).is_empty());
 
     let mut tags = request(vec![
         json!({"role": "user", "content": "", "args": {"|end|": "<|end|>"}}),
     ]);
     let keys = "{% for k, v in messages[0].args.items() %}{{ '<' ~ k ~ '>' ~ v }}{% endfor %}{{ tools | tojson }}";
     tags.tools = vec![json!({"<|end|>": "<s>"})];
-    assert_eq!(controls(keys, &tags), []);
+    assert!(controls(keys, &tags).is_empty());
 }
 
 #[test]
