@@ -86,7 +86,7 @@ impl<'a> ChatTemplate<'a> {
         environment.set_lstrip_blocks(true);
         python::install(&mut environment);
         environment
-            .add_template_owned(TEMPLATE, source.to_owned())
+            .add_template_owned(TEMPLATE, python::without_generation_marks(source))
             .map_err(|e| Error::Unsupported(format!("chat template: {}", describe(&e))))?;
         Ok(Self {
             tokenizer: *tokenizer,

@@ -1,5 +1,7 @@
 //! What the end-to-end tests share: the binaries, the model, and bundles of it.
 
+pub mod models;
+
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::OnceLock;
@@ -29,17 +31,6 @@ pub fn bin(name: &str) -> PathBuf {
     path
 }
 
-/// SmolLM2-135M-Instruct Q4_1, as examples/fetch-model.sh fetches it.
-pub fn model() -> PathBuf {
-    let home = || PathBuf::from(std::env::var_os("HOME").expect("HOME is set"));
-    let cache = || std::env::var_os("XDG_CACHE_HOME").map_or_else(|| home().join(".cache"), PathBuf::from);
-    let folder =
-        std::env::var_os("FASTINFER_MODELS").map_or_else(|| cache().join("fastinfer/models"), PathBuf::from);
-    let path = folder.join("smollm2-135m-instruct-q4_1.gguf");
-    assert!(path.is_file(), "{} is missing; run: examples/fetch-model.sh", path.display());
-    path
-}
-
 /// The model's bundle for the CPU, compiled once a test program.
 pub fn bundle() -> &'static Path {
     static BUNDLE: OnceLock<PathBuf> = OnceLock::new();
@@ -48,7 +39,7 @@ pub fn bundle() -> &'static Path {
         std::fs::create_dir_all(&folder).expect("the target folder is ours");
         // Test programs run one after another, but a person may run two at once.
         let path = folder.join(format!("smollm2-{}.fib", std::process::id()));
-        compile(&model(), &path, &[]);
+        compile(&models::smollm2(), &path, &[]);
         let shared = folder.join("smollm2.fib");
         std::fs::rename(&path, &shared).expect("both are in one folder");
         shared

@@ -13,10 +13,39 @@ pub fn install(environment: &mut Environment<'_>) {
     environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
     environment.add_function("raise_exception", raise_exception);
     environment.add_filter("tojson", to_json);
+    environment.add_test("iterable", is_iterable);
+}
+
+/// The template without `{% generation %}` and its end, which mark what to train on, and which only `transformers` knows.
+pub fn without_generation_marks(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some(start) = rest.find("{%") {
+        let Some(len) = rest[start..].find("%}") else {
+            break;
+        };
+        let tag = &rest[start + 2..start + len];
+        let name = tag.trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace());
+        let stand_in = match name {
+            "generation" => "if true",
+            "endgeneration" => "endif",
+            name => name,
+        };
+        out.push_str(&rest[..start + 2]);
+        out.push_str(&tag.replace(name, stand_in));
+        rest = &rest[start + len..];
+    }
+    out.push_str(rest);
+    out
 }
 
 fn raise_exception(message: String) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, message))
+}
+
+/// As in Python, where `None` is not.
+fn is_iterable(value: &Value) -> bool {
+    !value.is_none() && value.try_iter().is_ok()
 }
 
 /// The time by a format of C's strftime: `strftime_now("%d %b %Y")`.
@@ -34,7 +63,8 @@ pub fn strftime_now(now: SystemTime) -> Value {
     })
 }
 
-/// Python's `json.dumps(value, ensure_ascii=False, indent=indent)`: keys in their order, a space after `:` and `,`.
+/// Python's `json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)`: keys in their order, a space after `:` and `,`;
+/// all characters as they are by default.
 fn to_json(value: Value, indent: Option<Value>, options: Kwargs) -> Result<Value, Error> {
     let indent = match indent {
         Some(indent) => Some(indent),
@@ -44,12 +74,6 @@ fn to_json(value: Value, indent: Option<Value>, options: Kwargs) -> Result<Value
         .get::<Option<bool>>("ensure_ascii")?
         .unwrap_or(false);
     options.assert_all_used()?;
-    if ensure_ascii {
-        return Err(Error::new(
-            ErrorKind::InvalidOperation,
-            "tojson(ensure_ascii=true) is not supported",
-        ));
-    }
     let indent = match indent {
         Some(indent) if !indent.is_none() && !indent.is_undefined() => {
             Some(" ".repeat(usize::try_from(indent)?))
@@ -67,7 +91,26 @@ fn to_json(value: Value, indent: Option<Value>, options: Kwargs) -> Result<Value
     .map_err(|e| Error::new(ErrorKind::BadSerialization, format!("tojson: {e}")))?;
     let text = String::from_utf8(out)
         .map_err(|e| Error::new(ErrorKind::BadSerialization, format!("tojson: {e}")))?;
-    Ok(Value::from_safe_string(text))
+    Ok(Value::from(if ensure_ascii {
+        escaped(&text)
+    } else {
+        text
+    }))
+}
+
+/// JSON in ASCII: only strings have other characters.
+fn escaped(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c.is_ascii() {
+            out.push(c);
+        } else {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                out += &format!("\\u{unit:04x}");
+            }
+        }
+    }
+    out
 }
 
 /// One line, with a space after `:` and `,`.
