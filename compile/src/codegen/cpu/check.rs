@@ -41,10 +41,17 @@ pub fn operands_of(inst: &Inst) -> Vec<Val> {
 }
 
 pub fn is_store(inst: &Inst) -> bool {
-    matches!(
-        inst,
-        Inst::Store { .. } | Inst::StoreQ8 { .. } | Inst::StoreKv { .. }
-    )
+    destination(inst).is_some()
+}
+
+/// The operand that an instruction stores to.
+pub fn destination(inst: &Inst) -> Option<OperandId> {
+    match *inst {
+        Inst::Store { dst, .. } | Inst::StoreQ8 { dst, .. } | Inst::StoreKv { dst, .. } => {
+            Some(dst)
+        }
+        _ => None,
+    }
 }
 
 fn check_shape(region: &Region, context: &RegionContext) -> Result<(), Error> {
@@ -68,7 +75,9 @@ fn check_shape(region: &Region, context: &RegionContext) -> Result<(), Error> {
     if region.reads_tile() && region.has_row_sum() {
         return bug("a tile has no whole rows to sum".into());
     }
-    if region.reads_tile() && (context.tile_stride == 0 || context.tile_stride % unit != 0) {
+    if region.reads_tile()
+        && (context.tile_stride == 0 || !context.tile_stride.is_multiple_of(unit))
+    {
         return bug(format!(
             "tile rows of {} elements, expected a multiple of the unit {unit}",
             context.tile_stride
@@ -127,7 +136,10 @@ fn check_inst(
         },
         Inst::StoreQ8 { dst, col, .. } => {
             let block = Q8_BLOCK as u32;
-            if region.width % block != 0 || col.per_unit % block != 0 || col.offset % block != 0 {
+            if [region.width, col.per_unit, col.offset]
+                .iter()
+                .any(|n| !n.is_multiple_of(block))
+            {
                 return fail(format!(
                     "width {} or column map isn't a multiple of the block of {block}",
                     region.width

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use bundle_format::region::{ColMap, Inst, OperandId, Region, Val};
 
 use super::broken;
-use super::check::{Overlap, is_store, operands_of, overlap, same_memory};
+use super::check::{Overlap, destination, is_store, operands_of, overlap, same_memory};
 use crate::error::Error;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -251,15 +251,5 @@ impl<'r> Scheduler<'r> {
             passes,
             uniform: self.uniform,
         }
-    }
-}
-
-/// The operand that an instruction stores to.
-fn destination(inst: &Inst) -> Option<OperandId> {
-    match *inst {
-        Inst::Store { dst, .. } | Inst::StoreQ8 { dst, .. } | Inst::StoreKv { dst, .. } => {
-            Some(dst)
-        }
-        _ => None,
     }
 }

@@ -4,6 +4,7 @@ mod arithmetic;
 mod exec;
 mod fuzz;
 mod memory;
+mod passes;
 mod real;
 mod regions;
 mod rules;

@@ -240,9 +240,8 @@ fn tables() {
             &case.kv,
             8,
         )
-        .map_err(|e| e.to_string())
-        .err()
-        .expect("the tables don't fit")
+        .expect_err("the tables don't fit")
+        .to_string()
     };
     case.weights[0].rows = 2;
     assert!(
