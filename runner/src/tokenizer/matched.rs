@@ -67,7 +67,7 @@ impl<'a> Matcher<'a> {
         // One candidate a position, its longest; a shorter one takes its place where the longest doesn't fit.
         let mut candidates: BinaryHeap<_> = (0..text.len())
             .filter(|&start| self.starts[text[start] as usize])
-            .filter_map(|start| self.longest(text, start, &allowed))
+            .filter_map(|start| self.longest(text, start, allowed))
             .map(Match::key)
             .collect();
         let mut taken = vec![false; if candidates.is_empty() { 0 } else { text.len() }];
@@ -83,7 +83,7 @@ impl<'a> Matcher<'a> {
                     .take_while(|&&t| !t)
                     .count();
                 candidates.extend(
-                    self.longest(&text[..start + room], start, &allowed)
+                    self.longest(&text[..start + room], start, allowed)
                         .map(Match::key),
                 );
                 continue;
