@@ -2,4 +2,5 @@
 
 pub mod error;
 pub mod gguf;
+pub mod synth;
 pub mod tokenizer;

@@ -6,7 +6,7 @@
 //! could not hold, and every error says where it is, what was expected and what was found.
 //!
 //! In the order in which data flows: `cursor` bounds-checked fields, [`value`] and [`metadata`] keys and values,
-//! [`tensor_type`] and [`tensor`] the tensors, [`error`] what can be wrong.
+//! [`tensor_type`] and [`tensor`] the tensors, [`error`] what can be wrong; and the other way round, [`writer`].
 
 mod cursor;
 pub mod error;
@@ -14,6 +14,7 @@ pub mod metadata;
 pub mod tensor;
 pub mod tensor_type;
 pub mod value;
+pub mod writer;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -23,6 +24,7 @@ pub use metadata::Metadata;
 pub use tensor::TensorInfo;
 pub use tensor_type::TensorType;
 pub use value::{Array, Numbers, Strings, Value, ValueType};
+pub use writer::{TensorSpec, WriteError, Writer};
 
 use cursor::Cursor;
 use error::{Name, Place};

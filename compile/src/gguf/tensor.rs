@@ -152,7 +152,7 @@ impl<'a> Entry<'a> {
 }
 
 /// Bytes of a tensor's data.
-fn data_bytes(dims: &[u64], ty: TensorType) -> Result<u64, ErrorKind> {
+pub(super) fn data_bytes(dims: &[u64], ty: TensorType) -> Result<u64, ErrorKind> {
     if let Some(dimension) = dims.iter().position(|&dim| dim == 0) {
         return Err(ErrorKind::ZeroDimension { dimension });
     }
