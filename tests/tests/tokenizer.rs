@@ -124,7 +124,7 @@ fn opening_takes_no_time() {
     assert!(fastest.as_micros() < 1000, "{fastest:?}");
 }
 
-/// A word without end and a text of many words: ten times the text, about ten times the time.
+/// A word without end and a text of many words: for ten times the text about ten times the time.
 #[test]
 fn time_grows_with_the_text() {
     let section = section();

@@ -101,54 +101,51 @@ impl<'a, 't> Merger<'a, 't> {
     }
 
     fn merge_by_heap(&mut self) {
-        let Self { vocab, ids, .. } = self;
-        // A token lies where its first byte was. Its left neighbour is prev of it, its right one next of it.
+        let Self {
+            vocab, ids, pairs, ..
+        } = self;
+        // A token lies where its first byte was. Its left neighbour is at prev of it, its right one at next of it, and
+        // pairs of it is its merge with the latter.
         let len = ids.len();
         let mut prev: Vec<usize> = (0..len).map(|i| i.wrapping_sub(1)).collect();
         let mut next: Vec<usize> = (1..=len).collect();
-        let mut alive = vec![true; len];
-        let candidate = |ids: &[u32], left: usize, right: usize| {
-            let pair = pair_of(vocab, ids[left], ids[right]);
-            (pair.merged != NONE).then_some(Reverse(Candidate {
-                rank: pair.rank,
-                left,
-                pair: (ids[left], ids[right]),
-                merged: pair.merged,
-            }))
-        };
-        let mut heap: BinaryHeap<_> = (1..len).filter_map(|i| candidate(ids, i - 1, i)).collect();
-        while let Some(Reverse(Candidate {
-            left, pair, merged, ..
-        })) = heap.pop()
-        {
-            let right = next[left];
-            // A neighbour may have merged since; then the pair is gone.
-            if !alive[left] || right >= len || (ids[left], ids[right]) != pair {
+        pairs.clear();
+        pairs.extend(ids.windows(2).map(|pair| pair_of(vocab, pair[0], pair[1])));
+        pairs.push(NO_PAIR);
+        let mut heap: BinaryHeap<_> = pairs
+            .iter()
+            .enumerate()
+            .filter(|(_, pair)| pair.merged != NONE)
+            .map(|(at, pair)| Reverse((pair.rank, at)))
+            .collect();
+        while let Some(Reverse((rank, at))) = heap.pop() {
+            // A rank belongs to one pair: if it is another one here, a neighbour has merged since.
+            if pairs[at].rank != rank {
                 continue;
             }
-            ids[left] = merged;
-            alive[right] = false;
-            next[left] = next[right];
-            if next[left] < len {
-                prev[next[left]] = left;
-                heap.extend(candidate(ids, left, next[left]));
+            let gone = next[at];
+            ids[at] = pairs[at].merged;
+            ids[gone] = NONE;
+            pairs[gone] = NO_PAIR;
+            next[at] = next[gone];
+            if next[at] < len {
+                prev[next[at]] = at;
             }
-            if prev[left] < len {
-                heap.extend(candidate(ids, prev[left], left));
+            for left in [prev[at], at] {
+                // The first token has no left neighbour, and the last no right one.
+                if left >= len {
+                    continue;
+                }
+                pairs[left] = match ids.get(next[left]) {
+                    Some(&right) => pair_of(vocab, ids[left], right),
+                    None => NO_PAIR,
+                };
+                if pairs[left].merged != NONE {
+                    heap.push(Reverse((pairs[left].rank, left)));
+                }
             }
         }
-        let mut alive = alive.iter();
-        ids.retain(|_| *alive.next().unwrap_or(&false));
     }
-}
-
-/// A possible merge; the least one comes first.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Candidate {
-    rank: u32,
-    left: usize,
-    pair: (u32, u32),
-    merged: u32,
 }
 
 fn pair_of(vocab: &View<'_>, left: u32, right: u32) -> Pair {
