@@ -126,9 +126,10 @@ pub enum Inst {
         col: ColMap,
         x: Val,
     },
-    /// Quantises groups of 32 consecutive `c` to a Q8 activation block ([`crate::plan::DType::Q8`]) and stores it. `width`
-    /// and the column map are multiples of 32.
-    StoreQ8 {
+    /// Quantises groups of 32 consecutive `c` to an activation block of the destination's type
+    /// ([`crate::plan::DType::Q8`] or [`crate::plan::DType::Q16`]) and stores it. `width` and the column map are multiples
+    /// of 32.
+    StoreQuant {
         dst: OperandId,
         col: ColMap,
         x: Val,

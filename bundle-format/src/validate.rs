@@ -236,8 +236,8 @@ fn buffer(plan: &Plan, buffer: &Buffer) -> Result<(), Invalid> {
     name(&buffer.name)?;
     within("cols", buffer.cols, MAX_COLS)?;
     ensure!(
-        buffer.dtype != DType::Q8 || (buffer.cols as usize).is_multiple_of(Q8_BLOCK),
-        "cols of a Q8 buffer",
+        !matches!(buffer.dtype, DType::Q8 | DType::Q16) || (buffer.cols as usize).is_multiple_of(Q8_BLOCK),
+        "cols of a quantised buffer",
         format!("a multiple of {Q8_BLOCK}"),
         buffer.cols
     );

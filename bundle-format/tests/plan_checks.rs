@@ -511,7 +511,7 @@ fn stores() {
     bad(&["stores that meet no other access"], store(32, 1));
     let q8 = |per_unit, offset| {
         move |p: &mut Plan| {
-            region(p, NORM).body[11] = Inst::StoreQ8 {
+            region(p, NORM).body[11] = Inst::StoreQuant {
                 dst: 2,
                 col: ColMap { per_unit, offset },
                 x: 10,

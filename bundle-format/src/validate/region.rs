@@ -270,7 +270,7 @@ impl Body<'_> {
                 self.uses(&[x])?;
                 self.store(dst, col, DType::F32)?
             }
-            Inst::StoreQ8 { dst, col, x } => {
+            Inst::StoreQuant { dst, col, x } => {
                 self.uses(&[x])?;
                 self.q8_blocks(col)?;
                 self.store(dst, col, DType::Q8)?

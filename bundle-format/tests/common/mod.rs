@@ -384,7 +384,7 @@ fn norm(dst: u32, rows: Option<u32>) -> Region {
                 col: col(32, 0),
             },
             binary(Binary::Mul, 8, 9),
-            Inst::StoreQ8 {
+            Inst::StoreQuant {
                 dst: 2,
                 col: col(32, 0),
                 x: 10,
@@ -465,7 +465,7 @@ fn quantise() -> Region {
         operands: vec![Operand::Buffer(buf::HEADS)],
         body: vec![
             Inst::Tile { offset: 0 },
-            Inst::StoreQ8 {
+            Inst::StoreQuant {
                 dst: 0,
                 col: col(HEAD, 0),
                 x: 0,

@@ -104,7 +104,7 @@ impl Builder {
     fn store(&mut self, buffer: u32, col: ColMap, x: Val, quantise: bool) {
         let dst = self.operand(Operand::Buffer(buffer));
         let inst = if quantise {
-            Inst::StoreQ8 { dst, col, x }
+            Inst::StoreQuant { dst, col, x }
         } else {
             Inst::Store { dst, col, x }
         };

@@ -446,7 +446,7 @@ impl<'a> Builder<'a> {
 
     fn store_activation(&self, region: &mut RegionBuilder, dst: OperandId, col: ColMap, x: Val) {
         region.push(match self.activations() {
-            DType::Q8 => Inst::StoreQ8 { dst, col, x },
+            DType::Q8 => Inst::StoreQuant { dst, col, x },
             _ => Inst::Store { dst, col, x },
         });
     }

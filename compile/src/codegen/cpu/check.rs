@@ -33,7 +33,7 @@ pub fn operands_of(inst: &Inst) -> Vec<Val> {
         Inst::Unary { x, .. }
         | Inst::RowSum { x }
         | Inst::Store { x, .. }
-        | Inst::StoreQ8 { x, .. }
+        | Inst::StoreQuant { x, .. }
         | Inst::StoreKv { x, .. } => vec![x],
         Inst::Binary { a, b, .. } => vec![a, b],
         Inst::Fma { a, b, c } => vec![a, b, c],
@@ -47,7 +47,7 @@ pub fn is_store(inst: &Inst) -> bool {
 /// The operand that an instruction stores to.
 pub fn destination(inst: &Inst) -> Option<OperandId> {
     match *inst {
-        Inst::Store { dst, .. } | Inst::StoreQ8 { dst, .. } | Inst::StoreKv { dst, .. } => {
+        Inst::Store { dst, .. } | Inst::StoreQuant { dst, .. } | Inst::StoreKv { dst, .. } => {
             Some(dst)
         }
         _ => None,
@@ -134,7 +134,7 @@ fn check_inst(
             Layout::F32 { cols, .. } => check_stored_cols(region, index, col, cols)?,
             other => return fail(format!("can't store f32 to {other:?}")),
         },
-        Inst::StoreQ8 { dst, col, .. } => {
+        Inst::StoreQuant { dst, col, .. } => {
             let block = Q8_BLOCK as u32;
             if [region.width, col.per_unit, col.offset]
                 .iter()
@@ -205,7 +205,7 @@ fn check_stored_cols(region: &Region, index: usize, col: ColMap, cols: u32) -> R
 fn check_aliasing(region: &Region) -> Result<(), Error> {
     for (store, inst) in region.body.iter().enumerate() {
         match *inst {
-            Inst::Store { dst, col, .. } | Inst::StoreQ8 { dst, col, .. } => {
+            Inst::Store { dst, col, .. } | Inst::StoreQuant { dst, col, .. } => {
                 check_column_store(region, store, dst, col)?
             }
             Inst::StoreKv { dst, offset, .. } => check_kv_store(region, store, dst, offset)?,
@@ -248,7 +248,7 @@ fn check_column_store(
                 col: at,
                 ..
             }
-            | Inst::StoreQ8 {
+            | Inst::StoreQuant {
                 dst: other,
                 col: at,
                 ..

@@ -90,7 +90,7 @@ impl Shape {
         let identity = |per_unit: u32| per_unit == region.unit || region.cols == region.unit;
         let linear = region.unit == region.width
             && region.body.iter().all(|inst| match *inst {
-                Inst::Load { col, .. } | Inst::Store { col, .. } | Inst::StoreQ8 { col, .. } => {
+                Inst::Load { col, .. } | Inst::Store { col, .. } | Inst::StoreQuant { col, .. } => {
                     identity(col.per_unit)
                 }
                 Inst::StoreKv { .. } => false,
@@ -99,7 +99,7 @@ impl Shape {
         let has_q8 = region
             .body
             .iter()
-            .any(|i| matches!(i, Inst::StoreQ8 { .. }));
+            .any(|i| matches!(i, Inst::StoreQuant { .. }));
         match (linear, has_q8) {
             (false, _) => Shape::Units,
             (true, true) => Shape::Linear {
@@ -132,7 +132,7 @@ pub struct Emitter<'a> {
     /// By instruction: values that are the same for the whole row, once they are known.
     pub uniforms: Vec<Option<Value>>,
     pub place: Place,
-    /// By the index of the `StoreQ8`: room for a strip's elements.
+    /// By the index of the `StoreQuant`: room for a strip's elements.
     pub scratch: Vec<(usize, Value)>,
 }
 
@@ -166,7 +166,7 @@ struct Count {
 impl Emitter<'_> {
     fn make_scratch(&mut self) {
         for (index, inst) in self.region.body.iter().enumerate() {
-            if matches!(inst, Inst::StoreQ8 { x, .. } if !self.loads_at_use(*x)) {
+            if matches!(inst, Inst::StoreQuant { x, .. } if !self.loads_at_use(*x)) {
                 let data = StackSlotData::new(StackSlotKind::ExplicitSlot, SCRATCH_BYTES as u32, 4);
                 let slot = self.b.create_sized_stack_slot(data);
                 let address = self.b.ins().stack_addr(I64, slot, 0);
@@ -244,7 +244,7 @@ impl Emitter<'_> {
         for (index, inst) in self.region.body.iter().enumerate() {
             let (operand, map) = match *inst {
                 Inst::Load { src, row, .. } => (src, row),
-                Inst::Store { dst, .. } | Inst::StoreQ8 { dst, .. } => (dst, RowMap::Same),
+                Inst::Store { dst, .. } | Inst::StoreQuant { dst, .. } => (dst, RowMap::Same),
                 Inst::StoreKv { dst, slots, .. } => {
                     let pointer = self.kv_pointer(dst, slots, row);
                     found.kv.push((index, pointer));
@@ -488,7 +488,7 @@ impl Emitter<'_> {
     fn distances(&self) -> BTreeSet<u32> {
         let body = self.region.body.iter();
         body.filter_map(|inst| match *inst {
-            Inst::Load { col, .. } | Inst::Store { col, .. } | Inst::StoreQ8 { col, .. } => {
+            Inst::Load { col, .. } | Inst::Store { col, .. } | Inst::StoreQuant { col, .. } => {
                 Some(col.per_unit)
             }
             Inst::Tile { .. } => Some(self.region.unit),

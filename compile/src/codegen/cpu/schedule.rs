@@ -222,7 +222,7 @@ impl<'r> Scheduler<'r> {
     /// Whether the instruction stores to columns of an operand.
     fn writes(&self, index: usize, operand: OperandId, at: ColMap) -> bool {
         match self.region.body[index] {
-            Inst::Store { dst, col, .. } | Inst::StoreQ8 { dst, col, .. } => {
+            Inst::Store { dst, col, .. } | Inst::StoreQuant { dst, col, .. } => {
                 same_memory(self.region, dst, operand)
                     && overlap(self.region, col, at) != Overlap::None
             }

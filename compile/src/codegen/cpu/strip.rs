@@ -88,7 +88,7 @@ impl Emitter<'_> {
             }
         }
         for gathered in blocks {
-            self.store_q8(&gathered, points);
+            self.store_quant(&gathered, points);
         }
     }
 
@@ -120,7 +120,7 @@ impl Emitter<'_> {
         steps
             .filter_map(|step| match *step {
                 Step::Store(store) => match self.region.body[store] {
-                    Inst::StoreQ8 { x, .. } => Some(Q8Blocks {
+                    Inst::StoreQuant { x, .. } => Some(Q8Blocks {
                         store,
                         x,
                         largest: Vec::new(),
@@ -328,8 +328,8 @@ impl Emitter<'_> {
         }
     }
 
-    fn store_q8(&mut self, blocks: &Q8Blocks, points: &[Point]) {
-        let Inst::StoreQ8 { dst, col, .. } = self.region.body[blocks.store] else {
+    fn store_quant(&mut self, blocks: &Q8Blocks, points: &[Point]) {
+        let Inst::StoreQuant { dst, col, .. } = self.region.body[blocks.store] else {
             unreachable!("only Q8 stores are gathered");
         };
         let Layout::Q8 { cols, .. } = self.context.operands[dst as usize] else {

@@ -162,7 +162,7 @@ impl Fuzz {
                 None,
             ),
             12 => (
-                Inst::StoreQ8 {
+                Inst::StoreQuant {
                     dst: self.operands.q8,
                     col: self.col(y, 32),
                     x: pick(z)?,

@@ -259,7 +259,7 @@ impl Operands for Memory {
             .copy_from_slice(&value.to_le_bytes());
     }
 
-    fn store_q8(&mut self, operand: OperandId, row: usize, col: usize, values: &[f32; 32]) {
+    fn store_quant(&mut self, operand: OperandId, row: usize, col: usize, values: &[f32; 32]) {
         let Layout::Q8 { row_bytes, cols } = self.context.operands[operand as usize] else {
             panic!("operand {operand} holds no Q8 blocks");
         };

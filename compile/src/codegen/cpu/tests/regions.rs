@@ -140,8 +140,8 @@ impl Case {
         self.push(Inst::Store { dst, col, x });
     }
 
-    pub fn store_q8(&mut self, dst: OperandId, col: ColMap, x: Val) {
-        self.push(Inst::StoreQ8 { dst, col, x });
+    pub fn store_quant(&mut self, dst: OperandId, col: ColMap, x: Val) {
+        self.push(Inst::StoreQuant { dst, col, x });
     }
 
     pub fn store_kv(&mut self, dst: OperandId, slots: OperandId, offset: u32, x: Val) {
@@ -206,7 +206,7 @@ pub fn rms_norm_q8(cols: u32) -> Case {
     let out = case.buffer(DType::Q8, cols);
     let x = case.load(x, at(32, 0));
     let y = norm(&mut case, x, w, at(32, 0));
-    case.store_q8(out, at(32, 0), y);
+    case.store_quant(out, at(32, 0), y);
     case
 }
 
@@ -220,7 +220,7 @@ pub fn add_rms_norm_q8(cols: u32) -> Case {
     let sum = case.binary(Binary::Add, a, b);
     case.store(hidden, col, sum);
     let y = norm(&mut case, sum, w, col);
-    case.store_q8(out, col, y);
+    case.store_quant(out, col, y);
     case
 }
 
@@ -231,7 +231,7 @@ pub fn final_norm_q8(cols: u32) -> Case {
     let (w, out) = (case.weight(cols), case.buffer(DType::Q8, cols));
     let x = case.load_row(x, RowMap::Via(rows), at(32, 0));
     let y = norm(&mut case, x, w, at(32, 0));
-    case.store_q8(out, at(32, 0), y);
+    case.store_quant(out, at(32, 0), y);
     case
 }
 
@@ -239,7 +239,7 @@ pub fn quantise(cols: u32) -> Case {
     let mut case = Case::new("quantise", 32, 32, cols);
     let (x, out) = (case.buffer(DType::F32, cols), case.buffer(DType::Q8, cols));
     let x = case.load(x, at(32, 0));
-    case.store_q8(out, at(32, 0), x);
+    case.store_quant(out, at(32, 0), x);
     case
 }
 
@@ -254,7 +254,7 @@ pub fn swiglu_q8(ffn: u32) -> Case {
     let denominator = case.binary(Binary::Add, e, one);
     let silu = case.binary(Binary::Div, gate, denominator);
     let y = case.binary(Binary::Mul, silu, up);
-    case.store_q8(out, at(32, 0), y);
+    case.store_quant(out, at(32, 0), y);
     case
 }
 
@@ -312,7 +312,7 @@ pub fn attention_q8(heads: u32, head_dim: u32) -> Case {
     let mut case = Case::new("attention_q8", head_dim, head_dim, heads * head_dim);
     let out = case.buffer(DType::Q8, heads * head_dim);
     let x = case.tile(0);
-    case.store_q8(out, at(head_dim, 0), x);
+    case.store_quant(out, at(head_dim, 0), x);
     case
 }
 

@@ -158,7 +158,7 @@ fn columns() {
         |case| {
             let out = case.buffer(DType::Q8, 128);
             let x = case.constant(1.0);
-            case.store_q8(out, at(64, 0), x);
+            case.store_quant(out, at(64, 0), x);
         },
         "isn't a multiple of the block",
     );
