@@ -236,7 +236,8 @@ fn buffer(plan: &Plan, buffer: &Buffer) -> Result<(), Invalid> {
     name(&buffer.name)?;
     within("cols", buffer.cols, MAX_COLS)?;
     ensure!(
-        !matches!(buffer.dtype, DType::Q8 | DType::Q16) || (buffer.cols as usize).is_multiple_of(Q8_BLOCK),
+        !matches!(buffer.dtype, DType::Q8 | DType::Q16)
+            || (buffer.cols as usize).is_multiple_of(Q8_BLOCK),
         "cols of a quantised buffer",
         format!("a multiple of {Q8_BLOCK}"),
         buffer.cols

@@ -124,7 +124,7 @@ fn variants(plan: &Plan, index: usize) -> Result<Vec<Variant>, Error> {
                     code: None,
                 })
                 .collect();
-            let encodings = encodings(plan, segments.iter().map(|s| s.weight));
+            let encodings = encodings(plan, *x, segments.iter().map(|s| s.weight));
             split(extent_of(*x), |decode| {
                 let narrow = decode && features < FEW_FEATURES;
                 let cols = (if narrow { NARROW } else { WIDE }).next_multiple_of(units);
@@ -168,7 +168,7 @@ fn split(max_rows: u32, choose: impl Fn(bool) -> (u32, u32, Vec<Part>, String)) 
     variants
 }
 
-fn encodings(plan: &Plan, weights: impl Iterator<Item = u32>) -> String {
+fn encodings(plan: &Plan, x: u32, weights: impl Iterator<Item = u32>) -> String {
     let mut names: Vec<&str> = Vec::new();
     for weight in weights {
         let name = crate::ir::text::encoding_name(plan.weights[weight as usize].encoding);
@@ -176,12 +176,7 @@ fn encodings(plan: &Plan, weights: impl Iterator<Item = u32>) -> String {
             names.push(name);
         }
     }
-    let quantised = |w: &&str| !matches!(*w, "f32" | "f16");
-    let activations = if names.iter().any(quantised) {
-        "q8"
-    } else {
-        "f32"
-    };
+    let activations = crate::ir::text::dtype_name(plan.buffers[x as usize].dtype);
     format!("{} x {activations}", names.join("+"))
 }
 
