@@ -143,6 +143,7 @@ fn print_type(ty: Type) -> String {
                 DType::F32 => format!("f32[{dim},{cols}]"),
                 DType::U32 => format!("u32[{dim},{cols}]"),
                 DType::Q8 => format!("q8[{dim},{cols}]"),
+                DType::Q16 => format!("q16[{dim},{cols}]"),
             }
         }
     }
