@@ -326,6 +326,14 @@ pub fn encoded_row_bytes(encoding: Encoding, cols: u32) -> Option<u64> {
         .then(|| (cols / block) as u64 * bytes)
 }
 
+/// Types of activations that weights of an encoding are multiplied with, the cheapest first.
+pub const fn activation_types(encoding: Encoding) -> &'static [DType] {
+    match encoding {
+        Encoding::F32 | Encoding::F16 => &[DType::F32],
+        Encoding::Q4_0 | Encoding::Q4_1 | Encoding::Q8_0 => &[DType::Q8, DType::Q16],
+    }
+}
+
 /// Bytes of a weight of this encoding, layout and shape; none where `cols` is no multiple of the block.
 pub fn packed_len(encoding: Encoding, layout: WeightLayout, rows: u32, cols: u32) -> Option<u64> {
     let rows = match layout {
