@@ -287,7 +287,7 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
 
 /// Whether matmuls over this encoding take quantised activations; f32 ones are allowed before the pass that quantises.
 pub fn takes_quantised(encoding: Encoding) -> bool {
-    kernels::quant::takes_q8_activations(encoding)
+    !kernels::quant::activation_types(encoding).contains(&DType::F32)
 }
 
 /// Encoding, columns and rows of a tensor.

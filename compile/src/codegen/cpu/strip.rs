@@ -297,7 +297,13 @@ impl Emitter<'_> {
     }
 
     /// Address and constant offset of a column, of elements of `1 << size_log2` bytes.
-    pub fn address(&mut self, row: Value, col: ColMap, point: Point, size_log2: u8) -> (Value, i32) {
+    pub fn address(
+        &mut self,
+        row: Value,
+        col: ColMap,
+        point: Point,
+        size_log2: u8,
+    ) -> (Value, i32) {
         let offset = (self.constant_column(col, point) << size_log2) as i32;
         let Some(column) = self.place.column(col.per_unit) else {
             return (row, offset);
