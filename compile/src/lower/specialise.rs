@@ -120,14 +120,19 @@ fn variants(plan: &Plan, index: usize) -> Result<Vec<Variant>, Error> {
                 let encoding = plan.weights[segment.weight as usize].encoding;
                 let micro = kernels::abi::id::matmul(encoding, activations).ok_or_else(|| {
                     let name = &launch.name;
-                    Error::Bug(format!("{name} multiplies {activations:?} with {encoding:?}"))
+                    Error::Bug(format!(
+                        "{name} multiplies {activations:?} with {encoding:?}"
+                    ))
                 })?;
                 Ok(Part {
                     micro: Some(micro),
                     code: None,
                 })
             };
-            let parts = segments.iter().map(part).collect::<Result<Vec<_>, Error>>()?;
+            let parts = segments
+                .iter()
+                .map(part)
+                .collect::<Result<Vec<_>, Error>>()?;
             let encodings = encodings(plan, segments.iter().map(|s| s.weight));
             split(extent_of(*x), |decode| {
                 let narrow = decode && features < FEW_FEATURES;
