@@ -92,9 +92,9 @@ fn clock() -> f64 {
 /// MACs a cycle of a full tile.
 fn prefill_ceiling(encoding: Encoding, activations: DType) -> f64 {
     match (encoding, activations) {
-        (Encoding::Q4_0 | Encoding::Q4_1, DType::Q16) => 26.9,
+        (Encoding::Q4_0 | Encoding::Q4_1, DType::Q16) => 25.0,
         (Encoding::Q4_0 | Encoding::Q4_1, _) => 42.0,
-        (Encoding::Q8_0, DType::Q16) => 20.4,
+        (Encoding::Q8_0, DType::Q16) => 19.6,
         (Encoding::Q8_0, _) => 27.3,
         (Encoding::F16 | Encoding::F32, _) => 16.0,
     }
@@ -105,7 +105,7 @@ fn decode_ceiling(encoding: Encoding, activations: DType) -> f64 {
     match (encoding, activations) {
         (Encoding::Q4_0, DType::Q16) => 10.9,
         (Encoding::Q4_1, DType::Q16) => 12.1,
-        (Encoding::Q8_0, DType::Q16) => 15.5,
+        (Encoding::Q8_0, DType::Q16) => 15.3,
         (Encoding::Q4_0, _) => 15.5,
         (Encoding::Q4_1, _) => 16.5,
         (Encoding::Q8_0, _) => 24.1,
