@@ -236,7 +236,8 @@ fn buffer(plan: &Plan, buffer: &Buffer) -> Result<(), Invalid> {
     name(&buffer.name)?;
     within("cols", buffer.cols, MAX_COLS)?;
     ensure!(
-        !matches!(buffer.dtype, DType::Q8 | DType::Q16) || (buffer.cols as usize).is_multiple_of(Q8_BLOCK),
+        !matches!(buffer.dtype, DType::Q8 | DType::Q16)
+            || (buffer.cols as usize).is_multiple_of(Q8_BLOCK),
         "cols of a quantised buffer",
         format!("a multiple of {Q8_BLOCK}"),
         buffer.cols
@@ -323,6 +324,14 @@ pub fn encoded_row_bytes(encoding: Encoding, cols: u32) -> Option<u64> {
     };
     cols.is_multiple_of(block)
         .then(|| (cols / block) as u64 * bytes)
+}
+
+/// Types of activations that weights of an encoding are multiplied with, the cheapest first.
+pub const fn activation_types(encoding: Encoding) -> &'static [DType] {
+    match encoding {
+        Encoding::F32 | Encoding::F16 => &[DType::F32],
+        Encoding::Q4_0 | Encoding::Q4_1 | Encoding::Q8_0 => &[DType::Q8, DType::Q16],
+    }
 }
 
 /// Bytes of a weight of this encoding, layout and shape; none where `cols` is no multiple of the block.

@@ -288,11 +288,7 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
 
 /// The type of activations that a matmul over this encoding takes at the end; f32 is allowed before quantisation.
 pub fn activations(encoding: Encoding) -> DType {
-    if kernels::quant::takes_q8_activations(encoding) {
-        DType::Q8
-    } else {
-        DType::F32
-    }
+    kernels::quant::activation_types(encoding)[0]
 }
 
 /// Encoding, columns and rows of a tensor.

@@ -1,6 +1,6 @@
 //! The specialise pass: for each launch and range of rows, the microkernel, the tile shape and the reason.
 
-use bundle_format::plan::{Dim, Op, Part, Plan, Variant};
+use bundle_format::plan::{Dim, Op, Part, Plan, Segment, Variant};
 use bundle_format::target::Target;
 
 use crate::error::Error;
@@ -115,15 +115,19 @@ fn variants(plan: &Plan, index: usize) -> Result<Vec<Variant>, Error> {
                 .map(|s| plan.weights[s.weight as usize].rows)
                 .sum();
             let units = segments.iter().map(|s| s.epilogue.unit).fold(8, lcm);
-            let parts: Vec<Part> = segments
-                .iter()
-                .map(|s| Part {
-                    micro: Some(kernels::abi::id::matmul(
-                        plan.weights[s.weight as usize].encoding,
-                    )),
+            let activations = plan.buffers[*x as usize].dtype;
+            let part = |segment: &Segment| {
+                let encoding = plan.weights[segment.weight as usize].encoding;
+                let micro = kernels::abi::id::matmul(encoding, activations).ok_or_else(|| {
+                    let name = &launch.name;
+                    Error::Bug(format!("{name} multiplies {activations:?} with {encoding:?}"))
+                })?;
+                Ok(Part {
+                    micro: Some(micro),
                     code: None,
                 })
-                .collect();
+            };
+            let parts = segments.iter().map(part).collect::<Result<Vec<_>, Error>>()?;
             let encodings = encodings(plan, segments.iter().map(|s| s.weight));
             split(extent_of(*x), |decode| {
                 let narrow = decode && features < FEW_FEATURES;
