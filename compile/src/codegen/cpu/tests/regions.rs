@@ -314,7 +314,12 @@ pub fn value(heads: u32, head_dim: u32) -> Case {
 
 /// What attention hands to the output projection.
 pub fn attention_quant(dtype: DType, heads: u32, head_dim: u32) -> Case {
-    let mut case = Case::new(&named("attention", dtype), head_dim, head_dim, heads * head_dim);
+    let mut case = Case::new(
+        &named("attention", dtype),
+        head_dim,
+        head_dim,
+        heads * head_dim,
+    );
     let out = case.buffer(dtype, heads * head_dim);
     let x = case.tile(0);
     case.store_quant(out, at(head_dim, 0), x);
