@@ -54,6 +54,7 @@ fn sampling(args: &RunArgs) -> SampleParams {
         top_k: args.sampling.top_k,
         top_p: args.sampling.top_p,
         seed: args.sampling.seed.unwrap_or_else(random_seed),
+        ..SampleParams::default()
     }
 }
 
