@@ -174,15 +174,17 @@ fn draws_follow_the_distribution() {
 #[test]
 fn chi_square_notices_a_wrong_distribution() {
     let params = penalised(params(1.0, 0, 1.0, 1), 1.2, 0.1, 0.1);
+    let penalised =
+        |repeat, frequency, presence| penalised(params.clone(), repeat, frequency, presence);
     let logits = logits(30, 3.0, 101);
     let wrong = [
         SampleParams {
             temperature: 1.1,
             ..params.clone()
         },
-        penalised(params.clone(), 1.3, 0.1, 0.1),
-        penalised(params.clone(), 1.2, 0.3, 0.1),
-        penalised(params.clone(), 1.2, 0.1, 0.2),
+        penalised(1.5, 0.1, 0.1),
+        penalised(1.2, 0.3, 0.1),
+        penalised(1.2, 0.1, 0.5),
     ];
     for wrong in wrong {
         let probabilities = expected(&logits, &wrong, &RECENT);
