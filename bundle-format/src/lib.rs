@@ -6,7 +6,8 @@
 //! In the order in which data flows:
 //! [`target`] what a bundle runs on, [`region`] element-wise code, [`plan`] launches, buffers and weights, [`model`] the
 //! manifest, [`layout`] where sections lie, [`hash`] and [`codec`] their hashes and encoding, [`mod@write`] the writer, [`read`]
-//! the reader, [`validate`] what it checks before anyone may use a plan, [`error`] what can be wrong.
+//! the reader, [`validate`] what it checks before anyone may use a plan, [`tokenizer`] the vocabulary's section, [`error`]
+//! what can be wrong.
 
 pub mod codec;
 pub mod error;
@@ -17,6 +18,7 @@ pub mod plan;
 pub mod read;
 pub mod region;
 pub mod target;
+pub mod tokenizer;
 pub mod validate;
 pub mod write;
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::region::Region;
 
-/// Elements of a quantised activation block ([`DType::Q8`]).
+/// Elements of a quantised activation block ([`DType::Q8`], [`DType::Q16`]).
 pub const Q8_BLOCK: usize = 32;
 
 /// Token positions of a KV block.
@@ -65,6 +65,14 @@ pub enum DType {
     /// Quantisation: amax = max |x|, scale = amax / 127, quant = round-half-to-even(x * (127 / amax)); all zero where amax
     /// is 0.
     Q8,
+    /// Activations quantised to 15 bits in blocks of [`Q8_BLOCK`], each quant in two bytes that integer units multiply
+    /// apart: q = 128 * high + low with high = (q + 64) >> 7 in -127 ..= 127 and low in -64 ..= 63. A row of n elements is:
+    /// n high bytes (i8), n low bytes (i8), then n/32 scales (f32), then n/32 sums (f32: scale times the sum of the
+    /// block's q), padded to [`ALIGN`]. Quantisation: amax = max |x|, scale = amax / 16256,
+    /// q = round-half-to-even(x * (16256 / amax)); all zero where amax is 0. (16256 = 127 * 128.)
+    ///
+    /// For models whose logits Q8's rounding would move measurably: the error is a 128th, for twice the multiplications.
+    Q16,
 }
 
 /// Bytes of one row of `cols` elements.
@@ -73,6 +81,7 @@ pub fn row_bytes(dtype: DType, cols: u32) -> u64 {
     let bytes = match dtype {
         DType::F32 | DType::U32 => cols * 4,
         DType::Q8 => cols + cols / Q8_BLOCK as u64 * 8,
+        DType::Q16 => 2 * cols + cols / Q8_BLOCK as u64 * 8,
     };
     // A column of indices is dense, so that the host writes it as a slice.
     if cols == 1 {
@@ -82,14 +91,23 @@ pub fn row_bytes(dtype: DType, cols: u32) -> u64 {
     }
 }
 
+/// Bytes of the quants of a row of `cols` elements: the offset of its scales. 0 for types without blocks.
+pub fn quants_bytes(dtype: DType, cols: u32) -> u64 {
+    match dtype {
+        DType::F32 | DType::U32 => 0,
+        DType::Q8 => cols as u64,
+        DType::Q16 => 2 * cols as u64,
+    }
+}
+
 /// Offset of the scales in a Q8 row of `cols` elements, in bytes.
 pub fn q8_scales_offset(cols: u32) -> u64 {
-    cols as u64
+    quants_bytes(DType::Q8, cols)
 }
 
 /// Offset of the scaled sums in a Q8 row of `cols` elements, in bytes.
 pub fn q8_sums_offset(cols: u32) -> u64 {
-    cols as u64 + cols as u64 / Q8_BLOCK as u64 * 4
+    q8_scales_offset(cols) + cols as u64 / Q8_BLOCK as u64 * 4
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -149,7 +149,7 @@ fn columns(plan: &Plan, region: &Region) {
             for inst in &region.body {
                 match *inst {
                     Inst::Load { src, col, .. } => assert!(at(col) < cols(src)),
-                    Inst::Store { dst, col, .. } | Inst::StoreQ8 { dst, col, .. } => {
+                    Inst::Store { dst, col, .. } | Inst::StoreQuant { dst, col, .. } => {
                         assert!(at(col) < cols(dst))
                     }
                     Inst::StoreKv { dst, offset, .. } => {

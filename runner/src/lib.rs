@@ -1,9 +1,68 @@
 //! Maps and runs a FastInference bundle.
+//!
+//! In the order in which data flows: [`load`] opens a bundle; [`chat`] turns messages into a prompt and [`tokenizer`] that
+//! into tokens; [`engine`] serves requests, with [`kv`] to count memory and [`step`] to put a step together; a [`device`]
+//! runs it, on the CPU through the [`executor`], and draws tokens with the [`sampler`].
+//!
+//! ```no_run
+//! use std::sync::Arc;
+//!
+//! use fastrun::device::SampleParams;
+//! use fastrun::device::cpu::{CpuDevice, CpuOptions};
+//! use fastrun::load::Loaded;
+//! use fastrun::tokenizer::{EncodeOptions, Tokenizer};
+//! use fastrun::{Config, Engine, Event, Progress, Request};
+//!
+//! # fn main() -> Result<(), fastrun::Error> {
+//! let loaded = Arc::new(Loaded::open("model.fib".as_ref())?);
+//! let tokenizer = Tokenizer::open(loaded.bundle().tokenizer())?;
+//! let device = CpuDevice::open(loaded.clone(), &CpuOptions::default())?;
+//! let config = Config {
+//!     limits: loaded.plan().limits,
+//!     vocab: loaded.manifest().model.vocab,
+//!     in_flight: 1,
+//! };
+//! let mut engine = Engine::new(device, config);
+//! let options = EncodeOptions {
+//!     parse_special: false,
+//!     add_special: true,
+//! };
+//! engine.add(Request {
+//!     prompt: tokenizer.encode("Once upon a time", options),
+//!     max_tokens: Some(20),
+//!     sampling: SampleParams {
+//!         temperature: 0.8,
+//!         top_k: 40,
+//!         top_p: 0.95,
+//!         seed: 1,
+//!     },
+//!     stop: tokenizer.vocab().end_of_generation().collect(),
+//! })?;
+//! let mut text = tokenizer.decode_stream(false);
+//! while engine.step() != Progress::Idle {
+//!     for event in engine.take_events() {
+//!         match event {
+//!             Event::Token { token, .. } => print!("{}", text.push(token)?),
+//!             Event::Finished { reason, .. } => println!("\n({reason})"),
+//!         }
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
+pub mod chat;
 pub mod device;
+pub mod engine;
 mod error;
 pub mod executor;
+pub mod kv;
 pub mod load;
 pub mod sampler;
+mod scheduler;
+mod sequence;
+pub mod step;
+pub mod tokenizer;
 
+pub use engine::{Config, Engine, Event, FinishReason, Progress, Request, RequestId};
 pub use error::Error;

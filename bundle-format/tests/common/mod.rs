@@ -16,7 +16,7 @@ use bundle_format::{Bundle, Error};
 
 const MAX_TOKENS: u32 = 8;
 const MAX_ROWS: u32 = 2;
-const DIM: u32 = 64;
+pub const DIM: u32 = 64;
 const HEAD: u32 = 32;
 
 pub fn manifest(vocab: u32) -> Manifest {
@@ -166,7 +166,7 @@ fn add_weights(plan: &mut Plan, vocab: u32) {
         ("norm", F32, RowMajor, 1, DIM),
         ("q", Q8_0, Interleave8, DIM, DIM),
         ("k", Q8_0, Interleave8, HEAD, DIM),
-        ("v", F16, Interleave8, HEAD, DIM),
+        ("v", Q4_1, Interleave8, HEAD, DIM),
         ("o", Q4_0, Interleave8, DIM, DIM),
         ("output", Q8_0, RowMajor, vocab, DIM),
         ("unused", F32, RowMajor, 1, 20),
@@ -384,7 +384,7 @@ fn norm(dst: u32, rows: Option<u32>) -> Region {
                 col: col(32, 0),
             },
             binary(Binary::Mul, 8, 9),
-            Inst::StoreQ8 {
+            Inst::StoreQuant {
                 dst: 2,
                 col: col(32, 0),
                 x: 10,
@@ -465,7 +465,7 @@ fn quantise() -> Region {
         operands: vec![Operand::Buffer(buf::HEADS)],
         body: vec![
             Inst::Tile { offset: 0 },
-            Inst::StoreQ8 {
+            Inst::StoreQuant {
                 dst: 0,
                 col: col(HEAD, 0),
                 x: 0,

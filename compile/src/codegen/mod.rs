@@ -1,3 +1,6 @@
 //! Code generation: from lowered regions to the bytes of a bundle's code section.
 
 pub mod cpu;
+mod generate;
+
+pub use generate::{Code, generate};

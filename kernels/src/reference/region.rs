@@ -17,7 +17,7 @@ pub trait Operands {
     /// Stores an element of an f32 buffer.
     fn store(&mut self, operand: OperandId, row: usize, col: usize, value: f32);
     /// Stores 32 elements from column `col` (a multiple of 32) of a Q8 buffer.
-    fn store_q8(&mut self, operand: OperandId, row: usize, col: usize, values: &[f32; Q8_BLOCK]);
+    fn store_quant(&mut self, operand: OperandId, row: usize, col: usize, values: &[f32; Q8_BLOCK]);
     /// Stores dimension `dim` of head `head` at `slot` of a KV pool.
     fn store_kv(&mut self, operand: OperandId, slot: u32, head: usize, dim: usize, value: f32);
 }
@@ -132,7 +132,7 @@ impl Row<'_> {
                     operands.store(dst, self.row, column(col, unit, c), *x);
                 }
             }
-            Inst::StoreQ8 { dst, col, x } => self.store_q8(dst, col, value(x), operands),
+            Inst::StoreQuant { dst, col, x } => self.store_quant(dst, col, value(x), operands),
             Inst::StoreKv {
                 dst,
                 slots,
@@ -148,7 +148,13 @@ impl Row<'_> {
     }
 
     /// A flat region has units of one column, so blocks are cut from the call's columns; otherwise a unit is whole blocks.
-    fn store_q8(&self, dst: OperandId, col: ColMap, values: &[f32], operands: &mut impl Operands) {
+    fn store_quant(
+        &self,
+        dst: OperandId,
+        col: ColMap,
+        values: &[f32],
+        operands: &mut impl Operands,
+    ) {
         let (blocks, rest) = values.as_chunks::<Q8_BLOCK>();
         assert!(
             rest.is_empty(),
@@ -158,7 +164,7 @@ impl Row<'_> {
         let mut points = self.points();
         for block in blocks {
             let (unit, c) = points.next().expect("a value for every point");
-            operands.store_q8(dst, self.row, column(col, unit, c), block);
+            operands.store_quant(dst, self.row, column(col, unit, c), block);
             points.nth(Q8_BLOCK - 2);
         }
     }
@@ -223,7 +229,7 @@ mod tests {
         fn store(&mut self, _: OperandId, row: usize, col: usize, value: f32) {
             self.stored.push((row, col, value));
         }
-        fn store_q8(&mut self, _: OperandId, row: usize, col: usize, values: &[f32; 32]) {
+        fn store_quant(&mut self, _: OperandId, row: usize, col: usize, values: &[f32; 32]) {
             self.q8.push((row, col, values[31]));
         }
         fn store_kv(&mut self, _: OperandId, slot: u32, head: usize, dim: usize, value: f32) {
@@ -339,7 +345,7 @@ mod tests {
             row: RowMap::Same,
             col,
         };
-        let store = |col| Inst::StoreQ8 { dst: 3, col, x: 0 };
+        let store = |col| Inst::StoreQuant { dst: 3, col, x: 0 };
         let range = TileRange {
             rows: 1..2,
             cols: 64..128,

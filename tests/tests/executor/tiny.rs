@@ -132,11 +132,7 @@ impl<'a> Builder<'a> {
 
     /// The type of activations that are multiplied with the matrices.
     fn activations(&self) -> DType {
-        if quant::takes_q8_activations(self.spec.encoding) {
-            DType::Q8
-        } else {
-            DType::F32
-        }
+        quant::activation_types(self.spec.encoding)[0]
     }
 
     fn model(&mut self) {
@@ -451,7 +447,7 @@ impl<'a> Builder<'a> {
 
     fn store_activation(&self, region: &mut RegionBuilder, dst: OperandId, col: ColMap, x: Val) {
         region.push(match self.activations() {
-            DType::Q8 => Inst::StoreQ8 { dst, col, x },
+            DType::Q8 => Inst::StoreQuant { dst, col, x },
             _ => Inst::Store { dst, col, x },
         });
     }
@@ -556,7 +552,7 @@ impl<'a> Builder<'a> {
             Op::Region { region, .. } => (region.cols, vec![region], None),
             Op::MatMul { segments, .. } => {
                 let epilogues = segments.iter().map(|s| &s.epilogue).collect();
-                (64, epilogues, Some(id::matmul(encoding)))
+                (64, epilogues, id::matmul(encoding, self.activations()))
             }
             Op::Attention { epilogue, .. } => {
                 let micro = id::attention(self.plan.kv[0].dtype);

@@ -33,7 +33,7 @@ pub fn operands_of(inst: &Inst) -> Vec<Val> {
         Inst::Unary { x, .. }
         | Inst::RowSum { x }
         | Inst::Store { x, .. }
-        | Inst::StoreQ8 { x, .. }
+        | Inst::StoreQuant { x, .. }
         | Inst::StoreKv { x, .. } => vec![x],
         Inst::Binary { a, b, .. } => vec![a, b],
         Inst::Fma { a, b, c } => vec![a, b, c],
@@ -41,10 +41,17 @@ pub fn operands_of(inst: &Inst) -> Vec<Val> {
 }
 
 pub fn is_store(inst: &Inst) -> bool {
-    matches!(
-        inst,
-        Inst::Store { .. } | Inst::StoreQ8 { .. } | Inst::StoreKv { .. }
-    )
+    destination(inst).is_some()
+}
+
+/// The operand that an instruction stores to.
+pub fn destination(inst: &Inst) -> Option<OperandId> {
+    match *inst {
+        Inst::Store { dst, .. } | Inst::StoreQuant { dst, .. } | Inst::StoreKv { dst, .. } => {
+            Some(dst)
+        }
+        _ => None,
+    }
 }
 
 fn check_shape(region: &Region, context: &RegionContext) -> Result<(), Error> {
@@ -68,7 +75,9 @@ fn check_shape(region: &Region, context: &RegionContext) -> Result<(), Error> {
     if region.reads_tile() && region.has_row_sum() {
         return bug("a tile has no whole rows to sum".into());
     }
-    if region.reads_tile() && (context.tile_stride == 0 || context.tile_stride % unit != 0) {
+    if region.reads_tile()
+        && (context.tile_stride == 0 || !context.tile_stride.is_multiple_of(unit))
+    {
         return bug(format!(
             "tile rows of {} elements, expected a multiple of the unit {unit}",
             context.tile_stride
@@ -125,19 +134,22 @@ fn check_inst(
             Layout::F32 { cols, .. } => check_stored_cols(region, index, col, cols)?,
             other => return fail(format!("can't store f32 to {other:?}")),
         },
-        Inst::StoreQ8 { dst, col, .. } => {
+        Inst::StoreQuant { dst, col, .. } => {
             let block = Q8_BLOCK as u32;
-            if region.width % block != 0 || col.per_unit % block != 0 || col.offset % block != 0 {
+            if [region.width, col.per_unit, col.offset]
+                .iter()
+                .any(|n| !n.is_multiple_of(block))
+            {
                 return fail(format!(
                     "width {} or column map isn't a multiple of the block of {block}",
                     region.width
                 ));
             }
             match layout(dst)? {
-                Layout::Q8 { cols, .. } if cols % block == 0 => {
+                Layout::Quant { cols, .. } if cols % block == 0 => {
                     check_stored_cols(region, index, col, cols)?
                 }
-                other => return fail(format!("can't store Q8 blocks to {other:?}")),
+                other => return fail(format!("can't store quantised blocks to {other:?}")),
             }
         }
         Inst::StoreKv {
@@ -193,7 +205,7 @@ fn check_stored_cols(region: &Region, index: usize, col: ColMap, cols: u32) -> R
 fn check_aliasing(region: &Region) -> Result<(), Error> {
     for (store, inst) in region.body.iter().enumerate() {
         match *inst {
-            Inst::Store { dst, col, .. } | Inst::StoreQ8 { dst, col, .. } => {
+            Inst::Store { dst, col, .. } | Inst::StoreQuant { dst, col, .. } => {
                 check_column_store(region, store, dst, col)?
             }
             Inst::StoreKv { dst, offset, .. } => check_kv_store(region, store, dst, offset)?,
@@ -236,7 +248,7 @@ fn check_column_store(
                 col: at,
                 ..
             }
-            | Inst::StoreQ8 {
+            | Inst::StoreQuant {
                 dst: other,
                 col: at,
                 ..

@@ -4,6 +4,7 @@
 //! region are walked in one of two shapes ([`Shape`]).
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use bundle_format::plan::{KV_BLOCK, Q8_BLOCK};
 use bundle_format::region::{Inst, OperandId, Region, RowMap};
@@ -17,15 +18,16 @@ use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 
 use super::isa::CALL_CONV;
 use super::layout::{KvStrides, Layout, RegionContext};
-use super::math::{self, LANES, Q8_VECTORS};
+use super::math::{self, LANES};
+use super::quantise::STRIP_BLOCK_VECTORS;
 use super::schedule::{Pass, Schedule};
-use super::strip::Lanes;
+use super::strip::{Lanes, Point};
 
-/// Vectors of a strip without Q8 stores.
+/// Vectors of a strip without quantised stores or sums.
 const STRIP_VECTORS: usize = 4;
 
 /// Partial sums of a row sum, each a vector: enough to hide an addition's latency.
-pub const PARTIAL_SUMS: usize = 4;
+pub const PARTIAL_SUMS: usize = 8;
 
 /// The function of a region that passed the check.
 pub fn emit(
@@ -56,7 +58,9 @@ pub fn emit(
         row: Row::default(),
         uniforms: vec![None; region.body.len()],
         place: Place::default(),
+        scratch: Vec::new(),
     };
+    emitter.make_scratch();
     emitter.rows(tile, row0, rows, col0, cols);
     emitter.b.ins().return_(&[]);
     emitter.b.seal_all_blocks();
@@ -86,17 +90,17 @@ impl Shape {
         let identity = |per_unit: u32| per_unit == region.unit || region.cols == region.unit;
         let linear = region.unit == region.width
             && region.body.iter().all(|inst| match *inst {
-                Inst::Load { col, .. } | Inst::Store { col, .. } | Inst::StoreQ8 { col, .. } => {
+                Inst::Load { col, .. } | Inst::Store { col, .. } | Inst::StoreQuant { col, .. } => {
                     identity(col.per_unit)
                 }
                 Inst::StoreKv { .. } => false,
                 _ => true,
             });
-        let has_q8 = region
+        let has_blocks = region
             .body
             .iter()
-            .any(|i| matches!(i, Inst::StoreQ8 { .. }));
-        match (linear, has_q8) {
+            .any(|i| matches!(i, Inst::StoreQuant { .. }));
+        match (linear, has_blocks) {
             (false, _) => Shape::Units,
             (true, true) => Shape::Linear {
                 granule: Q8_BLOCK as u32,
@@ -128,6 +132,8 @@ pub struct Emitter<'a> {
     /// By instruction: values that are the same for the whole row, once they are known.
     pub uniforms: Vec<Option<Value>>,
     pub place: Place,
+    /// By the index of the `StoreQuant`: room for a strip's elements.
+    pub scratch: Vec<(usize, Value)>,
 }
 
 /// Where the current strip begins.
@@ -227,7 +233,7 @@ impl Emitter<'_> {
         for (index, inst) in self.region.body.iter().enumerate() {
             let (operand, map) = match *inst {
                 Inst::Load { src, row, .. } => (src, row),
-                Inst::Store { dst, .. } | Inst::StoreQ8 { dst, .. } => (dst, RowMap::Same),
+                Inst::Store { dst, .. } | Inst::StoreQuant { dst, .. } => (dst, RowMap::Same),
                 Inst::StoreKv { dst, slots, .. } => {
                     let pointer = self.kv_pointer(dst, slots, row);
                     found.kv.push((index, pointer));
@@ -250,7 +256,7 @@ impl Emitter<'_> {
     fn row_pointer(&mut self, operand: OperandId, map: RowMap, row: Value) -> Value {
         let base = self.base(operand);
         let stride = match self.context.operands[operand as usize] {
-            Layout::F32 { row_bytes, .. } | Layout::Q8 { row_bytes, .. } => row_bytes,
+            Layout::F32 { row_bytes, .. } | Layout::Quant { row_bytes, .. } => row_bytes,
             Layout::Indices => 4,
             Layout::Vector { .. } | Layout::Kv { .. } => 0,
         };
@@ -305,8 +311,7 @@ impl Emitter<'_> {
     /// One walk over the row.
     fn pass(&mut self, pass: &Pass, columns: (Value, Value)) {
         for &value in &pass.once {
-            let result = self.eval(value, &[], 1)[0];
-            self.uniforms[value as usize] = Some(result);
+            self.eval_once(value);
         }
         let sums = if pass.sums.is_empty() {
             Vec::new()
@@ -335,15 +340,16 @@ impl Emitter<'_> {
         math::sum_lanes(&mut self.b, parts[0])
     }
 
-    /// Vectors of a full strip of this pass.
-    fn strip_vectors(&self, pass: &Pass) -> usize {
-        let blocks = self.stores_q8(pass);
-        let wide = self.shape == Shape::Units && self.region.width % Q8_BLOCK as u32 == 0;
-        if blocks || wide {
-            Q8_VECTORS
-        } else {
+    /// Columns of a full strip of this pass.
+    fn strip_columns(&self, pass: &Pass) -> u32 {
+        let vectors = if !self.quant_stores(pass).is_empty() {
+            STRIP_BLOCK_VECTORS
+        } else if pass.sums.is_empty() {
             STRIP_VECTORS
-        }
+        } else {
+            PARTIAL_SUMS
+        };
+        (vectors * LANES) as u32
     }
 
     /// All columns of the call in strips that get shorter towards the end.
@@ -354,67 +360,116 @@ impl Emitter<'_> {
         (start, end): (Value, Value),
         mut sums: Vec<Value>,
     ) -> Vec<Value> {
+        let full = self.strip_columns(pass);
         let whole_rows = self.region.has_row_sum();
+        let rest = self.region.cols % full;
+        let steps = match (whole_rows, granule) {
+            // The end of a row is known: at most one strip for its vectors, one for what is left.
+            (true, _) => vec![
+                full,
+                rest / LANES as u32 * LANES as u32,
+                rest % LANES as u32,
+            ],
+            (false, 1) => vec![full, LANES as u32, 1],
+            (false, _) => vec![full, granule],
+        };
         let mut at = start;
         let mut left = self.region.cols;
-        for (vectors, lanes) in [
-            (self.strip_vectors(pass), Lanes::All),
-            (1, Lanes::All),
-            (1, Lanes::First),
-        ] {
-            let step = lanes.columns(vectors);
-            if granule % step as u32 != 0 && granule != 1 || whole_rows && left < step as u32 {
+        for step in steps {
+            if step == 0 || left < step {
                 continue;
             }
-            left %= step as u32;
             let last = if whole_rows {
-                let last = (self.region.cols - left) as i64 - step as i64;
-                self.b.ins().iconst(I64, last)
+                left %= step;
+                let end = self.region.cols - left;
+                self.b.ins().iconst(I64, (end - step) as i64)
             } else {
                 self.b.ins().iadd_imm_s(end, -(step as i64))
             };
             let count = Count {
                 start: at,
                 last,
-                step: step as u32,
+                step,
                 nonempty: whole_rows,
             };
             (at, sums) = self.repeat(count, &sums, |this, c, sums| {
                 let distances = this.distances();
                 this.place.columns = distances.into_iter().map(|d| (d, c)).collect();
                 let mut sums = sums.to_vec();
-                this.strip(pass, 0, vectors, lanes, &mut sums);
+                this.run(pass, 0..1, 0..step, &mut sums);
                 sums
             });
-            if granule as usize >= step || whole_rows && left == 0 {
-                break;
-            }
         }
         sums
     }
 
-    /// The units of the call one by one.
-    fn units(&mut self, pass: &Pass, (start, end): (Value, Value), sums: Vec<Value>) -> Vec<Value> {
-        let last = self.b.ins().iadd_imm_s(end, -1);
-        let count = Count {
-            start,
-            last,
-            step: 1,
-            nonempty: self.region.has_row_sum(),
+    /// Does a pass for columns of units, both counted from the current place, without a loop: one strip for the columns that
+    /// fill vectors, one for the rest.
+    fn run(&mut self, pass: &Pass, units: Range<u32>, columns: Range<u32>, sums: &mut [Value]) {
+        let lanes = LANES as u32;
+        let whole = columns.start + columns.len() as u32 / lanes * lanes;
+        for (lanes, columns, step) in [
+            (Lanes::All, columns.start..whole, LANES),
+            (Lanes::First, whole..columns.end, 1),
+        ] {
+            let points: Vec<Point> = units
+                .clone()
+                .flat_map(|unit| {
+                    columns
+                        .clone()
+                        .step_by(step)
+                        .map(move |c| Point { unit, c })
+                })
+                .collect();
+            if !points.is_empty() {
+                self.strip(pass, &points, lanes, sums);
+            }
+        }
+    }
+
+    /// The units of the call: several at a time where they are narrow, then one by one.
+    fn units(
+        &mut self,
+        pass: &Pass,
+        (start, end): (Value, Value),
+        mut sums: Vec<Value>,
+    ) -> Vec<Value> {
+        let whole_rows = self.region.has_row_sum();
+        let units = self.region.cols / self.region.unit;
+        let together = (self.strip_columns(pass) / self.region.width).clamp(1, units);
+        let steps = match (whole_rows, together) {
+            (_, 1) => vec![1],
+            (true, _) => vec![together, units % together],
+            (false, _) => vec![together, 1],
         };
-        let (_, sums) = self.repeat(count, &sums, |this, unit, sums| {
-            let distances = this.distances();
-            this.place = Place {
-                columns: distances
-                    .into_iter()
-                    .filter(|&distance| distance > 0)
-                    .map(|distance| (distance, this.scaled(unit, distance)))
-                    .collect(),
-                unit: Some(unit),
-                c: None,
+        let mut at = start;
+        for step in steps.into_iter().filter(|step| *step > 0) {
+            let count = Count {
+                start: at,
+                last: self.b.ins().iadd_imm_s(end, -(step as i64)),
+                step,
+                nonempty: whole_rows,
             };
-            this.unit(pass, sums.to_vec())
-        });
+            (at, sums) = self.repeat(count, &sums, |this, unit, sums| {
+                let distances = this.distances();
+                this.place = Place {
+                    columns: distances
+                        .into_iter()
+                        .filter(|&distance| distance > 0)
+                        .map(|distance| (distance, this.scaled(unit, distance)))
+                        .collect(),
+                    unit: Some(unit),
+                    c: None,
+                };
+                let mut sums = sums.to_vec();
+                if step > 1 {
+                    let width = this.region.width;
+                    this.run(pass, 0..step, 0..width, &mut sums);
+                    return sums;
+                }
+                this.unit(pass, sums)
+            });
+        }
         sums
     }
 
@@ -422,7 +477,7 @@ impl Emitter<'_> {
     fn distances(&self) -> BTreeSet<u32> {
         let body = self.region.body.iter();
         body.filter_map(|inst| match *inst {
-            Inst::Load { col, .. } | Inst::Store { col, .. } | Inst::StoreQ8 { col, .. } => {
+            Inst::Load { col, .. } | Inst::Store { col, .. } | Inst::StoreQuant { col, .. } => {
                 Some(col.per_unit)
             }
             Inst::Tile { .. } => Some(self.region.unit),
@@ -442,17 +497,16 @@ impl Emitter<'_> {
     /// One unit: its width is known, so only long ones need a loop.
     fn unit(&mut self, pass: &Pass, mut sums: Vec<Value>) -> Vec<Value> {
         /// Strips that are written out rather than looped over.
-        const UNROLLED: usize = 2;
-        let width = self.region.width as usize;
-        let vectors = self.strip_vectors(pass);
-        let step = Lanes::All.columns(vectors);
+        const UNROLLED: u32 = 2;
+        let width = self.region.width;
+        let step = self.strip_columns(pass);
         let mut done = 0;
         if width / step > UNROLLED {
             done = width / step * step;
             let count = Count {
                 start: self.b.ins().iconst(I64, 0),
                 last: self.b.ins().iconst(I64, (done - step) as i64),
-                step: step as u32,
+                step,
                 nonempty: true,
             };
             (_, sums) = self.repeat(count, &sums, |this, c, sums| {
@@ -467,18 +521,15 @@ impl Emitter<'_> {
                     .collect();
                 this.place.c = Some(c);
                 let mut sums = sums.to_vec();
-                this.strip(pass, 0, vectors, Lanes::All, &mut sums);
+                this.run(pass, 0..1, 0..step, &mut sums);
                 this.place = unit;
                 sums
             });
         }
         while done < width {
-            let (vectors, lanes) = match (width - done) / LANES {
-                0 => (1, Lanes::First),
-                rest => (rest.min(vectors), Lanes::All),
-            };
-            self.strip(pass, done as u32, vectors, lanes, &mut sums);
-            done += lanes.columns(vectors);
+            let end = width.min(done + step);
+            self.run(pass, 0..1, done..end, &mut sums);
+            done = end;
         }
         sums
     }

@@ -28,6 +28,9 @@ pub fn compile(function: Function, isa: &dyn TargetIsa) -> Result<Vec<u8>, Strin
             relocations[0]
         ));
     }
+    if let Some(trap) = compiled.buffer.traps().first() {
+        return Err(format!("code may trap: {trap:?}"));
+    }
     Ok(compiled.code_buffer().to_vec())
 }
 

@@ -3,7 +3,6 @@
 //! Functions take several vectors at once: each constant is then loaded once for all of them, and their chains of
 //! dependent instructions overlap.
 
-use bundle_format::plan::Q8_BLOCK;
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::types::{F32X4, I8X16, I32, I32X4};
 use cranelift_codegen::ir::{ConstantData, Endianness, InstBuilder, MemFlagsData, Type, Value};
@@ -11,9 +10,6 @@ use cranelift_frontend::FunctionBuilder;
 
 /// Lanes of a vector.
 pub const LANES: usize = 4;
-
-/// Vectors of a Q8 block.
-pub const Q8_VECTORS: usize = Q8_BLOCK / LANES;
 
 /// `value` in every lane.
 pub fn splat(b: &mut FunctionBuilder, value: f32) -> Value {
@@ -116,162 +112,106 @@ fn max_or_second(b: &mut FunctionBuilder, first: Value, second: Value) -> Value 
 
 /// The sum of the lanes, in every lane: (0 + 2) + (1 + 3).
 pub fn sum_lanes(b: &mut FunctionBuilder, x: Value) -> Value {
-    let swapped = swap_halves(b, x);
+    let swapped = shuffle_lanes(b, x, x, [2, 3, 0, 1]);
     let x = b.ins().fadd(x, swapped);
-    let swapped = swap_neighbours(b, x);
+    let swapped = shuffle_lanes(b, x, x, [1, 0, 3, 2]);
     b.ins().fadd(x, swapped)
 }
 
-/// A quantised block.
-pub struct Q8Block {
-    /// Two vectors of 16 quants.
-    pub quants: [Value; 2],
-    /// In lane 0.
-    pub scale: Value,
-    /// In lane 0: the scale times the sum of the quants.
-    pub scaled_sum: Value,
-}
-
-/// Quantises [`Q8_VECTORS`] vectors as `bundle_format::plan::DType::Q8` states it. What the quants are is of no meaning
-/// where the scale is infinite or NaN.
-pub fn quantise(b: &mut FunctionBuilder, xs: &[Value]) -> Q8Block {
-    debug_assert_eq!(xs.len(), Q8_VECTORS);
-    // Magnitudes compare as integers, with NaN above everything.
-    let magnitude = constant(b, I32X4, [0x7fff_ffff; 4]);
-    let magnitude_of = |b: &mut FunctionBuilder, x| {
-        let x = cast(b, I32X4, x);
-        b.ins().band(x, magnitude)
+/// Folds the lanes of each vector by an operation that is commutative and associative: lane i of the result is vector i's.
+pub fn fold_lanes(
+    b: &mut FunctionBuilder,
+    xs: [Value; LANES],
+    mut f: impl FnMut(&mut FunctionBuilder, Value, Value) -> Value,
+) -> Value {
+    // Halves of two vectors come to lie lane by lane: (x0 y0 x1 y1) with (x2 y2 x3 y3).
+    let mut interleave = |b: &mut FunctionBuilder, x: Value, y: Value| {
+        let low = shuffle_lanes(b, x, y, [0, 4, 1, 5]);
+        let high = shuffle_lanes(b, x, y, [2, 6, 3, 7]);
+        f(b, low, high)
     };
-    let mut amax = magnitude_of(b, xs[0]);
-    for &x in &xs[1..] {
-        let x = magnitude_of(b, x);
-        amax = b.ins().smax(amax, x);
-    }
-    for swap in [swap_halves, swap_neighbours] {
-        let swapped = swap(b, amax);
-        amax = b.ins().smax(amax, swapped);
-    }
-    let amax = cast(b, F32X4, amax);
-    let levels = splat(b, 127.0);
-    let scale = b.ins().fdiv(amax, levels);
-    let inverse = b.ins().fdiv(levels, amax);
-    let zero = splat(b, 0.0);
-    let nonzero = b.ins().fcmp(FloatCC::NotEqual, amax, zero);
-    let nonzero = cast(b, F32X4, nonzero);
-    let inverse = b.ins().band(inverse, nonzero);
-
-    // Adding 1.5 * 2^23 rounds to an integer, half to even, and leaves it in the low bits.
-    let products = each(xs, |x| b.ins().fmul(x, inverse));
-    let magic = splat(b, ROUND_MAGIC);
-    let rounded = each(&products, |x| b.ins().fadd(x, magic));
-    let bias = constant(b, I32X4, [ROUND_MAGIC.to_bits(); 4]);
-    let quants = each(&rounded, |x| {
-        let bits = cast(b, I32X4, x);
-        b.ins().isub(bits, bias)
-    });
-    let words: Vec<Value> = quants
-        .chunks(2)
-        .map(|q| b.ins().snarrow(q[0], q[1]))
-        .collect();
-    let bytes: Vec<Value> = words
-        .chunks(2)
-        .map(|w| b.ins().snarrow(w[0], w[1]))
-        .collect();
-
-    // Sums of neighbouring quants, then of neighbouring sums.
-    let ones = constant(b, I8X16, [0x0101_0101; 4]);
-    let pairs = each(&bytes, |q| b.ins().x86_pmaddubsw(q, ones));
-    let pairs = b.ins().iadd(pairs[0], pairs[1]);
-    let low = b.ins().swiden_low(pairs);
-    let high = b.ins().swiden_high(pairs);
-    let mut sum = b.ins().iadd_pairwise(low, high);
-    for swap in [swap_halves, swap_neighbours] {
-        let swapped = swap(b, sum);
-        sum = b.ins().iadd(sum, swapped);
-    }
-    let sum = b.ins().fcvt_from_sint(F32X4, sum);
-    Q8Block {
-        quants: [bytes[0], bytes[1]],
-        scale,
-        scaled_sum: b.ins().fmul(sum, scale),
-    }
+    let first = interleave(b, xs[0], xs[1]);
+    let second = interleave(b, xs[2], xs[3]);
+    let low = shuffle_lanes(b, first, second, [0, 1, 4, 5]);
+    let high = shuffle_lanes(b, first, second, [2, 3, 6, 7]);
+    f(b, low, high)
 }
 
-/// 1.5 * 2^23.
-const ROUND_MAGIC: f32 = 12_582_912.0;
-
-/// f16 of each lane, rounded half to even: an i16x8 whose low half holds the four.
-pub fn to_f16(b: &mut FunctionBuilder, x: Value) -> Value {
-    let is_nan = b.ins().fcmp(FloatCC::Unordered, x, x);
-    let x = cast(b, I32X4, x);
-    let magnitude_mask = constant(b, I32X4, [0x7fff_ffff; 4]);
-    let magnitude = b.ins().band(x, magnitude_mask);
+/// f16 of each lane, rounded half to even: each an i16x8 whose low half holds the four.
+pub fn to_f16(b: &mut FunctionBuilder, xs: &[Value]) -> Vec<Value> {
+    let is_nan = each(xs, |x| b.ins().fcmp(FloatCC::Unordered, x, x));
+    let bits = each(xs, |x| cast(b, I32X4, x));
+    let mask = constant(b, I32X4, [0x7fff_ffff; 4]);
+    let magnitude = each(&bits, |x| b.ins().band(x, mask));
+    let sign = each2(&bits, &magnitude, |x, magnitude| b.ins().bxor(x, magnitude));
     // 2^16 becomes infinity below, so nothing needs to be larger.
     let limit = constant(b, I32X4, [65_536f32.to_bits(); 4]);
-    let magnitude = b.ins().smin(magnitude, limit);
+    let magnitude = each(&magnitude, |x| b.ins().smin(x, limit));
 
     // Normal: move the exponent's bias from 127 to 15, and round off 13 bits of the mantissa.
-    let shift = b.ins().iconst(I32, 13);
-    let kept = b.ins().ushr(magnitude, shift);
+    let thirteen = b.ins().iconst(I32, 13);
     let one = constant(b, I32X4, [1; 4]);
-    let odd = b.ins().band(kept, one);
+    let odd = each(&magnitude, |x| {
+        let kept = b.ins().ushr(x, thirteen);
+        b.ins().band(kept, one)
+    });
     let bias = 0x0fff_u32.wrapping_sub((127 - 15) << 23);
     let bias = constant(b, I32X4, [bias; 4]);
-    let biased = b.ins().iadd(magnitude, bias);
-    let biased = b.ins().iadd(biased, odd);
-    let normal = b.ins().ushr(biased, shift);
+    let biased = each2(&magnitude, &odd, |x, odd| {
+        let x = b.ins().iadd(x, bias);
+        b.ins().iadd(x, odd)
+    });
+    let normal = each(&biased, |x| b.ins().ushr(x, thirteen));
 
     // Subnormal: units of 2^-24 are the last bits of numbers around 0.5, so that the addition rounds.
     let half = splat(b, 0.5);
-    let as_float = cast(b, F32X4, magnitude);
-    let around_half = b.ins().fadd(as_float, half);
-    let around_half = cast(b, I32X4, around_half);
-    let half_bits = constant(b, I32X4, [0.5f32.to_bits(); 4]);
-    let subnormal = b.ins().isub(around_half, half_bits);
+    let around_half = each(&magnitude, |x| {
+        let x = cast(b, F32X4, x);
+        b.ins().fadd(x, half)
+    });
+    let half = cast(b, I32X4, half);
+    let subnormal = each(&around_half, |x| {
+        let x = cast(b, I32X4, x);
+        b.ins().isub(x, half)
+    });
 
     let smallest_normal = constant(b, I32X4, [(127 - 14) << 23; 4]);
-    let is_normal = b
-        .ins()
-        .icmp(IntCC::SignedGreaterThanOrEqual, magnitude, smallest_normal);
-    let result = b.ins().bitselect(is_normal, normal, subnormal);
+    let is_normal = each(&magnitude, |x| {
+        b.ins()
+            .icmp(IntCC::SignedGreaterThanOrEqual, x, smallest_normal)
+    });
     let quiet = constant(b, I32X4, [0x0200; 4]);
-    let quiet = b.ins().band(is_nan, quiet);
-    let result = b.ins().bor(result, quiet);
-
-    // The sign, spread over the upper half so that narrowing finds a number in range.
-    let not_sign = b.ins().band(x, magnitude_mask);
-    let sign = b.ins().bxor(x, not_sign);
+    // Spread over the upper half, so that narrowing finds a number in range.
     let sixteen = b.ins().iconst(I32, 16);
-    let sign = b.ins().sshr(sign, sixteen);
-    let result = b.ins().bor(result, sign);
-    b.ins().snarrow(result, result)
+    (0..xs.len())
+        .map(|i| {
+            let result = b.ins().bitselect(is_normal[i], normal[i], subnormal[i]);
+            let quiet = b.ins().band(is_nan[i], quiet);
+            let result = b.ins().bor(result, quiet);
+            let sign = b.ins().sshr(sign[i], sixteen);
+            let result = b.ins().bor(result, sign);
+            b.ins().snarrow(result, result)
+        })
+        .collect()
 }
 
-fn swap_halves(b: &mut FunctionBuilder, x: Value) -> Value {
-    shuffle_lanes(b, x, [2, 3, 0, 1])
-}
-
-fn swap_neighbours(b: &mut FunctionBuilder, x: Value) -> Value {
-    shuffle_lanes(b, x, [1, 0, 3, 2])
-}
-
-/// Lanes of 32 bits, in this order.
-fn shuffle_lanes(b: &mut FunctionBuilder, x: Value, order: [u8; 4]) -> Value {
+/// 32-bit lanes of `x` (0 to 3) and `y` (4 to 7), in this order.
+pub fn shuffle_lanes(b: &mut FunctionBuilder, x: Value, y: Value, order: [u8; 4]) -> Value {
     let ty = b.func.dfg.value_type(x);
     let bytes: Vec<u8> = order
         .iter()
         .flat_map(|lane| (0..4).map(move |byte| lane * 4 + byte))
         .collect();
     let mask = b.func.dfg.immediates.push(ConstantData::from(&bytes[..]));
-    let x = cast(b, I8X16, x);
-    let shuffled = b.ins().shuffle(x, x, mask);
+    let (x, y) = (cast(b, I8X16, x), cast(b, I8X16, y));
+    let shuffled = b.ins().shuffle(x, y, mask);
     cast(b, ty, shuffled)
 }
 
-fn each(xs: &[Value], mut f: impl FnMut(Value) -> Value) -> Vec<Value> {
+pub fn each(xs: &[Value], mut f: impl FnMut(Value) -> Value) -> Vec<Value> {
     xs.iter().map(|&x| f(x)).collect()
 }
 
-fn each2(xs: &[Value], ys: &[Value], mut f: impl FnMut(Value, Value) -> Value) -> Vec<Value> {
+pub fn each2(xs: &[Value], ys: &[Value], mut f: impl FnMut(Value, Value) -> Value) -> Vec<Value> {
     xs.iter().zip(ys).map(|(&x, &y)| f(x, y)).collect()
 }

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use bundle_format::region::{ColMap, Inst, OperandId, Region, Val};
 
 use super::broken;
-use super::check::{Overlap, is_store, operands_of, overlap, same_memory};
+use super::check::{Overlap, destination, is_store, operands_of, overlap, same_memory};
 use crate::error::Error;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -222,7 +222,7 @@ impl<'r> Scheduler<'r> {
     /// Whether the instruction stores to columns of an operand.
     fn writes(&self, index: usize, operand: OperandId, at: ColMap) -> bool {
         match self.region.body[index] {
-            Inst::Store { dst, col, .. } | Inst::StoreQ8 { dst, col, .. } => {
+            Inst::Store { dst, col, .. } | Inst::StoreQuant { dst, col, .. } => {
                 same_memory(self.region, dst, operand)
                     && overlap(self.region, col, at) != Overlap::None
             }
@@ -251,15 +251,5 @@ impl<'r> Scheduler<'r> {
             passes,
             uniform: self.uniform,
         }
-    }
-}
-
-/// The operand that an instruction stores to.
-fn destination(inst: &Inst) -> Option<OperandId> {
-    match *inst {
-        Inst::Store { dst, .. } | Inst::StoreQ8 { dst, .. } | Inst::StoreKv { dst, .. } => {
-            Some(dst)
-        }
-        _ => None,
     }
 }

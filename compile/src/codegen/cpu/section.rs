@@ -60,6 +60,11 @@ impl CodeSection {
         code_ref
     }
 
+    /// Distinct functions so far.
+    pub fn functions(&self) -> usize {
+        self.functions.len()
+    }
+
     /// The section's bytes, padded to [`ALIGN`].
     pub fn finish(mut self) -> Vec<u8> {
         let len = self.bytes.len().next_multiple_of(ALIGN);

@@ -3,18 +3,27 @@
 //! Vectors go through the pass a few at a time ([`GROUP`]), each instruction for all of the group: their latencies overlap,
 //! they share constants, and few registers are live at once.
 
-use bundle_format::plan::{Q8_BLOCK, q8_scales_offset, q8_sums_offset};
 use bundle_format::region::{Binary, ColMap, Inst, OperandId, RowMap, Unary, Val};
 use cranelift_codegen::ir::types::{F32, F32X4, F64X2};
 use cranelift_codegen::ir::{InstBuilder, Value};
 
+use super::check::{destination, same_memory};
 use super::emit::{Emitter, PARTIAL_SUMS, flags};
 use super::layout::{KvStrides, Layout};
-use super::math::{self, LANES, Q8_VECTORS};
+use super::math::{self, LANES};
 use super::schedule::{Pass, Step};
 
 /// Vectors that go through the instructions together.
-const GROUP: usize = 2;
+const GROUP: usize = 4;
+
+/// Where a vector begins, from the current [`super::emit::Place`] on: the first of its columns.
+#[derive(Clone, Copy, Debug)]
+pub struct Point {
+    /// Units ahead.
+    pub unit: u32,
+    /// Columns ahead in that unit.
+    pub c: u32,
+}
 
 /// Which lanes of a vector stand for columns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,34 +44,25 @@ impl Lanes {
 }
 
 /// The vectors that go together.
-struct Group<'v> {
-    /// First column of each, from the strip's [`super::emit::Place`] on.
-    points: Vec<u32>,
-    lanes: Lanes,
+pub struct Group {
+    pub points: Vec<Point>,
+    pub lanes: Lanes,
     /// By instruction: its value for each vector, once evaluated.
-    values: &'v mut [Vec<Value>],
+    pub values: Vec<Vec<Value>>,
 }
 
 impl Emitter<'_> {
-    /// Does a pass for `vectors` vectors, from column `start` after the current place on. `sums` are [`PARTIAL_SUMS`] vectors for each of the pass's sums.
-    pub fn strip(
-        &mut self,
-        pass: &Pass,
-        start: u32,
-        vectors: usize,
-        lanes: Lanes,
-        sums: &mut [Value],
-    ) {
-        let mut to_quantise: Vec<(usize, Vec<Value>)> = Vec::new();
-        for first in (0..vectors).step_by(GROUP) {
-            let points = (first..vectors.min(first + GROUP))
-                .map(|i| start + lanes.columns(i) as u32)
-                .collect();
-            let mut values = vec![Vec::new(); self.region.body.len()];
+    /// Does a pass for a vector at each of the points. `sums` are [`PARTIAL_SUMS`] vectors for each of the pass's sums.
+    ///
+    /// Where the pass stores quantised blocks, the points are those of up to [`super::quantise::TOGETHER`] whole blocks.
+    pub fn strip(&mut self, pass: &Pass, points: &[Point], lanes: Lanes, sums: &mut [Value]) {
+        let mut blocks = self.quant_stores(pass);
+        for (nth, points) in points.chunks(GROUP).enumerate() {
+            let first = nth * GROUP;
             let mut group = Group {
-                points,
+                points: points.to_vec(),
                 lanes,
-                values: &mut values,
+                values: vec![Vec::new(); self.region.body.len()],
             };
             for step in &pass.steps {
                 match *step {
@@ -72,43 +72,37 @@ impl Emitter<'_> {
                         let parts = &mut sums[which * PARTIAL_SUMS..][..PARTIAL_SUMS];
                         self.accumulate(&group, first, x, parts);
                     }
-                    Step::Store(index) => {
-                        if let Inst::StoreQ8 { x, .. } = self.region.body[index] {
-                            let xs = self.values(x, group.values, group.points.len());
-                            match to_quantise.iter_mut().find(|(i, _)| *i == index) {
-                                Some((_, gathered)) => gathered.extend(xs),
-                                None => to_quantise.push((index, xs)),
-                            }
-                        } else {
-                            self.store(&group, index);
+                    Step::Store(store) => {
+                        match blocks.iter_mut().find(|blocks| blocks.index == store) {
+                            Some(blocks) => self.gather(&group, first, blocks),
+                            None => self.store(&group, store),
                         }
                     }
                     Step::Reload { value, from, col } => {
                         group.values[value as usize] = self.load(&group, from, RowMap::Same, col);
                     }
-                    Step::Eval(value) => self.eval_group(&mut group, value),
+                    Step::Eval(value) if self.loads_at_use(value) => {}
+                    Step::Eval(value) => group.values[value as usize] = self.eval(value, &group),
                 }
             }
         }
-        for (index, xs) in to_quantise {
-            for (block, xs) in xs.chunks(Q8_VECTORS).enumerate() {
-                let at = start + (block * Q8_BLOCK) as u32;
-                self.store_q8(index, at, xs);
-            }
+        for gathered in blocks {
+            self.store_quant(&gathered, points);
         }
     }
 
-    /// Whether a pass stores Q8 blocks, and so needs strips of whole blocks.
-    pub fn stores_q8(&self, pass: &Pass) -> bool {
-        pass.steps.iter().any(|step| match *step {
-            Step::Store(index) => matches!(self.region.body[index], Inst::StoreQ8 { .. }),
-            _ => false,
-        })
+    /// Evaluates, before a pass, a value that is the same for the whole row.
+    pub fn eval_once(&mut self, value: Val) {
+        let group = Group {
+            points: vec![Point { unit: 0, c: 0 }],
+            lanes: Lanes::All,
+            values: Vec::new(),
+        };
+        self.uniforms[value as usize] = Some(self.eval(value, &group)[0]);
     }
 
-    fn eval_group(&mut self, group: &mut Group, value: Val) {
-        let vectors = group.points.len();
-        group.values[value as usize] = match self.region.body[value as usize] {
+    pub fn eval(&mut self, value: Val, group: &Group) -> Vec<Value> {
+        match self.region.body[value as usize] {
             Inst::Load { src, row, col } => self.load(group, src, row, col),
             Inst::Tile { offset } => {
                 let tile = self.row.tile.expect("a region that reads a tile has one");
@@ -118,20 +112,12 @@ impl Emitter<'_> {
                 };
                 self.load_from(group, tile, col)
             }
-            _ => self.eval(value, group.values, vectors),
-        };
-    }
-
-    /// An instruction on values, for so many vectors.
-    pub fn eval(&mut self, value: Val, values: &[Vec<Value>], vectors: usize) -> Vec<Value> {
-        match self.region.body[value as usize] {
             Inst::Unary { op, x } => {
-                let xs = self.values(x, values, vectors);
+                let xs = self.values(x, group);
                 self.unary(op, &xs)
             }
             Inst::Binary { op, a, b } => {
-                let a = self.values(a, values, vectors);
-                let b = self.values(b, values, vectors);
+                let [a, b] = self.operands([a, b], group);
                 a.into_iter()
                     .zip(b)
                     .map(|(a, b)| match op {
@@ -143,14 +129,12 @@ impl Emitter<'_> {
                     .collect()
             }
             Inst::Fma { a, b, c } => {
-                let a = self.values(a, values, vectors);
-                let b = self.values(b, values, vectors);
-                let c = self.values(c, values, vectors);
-                (0..vectors)
+                let [a, b, c] = self.operands([a, b, c], group);
+                (0..c.len())
                     .map(|i| self.b.ins().fma(a[i], b[i], c[i]))
                     .collect()
             }
-            ref other => unreachable!("{other:?} is no arithmetic"),
+            ref other => unreachable!("{other:?} is no value of a column"),
         }
     }
 
@@ -166,20 +150,50 @@ impl Emitter<'_> {
         }
     }
 
-    /// The operand of an instruction, for so many vectors. A constant is made where it is used: it costs a load there, but
-    /// no register elsewhere.
-    fn values(&mut self, value: Val, values: &[Vec<Value>], vectors: usize) -> Vec<Value> {
+    /// The operands of an instruction; one that it uses twice is made once.
+    fn operands<const N: usize>(&mut self, operands: [Val; N], group: &Group) -> [Vec<Value>; N] {
+        let mut made: Vec<(Val, Vec<Value>)> = Vec::with_capacity(N);
+        operands.map(|operand| {
+            if let Some((_, values)) = made.iter().find(|(known, _)| *known == operand) {
+                return values.clone();
+            }
+            let values = self.values(operand, group);
+            made.push((operand, values.clone()));
+            values
+        })
+    }
+
+    /// The operand of an instruction, for each vector of the group. Constants, and loads of what nothing overwrites, are
+    /// made where they are used: that costs no register elsewhere, and the load often becomes part of the instruction.
+    pub fn values(&mut self, value: Val, group: &Group) -> Vec<Value> {
+        let vectors = group.points.len();
         if let Inst::Const { value } = self.region.body[value as usize] {
             return vec![math::splat(&mut self.b, value); vectors];
         }
-        match self.uniforms[value as usize] {
-            Some(uniform) => vec![uniform; vectors],
-            None => values[value as usize].clone(),
+        if let Some(uniform) = self.uniforms[value as usize] {
+            return vec![uniform; vectors];
+        }
+        if self.loads_at_use(value) {
+            return self.eval(value, group);
+        }
+        group.values[value as usize].clone()
+    }
+
+    /// Whether the value is a load of memory that the region doesn't store to.
+    pub fn loads_at_use(&self, value: Val) -> bool {
+        let body = &self.region.body;
+        match body[value as usize] {
+            Inst::Tile { .. } => true,
+            Inst::Load { src, .. } => !body
+                .iter()
+                .filter_map(destination)
+                .any(|dst| same_memory(self.region, src, dst)),
+            _ => false,
         }
     }
 
     fn accumulate(&mut self, group: &Group, first: usize, x: Val, parts: &mut [Value]) {
-        let xs = self.values(x, group.values, group.points.len());
+        let xs = self.values(x, group);
         for (i, mut x) in xs.into_iter().enumerate() {
             if group.lanes == Lanes::First {
                 let first = math::constant(&mut self.b, F32X4, [u32::MAX, 0, 0, 0]);
@@ -218,7 +232,7 @@ impl Emitter<'_> {
     fn store(&mut self, group: &Group, index: usize) {
         match self.region.body[index] {
             Inst::Store { dst, col, x } => {
-                let xs = self.values(x, group.values, group.points.len());
+                let xs = self.values(x, group);
                 let row = self.row_of(dst, RowMap::Same);
                 for (&point, x) in group.points.iter().zip(xs) {
                     let (address, offset) = self.address(row, col, point, 2);
@@ -229,27 +243,22 @@ impl Emitter<'_> {
                     self.b.ins().store(flags(), x, address, offset);
                 }
             }
-            Inst::StoreKv { dst, offset, x, .. } => {
-                let xs = self.values(x, group.values, group.points.len());
+            Inst::StoreKv { x, .. } => {
+                let xs = self.values(x, group);
+                let xs = math::to_f16(&mut self.b, &xs);
                 for (&point, x) in group.points.iter().zip(xs) {
-                    let x = math::to_f16(&mut self.b, x);
-                    self.store_kv(index, dst, offset, point, group.lanes, x);
+                    self.store_kv(index, point, group.lanes, x);
                 }
             }
             ref other => unreachable!("{other:?} is stored elsewhere"),
         }
     }
 
-    /// Stores the low f16 of `x` to a KV slot: four dimensions from the point's on, or one.
-    fn store_kv(
-        &mut self,
-        index: usize,
-        dst: OperandId,
-        offset: u32,
-        point: u32,
-        lanes: Lanes,
-        x: Value,
-    ) {
+    /// Stores the low f16 of `x` to a KV slot: at four dimensions, or one.
+    fn store_kv(&mut self, index: usize, point: Point, lanes: Lanes, x: Value) {
+        let Inst::StoreKv { dst, offset, .. } = self.region.body[index] else {
+            unreachable!("the caller found a KV store");
+        };
         let Layout::Kv { part, head_dim, .. } = self.context.operands[dst as usize] else {
             unreachable!("the check found a KV pool");
         };
@@ -263,7 +272,8 @@ impl Emitter<'_> {
             let c = self.scaled(c, strides.dim as u32);
             address = self.b.ins().iadd(address, c);
         }
-        let at = (offset + point) as i32 * strides.dim as i32;
+        let at = point.unit as u64 * strides.head + (offset + point.c) as u64 * strides.dim;
+        let at = at as i32;
         if lanes == Lanes::All && strides.dim == 2 {
             let packed = math::cast(&mut self.b, F64X2, x);
             let packed = self.b.ins().extractlane(packed, 0);
@@ -277,41 +287,7 @@ impl Emitter<'_> {
         }
     }
 
-    fn store_q8(&mut self, index: usize, point: u32, xs: &[Value]) {
-        let Inst::StoreQ8 { dst, col, .. } = self.region.body[index] else {
-            unreachable!("only Q8 stores are gathered");
-        };
-        let Layout::Q8 { cols, .. } = self.context.operands[dst as usize] else {
-            unreachable!("the check found a Q8 buffer");
-        };
-        let block = math::quantise(&mut self.b, xs);
-        let row = self.row_of(dst, RowMap::Same);
-        let (address, offset) = self.address(row, col, point, 0);
-        for (i, quants) in block.quants.into_iter().enumerate() {
-            let at = offset + (i * Q8_BLOCK / 2) as i32;
-            self.b.ins().store(flags(), quants, address, at);
-        }
-        // A block's four bytes of scale (and of sum) lie at an eighth of its first column.
-        let column = self.place.column(col.per_unit);
-        let address = match column {
-            None => row,
-            Some(column) => {
-                let eighth = self.b.ins().ushr_imm_u(column, 3);
-                self.b.ins().iadd(row, eighth)
-            }
-        };
-        let offset = (col.offset + point) as i32 / 8;
-        for (part, value) in [
-            (q8_scales_offset(cols), block.scale),
-            (q8_sums_offset(cols), block.scaled_sum),
-        ] {
-            let value = self.b.ins().extractlane(value, 0);
-            let at = part as i32 + offset;
-            self.b.ins().store(flags(), value, address, at);
-        }
-    }
-
-    fn row_of(&self, operand: OperandId, map: RowMap) -> Value {
+    pub fn row_of(&self, operand: OperandId, map: RowMap) -> Value {
         let found = self
             .row
             .pointers
@@ -321,8 +297,14 @@ impl Emitter<'_> {
     }
 
     /// Address and constant offset of a column, of elements of `1 << size_log2` bytes.
-    fn address(&mut self, row: Value, col: ColMap, point: u32, size_log2: u8) -> (Value, i32) {
-        let offset = ((col.offset + point) << size_log2) as i32;
+    pub fn address(
+        &mut self,
+        row: Value,
+        col: ColMap,
+        point: Point,
+        size_log2: u8,
+    ) -> (Value, i32) {
+        let offset = (self.constant_column(col, point) << size_log2) as i32;
         let Some(column) = self.place.column(col.per_unit) else {
             return (row, offset);
         };
@@ -332,5 +314,10 @@ impl Emitter<'_> {
             log2 => self.b.ins().ishl_imm_u(column, log2 as i64),
         };
         (self.b.ins().iadd(row, scaled), offset)
+    }
+
+    /// The part of a column's number that is known: it is added to the current place's.
+    pub fn constant_column(&self, col: ColMap, point: Point) -> u32 {
+        point.unit * col.per_unit + col.offset + point.c
     }
 }

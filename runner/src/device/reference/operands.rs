@@ -24,7 +24,7 @@ pub struct Buffer {
     pub cols: usize,
     /// Rows of the present step.
     pub rows: usize,
-    /// `[rows, cols]`, for F32 and Q8 buffers.
+    /// `[rows, cols]`, for F32 and quantised buffers.
     pub floats: Vec<f32>,
     /// `[rows]`, for U32 buffers.
     pub indices: Vec<u32>,
@@ -113,7 +113,7 @@ impl Buffer {
         self.floats.clear();
         self.indices.clear();
         match self.dtype {
-            DType::F32 | DType::Q8 => self.floats.resize(rows * self.cols, f32::NAN),
+            DType::F32 | DType::Q8 | DType::Q16 => self.floats.resize(rows * self.cols, f32::NAN),
             DType::U32 => self.indices.resize(rows * self.cols, u32::MAX),
         }
     }
@@ -188,7 +188,13 @@ impl Operands for RegionOperands<'_> {
         buffer.floats[row * buffer.cols + col] = value;
     }
 
-    fn store_q8(&mut self, operand: OperandId, row: usize, col: usize, values: &[f32; Q8_BLOCK]) {
+    fn store_quant(
+        &mut self,
+        operand: OperandId,
+        row: usize,
+        col: usize,
+        values: &[f32; Q8_BLOCK],
+    ) {
         let buffer = self.buffer(operand);
         buffer.floats[row * buffer.cols + col..][..Q8_BLOCK].copy_from_slice(values);
     }

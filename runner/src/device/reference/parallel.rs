@@ -41,7 +41,7 @@ mod tests {
             let joined: Vec<usize> = made.iter().flat_map(|(range, _)| range.clone()).collect();
             assert_eq!(joined, (0..len).collect::<Vec<_>>());
             let sum: usize = made.iter().map(|(_, sum)| sum).sum();
-            assert_eq!(sum, (0..len).sum());
+            assert_eq!(sum, (0..len).sum::<usize>());
         }
     }
 }

@@ -4,6 +4,8 @@ mod arithmetic;
 mod exec;
 mod fuzz;
 mod memory;
+mod passes;
+mod q16;
 mod real;
 mod regions;
 mod rules;

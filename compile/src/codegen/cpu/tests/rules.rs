@@ -106,7 +106,7 @@ fn values_and_operands() {
             let out = case.buffer(DType::Q8, 128);
             case.load(out, at(64, 0));
         },
-        "can't load from Q8",
+        "can't load from Quant { ty: Q8",
     );
     refused(
         "vector_rows",
@@ -158,7 +158,7 @@ fn columns() {
         |case| {
             let out = case.buffer(DType::Q8, 128);
             let x = case.constant(1.0);
-            case.store_q8(out, at(64, 0), x);
+            case.store_quant(out, at(64, 0), x);
         },
         "isn't a multiple of the block",
     );
@@ -240,9 +240,8 @@ fn tables() {
             &case.kv,
             8,
         )
-        .map_err(|e| e.to_string())
-        .err()
-        .expect("the tables don't fit")
+        .expect_err("the tables don't fit")
+        .to_string()
     };
     case.weights[0].rows = 2;
     assert!(

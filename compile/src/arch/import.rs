@@ -1,0 +1,98 @@
+//! Taking tensors out of a GGUF: each by name, with the shape that the model needs, and none left over.
+
+use std::collections::BTreeSet;
+
+use crate::error::Error;
+use crate::gguf::Gguf;
+use crate::ir::{Graph, Tensor, TensorId, TensorSource, Transform};
+
+/// Adds a file's tensors to a graph and remembers which were taken.
+pub struct Importer<'a, 'g> {
+    gguf: &'g Gguf<'a>,
+    taken: BTreeSet<String>,
+}
+
+impl<'a, 'g> Importer<'a, 'g> {
+    pub fn new(gguf: &'g Gguf<'a>) -> Self {
+        Importer {
+            gguf,
+            taken: BTreeSet::new(),
+        }
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.gguf.tensor(name).is_some()
+    }
+
+    /// A matrix of `rows` output and `cols` input features.
+    ///
+    /// # Errors
+    /// It is missing, has another shape, or a type that can't be compiled.
+    pub fn matrix(
+        &mut self,
+        graph: &mut Graph,
+        name: &str,
+        rows: u32,
+        cols: u32,
+    ) -> Result<TensorId, Error> {
+        let arch = &graph.arch;
+        let Some(info) = self.gguf.tensor(name) else {
+            return Err(Error::User(format!(
+                "tensor '{name}' is missing; a {arch} model needs it as [{cols}, {rows}] (is the file complete?)"
+            )));
+        };
+        let expected: &[u64] = if rows == 1 {
+            &[cols as u64]
+        } else {
+            &[cols as u64, rows as u64]
+        };
+        let mut found = info.dims().to_vec();
+        while found.len() > expected.len() && found.last() == Some(&1) {
+            found.pop();
+        }
+        if found != expected {
+            return Err(Error::User(format!(
+                "tensor '{name}' has the shape {:?}, the model's metadata say {expected:?}",
+                info.dims()
+            )));
+        }
+        let encoding = info.encoding()?;
+        self.taken.insert(name.to_string());
+        Ok(graph.new_tensor(Tensor {
+            name: name.to_string(),
+            encoding,
+            rows,
+            cols,
+            source: TensorSource::File,
+            transform: Transform::None,
+        }))
+    }
+
+    /// An f32 vector, of a norm for one.
+    pub fn vector(&mut self, graph: &mut Graph, name: &str, len: u32) -> Result<TensorId, Error> {
+        let id = self.matrix(graph, name, 1, len)?;
+        match graph.tensor(id).encoding {
+            bundle_format::plan::Encoding::F32 => Ok(id),
+            other => Err(Error::Unsupported(format!(
+                "tensor '{name}' is a vector of {other:?}, expected F32"
+            ))),
+        }
+    }
+
+    /// Refuses a file with tensors that the architecture doesn't read: the result would be another model's.
+    pub fn finish(self, arch: &str) -> Result<(), Error> {
+        match self
+            .gguf
+            .tensors()
+            .iter()
+            .find(|t| !self.taken.contains(t.name))
+        {
+            None => Ok(()),
+            Some(t) => Err(Error::Unsupported(format!(
+                "tensor '{}' of {:?} is not part of a {arch} model as this build knows it",
+                t.name,
+                t.dims()
+            ))),
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Architectures: from a GGUF's metadata and tensors to the graph of one step. One file each.
+
+mod import;
+mod llama;
+
+use bundle_format::model::Model;
+
+use crate::error::Error;
+use crate::gguf::Gguf;
+use crate::ir::Graph;
+
+/// An architecture that can be compiled.
+struct Arch {
+    /// GGUF's `general.architecture`.
+    name: &'static str,
+    build: fn(&Gguf<'_>) -> Result<Graph, Error>,
+}
+
+const ARCHS: &[Arch] = &[Arch {
+    name: "llama",
+    build: llama::build,
+}];
+
+/// The graph of a model, of an architecture that is known by name.
+pub fn build(gguf: &Gguf<'_>) -> Result<Graph, Error> {
+    let name: &str = gguf.metadata.required("general.architecture")?;
+    let Some(arch) = ARCHS.iter().find(|a| a.name == name) else {
+        let known: Vec<&str> = ARCHS.iter().map(|a| a.name).collect();
+        let known = known.join(", ");
+        return Err(Error::Unsupported(format!(
+            "architecture '{name}'; this build compiles: {known}"
+        )));
+    };
+    (arch.build)(gguf)
+}
+
+/// The facts of a model that its bundle records.
+pub fn describe(gguf: &Gguf<'_>, vocab: u32) -> Result<Model, Error> {
+    let arch: &str = gguf.metadata.required("general.architecture")?;
+    let text = |key: &str| -> Result<String, Error> {
+        Ok(gguf
+            .metadata
+            .optional::<&str>(key)?
+            .unwrap_or_default()
+            .to_string())
+    };
+    let number =
+        |key: &str| -> Result<u32, Error> { Ok(gguf.metadata.required(&format!("{arch}.{key}"))?) };
+    Ok(Model {
+        arch: arch.to_string(),
+        name: text("general.name")?,
+        quantisation: gguf
+            .metadata
+            .optional::<u32>("general.file_type")?
+            .map(file_type_name)
+            .unwrap_or_default()
+            .to_string(),
+        parameters: gguf.tensors().iter().map(|t| t.elements()).sum(),
+        layers: number("block_count")?,
+        embedding: number("embedding_length")?,
+        vocab,
+        trained_context: number("context_length")?,
+    })
+}
+
+/// Names of `general.file_type` (enum llama_ftype of llama.cpp's llama.h); the type of most tensors.
+fn file_type_name(id: u32) -> &'static str {
+    match id {
+        0 => "F32",
+        1 => "F16",
+        2 => "Q4_0",
+        3 => "Q4_1",
+        7 => "Q8_0",
+        8 => "Q5_0",
+        9 => "Q5_1",
+        10 => "Q2_K",
+        11 => "Q3_K_S",
+        12 => "Q3_K_M",
+        13 => "Q3_K_L",
+        14 => "Q4_K_S",
+        15 => "Q4_K_M",
+        16 => "Q5_K_S",
+        17 => "Q5_K_M",
+        18 => "Q6_K",
+        25 => "IQ4_NL",
+        30 => "IQ4_XS",
+        32 => "BF16",
+        38 => "MXFP4",
+        _ => "",
+    }
+}

@@ -1,0 +1,302 @@
+//! Writing the bundle: a temporary file beside the target, packed weights streamed into it, synced and renamed.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write as _};
+use std::path::{Path, PathBuf};
+
+use bundle_format::model::Manifest;
+use bundle_format::plan::{Weight, WeightLayout};
+use bundle_format::write::{Contents, Writer};
+use memmap2::Mmap;
+use rayon::prelude::*;
+
+use crate::driver::Compiled;
+use crate::error::Error;
+use crate::gguf::Gguf;
+use crate::ir::{Tensor, TensorSource};
+use crate::progress::Progress;
+
+/// Bytes of packed weights in memory at a time.
+const CHUNK: usize = 8 << 20;
+
+/// Rows of a packed group.
+const GROUP: u32 = 8;
+
+/// A mapped model file.
+pub struct Source {
+    map: Mmap,
+}
+
+impl Source {
+    pub fn open(path: &Path) -> Result<Source, Error> {
+        let describe = |e: io::Error| Error::User(format!("can't read {}: {e}", path.display()));
+        let file = File::open(path).map_err(describe)?;
+        let about = file.metadata().map_err(describe)?;
+        if !about.is_file() {
+            return Err(Error::User(format!(
+                "{} is not a file; expected a GGUF model",
+                path.display()
+            )));
+        }
+        // SAFETY: the map is read-only and private. Another process that cuts the file while we read it makes the read
+        // fail with SIGBUS, which ends this process and leaves no bundle; one that changes it gives a bundle of a model
+        // that never existed, but no access outside the map, since every bound is that of the map.
+        let map = unsafe { Mmap::map(&file) }.map_err(describe)?;
+        Ok(Source { map })
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.map
+    }
+
+    /// Tells the system that a part of [`Source::bytes`] won't be read soon, so that the memory in use stays near the
+    /// largest tensor, not the model.
+    fn forget(&self, part: &[u8]) {
+        let Some(offset) = (part.as_ptr() as usize).checked_sub(self.map.as_ptr() as usize) else {
+            return;
+        };
+        #[cfg(unix)]
+        if offset + part.len() <= self.map.len() {
+            // SAFETY: the map is read-only and of a file, so what is dropped is read from the file again at the next
+            // access, the same bytes: no one can tell the difference.
+            let advised = unsafe {
+                let advice = memmap2::UncheckedAdvice::DontNeed;
+                self.map.unchecked_advise_range(advice, offset, part.len())
+            };
+            // Refused advice costs memory, nothing else.
+            let _ = advised;
+        }
+    }
+}
+
+/// What goes into a bundle.
+pub struct Job<'a> {
+    pub gguf: &'a Gguf<'a>,
+    pub source: &'a Source,
+    pub compiled: &'a Compiled,
+    /// The tokenizer section.
+    pub tokenizer: &'a [u8],
+    /// The manifest, given the hash of the model file.
+    pub manifest: &'a dyn Fn([u8; 32]) -> Manifest,
+}
+
+/// Writes the bundle to `output`: whole, or not at all.
+pub fn write(job: Job<'_>, output: &Path, progress: &dyn Progress) -> Result<(), Error> {
+    let folder = match output.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p.to_path_buf(),
+        _ => PathBuf::from("."),
+    };
+    let describe = |e: io::Error| {
+        let hint = match e.kind() {
+            io::ErrorKind::StorageFull => "; free some space or choose another folder with -o",
+            _ => "",
+        };
+        Error::User(format!("can't write {}: {e}{hint}", output.display()))
+    };
+    let hash = hash_source(job.source, progress)?;
+    let mut file = tempfile::Builder::new()
+        .prefix(".fastc-")
+        .suffix(".part")
+        .tempfile_in(&folder)
+        .map_err(describe)?;
+    {
+        let sink = BufWriter::with_capacity(1 << 20, file.as_file_mut());
+        let plan = &job.compiled.plan;
+        let manifest = (job.manifest)(hash);
+        let contents = Contents {
+            manifest: &manifest,
+            plan,
+            code: &job.compiled.code.bytes,
+            tokenizer: job.tokenizer,
+        };
+        let refused = |e: bundle_format::Error| match e {
+            bundle_format::Error::Io(e) => describe(e),
+            other => Error::Bug(format!("the bundle's writer refused: {other}")),
+        };
+        let mut writer = Writer::new(sink, contents).map_err(refused)?;
+        progress.begin("packing", plan.weights.iter().map(|w| w.len).sum());
+        for (index, weight) in plan.weights.iter().enumerate() {
+            let packer = Packer::new(&job, weight)?;
+            writer.start_weight(index).map_err(refused)?;
+            packer.pack(progress, &mut |bytes| {
+                writer.write_all(bytes).map_err(describe)
+            })?;
+            packer
+                .slices
+                .iter()
+                .for_each(|slice| job.source.forget(slice.data));
+        }
+        writer.finish().map_err(refused)?;
+    }
+    set_permissions(file.as_file()).map_err(describe)?;
+    file.as_file().sync_all().map_err(describe)?;
+    file.persist(output).map_err(|e| describe(e.error))?;
+    // The rename is durable once the folder is.
+    File::open(&folder)
+        .and_then(|f| f.sync_all())
+        .map_err(describe)
+}
+
+/// A temporary file is for its owner only; a bundle is an ordinary file.
+fn set_permissions(file: &File) -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
+    }
+    Ok(())
+}
+
+/// blake3 of the model file, on all cores.
+fn hash_source(source: &Source, progress: &dyn Progress) -> Result<[u8; 32], Error> {
+    let bytes = source.bytes();
+    progress.begin("hashing", bytes.len() as u64);
+    let mut hasher = blake3::Hasher::new();
+    for chunk in bytes.chunks(CHUNK) {
+        stop_if_cancelled(progress)?;
+        hasher.update_rayon(chunk);
+        source.forget(chunk);
+        progress.advance(chunk.len() as u64);
+    }
+    Ok(*hasher.finalize().as_bytes())
+}
+
+fn stop_if_cancelled(progress: &dyn Progress) -> Result<(), Error> {
+    match progress.cancelled() {
+        true => Err(Error::User("interrupted; nothing was written".to_string())),
+        false => Ok(()),
+    }
+}
+
+/// One slice of a weight: its rows in the model file, and where each packed row comes from.
+struct SourceRows<'a> {
+    tensor: &'a Tensor,
+    data: &'a [u8],
+}
+
+/// Packs one weight.
+struct Packer<'a> {
+    weight: &'a Weight,
+    slices: Vec<SourceRows<'a>>,
+    /// Bytes of a source row.
+    row_bytes: usize,
+    /// A weight that is computed, not read.
+    computed: Option<Vec<u8>>,
+}
+
+impl<'a> Packer<'a> {
+    fn new(job: &Job<'a>, weight: &'a Weight) -> Result<Packer<'a>, Error> {
+        let bug = |what: String| Error::Bug(format!("weight '{}': {what}", weight.name));
+        let mut packer = Packer {
+            weight,
+            slices: Vec::new(),
+            row_bytes: 0,
+            computed: None,
+        };
+        let row_bytes = kernels::quant::row_bytes(weight.encoding, weight.cols as u64);
+        packer.row_bytes = row_bytes.ok_or_else(|| bug("not whole blocks".to_string()))? as usize;
+        for slice in &weight.slices {
+            let tensor = job
+                .compiled
+                .graph
+                .tensors
+                .iter()
+                .find(|t| t.name == slice.tensor);
+            let tensor = tensor.ok_or_else(|| bug(format!("no tensor '{}'", slice.tensor)))?;
+            match tensor.source {
+                TensorSource::File => {
+                    let info = job.gguf.tensor(&tensor.name);
+                    let info = info
+                        .ok_or_else(|| bug(format!("no tensor '{}' in the file", tensor.name)))?;
+                    packer.slices.push(SourceRows {
+                        tensor,
+                        data: job.gguf.data(info),
+                    });
+                }
+                TensorSource::RopeFreqs { base, dim } => {
+                    packer.computed = Some(rope_freqs(base, dim))
+                }
+            }
+        }
+        Ok(packer)
+    }
+
+    /// Hands the packed bytes on, a chunk at a time, in order.
+    fn pack(
+        &self,
+        progress: &dyn Progress,
+        put: &mut dyn FnMut(&[u8]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        if let Some(bytes) = &self.computed {
+            progress.advance(bytes.len() as u64);
+            return put(bytes);
+        }
+        if self.weight.layout == WeightLayout::RowMajor {
+            let bytes = self.row(0);
+            progress.advance(bytes.len() as u64);
+            return put(bytes);
+        }
+        let groups = self.weight.rows.div_ceil(GROUP);
+        let group_bytes = self.weight.len as usize / groups as usize;
+        let at_once = (CHUNK / group_bytes).max(1) as u32;
+        let mut buffer = vec![0; group_bytes * at_once.min(groups) as usize];
+        let mut first = 0;
+        while first < groups {
+            stop_if_cancelled(progress)?;
+            let count = at_once.min(groups - first);
+            let chunk = &mut buffer[..count as usize * group_bytes];
+            chunk
+                .par_chunks_mut(group_bytes)
+                .enumerate()
+                .for_each(|(i, out)| {
+                    let from = (first + i as u32) * GROUP;
+                    let to = (from + GROUP).min(self.weight.rows);
+                    let rows: Vec<&[u8]> = (from..to).map(|row| self.row(row)).collect();
+                    kernels::pack::pack_group(
+                        self.weight.encoding,
+                        self.weight.cols as usize,
+                        &rows,
+                        out,
+                    );
+                });
+            put(chunk)?;
+            progress.advance(chunk.len() as u64);
+            first += count;
+        }
+        Ok(())
+    }
+
+    /// The source bytes of a packed row.
+    fn row(&self, row: u32) -> &'a [u8] {
+        let (slice, row) = self.locate(row);
+        let row = slice.tensor.transform.source_row(row) as usize;
+        &slice.data[row * self.row_bytes..(row + 1) * self.row_bytes]
+    }
+
+    /// The slice of a packed row and its row in it.
+    fn locate(&self, row: u32) -> (&SourceRows<'a>, u32) {
+        let interleave = self.weight.interleave;
+        if interleave > 0 {
+            let count = self.slices.len() as u32;
+            let (turn, within) = (row / interleave, row % interleave);
+            return (
+                &self.slices[(turn % count) as usize],
+                turn / count * interleave + within,
+            );
+        }
+        let mut row = row;
+        for slice in &self.slices[..self.slices.len() - 1] {
+            if row < slice.tensor.rows {
+                return (slice, row);
+            }
+            row -= slice.tensor.rows;
+        }
+        (&self.slices[self.slices.len() - 1], row)
+    }
+}
+
+/// The bytes of [`TensorSource::RopeFreqs`].
+fn rope_freqs(base: f32, dim: u32) -> Vec<u8> {
+    let freq = |i: u32| (base as f64).powf(-2.0 * i as f64 / dim as f64) as f32;
+    (0..dim / 2).flat_map(|i| freq(i).to_le_bytes()).collect()
+}

@@ -1,0 +1,185 @@
+//! The graph: tensors, values and nodes in the order of execution.
+
+use std::collections::BTreeMap;
+
+use bundle_format::plan::{Encoding, KvGroup};
+
+use super::op::{Op, Type};
+
+/// Index into [`Graph::tensors`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TensorId(pub u32);
+
+/// Index into [`Graph::values`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ValueId(pub u32);
+
+/// A constant of the model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    pub name: String,
+    pub encoding: Encoding,
+    /// Output features; 1 for a vector.
+    pub rows: u32,
+    /// Input features.
+    pub cols: u32,
+    pub source: TensorSource,
+    pub transform: Transform,
+}
+
+/// Where a tensor's elements come from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum TensorSource {
+    /// The GGUF tensor of the same name.
+    File,
+    /// `base^(-2i / dim)` for i in 0 .. dim / 2, in f64 rounded to f32: the rotary embedding's frequencies
+    /// (Su et al., RoFormer, section 3.2.2).
+    RopeFreqs { base: f32, dim: u32 },
+}
+
+/// What the packer does to a tensor's rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transform {
+    None,
+    /// In each head, row 2i moves to i and row 2i + 1 to i + head_dim / 2, so that rotated pairs are half a head apart.
+    RopeHalves {
+        head_dim: u32,
+    },
+}
+
+impl Transform {
+    /// The source row of a packed row.
+    pub fn source_row(self, row: u32) -> u32 {
+        match self {
+            Transform::None => row,
+            Transform::RopeHalves { head_dim } => {
+                let (head, i, half) = (row / head_dim, row % head_dim, head_dim / 2);
+                head * head_dim + if i < half { 2 * i } else { 2 * (i - half) + 1 }
+            }
+        }
+    }
+}
+
+/// An operation with its operands.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    /// For people: `blk.0.attn_norm`.
+    pub name: String,
+    pub op: Op,
+    pub inputs: Vec<ValueId>,
+    pub outputs: Vec<ValueId>,
+}
+
+/// What one step computes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Graph {
+    /// GGUF's name of the architecture.
+    pub arch: String,
+    pub kv: Vec<KvGroup>,
+    pub tensors: Vec<Tensor>,
+    pub values: Vec<Type>,
+    /// Each value is made by one node, before the nodes that use it.
+    pub nodes: Vec<Node>,
+    /// f32 `[R, vocab]`
+    pub logits: ValueId,
+}
+
+impl Graph {
+    pub fn new(arch: &str) -> Graph {
+        Graph {
+            arch: arch.to_string(),
+            kv: Vec::new(),
+            tensors: Vec::new(),
+            values: Vec::new(),
+            nodes: Vec::new(),
+            logits: ValueId(0),
+        }
+    }
+
+    pub fn tensor(&self, id: TensorId) -> &Tensor {
+        &self.tensors[id.0 as usize]
+    }
+
+    pub fn ty(&self, id: ValueId) -> Type {
+        self.values[id.0 as usize]
+    }
+
+    pub fn new_value(&mut self, ty: Type) -> ValueId {
+        self.values.push(ty);
+        ValueId(self.values.len() as u32 - 1)
+    }
+
+    pub fn new_tensor(&mut self, tensor: Tensor) -> TensorId {
+        self.tensors.push(tensor);
+        TensorId(self.tensors.len() as u32 - 1)
+    }
+
+    /// Appends a node with one output.
+    pub fn push(&mut self, name: &str, op: Op, inputs: &[ValueId], ty: Type) -> ValueId {
+        let out = self.new_value(ty);
+        self.nodes.push(Node {
+            name: name.to_string(),
+            op,
+            inputs: inputs.to_vec(),
+            outputs: vec![out],
+        });
+        out
+    }
+
+    /// Which node makes a value, by index.
+    pub fn makers(&self) -> BTreeMap<ValueId, usize> {
+        let made = self
+            .nodes
+            .iter()
+            .enumerate()
+            .flat_map(|(i, n)| n.outputs.iter().map(move |&v| (v, i)));
+        made.collect()
+    }
+
+    /// Which nodes use a value, by index, a node as often as it names the value.
+    pub fn users(&self, value: ValueId) -> Vec<usize> {
+        let uses = self
+            .nodes
+            .iter()
+            .enumerate()
+            .flat_map(|(i, n)| n.inputs.iter().map(move |&v| (v, i)));
+        uses.filter(|&(v, _)| v == value).map(|(_, i)| i).collect()
+    }
+
+    /// The only user of a value that is not the graph's result.
+    pub fn only_user(&self, value: ValueId) -> Option<usize> {
+        match self.users(value)[..] {
+            [user] if value != self.logits => Some(user),
+            _ => None,
+        }
+    }
+
+    /// Removes the marked nodes. Their outputs must be unused.
+    pub fn remove_nodes(&mut self, dead: &[usize]) {
+        let mut index = 0;
+        self.nodes.retain(|_| {
+            index += 1;
+            !dead.contains(&(index - 1))
+        });
+    }
+
+    /// Numbers values in the order in which they are made and drops those that no node makes, and tensors that no node
+    /// uses, so that equal graphs are equal texts.
+    pub fn renumber(&mut self) {
+        let mut values = Vec::new();
+        let mut map = BTreeMap::new();
+        for node in &self.nodes {
+            for &out in &node.outputs {
+                map.insert(out, ValueId(values.len() as u32));
+                values.push(self.values[out.0 as usize]);
+            }
+        }
+        for node in &mut self.nodes {
+            for v in node.inputs.iter_mut().chain(node.outputs.iter_mut()) {
+                *v = *map.get(v).unwrap_or(v);
+            }
+        }
+        self.logits = *map.get(&self.logits).unwrap_or(&self.logits);
+        self.values = values;
+    }
+}

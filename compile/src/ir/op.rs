@@ -1,0 +1,156 @@
+//! Operations and the types of their values.
+//!
+//! Shapes are `[rows, cols]` with symbolic rows: T (tokens of the step) or R (rows of which logits are wanted).
+
+use bundle_format::plan::{DType, Dim, Input};
+use bundle_format::region::KvPart;
+
+use super::graph::TensorId;
+
+/// The type of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Type {
+    Rows {
+        dtype: DType,
+        dim: Dim,
+        cols: u32,
+    },
+    /// The keys or values of one layer, with this step's rows written: an effect, not data.
+    Kv,
+}
+
+impl Type {
+    pub fn f32(dim: Dim, cols: u32) -> Type {
+        Type::Rows {
+            dtype: DType::F32,
+            dim,
+            cols,
+        }
+    }
+
+    pub fn u32(dim: Dim) -> Type {
+        Type::Rows {
+            dtype: DType::U32,
+            dim,
+            cols: 1,
+        }
+    }
+
+    /// The same shape with another element type.
+    pub fn with_dtype(self, dtype: DType) -> Type {
+        match self {
+            Type::Rows { dim, cols, .. } => Type::Rows { dtype, dim, cols },
+            Type::Kv => Type::Kv,
+        }
+    }
+}
+
+/// What a node computes. Inputs and outputs are listed as `inputs -> outputs`. `to` is the element type of the result: F32,
+/// or what it is quantised to.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// `-> u32[dim]`: what the host gives the step.
+    Input(Input),
+    /// `tokens -> f32[T, cols]`: rows of the table, scaled.
+    Embed { table: TensorId, scale: f32 },
+    /// `positions -> f32[T, 2n]`: n cosines, then n sines, of position times frequency.
+    RopeTable { freqs: TensorId, mscale: f32 },
+    /// `x (f32[T]), rows -> f32[R]`
+    GatherRows,
+    /// `a, b -> f32`: a + b.
+    Add,
+    /// `x (, residual) (, rows) -> (sum,) normed`: h = x (+ residual), h / sqrt(mean(h^2) + eps) * weight. With `add` the
+    /// sum is an output; with `gather` only the wanted rows are computed, and the sum is not kept.
+    RmsNorm {
+        weight: TensorId,
+        eps: f32,
+        add: bool,
+        gather: bool,
+        to: DType,
+    },
+    /// `x (f32) -> q8 or q16`
+    Quantise { to: DType },
+    /// `x (, rope table) (, slots) -> one value a part`: x times the transposed weight of each part. The table is an input
+    /// if a part rotates, the slots if a part writes KV.
+    MatMul { parts: Vec<Part> },
+    /// `x, rope table -> f32`: rotates the heads of x. `halves`: dimension i pairs with i + head_dim / 2; otherwise 2i with
+    /// 2i + 1.
+    Rope { head_dim: u32, halves: bool },
+    /// `x, slots -> kv`
+    KvWrite {
+        group: u32,
+        layer: u32,
+        part: KvPart,
+    },
+    /// `q, keys (kv), values (kv) -> f32, q8 or q16 [T, heads * head_dim]`
+    Attention {
+        group: u32,
+        layer: u32,
+        heads: u32,
+        scale: f32,
+        to: DType,
+    },
+    /// `gate, up -> f32, q8 or q16`: gate / (1 + e^-gate) * up.
+    SwiGlu { to: DType },
+}
+
+/// Consecutive output features of a matmul.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// One tensor, or gate and up for [`Epilogue::SwiGlu`].
+    pub tensors: Vec<TensorId>,
+    pub epilogue: Epilogue,
+}
+
+/// What happens to a matmul's results before they leave the cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Epilogue {
+    /// `-> f32`
+    Store,
+    /// `-> f32`: rotated by halves.
+    Rope { head_dim: u32 },
+    /// `-> kv`: rotated by halves if `rope` is the head size, then written.
+    KvWrite {
+        rope: Option<u32>,
+        group: u32,
+        layer: u32,
+        part: KvPart,
+    },
+    /// `-> f32, q8 or q16`, half as many features.
+    SwiGlu { to: DType },
+}
+
+impl Epilogue {
+    /// Whether it reads the rope table.
+    pub fn rotates(self) -> bool {
+        matches!(
+            self,
+            Epilogue::Rope { .. } | Epilogue::KvWrite { rope: Some(_), .. }
+        )
+    }
+
+    /// Whether it reads the slots.
+    pub fn writes_kv(self) -> bool {
+        matches!(self, Epilogue::KvWrite { .. })
+    }
+}
+
+impl Op {
+    /// Its name in text form.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Input(_) => "input",
+            Op::Embed { .. } => "embed",
+            Op::RopeTable { .. } => "rope_table",
+            Op::GatherRows => "gather_rows",
+            Op::Add => "add",
+            Op::RmsNorm { .. } => "rms_norm",
+            Op::Quantise { .. } => "quantise",
+            Op::MatMul { .. } => "matmul",
+            Op::Rope { .. } => "rope",
+            Op::KvWrite { .. } => "kv_write",
+            Op::Attention { .. } => "attention",
+            Op::SwiGlu { .. } => "swiglu",
+        }
+    }
+}

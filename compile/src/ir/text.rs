@@ -1,0 +1,491 @@
+//! The graph as text, a line each, and back. `print` and `parse` are inverse on renumbered graphs.
+//!
+//! ```text
+//! graph llama
+//! kv f16 layers=30 heads=3 dim=64
+//! tensor @blk.0.attn_q.weight q4_1 [576, 576] file rope_halves=64
+//! %8:f32[T,576] %9:kv %10:kv = matmul %7 %1 %2 { @q -> rope=64 } { @k -> kv=0.0.key rope=64 } # blk.0.qkv
+//! logits %99
+//! ```
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use bundle_format::plan::{DType, Dim, Encoding, Input, KvDType, KvGroup};
+use bundle_format::region::KvPart;
+
+use super::graph::{Graph, Node, Tensor, TensorId, TensorSource, Transform, ValueId};
+use super::op::{Epilogue, Op, Part, Type};
+
+/// The graph as text.
+pub fn print(graph: &Graph) -> String {
+    let mut out = format!("graph {}\n", graph.arch);
+    for kv in &graph.kv {
+        let KvDType::F16 = kv.dtype;
+        let window = kv
+            .window
+            .map(|w| format!(" window={w}"))
+            .unwrap_or_default();
+        let _ = writeln!(
+            out,
+            "kv f16 layers={} heads={} dim={}{window}",
+            kv.layers, kv.kv_heads, kv.head_dim
+        );
+    }
+    for t in &graph.tensors {
+        let source = match t.source {
+            TensorSource::File => "file".to_string(),
+            TensorSource::RopeFreqs { base, dim } => format!("rope_freqs base={base:?} dim={dim}"),
+        };
+        let transform = match t.transform {
+            Transform::None => String::new(),
+            Transform::RopeHalves { head_dim } => format!(" rope_halves={head_dim}"),
+        };
+        let (name, encoding) = (&t.name, encoding_name(t.encoding));
+        let _ = writeln!(
+            out,
+            "tensor @{name} {encoding} [{}, {}] {source}{transform}",
+            t.rows, t.cols
+        );
+    }
+    for node in &graph.nodes {
+        let _ = writeln!(out, "{}", print_node(graph, node));
+    }
+    let _ = writeln!(out, "logits %{}", graph.logits.0);
+    out
+}
+
+/// One node as a line of text.
+pub fn print_node(graph: &Graph, node: &Node) -> String {
+    let mut out = String::new();
+    for &v in &node.outputs {
+        let _ = write!(out, "%{}:{} ", v.0, print_type(graph.ty(v)));
+    }
+    let _ = write!(out, "= {}", node.op.name());
+    for &v in &node.inputs {
+        let _ = write!(out, " %{}", v.0);
+    }
+    let tensor = |id: TensorId| format!("@{}", graph.tensor(id).name);
+    let mut flag = |on: bool, name: &str| {
+        if on {
+            out.push(' ');
+            out.push_str(name);
+        }
+    };
+    match &node.op {
+        Op::Input(Input::Slots(group)) => flag(true, &format!("slots={group}")),
+        Op::Input(input) => flag(true, input_name(*input)),
+        Op::Embed { table, scale } => flag(true, &format!("{} scale={scale:?}", tensor(*table))),
+        Op::RopeTable { freqs, mscale } => {
+            flag(true, &format!("{} mscale={mscale:?}", tensor(*freqs)))
+        }
+        Op::GatherRows | Op::Add => {}
+        Op::Quantise { to } => flag(true, dtype_name(*to)),
+        Op::RmsNorm {
+            weight,
+            eps,
+            add,
+            gather,
+            to,
+        } => {
+            flag(true, &format!("{} eps={eps:?}", tensor(*weight)));
+            flag(*add, "add");
+            flag(*gather, "gather");
+            flag(*to != DType::F32, dtype_name(*to));
+        }
+        Op::MatMul { parts } => {
+            for part in parts {
+                let tensors: Vec<String> = part.tensors.iter().map(|&t| tensor(t)).collect();
+                flag(
+                    true,
+                    &format!(
+                        "{{ {} -> {} }}",
+                        tensors.join(" "),
+                        print_epilogue(part.epilogue)
+                    ),
+                );
+            }
+        }
+        Op::Rope { head_dim, halves } => {
+            flag(true, &format!("head_dim={head_dim}"));
+            flag(*halves, "halves");
+        }
+        Op::KvWrite { group, layer, part } => {
+            flag(true, &format!("kv={group}.{layer}.{}", part_name(*part)))
+        }
+        Op::Attention {
+            group,
+            layer,
+            heads,
+            scale,
+            to,
+        } => {
+            flag(
+                true,
+                &format!("group={group} layer={layer} heads={heads} scale={scale:?}"),
+            );
+            flag(*to != DType::F32, dtype_name(*to));
+        }
+        Op::SwiGlu { to } => flag(*to != DType::F32, dtype_name(*to)),
+    }
+    let _ = write!(out, " # {}", node.name);
+    out
+}
+
+fn print_type(ty: Type) -> String {
+    match ty {
+        Type::Kv => "kv".to_string(),
+        Type::Rows { dtype, dim, cols } => {
+            let dim = match dim {
+                Dim::Tokens => "T",
+                Dim::Rows => "R",
+            };
+            format!("{}[{dim},{cols}]", dtype_name(dtype))
+        }
+    }
+}
+
+/// An element type's name in text form.
+pub fn dtype_name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F32 => "f32",
+        DType::U32 => "u32",
+        DType::Q8 => "q8",
+        DType::Q16 => "q16",
+    }
+}
+
+fn print_epilogue(epilogue: Epilogue) -> String {
+    match epilogue {
+        Epilogue::Store => "store".to_string(),
+        Epilogue::Rope { head_dim } => format!("rope={head_dim}"),
+        Epilogue::KvWrite {
+            rope,
+            group,
+            layer,
+            part,
+        } => {
+            let rope = rope.map(|h| format!(" rope={h}")).unwrap_or_default();
+            format!("kv={group}.{layer}.{}{rope}", part_name(part))
+        }
+        Epilogue::SwiGlu { to: DType::F32 } => "swiglu".to_string(),
+        Epilogue::SwiGlu { to } => format!("swiglu {}", dtype_name(to)),
+    }
+}
+
+/// An encoding's name in text form, GGUF's in lower case.
+pub fn encoding_name(encoding: Encoding) -> &'static str {
+    match encoding {
+        Encoding::F32 => "f32",
+        Encoding::F16 => "f16",
+        Encoding::Q4_0 => "q4_0",
+        Encoding::Q4_1 => "q4_1",
+        Encoding::Q8_0 => "q8_0",
+    }
+}
+
+fn input_name(input: Input) -> &'static str {
+    match input {
+        Input::Tokens => "tokens",
+        Input::Positions => "positions",
+        Input::Sequences => "sequences",
+        Input::Slots(_) => "slots",
+        Input::Rows => "rows",
+    }
+}
+
+fn part_name(part: KvPart) -> &'static str {
+    match part {
+        KvPart::Key => "key",
+        KvPart::Value => "value",
+    }
+}
+
+/// Reads what [`print`] writes. The error names the line and what was expected there.
+pub fn parse(text: &str) -> Result<Graph, String> {
+    let mut parser = Parser {
+        graph: Graph::new(""),
+        tensors: BTreeMap::new(),
+    };
+    let mut ended = false;
+    for (number, line) in text
+        .lines()
+        .enumerate()
+        .filter(|(_, l)| !l.trim().is_empty())
+    {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if ended {
+            return Err(format!("line {}: text behind the result", number + 1));
+        }
+        ended = parser
+            .line(&words)
+            .map_err(|e| format!("line {}: {e}: {line}", number + 1))?;
+    }
+    if !ended {
+        return Err("no line 'logits %N'".to_string());
+    }
+    Ok(parser.graph)
+}
+
+struct Parser {
+    graph: Graph,
+    tensors: BTreeMap<String, TensorId>,
+}
+
+impl Parser {
+    /// Takes a line; true for the last.
+    fn line(&mut self, words: &[&str]) -> Result<bool, String> {
+        match words {
+            ["graph", arch] => self.graph.arch = arch.to_string(),
+            ["kv", "f16", rest @ ..] => self.graph.kv.push(KvGroup {
+                dtype: KvDType::F16,
+                layers: number(rest, "layers")?,
+                kv_heads: number(rest, "heads")?,
+                head_dim: number(rest, "dim")?,
+                window: optional(rest, "window")?,
+            }),
+            ["tensor", name, encoding, rows, cols, source, rest @ ..] => {
+                let name = name.strip_prefix('@').ok_or("expected @name")?.to_string();
+                let encoding = kernels::quant::ENCODINGS
+                    .into_iter()
+                    .find(|&e| encoding_name(e) == *encoding);
+                let source = match *source {
+                    "file" => TensorSource::File,
+                    "rope_freqs" => TensorSource::RopeFreqs {
+                        base: number(rest, "base")?,
+                        dim: number(rest, "dim")?,
+                    },
+                    other => return Err(format!("unknown source '{other}'")),
+                };
+                let transform = match optional(rest, "rope_halves")? {
+                    Some(head_dim) => Transform::RopeHalves { head_dim },
+                    None => Transform::None,
+                };
+                let id = self.graph.new_tensor(Tensor {
+                    name: name.clone(),
+                    encoding: encoding.ok_or("unknown encoding")?,
+                    rows: plain(rows.trim_start_matches('[').trim_end_matches(','))?,
+                    cols: plain(cols.trim_end_matches(']'))?,
+                    source,
+                    transform,
+                });
+                self.tensors.insert(name, id);
+            }
+            ["logits", value] => {
+                self.graph.logits = self.value(value)?;
+                return Ok(true);
+            }
+            _ => self.node(words)?,
+        }
+        Ok(false)
+    }
+
+    fn node(&mut self, words: &[&str]) -> Result<(), String> {
+        let equals = words.iter().position(|&w| w == "=").ok_or("expected '='")?;
+        let hash = words
+            .iter()
+            .position(|&w| w == "#")
+            .ok_or("expected '# name'")?;
+        let (name, [op, rest @ ..]) = (words[hash + 1..].join(" "), &words[equals + 1..hash])
+        else {
+            return Err("expected an operation".into());
+        };
+        let mut outputs = Vec::new();
+        for word in &words[..equals] {
+            let (id, ty) = word.split_once(':').ok_or("expected %N:type")?;
+            let id = self.value(id)?;
+            if id.0 as usize != self.graph.values.len() {
+                return Err(format!(
+                    "values are numbered in order: expected %{}",
+                    self.graph.values.len()
+                ));
+            }
+            outputs.push(self.graph.new_value(parse_type(ty)?));
+        }
+        let count = rest.iter().take_while(|w| w.starts_with('%')).count();
+        let inputs = rest[..count]
+            .iter()
+            .map(|w| self.value(w))
+            .collect::<Result<_, _>>()?;
+        let op = self.op(op, &rest[count..])?;
+        self.graph.nodes.push(Node {
+            name,
+            op,
+            inputs,
+            outputs,
+        });
+        Ok(())
+    }
+
+    fn op(&self, name: &str, args: &[&str]) -> Result<Op, String> {
+        let flag = |name: &str| args.contains(&name);
+        Ok(match name {
+            "input" => Op::Input(match args {
+                ["tokens"] => Input::Tokens,
+                ["positions"] => Input::Positions,
+                ["sequences"] => Input::Sequences,
+                ["rows"] => Input::Rows,
+                _ => Input::Slots(number(args, "slots")?),
+            }),
+            "embed" => Op::Embed {
+                table: self.tensor(args)?,
+                scale: number(args, "scale")?,
+            },
+            "rope_table" => Op::RopeTable {
+                freqs: self.tensor(args)?,
+                mscale: number(args, "mscale")?,
+            },
+            "gather_rows" => Op::GatherRows,
+            "add" => Op::Add,
+            "rms_norm" => Op::RmsNorm {
+                weight: self.tensor(args)?,
+                eps: number(args, "eps")?,
+                add: flag("add"),
+                gather: flag("gather"),
+                to: result_type(args),
+            },
+            "quantise" => Op::Quantise {
+                to: result_type(args),
+            },
+            "matmul" => {
+                let groups = args.split(|&w| w == "}").filter(|g| !g.is_empty());
+                Op::MatMul {
+                    parts: groups.map(|g| self.part(g)).collect::<Result<_, _>>()?,
+                }
+            }
+            "rope" => Op::Rope {
+                head_dim: number(args, "head_dim")?,
+                halves: flag("halves"),
+            },
+            "kv_write" => {
+                let (group, layer, part) = kv_place(args)?;
+                Op::KvWrite { group, layer, part }
+            }
+            "attention" => Op::Attention {
+                group: number(args, "group")?,
+                layer: number(args, "layer")?,
+                heads: number(args, "heads")?,
+                scale: number(args, "scale")?,
+                to: result_type(args),
+            },
+            "swiglu" => Op::SwiGlu {
+                to: result_type(args),
+            },
+            other => return Err(format!("unknown operation '{other}'")),
+        })
+    }
+
+    fn part(&self, words: &[&str]) -> Result<Part, String> {
+        let arrow = words
+            .iter()
+            .position(|&w| w == "->")
+            .ok_or("expected '->'")?;
+        let names = words[..arrow].iter().filter(|&&w| w != "{");
+        let tensors = names.map(|w| self.tensor(&[w])).collect::<Result<_, _>>()?;
+        let args = &words[arrow + 1..];
+        let epilogue = match args {
+            ["store"] => Epilogue::Store,
+            ["swiglu", rest @ ..] => Epilogue::SwiGlu {
+                to: result_type(rest),
+            },
+            _ if args.iter().any(|w| w.starts_with("kv=")) => {
+                let (group, layer, part) = kv_place(args)?;
+                Epilogue::KvWrite {
+                    rope: optional(args, "rope")?,
+                    group,
+                    layer,
+                    part,
+                }
+            }
+            _ => Epilogue::Rope {
+                head_dim: number(args, "rope")?,
+            },
+        };
+        Ok(Part { tensors, epilogue })
+    }
+
+    fn value(&self, word: &str) -> Result<ValueId, String> {
+        Ok(ValueId(plain(
+            word.strip_prefix('%').ok_or("expected %N")?,
+        )?))
+    }
+
+    fn tensor(&self, args: &[&str]) -> Result<TensorId, String> {
+        let name = args
+            .iter()
+            .find_map(|w| w.strip_prefix('@'))
+            .ok_or("expected @tensor")?;
+        self.tensors
+            .get(name)
+            .copied()
+            .ok_or_else(|| format!("unknown tensor '{name}'"))
+    }
+}
+
+fn parse_type(text: &str) -> Result<Type, String> {
+    if text == "kv" {
+        return Ok(Type::Kv);
+    }
+    let bad = || format!("unknown type '{text}'");
+    let (dtype, shape) = text
+        .strip_suffix(']')
+        .and_then(|t| t.split_once('['))
+        .ok_or_else(bad)?;
+    let (dim, cols) = shape.split_once(',').ok_or_else(bad)?;
+    let dtype = match dtype {
+        "f32" => DType::F32,
+        "u32" => DType::U32,
+        "q8" => DType::Q8,
+        "q16" => DType::Q16,
+        _ => return Err(bad()),
+    };
+    let dim = match dim {
+        "T" => Dim::Tokens,
+        "R" => Dim::Rows,
+        _ => return Err(bad()),
+    };
+    Ok(Type::Rows {
+        dtype,
+        dim,
+        cols: plain(cols)?,
+    })
+}
+
+/// The element type of a result: `q8` or `q16` among the arguments, or f32.
+fn result_type(args: &[&str]) -> DType {
+    let quantised = [DType::Q8, DType::Q16];
+    let named = quantised
+        .into_iter()
+        .find(|&t| args.contains(&dtype_name(t)));
+    named.unwrap_or(DType::F32)
+}
+
+fn kv_place(args: &[&str]) -> Result<(u32, u32, KvPart), String> {
+    let place: String = number(args, "kv")?;
+    let parts: Vec<&str> = place.split('.').collect();
+    let part = match parts.get(2) {
+        Some(&"key") => KvPart::Key,
+        Some(&"value") => KvPart::Value,
+        _ => return Err("expected kv=GROUP.LAYER.key or .value".into()),
+    };
+    Ok((plain(parts[0])?, plain(parts[1])?, part))
+}
+
+fn plain<T: std::str::FromStr>(text: &str) -> Result<T, String> {
+    text.parse()
+        .map_err(|_| format!("'{text}' is not a number"))
+}
+
+/// The value of `key=value`.
+fn number<T: std::str::FromStr>(args: &[&str], key: &str) -> Result<T, String> {
+    optional(args, key)?.ok_or_else(|| format!("expected {key}="))
+}
+
+fn optional<T: std::str::FromStr>(args: &[&str], key: &str) -> Result<Option<T>, String> {
+    let found = args
+        .iter()
+        .find_map(|w| w.strip_prefix(key)?.strip_prefix('='));
+    found
+        .map(|v| v.parse().map_err(|_| format!("{key}={v} can't be read")))
+        .transpose()
+}

@@ -1,0 +1,347 @@
+//! From the graph to the plan: values become buffers, tensors become packed weights, nodes become launches.
+//!
+//! [`weights`] what is packed and how, [`regions`] the element-wise code of each node, [`specialise`] the variants of each
+//! launch, [`memory`] where buffers lie. Code is added by `codegen`.
+
+pub mod memory;
+pub mod regions;
+pub mod specialise;
+pub mod weights;
+
+use std::collections::BTreeMap;
+
+use bundle_format::plan::{
+    Buffer, DType, Dim, Input, Launch, Limits, Op as PlanOp, Output, Place, Plan, Role, Segment,
+};
+use bundle_format::region::Region;
+use bundle_format::target::Target;
+
+use crate::error::Error;
+use crate::ir::{Graph, Node, Op, Type, ValueId};
+use regions::Operands;
+use weights::Weights;
+
+/// Makes the plan of a graph for a target. Variants name microkernels and tile shapes, but no code yet.
+pub fn lower(graph: &Graph, target: Target, limits: Limits) -> Result<Plan, Error> {
+    let weights = Weights::choose(graph)?;
+    let mut buffers = Buffers::new(graph);
+    let mut launches = Vec::new();
+    for node in &graph.nodes {
+        let Some(op) = lower_node(graph, node, &mut buffers, &weights)? else {
+            continue;
+        };
+        launches.push(Launch {
+            name: node.name.clone(),
+            deps: Vec::new(),
+            op,
+            variants: Vec::new(),
+        });
+    }
+    let mut plan = Plan {
+        limits,
+        world_size: 1,
+        kv: graph.kv.clone(),
+        buffers: buffers.list,
+        arena_bytes: 0,
+        weights: weights.list,
+        launches,
+    };
+    memory::place(&mut plan)?;
+    memory::depend(&mut plan);
+    specialise::specialise(&mut plan, target)?;
+    Ok(plan)
+}
+
+/// The buffers of values, made in order of first use.
+struct Buffers {
+    list: Vec<Buffer>,
+    of: BTreeMap<ValueId, u32>,
+}
+
+impl Buffers {
+    /// The inputs first: every plan has all of them.
+    fn new(graph: &Graph) -> Buffers {
+        let mut buffers = Buffers {
+            list: Vec::new(),
+            of: BTreeMap::new(),
+        };
+        let groups = 0..graph.kv.len() as u32;
+        let inputs = [
+            Input::Tokens,
+            Input::Positions,
+            Input::Sequences,
+            Input::Rows,
+        ];
+        for input in inputs.into_iter().chain(groups.map(Input::Slots)) {
+            let (name, extent) = match input {
+                Input::Tokens => ("tokens".to_string(), Dim::Tokens),
+                Input::Positions => ("positions".to_string(), Dim::Tokens),
+                Input::Sequences => ("sequences".to_string(), Dim::Tokens),
+                Input::Rows => ("rows".to_string(), Dim::Rows),
+                Input::Slots(group) => (format!("slots.{group}"), Dim::Tokens),
+            };
+            let node = graph.nodes.iter().find(|n| n.op == Op::Input(input));
+            if let Some(node) = node {
+                buffers
+                    .of
+                    .insert(node.outputs[0], buffers.list.len() as u32);
+            }
+            let place = Place {
+                offset: 0,
+                role: Role::Input(input),
+            };
+            buffers.list.push(Buffer {
+                name,
+                dtype: DType::U32,
+                extent,
+                cols: 1,
+                place,
+            });
+        }
+        buffers
+    }
+
+    /// The buffer of a value; made if the value is new.
+    fn get(&mut self, graph: &Graph, value: ValueId, name: &str) -> Result<u32, Error> {
+        if let Some(&buffer) = self.of.get(&value) {
+            return Ok(buffer);
+        }
+        let Type::Rows { dtype, dim, cols } = graph.ty(value) else {
+            return Err(Error::Bug(format!(
+                "value %{} of '{name}' is an effect and has no buffer",
+                value.0
+            )));
+        };
+        let logits = value == graph.logits;
+        let role = if logits {
+            Role::Output(Output::Logits)
+        } else {
+            Role::Scratch
+        };
+        let name = if logits {
+            "logits".to_string()
+        } else {
+            name.to_string()
+        };
+        let buffer = self.list.len() as u32;
+        self.list.push(Buffer {
+            name,
+            dtype,
+            extent: dim,
+            cols,
+            place: Place { offset: 0, role },
+        });
+        self.of.insert(value, buffer);
+        Ok(buffer)
+    }
+}
+
+/// The launch of a node; none for inputs.
+fn lower_node(
+    graph: &Graph,
+    node: &Node,
+    buffers: &mut Buffers,
+    weights: &Weights,
+) -> Result<Option<PlanOp>, Error> {
+    let mut of =
+        |value: ValueId, suffix: &str| buffers.get(graph, value, &format!("{}{suffix}", node.name));
+    let inputs: Vec<Option<u32>> = node
+        .inputs
+        .iter()
+        .map(|&v| {
+            if graph.ty(v) == Type::Kv {
+                Ok(None)
+            } else {
+                of(v, "").map(Some)
+            }
+        })
+        .collect::<Result<_, _>>()?;
+    let input = |i: usize| {
+        let found = inputs.get(i).copied().flatten();
+        found.ok_or_else(|| Error::Bug(format!("node '{}' has no data input {i}", node.name)))
+    };
+    let rows_of = |v: ValueId| match graph.ty(v) {
+        Type::Rows { dim, cols, .. } => Ok((dim, cols)),
+        Type::Kv => Err(Error::Bug(format!(
+            "node '{}': an effect where rows were expected",
+            node.name
+        ))),
+    };
+    let region = |extent: Dim, region: Region| Ok(Some(PlanOp::Region { extent, region }));
+    match &node.op {
+        Op::Input(_) => Ok(None),
+        Op::Embed { table, scale } => Ok(Some(PlanOp::Embed {
+            tokens: input(0)?,
+            table: weights.of(&[*table])?,
+            out: of(node.outputs[0], "")?,
+            scale: *scale,
+        })),
+        Op::RopeTable { freqs, mscale } => Ok(Some(PlanOp::RopeTable {
+            positions: input(0)?,
+            freqs: weights.of(&[*freqs])?,
+            out: of(node.outputs[0], "")?,
+            mscale: *mscale,
+        })),
+        Op::GatherRows => {
+            let (dim, cols) = rows_of(node.outputs[0])?;
+            region(
+                dim,
+                regions::gather(input(0)?, input(1)?, of(node.outputs[0], "")?, cols),
+            )
+        }
+        Op::Add => {
+            let (dim, cols) = rows_of(node.outputs[0])?;
+            region(
+                dim,
+                regions::add(input(0)?, input(1)?, of(node.outputs[0], "")?, cols),
+            )
+        }
+        Op::RmsNorm {
+            weight,
+            eps,
+            add,
+            gather,
+            to,
+        } => {
+            let out = *node.outputs.last().unwrap_or(&graph.logits);
+            let (dim, cols) = rows_of(out)?;
+            let norm = regions::RmsNorm {
+                x: input(0)?,
+                residual: if *add { Some(input(1)?) } else { None },
+                rows: if *gather {
+                    Some(input(1 + *add as usize)?)
+                } else {
+                    None
+                },
+                sum: if *add && !*gather {
+                    Some(of(node.outputs[0], ".sum")?)
+                } else {
+                    None
+                },
+                weight: weights.of(&[*weight])?,
+                eps: *eps,
+                out: of(out, "")?,
+                to: *to,
+                cols,
+            };
+            region(dim, norm.build())
+        }
+        Op::Quantise { to } => {
+            let (dim, cols) = rows_of(node.outputs[0])?;
+            region(
+                dim,
+                regions::quantise(input(0)?, of(node.outputs[0], "")?, cols, *to),
+            )
+        }
+        Op::SwiGlu { to } => {
+            let (dim, cols) = rows_of(node.outputs[0])?;
+            region(
+                dim,
+                regions::swiglu(input(0)?, input(1)?, of(node.outputs[0], "")?, cols, *to),
+            )
+        }
+        Op::Rope { head_dim, halves } => {
+            if !halves {
+                return Err(Error::Bug(format!(
+                    "node '{}' still rotates interleaved pairs",
+                    node.name
+                )));
+            }
+            let (dim, cols) = rows_of(node.outputs[0])?;
+            region(
+                dim,
+                regions::rope(
+                    input(0)?,
+                    input(1)?,
+                    of(node.outputs[0], "")?,
+                    cols,
+                    *head_dim,
+                ),
+            )
+        }
+        Op::KvWrite { group, layer, part } => {
+            let (dim, cols) = rows_of(node.inputs[0])?;
+            let head_dim = graph.kv[*group as usize].head_dim;
+            let kv = regions::KvPlace {
+                group: *group,
+                layer: *layer,
+                part: *part,
+            };
+            region(
+                dim,
+                regions::kv_write(input(0)?, input(1)?, kv, cols, head_dim),
+            )
+        }
+        Op::Attention {
+            group,
+            layer,
+            heads,
+            scale,
+            to,
+        } => {
+            let head_dim = graph.kv[*group as usize].head_dim;
+            let out = of(node.outputs[0], "")?;
+            let epilogue = regions::attention_epilogue(out, *heads * head_dim, head_dim, *to);
+            let (q, group, layer, heads, scale) = (input(0)?, *group, *layer, *heads, *scale);
+            Ok(Some(PlanOp::Attention {
+                q,
+                group,
+                layer,
+                heads,
+                scale,
+                epilogue,
+            }))
+        }
+        Op::MatMul { parts } => {
+            let rotates = parts.iter().any(|p| p.epilogue.rotates());
+            let mut segments = Vec::new();
+            for (part, &result) in parts.iter().zip(&node.outputs) {
+                let cols = part.tensors.iter().map(|&t| graph.tensor(t).rows).sum();
+                let operands = Operands {
+                    table: if part.epilogue.rotates() {
+                        Some(input(1)?)
+                    } else {
+                        None
+                    },
+                    slots: if part.epilogue.writes_kv() {
+                        Some(input(1 + rotates as usize)?)
+                    } else {
+                        None
+                    },
+                    out: match graph.ty(result) {
+                        Type::Kv => None,
+                        Type::Rows { .. } => {
+                            Some(of(result, &suffix(graph, part.tensors[0], parts.len()))?)
+                        }
+                    },
+                };
+                let head_dim = |group: u32| graph.kv[group as usize].head_dim;
+                let epilogue = regions::matmul_epilogue(part.epilogue, operands, cols, head_dim)
+                    .ok_or_else(|| {
+                        Error::Bug(format!(
+                            "node '{}' lacks an operand of its epilogue",
+                            node.name
+                        ))
+                    })?;
+                segments.push(Segment {
+                    weight: weights.of(&part.tensors)?,
+                    epilogue,
+                });
+            }
+            Ok(Some(PlanOp::MatMul {
+                x: input(0)?,
+                segments,
+            }))
+        }
+    }
+}
+
+/// What tells the results of a matmul of several parts apart: `.attn_q`.
+fn suffix(graph: &Graph, tensor: crate::ir::TensorId, parts: usize) -> String {
+    let name = graph.tensor(tensor).name.trim_end_matches(".weight");
+    if parts == 1 {
+        String::new()
+    } else {
+        format!(".{}", name.rsplit('.').next().unwrap_or(name))
+    }
+}

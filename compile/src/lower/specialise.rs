@@ -1,0 +1,199 @@
+//! The specialise pass: for each launch and range of rows, the microkernel, the tile shape and the reason.
+
+use bundle_format::plan::{Dim, Op, Part, Plan, Segment, Variant};
+use bundle_format::target::Target;
+
+use crate::error::Error;
+
+/// Rows up to which a step is a decode step: its matmuls are bound by reading weights.
+const DECODE_ROWS: u32 = 4;
+
+/// Rows of a prefill tile: results of 32 tokens and 64 features are 8 KiB, a quarter of a first-level cache.
+const PREFILL_ROWS: u32 = 32;
+
+/// Columns of a matmul's tile: eight groups of eight weight rows.
+const WIDE: u32 = 64;
+
+/// Columns of a decode tile of a matmul with few features, so that they divide evenly among threads.
+const NARROW: u32 = 32;
+
+/// Features below which decode takes narrow tiles.
+const FEW_FEATURES: u32 = 2048;
+
+/// Rows of an element-wise launch that a thread takes at a time.
+const REGION_ROWS: u32 = 4;
+
+/// Tokens of one unit of prefill attention: they share the conversion of keys and values.
+const ATTENTION_ROWS: u32 = 16;
+
+/// Chooses the variants of every launch.
+pub fn specialise(plan: &mut Plan, target: Target) -> Result<(), Error> {
+    let Target::X86_64V3 = target;
+    for index in 0..plan.launches.len() {
+        let variants = variants(plan, index)?;
+        plan.launches[index].variants = variants;
+    }
+    Ok(())
+}
+
+fn variants(plan: &Plan, index: usize) -> Result<Vec<Variant>, Error> {
+    let launch = &plan.launches[index];
+    let limit = |dim: Dim| match dim {
+        Dim::Tokens => plan.limits.max_tokens,
+        Dim::Rows => plan.limits.max_rows,
+    };
+    let extent_of = |buffer: u32| limit(plan.buffers[buffer as usize].extent);
+    let cols_of = |buffer: u32| plan.buffers[buffer as usize].cols;
+    let rowwise = |max_rows: u32, tile_cols: u32, micro: Option<u32>, reason: &str| {
+        vec![Variant {
+            min_rows: 1,
+            max_rows,
+            tile_rows: REGION_ROWS,
+            tile_cols,
+            parts: vec![Part { micro, code: None }],
+            reason: reason.to_string(),
+        }]
+    };
+    Ok(match &launch.op {
+        Op::Embed { table, out, .. } => {
+            let micro = kernels::abi::id::embed(plan.weights[*table as usize].encoding);
+            rowwise(
+                extent_of(*out),
+                cols_of(*out),
+                Some(micro),
+                "rows of the interleaved table, dequantised",
+            )
+        }
+        Op::RopeTable { out, .. } => {
+            let micro = kernels::abi::id::ROPE_TABLE;
+            rowwise(
+                extent_of(*out),
+                cols_of(*out),
+                Some(micro),
+                "once a step, for all layers",
+            )
+        }
+        Op::Region { extent, region } => {
+            let reason = if region.has_row_sum() {
+                "whole rows: it sums over them"
+            } else {
+                "element-wise, by rows"
+            };
+            rowwise(limit(*extent), region.cols, None, reason)
+        }
+        Op::Attention {
+            group,
+            epilogue,
+            heads,
+            ..
+        } => {
+            let kv = &plan.kv[*group as usize];
+            let micro = Part {
+                micro: Some(kernels::abi::id::attention(kv.dtype)),
+                code: None,
+            };
+            let shared = heads / kv.kv_heads * kv.head_dim;
+            split(plan.limits.max_tokens, |decode| {
+                let (rows, cols, reason) = match decode {
+                    true => (
+                        DECODE_ROWS,
+                        epilogue.unit,
+                        "a head a unit: threads share the heads evenly",
+                    ),
+                    false => (
+                        ATTENTION_ROWS,
+                        shared,
+                        "the query heads of a KV head together: they share its keys",
+                    ),
+                };
+                (rows, cols, vec![micro], reason.to_string())
+            })
+        }
+        Op::MatMul { x, segments } => {
+            let features: u32 = segments
+                .iter()
+                .map(|s| plan.weights[s.weight as usize].rows)
+                .sum();
+            let units = segments.iter().map(|s| s.epilogue.unit).fold(8, lcm);
+            let activations = plan.buffers[*x as usize].dtype;
+            let part = |segment: &Segment| {
+                let weight = &plan.weights[segment.weight as usize];
+                let micro = kernels::abi::id::matmul(weight.encoding, activations);
+                let name = &weight.name;
+                let missing = || {
+                    Error::Bug(format!(
+                        "'{name}': no kernel for {:?} x {activations:?}",
+                        weight.encoding
+                    ))
+                };
+                Ok(Part {
+                    micro: Some(micro.ok_or_else(missing)?),
+                    code: None,
+                })
+            };
+            let parts: Vec<Part> = segments.iter().map(part).collect::<Result<_, Error>>()?;
+            let encodings = encodings(plan, *x, segments.iter().map(|s| s.weight));
+            split(extent_of(*x), |decode| {
+                let narrow = decode && features < FEW_FEATURES;
+                let cols = (if narrow { NARROW } else { WIDE }).next_multiple_of(units);
+                let reason = match (decode, narrow) {
+                    (true, true) => format!(
+                        "{encodings}, few rows: narrow tiles divide {features} features evenly"
+                    ),
+                    (true, false) => format!("{encodings}, few rows: bound by reading weights"),
+                    (false, _) => format!(
+                        "{encodings}, many rows: weights stay in cache for {PREFILL_ROWS} rows"
+                    ),
+                };
+                (
+                    if decode { DECODE_ROWS } else { PREFILL_ROWS },
+                    cols,
+                    parts.clone(),
+                    reason,
+                )
+            })
+        }
+    })
+}
+
+/// A variant for decode and one for what is above it, as far as `max_rows` goes.
+fn split(max_rows: u32, choose: impl Fn(bool) -> (u32, u32, Vec<Part>, String)) -> Vec<Variant> {
+    let variant = |decode: bool, min_rows: u32, max_rows: u32| {
+        let (tile_rows, tile_cols, parts, reason) = choose(decode);
+        Variant {
+            min_rows,
+            max_rows,
+            tile_rows,
+            tile_cols,
+            parts,
+            reason,
+        }
+    };
+    let mut variants = vec![variant(true, 1, max_rows.min(DECODE_ROWS))];
+    if max_rows > DECODE_ROWS {
+        variants.push(variant(false, DECODE_ROWS + 1, max_rows));
+    }
+    variants
+}
+
+fn encodings(plan: &Plan, x: u32, weights: impl Iterator<Item = u32>) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for weight in weights {
+        let name = crate::ir::text::encoding_name(plan.weights[weight as usize].encoding);
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let activations = crate::ir::text::dtype_name(plan.buffers[x as usize].dtype);
+    format!("{} x {activations}", names.join("+"))
+}
+
+fn lcm(a: u32, b: u32) -> u32 {
+    let gcd = |mut a: u32, mut b: u32| {
+        while b != 0 {
+            (a, b) = (b, a % b);
+        }
+        a
+    };
+    a / gcd(a, b).max(1) * b
+}

@@ -1,0 +1,108 @@
+//! The pack pass: which tensors become which weights, in which layout and order.
+
+use std::collections::BTreeMap;
+
+use bundle_format::plan::{ALIGN, Encoding, Slice, Weight, WeightLayout};
+
+use crate::error::Error;
+use crate::ir::{Graph, Op, TensorId};
+
+/// Rows that gate and up take in turn: a quantisation block of the result.
+const INTERLEAVE: u32 = bundle_format::plan::Q8_BLOCK as u32;
+
+/// The weights of a plan, and what they are made of.
+pub struct Weights {
+    pub list: Vec<Weight>,
+    /// Tensors of each weight, and its index.
+    index: BTreeMap<Vec<TensorId>, u32>,
+}
+
+impl Weights {
+    /// Chooses the weights in the order in which nodes first read them, which is the order in the file: a step reads
+    /// forward.
+    pub fn choose(graph: &Graph) -> Result<Weights, Error> {
+        let mut weights = Weights {
+            list: Vec::new(),
+            index: BTreeMap::new(),
+        };
+        for node in &graph.nodes {
+            match &node.op {
+                Op::Embed { table, .. } => weights.add(graph, &[*table])?,
+                Op::RopeTable { freqs, .. } => weights.add(graph, &[*freqs])?,
+                Op::RmsNorm { weight, .. } => weights.add(graph, &[*weight])?,
+                Op::MatMul { parts } => {
+                    for part in parts {
+                        weights.add(graph, &part.tensors)?;
+                    }
+                }
+                Op::Input(_)
+                | Op::GatherRows
+                | Op::Add
+                | Op::Quantise { .. }
+                | Op::Rope { .. }
+                | Op::KvWrite { .. }
+                | Op::Attention { .. }
+                | Op::SwiGlu { .. } => {}
+            }
+        }
+        let mut offset = 0;
+        for weight in &mut weights.list {
+            weight.offset = offset;
+            offset = (offset + weight.len).next_multiple_of(ALIGN as u64);
+        }
+        Ok(weights)
+    }
+
+    /// The weight made of these tensors.
+    pub fn of(&self, tensors: &[TensorId]) -> Result<u32, Error> {
+        let found = self.index.get(tensors).copied();
+        found.ok_or_else(|| Error::Bug(format!("no weight was packed of tensors {tensors:?}")))
+    }
+
+    fn add(&mut self, graph: &Graph, tensors: &[TensorId]) -> Result<(), Error> {
+        if self.index.contains_key(tensors) {
+            return Ok(());
+        }
+        let first = graph.tensor(tensors[0]);
+        let slices: Vec<Slice> = tensors
+            .iter()
+            .map(|&t| Slice {
+                tensor: graph.tensor(t).name.clone(),
+                rows: graph.tensor(t).rows,
+            })
+            .collect();
+        let rows = slices.iter().map(|s| s.rows).sum();
+        let vector = rows == 1 && first.encoding == Encoding::F32;
+        let layout = if vector {
+            WeightLayout::RowMajor
+        } else {
+            WeightLayout::Interleave8
+        };
+        let name = slices
+            .iter()
+            .map(|s| s.tensor.as_str())
+            .collect::<Vec<_>>()
+            .join("+");
+        let (encoding, cols) = (first.encoding, first.cols);
+        let len = kernels::pack::weight_len(encoding, layout, rows as u64, cols as u64)
+            .ok_or_else(|| {
+                Error::Bug(format!(
+                    "weight '{name}': {cols} columns of {encoding:?} are not whole blocks"
+                ))
+            })?;
+        self.index.insert(tensors.to_vec(), self.list.len() as u32);
+        self.list.push(Weight {
+            name,
+            encoding,
+            layout,
+            rows,
+            cols,
+            offset: 0,
+            len,
+            interleave: if slices.len() > 1 { INTERLEAVE } else { 0 },
+            slices,
+            shard: None,
+        });
+        Ok(())
+    }
+}

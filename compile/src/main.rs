@@ -1,0 +1,344 @@
+//! The command line of `fastc`.
+
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bundle_format::target::Target;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use fastc::driver::{self, Options};
+use fastc::emit::Source;
+use fastc::error::Error;
+use fastc::explain::{self, Scope};
+use fastc::gguf::Gguf;
+use fastc::inspect;
+use fastc::passes::{Activations, Settings};
+use fastc::progress::Progress;
+use fastc::synth;
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Compiles GGUF models into FastInference bundles.
+#[derive(Parser)]
+#[command(name = "fastc", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Compile a model into a bundle.
+    Compile {
+        /// The model, a GGUF file.
+        model: PathBuf,
+        /// Where the bundle goes [default: the model's name with .fib].
+        #[arg(short, long)]
+        output: Option<PathBuf>,
+        #[command(flatten)]
+        shape: Shape,
+    },
+    /// Show the graph after each pass, the variant of each launch and why, and what a step costs.
+    Explain {
+        /// The model, a GGUF file.
+        model: PathBuf,
+        #[command(flatten)]
+        shape: Shape,
+        /// The layer to show.
+        #[arg(long, default_value_t = 0, conflicts_with = "all_layers")]
+        layer: u32,
+        /// Show every layer.
+        #[arg(long)]
+        all_layers: bool,
+        /// Tokens of the step whose cost is shown.
+        #[arg(long, default_value_t = 1)]
+        tokens: u32,
+        /// Positions in its sequence's cache.
+        #[arg(long, default_value_t = 512)]
+        depth: u32,
+    },
+    /// Show what a model file holds: metadata and tensors.
+    Inspect {
+        /// The model, a GGUF file.
+        model: PathBuf,
+        /// Show long texts and arrays whole.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Print a completion script: `source <(fastc completions bash)`.
+    Completions {
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Make a model with random weights in the shape of a known one, to measure speed with.
+    Synth {
+        /// The shape.
+        #[arg(value_parser = clap::builder::PossibleValuesParser::new(synth::Shape::ALL.iter().map(|s| s.name)))]
+        shape: String,
+        /// The encoding of its matrices.
+        #[arg(long, default_value = "q4_0")]
+        quant: String,
+        /// Where the model goes.
+        #[arg(short, long)]
+        output: PathBuf,
+        /// Layers, instead of the shape's own number.
+        #[arg(long)]
+        layers: Option<u32>,
+        /// A GGUF file to take the tokenizer from; one with only a vocabulary will do.
+        #[arg(long)]
+        vocab: Option<PathBuf>,
+        /// Of the random weights.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+}
+
+/// What shapes a bundle.
+#[derive(Args)]
+struct Shape {
+    /// The processor to compile for.
+    #[arg(long, value_enum, default_value = "cpu")]
+    target: TargetName,
+    /// Positions of a sequence [default: what the model was trained for].
+    #[arg(long, value_name = "N")]
+    ctx: Option<u32>,
+    /// Sequences of a step.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    max_batch: u32,
+    /// Precision of the activations that meet quantised weights.
+    #[arg(long, value_enum, default_value = "auto")]
+    activations: ActivationsName,
+    /// A pass to leave out, to measure what it is worth; may be repeated.
+    #[arg(long, value_name = "PASS")]
+    disable_pass: Vec<String>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum TargetName {
+    /// x86-64-v3 (AVX2, FMA): runs on any x86-64 processor since about 2013, whatever compiles it.
+    Cpu,
+    /// The best level of this machine that there is code for.
+    Native,
+    /// AVX2, FMA, F16C.
+    #[value(name = "x86-64-v3")]
+    X86_64V3,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ActivationsName {
+    /// 15 bits where the rounding of 8 would show: the head, and models of few features.
+    Auto,
+    /// 8 bits: faster prefill.
+    Q8,
+    /// 15 bits: as good as f32.
+    Q16,
+}
+
+impl Shape {
+    fn options(self) -> Result<Options, Error> {
+        let target = match self.target {
+            TargetName::Cpu | TargetName::X86_64V3 => Target::X86_64V3,
+            TargetName::Native => native()?,
+        };
+        let activations = match self.activations {
+            ActivationsName::Auto => Activations::Auto,
+            ActivationsName::Q8 => Activations::Q8,
+            ActivationsName::Q16 => Activations::Q16,
+        };
+        let passes = Settings {
+            disabled: self.disable_pass,
+            activations,
+        };
+        Ok(Options {
+            target,
+            context: self.ctx,
+            max_batch: self.max_batch,
+            passes,
+        })
+    }
+}
+
+/// The best target whose features this machine has.
+fn native() -> Result<Target, Error> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::is_x86_feature_detected as has;
+        if has!("avx2") && has!("bmi2") && has!("f16c") && has!("fma") {
+            return Ok(Target::X86_64V3);
+        }
+    }
+    let names: Vec<&str> = Target::ALL.iter().map(|t| t.name()).collect();
+    let names = names.join(", ");
+    Err(Error::Unsupported(format!(
+        "this machine has the features of no target; there is code for {names}"
+    )))
+}
+
+fn main() -> ExitCode {
+    // clap prints usage errors itself and exits with 2.
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("fastc: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Error> {
+    match command {
+        Command::Compile {
+            model,
+            output,
+            shape,
+        } => {
+            let output = output.unwrap_or_else(|| model.with_extension("fib"));
+            if output.is_dir() {
+                return Err(Error::User(format!(
+                    "-o {} is a folder; name a file",
+                    output.display()
+                )));
+            }
+            let bars = Bars::new()?;
+            driver::compile(&model, &output, &shape.options()?, &bars)?;
+            bars.finish();
+            report(&output)
+        }
+        Command::Explain {
+            model,
+            shape,
+            layer,
+            all_layers,
+            tokens,
+            depth,
+        } => {
+            let source = Source::open(&model)?;
+            let in_file = |e: Error| e.context(model.display());
+            let gguf = Gguf::parse(source.bytes())
+                .map_err(Error::from)
+                .map_err(in_file)?;
+            let scope = Scope {
+                layer: (!all_layers).then_some(layer),
+                tokens,
+                depth,
+            };
+            print(&explain::explain(&gguf, &shape.options()?, scope).map_err(in_file)?)
+        }
+        Command::Inspect { model, all } => {
+            let source = Source::open(&model)?;
+            let gguf =
+                Gguf::parse(source.bytes()).map_err(|e| Error::from(e).context(model.display()))?;
+            print(&inspect::inspect(&gguf, all))
+        }
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "fastc", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
+        Command::Synth {
+            shape,
+            quant,
+            output,
+            layers,
+            vocab,
+            seed,
+        } => {
+            let bars = Bars::new()?;
+            let source = vocab.as_deref().map(Source::open).transpose()?;
+            let gguf = source
+                .as_ref()
+                .map(|s| Gguf::parse(s.bytes()))
+                .transpose()?;
+            let options = synth::Options {
+                shape: synth::Shape::named(&shape)?,
+                encoding: synth::encoding_named(&quant)?,
+                layers,
+                vocab: gguf.as_ref(),
+                seed,
+                output: &output,
+            };
+            synth::synth(&options, &bars)?;
+            bars.finish();
+            report(&output)
+        }
+    }
+}
+
+/// Says what was written.
+fn report(output: &Path) -> Result<(), Error> {
+    let bytes = std::fs::metadata(output).map(|m| m.len());
+    let bytes = bytes.map_err(|e| Error::User(format!("can't read {}: {e}", output.display())))?;
+    print(&format!(
+        "{}: {:.1} MB\n",
+        output.display(),
+        bytes as f64 / 1e6
+    ))
+}
+
+/// Prints to standard output; a reader that went away is no failure.
+fn print(text: &str) -> Result<(), Error> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::User(format!("can't write to standard output: {e}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Progress bars on a terminal, and Ctrl-C.
+struct Bars {
+    bar: Mutex<Option<ProgressBar>>,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Bars {
+    fn new() -> Result<Bars, Error> {
+        let cancelled = Arc::new(AtomicBool::new(false));
+        let flag = cancelled.clone();
+        ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
+            .map_err(|e| Error::Bug(format!("can't handle Ctrl-C: {e}")))?;
+        Ok(Bars {
+            bar: Mutex::new(None),
+            cancelled,
+        })
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = self.lock().take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<ProgressBar>> {
+        // A bar is whole whatever a panicking thread did.
+        self.bar.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+impl Progress for Bars {
+    fn begin(&self, stage: &str, bytes: u64) {
+        self.finish();
+        if std::io::stderr().is_terminal() {
+            let style = "{msg:>10} {bar:40} {bytes} of {total_bytes} ({bytes_per_sec})";
+            // The template is constant; if it were wrong, the default style would do.
+            let style = ProgressStyle::with_template(style)
+                .unwrap_or_else(|_| ProgressStyle::default_bar());
+            let bar = ProgressBar::new(bytes).with_style(style);
+            bar.set_message(stage.to_string());
+            *self.lock() = Some(bar);
+        }
+    }
+
+    fn advance(&self, bytes: u64) {
+        if let Some(bar) = &*self.lock() {
+            bar.inc(bytes);
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,64 @@
+//! Quantisation of activations in the node that makes them.
+
+use bundle_format::plan::Q8_BLOCK;
+
+use crate::ir::{Epilogue, Graph, Op};
+
+/// A `quantise` that is the only user of a norm, an attention or a SwiGLU moves into it.
+pub fn fuse_quantise(graph: &mut Graph) {
+    let mut dead = Vec::new();
+    for index in 0..graph.nodes.len() {
+        let Op::Quantise { to: wanted } = graph.nodes[index].op else {
+            continue;
+        };
+        let (x, q) = (graph.nodes[index].inputs[0], graph.nodes[index].outputs[0]);
+        let Some(maker) = graph.nodes.iter().position(|n| n.outputs.contains(&x)) else {
+            continue;
+        };
+        if graph.only_user(x) != Some(index) {
+            continue;
+        }
+        let Some(at) = graph.nodes[maker].outputs.iter().position(|&v| v == x) else {
+            continue;
+        };
+        let kv = graph.kv.clone();
+        let fused = match &mut graph.nodes[maker].op {
+            Op::RmsNorm { to, .. } => {
+                *to = wanted;
+                true
+            }
+            Op::SwiGlu { to } => {
+                *to = wanted;
+                true
+            }
+            // An epilogue sees one head at a time, so a block must not cross heads.
+            Op::Attention { to, group, .. }
+                if kv[*group as usize].head_dim as usize % Q8_BLOCK == 0 =>
+            {
+                *to = wanted;
+                true
+            }
+            Op::MatMul { parts } => match &mut parts[at].epilogue {
+                Epilogue::SwiGlu { to } => {
+                    *to = wanted;
+                    true
+                }
+                Epilogue::Store | Epilogue::Rope { .. } | Epilogue::KvWrite { .. } => false,
+            },
+            Op::Attention { .. }
+            | Op::Input(_)
+            | Op::Embed { .. }
+            | Op::RopeTable { .. }
+            | Op::GatherRows
+            | Op::Add
+            | Op::Quantise { .. }
+            | Op::Rope { .. }
+            | Op::KvWrite { .. } => false,
+        };
+        if fused {
+            graph.nodes[maker].outputs[at] = q;
+            dead.push(index);
+        }
+    }
+    graph.remove_nodes(&dead);
+}

@@ -1,0 +1,63 @@
+//! Rotation and KV write in the epilogues of the matmuls that make queries, keys and values.
+
+use crate::ir::{Epilogue, Graph, Op, ValueId};
+
+/// Follows each plain part of a matmul into the rotation and the KV write that are its result's only users.
+pub fn fuse_rope_kv(graph: &mut Graph) {
+    let mut dead = Vec::new();
+    for index in 0..graph.nodes.len() {
+        let Op::MatMul { mut parts } = graph.nodes[index].op.clone() else {
+            continue;
+        };
+        let (mut table, mut slots): (Option<ValueId>, Option<ValueId>) = (None, None);
+        for (part, result) in parts.iter_mut().enumerate().map(|(i, p)| (p, i)) {
+            if part.epilogue != Epilogue::Store {
+                continue;
+            }
+            let mut value = graph.nodes[index].outputs[result];
+            if let Some(user) = graph.only_user(value)
+                && let Op::Rope {
+                    head_dim,
+                    halves: true,
+                } = graph.nodes[user].op
+                && table.is_none_or(|t| t == graph.nodes[user].inputs[1])
+            {
+                table = Some(graph.nodes[user].inputs[1]);
+                part.epilogue = Epilogue::Rope { head_dim };
+                value = graph.nodes[user].outputs[0];
+                dead.push(user);
+            }
+            if let Some(user) = graph.only_user(value)
+                && let Op::KvWrite {
+                    group,
+                    layer,
+                    part: kv,
+                } = graph.nodes[user].op
+                && slots.is_none_or(|s| s == graph.nodes[user].inputs[1])
+            {
+                slots = Some(graph.nodes[user].inputs[1]);
+                let rope = match part.epilogue {
+                    Epilogue::Rope { head_dim } => Some(head_dim),
+                    _ => None,
+                };
+                part.epilogue = Epilogue::KvWrite {
+                    rope,
+                    group,
+                    layer,
+                    part: kv,
+                };
+                value = graph.nodes[user].outputs[0];
+                dead.push(user);
+            }
+            graph.nodes[index].outputs[result] = value;
+            // The dead nodes must not be found as users again.
+            for &d in &dead {
+                graph.nodes[d].inputs.clear();
+            }
+        }
+        let node = &mut graph.nodes[index];
+        node.op = Op::MatMul { parts };
+        node.inputs.extend(table.into_iter().chain(slots));
+    }
+    graph.remove_nodes(&dead);
+}

@@ -1,0 +1,68 @@
+//! Matmuls of one input, in one launch: one barrier, and one reading of the activations.
+
+use crate::ir::{Graph, Op, ValueId};
+
+/// Joins the matmuls whose results (rotated or not) become queries, keys and values.
+pub fn fuse_qkv(graph: &mut Graph) {
+    join(graph, "qkv", |graph, value| {
+        let after_rope = |v: ValueId| match graph.only_user(v) {
+            Some(user) if matches!(graph.nodes[user].op, Op::Rope { .. }) => {
+                graph.nodes[user].outputs[0]
+            }
+            _ => v,
+        };
+        let users = graph.users(after_rope(value));
+        users
+            .iter()
+            .any(|&u| matches!(graph.nodes[u].op, Op::KvWrite { .. } | Op::Attention { .. }))
+    });
+}
+
+/// Joins the matmuls whose results become gate and up.
+pub fn fuse_gate_up(graph: &mut Graph) {
+    join(graph, "gate_up", |graph, value| {
+        graph
+            .users(value)
+            .iter()
+            .any(|&u| matches!(graph.nodes[u].op, Op::SwiGlu { .. }))
+    });
+}
+
+/// Joins consecutive single matmuls of one input whose results satisfy `wanted`, at the place of the first.
+fn join(graph: &mut Graph, name: &str, wanted: impl Fn(&Graph, ValueId) -> bool) {
+    let candidate = |graph: &Graph, index: usize| {
+        let node = &graph.nodes[index];
+        matches!(&node.op, Op::MatMul { .. })
+            && node.inputs.len() == 1
+            && wanted(graph, node.outputs[0])
+    };
+    let mut index = 0;
+    while index < graph.nodes.len() {
+        if candidate(graph, index) {
+            let x = graph.nodes[index].inputs[0];
+            let same_input = |&i: &usize| graph.nodes[i].inputs[..] == [x] && candidate(graph, i);
+            let others: Vec<usize> = (index + 1..graph.nodes.len()).filter(same_input).collect();
+            for &other in &others {
+                let Op::MatMul { parts: more } = graph.nodes[other].op.clone() else {
+                    continue;
+                };
+                let outputs = graph.nodes[other].outputs.clone();
+                let node = &mut graph.nodes[index];
+                if let Op::MatMul { parts } = &mut node.op {
+                    parts.extend(more);
+                    node.outputs.extend(outputs);
+                }
+            }
+            if !others.is_empty() {
+                let stem = graph.nodes[index]
+                    .name
+                    .rsplit_once('.')
+                    .map_or("", |(stem, _)| stem)
+                    .to_string();
+                graph.nodes[index].name = format!("{stem}.{name}");
+            }
+            graph.remove_nodes(&others);
+        }
+        index += 1;
+    }
+}

@@ -1,0 +1,52 @@
+//! SwiGLU in the epilogue of the matmul that makes gate and up.
+
+use crate::ir::{Epilogue, Graph, Op, Part};
+
+/// Where one matmul makes gate and up and nothing else reads them, their weights interleave, so that a tile holds both, and
+/// the product never reaches memory in f32.
+pub fn fuse_swiglu(graph: &mut Graph) {
+    let mut dead = Vec::new();
+    for index in 0..graph.nodes.len() {
+        let Op::SwiGlu { to } = graph.nodes[index].op else {
+            continue;
+        };
+        let (gate, up) = (graph.nodes[index].inputs[0], graph.nodes[index].inputs[1]);
+        let maker = graph.nodes.iter().position(|n| n.outputs == [gate, up]);
+        let Some(maker) = maker else { continue };
+        if graph.only_user(gate) != Some(index) || graph.only_user(up) != Some(index) {
+            continue;
+        }
+        let Op::MatMul { parts } = &graph.nodes[maker].op else {
+            continue;
+        };
+        let [
+            Part {
+                tensors: a,
+                epilogue: Epilogue::Store,
+            },
+            Part {
+                tensors: b,
+                epilogue: Epilogue::Store,
+            },
+        ] = &parts[..]
+        else {
+            continue;
+        };
+        let tensors = vec![a[0], b[0]];
+        let (gate, up) = (graph.tensor(a[0]), graph.tensor(b[0]));
+        if gate.encoding != up.encoding || gate.rows % 32 != 0 {
+            continue;
+        }
+        let outputs = graph.nodes[index].outputs.clone();
+        let node = &mut graph.nodes[maker];
+        node.op = Op::MatMul {
+            parts: vec![Part {
+                tensors,
+                epilogue: Epilogue::SwiGlu { to },
+            }],
+        };
+        node.outputs = outputs;
+        dead.push(index);
+    }
+    graph.remove_nodes(&dead);
+}

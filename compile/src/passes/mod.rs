@@ -1,0 +1,149 @@
+//! The passes over the graph, in order. Each is one idea; after each, the graph is verified.
+//!
+//! Those that are only worth speed can be turned off (`--disable-pass`), so that each one's worth is measured.
+
+mod fold;
+mod fuse_norm;
+mod fuse_quantise;
+mod fuse_rope_kv;
+mod fuse_siblings;
+mod fuse_swiglu;
+mod quantise;
+
+pub use quantise::Activations;
+
+use crate::error::Error;
+use crate::ir::{Graph, verify};
+
+/// What the passes are told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Passes not to run.
+    pub disabled: Vec<String>,
+    pub activations: Activations,
+}
+
+/// A rewriting of the graph.
+pub struct Pass {
+    pub name: &'static str,
+    /// What it does, for `explain` and help texts.
+    pub about: &'static str,
+    /// Whether `--disable-pass` takes it: the result is the same function without it.
+    pub optional: bool,
+    run: fn(&mut Graph, &Settings),
+}
+
+/// Every pass, in the order in which they run.
+pub const PASSES: &[Pass] = &[
+    Pass {
+        name: "fold-rope",
+        about: "permute the rows of query and key weights so that rotated pairs are half a head apart",
+        optional: false,
+        run: |graph, _| fold::fold_rope(graph),
+    },
+    Pass {
+        name: "quantise",
+        about: "quantise the activations that meet quantised weights",
+        optional: false,
+        run: quantise::quantise_activations,
+    },
+    Pass {
+        name: "fuse-qkv",
+        about: "multiply with the query, key and value weights in one launch",
+        optional: true,
+        run: |graph, _| fuse_siblings::fuse_qkv(graph),
+    },
+    Pass {
+        name: "fuse-gate-up",
+        about: "multiply with the gate and up weights in one launch",
+        optional: true,
+        run: |graph, _| fuse_siblings::fuse_gate_up(graph),
+    },
+    Pass {
+        name: "fuse-swiglu",
+        about: "SwiGLU in the epilogue of gate and up, which then interleave",
+        optional: true,
+        run: |graph, _| fuse_swiglu::fuse_swiglu(graph),
+    },
+    Pass {
+        name: "fuse-rope-kv",
+        about: "rotate and write KV in the epilogues of query, key and value",
+        optional: true,
+        run: |graph, _| fuse_rope_kv::fuse_rope_kv(graph),
+    },
+    Pass {
+        name: "fuse-add-norm",
+        about: "add the residual, and gather the wanted rows, in the norm",
+        optional: true,
+        run: |graph, _| fuse_norm::fuse_add_norm(graph),
+    },
+    Pass {
+        name: "fuse-quantise",
+        about: "quantise activations where they are made",
+        optional: true,
+        run: |graph, _| fuse_quantise::fuse_quantise(graph),
+    },
+];
+
+/// What the graph was after a pass.
+pub struct Stage {
+    pub pass: &'static Pass,
+    pub enabled: bool,
+    pub graph: Graph,
+}
+
+/// Checks that every name can be disabled.
+pub fn check_disabled(disabled: &[String]) -> Result<(), Error> {
+    let optional = || {
+        PASSES
+            .iter()
+            .filter(|p| p.optional)
+            .map(|p| p.name)
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    for name in disabled {
+        match PASSES.iter().find(|p| p.name == name) {
+            Some(p) if p.optional => {}
+            Some(_) => {
+                let can = optional();
+                return Err(Error::User(format!(
+                    "--disable-pass {name}: this pass is needed; these are not: {can}"
+                )));
+            }
+            None => {
+                let can = optional();
+                return Err(Error::User(format!(
+                    "--disable-pass {name}: no such pass; there are {can}"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Runs every pass that isn't disabled and hands each stage to `seen`.
+pub fn run(
+    mut graph: Graph,
+    settings: &Settings,
+    mut seen: impl FnMut(Stage),
+) -> Result<Graph, Error> {
+    check_disabled(&settings.disabled)?;
+    verify::verify(&graph)
+        .map_err(|e| Error::Bug(format!("the imported graph breaks a rule: {e}")))?;
+    for pass in PASSES {
+        let enabled = !settings.disabled.iter().any(|d| d == pass.name);
+        if enabled {
+            (pass.run)(&mut graph, settings);
+            graph.renumber();
+            verify::verify(&graph)
+                .map_err(|e| Error::Bug(format!("pass {} breaks a rule: {e}", pass.name)))?;
+        }
+        seen(Stage {
+            pass,
+            enabled,
+            graph: graph.clone(),
+        });
+    }
+    Ok(graph)
+}

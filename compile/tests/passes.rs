@@ -1,0 +1,251 @@
+//! Golden texts of every pass over a small model. `BLESS=1 cargo test -p fastc --test passes` writes them anew.
+
+use std::path::{Path, PathBuf};
+
+use bundle_format::plan::Encoding;
+use bundle_format::target::Target;
+use fastc::driver::{self, Compiled, Options};
+use fastc::explain::{self, Scope};
+use fastc::gguf::Gguf;
+use fastc::ir::{Graph, text, verify};
+use fastc::passes::{PASSES, Stage};
+use fastc::progress::Silent;
+use fastc::synth;
+
+/// A two-layer model with grouped-query attention and a head of its own.
+fn model(folder: &Path) -> Vec<u8> {
+    let path = folder.join("tiny.gguf");
+    let options = synth::Options {
+        shape: synth::Shape::named("tiny").unwrap(),
+        encoding: Encoding::Q4_1,
+        layers: None,
+        vocab: None,
+        seed: 1,
+        output: &path,
+    };
+    synth::synth(&options, &Silent).unwrap();
+    std::fs::read(path).unwrap()
+}
+
+struct Story {
+    imported: Graph,
+    stages: Vec<Stage>,
+    compiled: Compiled,
+}
+
+fn compile(bytes: &[u8], disabled: &[&str]) -> Story {
+    let gguf = Gguf::parse(bytes).unwrap();
+    let disabled = disabled.iter().map(|d| d.to_string()).collect();
+    let mut options = Options::new(Target::X86_64V3);
+    options.passes.disabled = disabled;
+    let (mut imported, mut stages) = (None, Vec::new());
+    let compiled = driver::compile_graph(
+        &gguf,
+        &options,
+        |s| stages.push(s),
+        |g| imported = Some(g.clone()),
+    )
+    .unwrap();
+    Story {
+        imported: imported.unwrap(),
+        stages,
+        compiled,
+    }
+}
+
+fn golden(name: &str, found: &str) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name);
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&path, found).unwrap();
+        return;
+    }
+    let expected = std::fs::read_to_string(&path)
+        .unwrap_or_else(|e| panic!("{}: {e}; run with BLESS=1", path.display()));
+    if expected != found {
+        let line = expected
+            .lines()
+            .zip(found.lines())
+            .position(|(a, b)| a != b);
+        let at = line.unwrap_or_else(|| expected.lines().count().min(found.lines().count()));
+        panic!(
+            "{name}, line {}:\n  expected {:?}\n  found    {:?}\nIf the change is meant, run with BLESS=1.",
+            at + 1,
+            expected.lines().nth(at),
+            found.lines().nth(at)
+        );
+    }
+}
+
+#[test]
+fn each_stage_has_its_golden_text_and_parses_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let story = compile(&model(folder.path()), &[]);
+    let mut graphs = vec![("imported".to_string(), &story.imported)];
+    graphs.extend(
+        story
+            .stages
+            .iter()
+            .map(|s| (s.pass.name.to_string(), &s.graph)),
+    );
+    assert_eq!(graphs.len(), PASSES.len() + 1);
+    for (index, (name, graph)) in graphs.iter().enumerate() {
+        let found = text::print(graph);
+        golden(&format!("{index:02}-{name}.txt"), &found);
+        let parsed = text::parse(&found).unwrap();
+        assert_eq!(&parsed, *graph, "{name} does not parse back to itself");
+        verify::verify(&parsed).unwrap();
+    }
+}
+
+#[test]
+fn the_plan_has_its_golden_texts() {
+    let folder = tempfile::tempdir().unwrap();
+    let plan = compile(&model(folder.path()), &[]).compiled.plan;
+    let scope = Scope {
+        layer: None,
+        tokens: 1,
+        depth: 64,
+    };
+    golden("20-pack.txt", &explain::print_pack(&plan, scope));
+    golden("21-memory_plan.txt", &explain::print_memory(&plan, scope));
+    golden("22-specialise.txt", &explain::print_variants(&plan, scope));
+    golden("23-cost.txt", &explain::print_cost(&plan, scope));
+}
+
+#[test]
+fn each_optional_pass_can_be_left_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let bytes = model(folder.path());
+    let whole = compile(&bytes, &[]).compiled.plan.launches.len();
+    for pass in PASSES.iter().filter(|p| p.optional) {
+        let story = compile(&bytes, &[pass.name]);
+        golden(
+            &format!("without-{}.txt", pass.name),
+            &text::print(&story.compiled.graph),
+        );
+        let launches = story.compiled.plan.launches.len();
+        assert!(
+            launches >= whole,
+            "{}: {launches} launches without it, {whole} with it",
+            pass.name
+        );
+    }
+    let all: Vec<&str> = PASSES
+        .iter()
+        .filter(|p| p.optional)
+        .map(|p| p.name)
+        .collect();
+    golden(
+        "without-all.txt",
+        &text::print(&compile(&bytes, &all).compiled.graph),
+    );
+}
+
+#[test]
+fn a_pass_that_is_needed_or_unknown_cant_be_disabled() {
+    for (name, expected) in [("fold-rope", "needed"), ("fuse-everything", "no such pass")] {
+        let error = fastc::passes::check_disabled(&[name.to_string()])
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(name) && error.contains(expected), "{error}");
+    }
+}
+
+/// Buffers that share memory are never both alive: no launch may see a byte that another live buffer owns.
+#[test]
+fn live_buffers_do_not_overlap() {
+    use bundle_format::plan::{Dim, Op, Role};
+    let folder = tempfile::tempdir().unwrap();
+    let plan = compile(&model(folder.path()), &[]).compiled.plan;
+    let used_by = |op: &Op| -> Vec<u32> {
+        use bundle_format::region::{Operand, Region};
+        let of = |r: &Region| {
+            r.operands
+                .iter()
+                .filter_map(|o| match *o {
+                    Operand::Buffer(b) => Some(b),
+                    _ => None,
+                })
+                .collect::<Vec<_>>()
+        };
+        match op {
+            Op::Embed { tokens, out, .. } => vec![*tokens, *out],
+            Op::RopeTable { positions, out, .. } => vec![*positions, *out],
+            Op::Region { region, .. } => of(region),
+            Op::MatMul { x, segments } => segments
+                .iter()
+                .flat_map(|s| of(&s.epilogue))
+                .chain([*x])
+                .collect(),
+            Op::Attention { q, epilogue, .. } => of(epilogue).into_iter().chain([*q]).collect(),
+        }
+    };
+    let range = |b: u32| {
+        let buffer = &plan.buffers[b as usize];
+        let rows = match buffer.extent {
+            Dim::Tokens => plan.limits.max_tokens,
+            Dim::Rows => plan.limits.max_rows,
+        };
+        (
+            buffer.place.offset,
+            buffer.place.offset + rows as u64 * buffer.row_bytes(),
+        )
+    };
+    let life = |b: u32| {
+        let uses: Vec<usize> = (0..plan.launches.len())
+            .filter(|&i| used_by(&plan.launches[i].op).contains(&b))
+            .collect();
+        match plan.buffers[b as usize].place.role {
+            Role::Scratch => (*uses.first().unwrap(), *uses.last().unwrap()),
+            _ => (0, plan.launches.len()),
+        }
+    };
+    let mut shared = 0;
+    for a in 0..plan.buffers.len() as u32 {
+        for b in 0..a {
+            let (ra, rb, la, lb) = (range(a), range(b), life(a), life(b));
+            let overlap = ra.0 < rb.1 && rb.0 < ra.1;
+            shared += overlap as u32;
+            assert!(
+                !overlap || la.1 < lb.0 || lb.1 < la.0,
+                "buffers {a} and {b} are alive together in one place"
+            );
+        }
+    }
+    assert!(shared > 0, "nothing shares memory");
+}
+
+#[test]
+fn the_verifier_names_what_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let good = text::print(&compile(&model(folder.path()), &[]).compiled.graph);
+    let broken = |from: &str, to: &str| {
+        assert!(good.contains(from), "{from} is not in\n{good}");
+        let graph = text::parse(&good.replacen(from, to, 1)).unwrap();
+        verify::verify(&graph).unwrap_err()
+    };
+    let error = broken("= embed %0", "= embed %5");
+    assert!(
+        error.contains("embed") && error.contains("before it is made"),
+        "{error}"
+    );
+    let error = broken(
+        "{ @blk.0.attn_v.weight -> kv=0.0.value }",
+        "{ @blk.0.attn_v.weight -> kv=1.0.value }",
+    );
+    assert!(error.contains("no KV group 1"), "{error}");
+    let error = broken(
+        "{ @blk.0.ffn_gate.weight @blk.0.ffn_up.weight -> swiglu q16 }",
+        "{ @blk.0.ffn_gate.weight -> swiglu q16 }",
+    );
+    assert!(error.contains("two tensors"), "{error}");
+    for (from, to) in [
+        ("graph llama", "nonsense"),
+        ("logits %", "logits ?"),
+        ("eps=", "epsilon="),
+    ] {
+        text::parse(&good.replacen(from, to, 1)).unwrap_err();
+    }
+}

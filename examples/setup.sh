@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# What the other scripts need on a bare Debian 12 that has Rust: a C compiler (the zstd library is C), Python's pip (the
+# models come in packages). Installs only what is missing.
+set -euo pipefail
+
+packages=()
+command -v cc >/dev/null || packages+=(gcc libc6-dev)
+python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
+if ((${#packages[@]})); then
+  if [[ $(id -u) -eq 0 ]]; then
+    as_root=()
+  elif command -v sudo >/dev/null; then
+    as_root=(sudo)
+  else
+    echo "setup.sh: please install ${packages[*]} (this needs root), then run again" >&2
+    exit 1
+  fi
+  "${as_root[@]}" apt-get update -q
+  "${as_root[@]}" apt-get install -y -q --no-install-recommends "${packages[@]}"
+fi
+if ! command -v cargo >/dev/null; then
+  echo "setup.sh: Rust is missing; install Rust 1.95 or later with rustup" >&2
+  exit 1
+fi

@@ -1,0 +1,368 @@
+//! `fastrun bench`: tokens a second, measured as shared figures of other runners are: one prompt, the logits of the last
+//! token of each step; then decoding from an empty context, all rows of logits computed and none returned. Each figure is
+//! the median of several repetitions after a warm-up.
+
+mod profile;
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use bundle_format::plan::{Limits, Op, Plan};
+use bundle_format::region::Operand;
+use fastrun::Error;
+use fastrun::device::Device;
+use fastrun::device::cpu::{CpuDevice, LaunchTime};
+use serde_json::{Map, Value, json};
+
+use super::args::{BenchArgs, DeviceKind};
+use super::failure::Failure;
+use super::forward::{Forward, Lane};
+use super::progress;
+use super::session::Session;
+use profile::Profile;
+
+/// Batch sizes without --batch.
+const BATCHES: [u32; 3] = [1, 8, 32];
+
+/// Steps that decode before the clock starts.
+const WARM_UP: u32 = 2;
+
+/// Tokens of the prompt that warms up.
+const WARM_UP_PROMPT: u32 = 32;
+
+/// What is measured, checked against what the bundle takes.
+#[derive(Debug, PartialEq)]
+struct Work {
+    prompt: u32,
+    generate: u32,
+    batches: Vec<u32>,
+    repeat: u32,
+    vocab: u32,
+}
+
+/// One thing that was measured.
+struct Figure {
+    /// Key in the JSON: `pp512`, `tg128_b8`.
+    key: String,
+    /// Sequences that decode together; none: a prompt.
+    batch: Option<u32>,
+    /// Tokens a second.
+    rate: f64,
+    profile: Option<Profile>,
+}
+
+pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Failure> {
+    let session = Session::open(&args.bundle, &args.device)?;
+    let work = Work::new(args, &session.limits(), session.vocab())?;
+    let limits = session.limits();
+    let (threads, figures) = match session.device_kind() {
+        DeviceKind::Cpu => {
+            let device = session.cpu_device(args.profile)?;
+            let threads = device.threads();
+            let mut forward = Forward::new(device, limits);
+            (threads, measure(&mut forward, &work, CpuDevice::profile)?)
+        }
+        DeviceKind::Reference if args.profile => {
+            return Err(Error::User(
+                "the reference device has no profile; leave --profile or --device reference out"
+                    .into(),
+            )
+            .into());
+        }
+        DeviceKind::Reference => {
+            let mut forward = Forward::new(session.reference_device()?, limits);
+            (
+                session.reference_threads(),
+                measure(&mut forward, &work, |_| None)?,
+            )
+        }
+    };
+    let step_bytes = weight_bytes(session.plan());
+    if args.json {
+        let model = args.bundle.display().to_string();
+        writeln!(out, "{}", to_json(model, threads, &figures, step_bytes))?;
+    } else {
+        print(out, &figures, step_bytes)?;
+    }
+    Ok(())
+}
+
+impl Work {
+    fn new(args: &BenchArgs, limits: &Limits, vocab: u32) -> Result<Work, Error> {
+        let most = limits.max_seqs.min(limits.max_rows).min(limits.max_tokens);
+        let batches = match &args.batch {
+            None => BATCHES.into_iter().filter(|&b| b <= most).collect(),
+            Some(batches) => batches.clone(),
+        };
+        if let Some(batch) = batches.iter().find(|&&b| b > most) {
+            return Err(Error::User(format!(
+                "--batch {batch}: this bundle decodes at most {most} sequences at a time; compile the model with a larger \
+                 --max-batch"
+            )));
+        }
+        let fits = |name: &str, tokens: u32| {
+            if tokens <= limits.context {
+                return Ok(());
+            }
+            Err(Error::User(format!(
+                "{name} takes {tokens} positions, but the bundle's context is {}; use less, or compile the model with a \
+                 larger --ctx",
+                limits.context
+            )))
+        };
+        fits(&format!("--prompt {}", args.prompt), args.prompt)?;
+        let positions = args.generate.saturating_add(WARM_UP);
+        fits(
+            &format!("--gen {}, with its warm-up,", args.generate),
+            positions,
+        )?;
+        Ok(Work {
+            prompt: args.prompt,
+            generate: args.generate,
+            batches,
+            repeat: args.repeat,
+            vocab,
+        })
+    }
+}
+
+/// Measures everything. `times` are the times that the device has spent on each launch so far, if it tells.
+fn measure<D: Device>(
+    forward: &mut Forward<D>,
+    work: &Work,
+    times: impl Fn(&D) -> Option<Vec<LaunchTime>>,
+) -> Result<Vec<Figure>, Error> {
+    let runs = (1 + work.batches.len() as u64) * u64::from(work.repeat);
+    let bar = progress::steps("bench", runs);
+    let prompt: Vec<u32> = (0..work.prompt)
+        .map(|i| (3 + i % 1000) % work.vocab)
+        .collect();
+    prefill(forward, &prompt[..work.prompt.min(WARM_UP_PROMPT) as usize])?;
+
+    let cases = std::iter::once(None).chain(work.batches.iter().copied().map(Some));
+    let mut figures = Vec::new();
+    for batch in cases {
+        let before = times(forward.device());
+        let mut seconds = Vec::new();
+        for _ in 0..work.repeat {
+            let time = match batch {
+                None => prefill(forward, &prompt)?,
+                Some(batch) => generate(forward, work, batch)?,
+            };
+            seconds.push(time.as_secs_f64());
+            bar.inc(1);
+        }
+        let after = times(forward.device());
+        let (key, tokens) = match batch {
+            None => (format!("pp{}", work.prompt), f64::from(work.prompt)),
+            Some(b) => (
+                format!("tg{}_b{b}", work.generate),
+                f64::from(b) * f64::from(work.generate),
+            ),
+        };
+        figures.push(Figure {
+            key,
+            batch,
+            rate: tokens / median(seconds),
+            profile: before.zip(after).map(|(b, a)| Profile::new(&b, &a)),
+        });
+    }
+    bar.finish_and_clear();
+    Ok(figures)
+}
+
+/// The time that a prompt takes as a new sequence.
+fn prefill<D: Device>(forward: &mut Forward<D>, prompt: &[u32]) -> Result<Duration, Error> {
+    let mut lane = Lane::default();
+    let start = Instant::now();
+    for chunk in prompt.chunks(forward.limits().max_tokens as usize) {
+        let last = chunk.len() as u32 - 1;
+        forward.feed(&mut lane, chunk, [(last, false)])?;
+    }
+    let time = start.elapsed();
+    forward.release(&mut lane);
+    Ok(time)
+}
+
+/// The time that `batch` new sequences take to decode, without the warm-up.
+fn generate<D: Device>(
+    forward: &mut Forward<D>,
+    work: &Work,
+    batch: u32,
+) -> Result<Duration, Error> {
+    let tokens: Vec<u32> = (0..batch).map(|s| (5 + s) % work.vocab).collect();
+    let mut lanes: Vec<Lane> = tokens.iter().map(|_| Lane::default()).collect();
+    for _ in 0..WARM_UP {
+        forward.decode(&mut lanes, &tokens)?;
+    }
+    let start = Instant::now();
+    for _ in 0..work.generate {
+        forward.decode(&mut lanes, &tokens)?;
+    }
+    let time = start.elapsed();
+    lanes.iter_mut().for_each(|lane| forward.release(lane));
+    Ok(time)
+}
+
+/// The middle value, or the mean of the two.
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let n = values.len();
+    (values[(n - 1) / 2] + values[n / 2]) / 2.0
+}
+
+/// Bytes of weights that a decoding step reads: all but embedding tables that only give rows.
+fn weight_bytes(plan: &Plan) -> u64 {
+    let mut read = vec![false; plan.weights.len()];
+    let mut mark = |weight: u32| {
+        if let Some(read) = read.get_mut(weight as usize) {
+            *read = true;
+        }
+    };
+    let mut mark_operands = |operands: &[Operand]| {
+        for operand in operands {
+            if let Operand::Weight(weight) = operand {
+                mark(*weight);
+            }
+        }
+    };
+    for launch in &plan.launches {
+        match &launch.op {
+            Op::Embed { .. } => {}
+            Op::RopeTable { freqs, .. } => mark_operands(&[Operand::Weight(*freqs)]),
+            Op::Region { region, .. } => mark_operands(&region.operands),
+            Op::MatMul { segments, .. } => {
+                for segment in segments {
+                    mark_operands(&[Operand::Weight(segment.weight)]);
+                    mark_operands(&segment.epilogue.operands);
+                }
+            }
+            Op::Attention { epilogue, .. } => mark_operands(&epilogue.operands),
+        }
+    }
+    let used = plan.weights.iter().zip(read).filter(|(_, read)| *read);
+    used.map(|(weight, _)| weight.len).sum()
+}
+
+/// Gigabytes of weights a second, where each of `batch` sequences gets `rate / batch` tokens a second.
+fn bandwidth(step_bytes: u64, batch: u32, rate: f64) -> f64 {
+    step_bytes as f64 * rate / f64::from(batch) / 1e9
+}
+
+fn to_json(model: String, threads: usize, figures: &[Figure], step_bytes: u64) -> Value {
+    let mut json = Map::new();
+    json.insert("model".into(), json!(model));
+    json.insert("threads".into(), json!(threads));
+    for figure in figures {
+        json.insert(figure.key.clone(), json!(figure.rate));
+    }
+    json.insert("weight_bytes_per_step".into(), json!(step_bytes));
+    for figure in figures {
+        if let Some(batch) = figure.batch {
+            let key = format!("weights_gb_s_b{batch}");
+            json.insert(key, json!(bandwidth(step_bytes, batch, figure.rate)));
+        }
+    }
+    let profiles: Map<String, Value> = figures
+        .iter()
+        .filter_map(|f| Some((f.key.clone(), f.profile.as_ref()?.to_json())))
+        .collect();
+    if !profiles.is_empty() {
+        json.insert("profile".into(), Value::Object(profiles));
+    }
+    Value::Object(json)
+}
+
+fn print(out: &mut dyn Write, figures: &[Figure], step_bytes: u64) -> std::io::Result<()> {
+    for figure in figures {
+        write!(out, "{:<12} {:>10.1} tokens/s", figure.key, figure.rate)?;
+        match figure.batch {
+            None => writeln!(out)?,
+            Some(batch) => {
+                let gb = bandwidth(step_bytes, batch, figure.rate);
+                writeln!(out, " {gb:>8.1} GB/s of weights")?;
+            }
+        }
+    }
+    for figure in figures {
+        if let Some(profile) = &figure.profile {
+            writeln!(out, "\n{}, share of the time by launch:", figure.key)?;
+            profile.print(out)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits {
+        max_tokens: 64,
+        max_seqs: 8,
+        max_rows: 16,
+        context: 512,
+    };
+
+    fn args(extra: &[&str]) -> BenchArgs {
+        use crate::cli::args::{Cli, Command};
+        use clap::Parser;
+        let args = ["fastrun", "bench", "m.fib"].iter().chain(extra);
+        match Cli::parse_from(args).command {
+            Some(Command::Bench(args)) => args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn default_batches_stop_where_the_bundle_does() {
+        let work = Work::new(&args(&[]), &LIMITS, 100).expect("it fits");
+        assert_eq!(work.batches, [1, 8]);
+        assert_eq!((work.prompt, work.generate, work.repeat), (512, 128, 3));
+    }
+
+    #[test]
+    fn work_that_does_not_fit_is_refused_with_numbers() {
+        let text = |extra: &[&str]| match Work::new(&args(extra), &LIMITS, 100) {
+            Err(Error::User(text)) => text,
+            other => panic!("{other:?} instead of a user error"),
+        };
+        let batch = text(&["--batch", "1,9"]);
+        assert!(
+            batch.contains("--batch 9") && batch.contains("at most 8"),
+            "{batch}"
+        );
+        let prompt = text(&["--prompt", "513"]);
+        assert!(
+            prompt.contains("513 positions") && prompt.contains("is 512"),
+            "{prompt}"
+        );
+        assert!(text(&["--gen", "511"]).contains("513 positions"));
+    }
+
+    #[test]
+    fn the_median_is_the_middle() {
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), 2.5);
+    }
+
+    #[test]
+    fn json_has_the_keys_of_other_runners() {
+        let figure = |key: &str, batch, rate| Figure {
+            key: key.into(),
+            batch,
+            rate,
+            profile: None,
+        };
+        let figures = [
+            figure("pp512", None, 900.0),
+            figure("tg128_b8", Some(8), 80.0),
+        ];
+        let json = to_json("m.fib".into(), 2, &figures, 1_000_000_000);
+        assert_eq!(json["pp512"], 900.0);
+        assert_eq!(json["tg128_b8"], 80.0);
+        assert_eq!(json["weights_gb_s_b8"], 10.0);
+        assert_eq!(json["threads"], 2);
+        assert!(json.get("profile").is_none());
+    }
+}

@@ -1,0 +1,270 @@
+//! Steps straight on a device, without the engine, for commands that want logits or control over what is in a step.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use bundle_format::plan::{KV_BLOCK, Limits};
+use fastrun::Error;
+use fastrun::device::{Device, Outcome, Step, TokenSource, Want};
+use fastrun::kv::{BlockTables, KvCache};
+use fastrun::step::StepBuilder;
+
+/// How long to leave a device alone that is not ready.
+pub const POLL_PAUSE: Duration = Duration::from_micros(20);
+
+/// A device and the counting of its KV blocks.
+pub struct Forward<D> {
+    device: D,
+    limits: Limits,
+    kv: KvCache,
+}
+
+/// A sequence on the device: its tokens so far are in `tables`.
+#[derive(Default)]
+pub struct Lane {
+    tables: BlockTables,
+    position: u32,
+}
+
+impl<D: Device> Forward<D> {
+    pub fn new(device: D, limits: Limits) -> Forward<D> {
+        let kv = KvCache::new(device.kv_blocks());
+        Forward { device, limits, kv }
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    /// Feeds `tokens` as a new sequence, in chunks as large as the plan takes, and hands the logits after each position of
+    /// `wanted` to `each`.
+    pub fn logits(
+        &mut self,
+        tokens: &[u32],
+        wanted: Range<u32>,
+        mut each: impl FnMut(u32, &[f32]) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let mut lane = Lane::default();
+        let mut fed = 0;
+        while fed < tokens.len() as u32 {
+            // No more tokens than the step holds, and no more wanted rows.
+            let first = wanted.start.max(fed);
+            let end = (fed + self.limits.max_tokens)
+                .min(first + self.limits.max_rows)
+                .min(tokens.len() as u32);
+            let rows = first..wanted.end.min(end);
+            let wants = rows.clone().map(|row| (row - fed, true));
+            let outcome = self.feed(&mut lane, &tokens[fed as usize..end as usize], wants)?;
+            for (position, row) in rows.zip(&outcome.rows) {
+                match &row.logits {
+                    Some(logits) => each(position, logits)?,
+                    None => return Err(Error::Bug("the device kept the logits asked for".into())),
+                }
+            }
+            fed = end;
+        }
+        self.release(&mut lane);
+        Ok(())
+    }
+
+    /// Feeds the next tokens of one sequence in one step; `wants` are rows among them whose logits are computed and, where
+    /// the flag says so, returned.
+    pub fn feed(
+        &mut self,
+        lane: &mut Lane,
+        tokens: &[u32],
+        wants: impl IntoIterator<Item = (u32, bool)>,
+    ) -> Result<Outcome, Error> {
+        let mut builder = self.builder();
+        self.push(&mut builder, lane, tokens)?;
+        for (row, logits) in wants {
+            builder.want(row, want(logits));
+        }
+        self.run(builder.finish())
+    }
+
+    /// Feeds one token to each sequence in one step; the logits of all rows are computed and stay on the device.
+    pub fn decode(&mut self, lanes: &mut [Lane], tokens: &[u32]) -> Result<Outcome, Error> {
+        let mut builder = self.builder();
+        for (lane, &token) in lanes.iter_mut().zip(tokens) {
+            let end = self.push(&mut builder, lane, &[token])?;
+            builder.want(end - 1, want(false));
+        }
+        self.run(builder.finish())
+    }
+
+    /// Forgets a sequence.
+    pub fn release(&mut self, lane: &mut Lane) {
+        self.kv.release(&mut lane.tables);
+        lane.position = 0;
+    }
+
+    fn builder(&self) -> StepBuilder {
+        StepBuilder::new(self.device.kv_blocks().len())
+    }
+
+    fn push(
+        &mut self,
+        builder: &mut StepBuilder,
+        lane: &mut Lane,
+        tokens: &[u32],
+    ) -> Result<u32, Error> {
+        let end = lane.position + tokens.len() as u32;
+        if end > self.limits.context {
+            return Err(Error::User(format!(
+                "this takes a context of {end} tokens or more, but the bundle's is {}; use fewer tokens, or compile the \
+                 model with a larger --ctx",
+                self.limits.context
+            )));
+        }
+        if !self.kv.grow(&mut lane.tables, end) {
+            return Err(Error::User(format!(
+                "the device's KV memory of {} positions is too small for this; use fewer tokens or sequences",
+                self.kv.total_blocks() as usize * KV_BLOCK
+            )));
+        }
+        let sources = tokens.iter().map(|&id| TokenSource::Id(id));
+        let row = builder.push(sources, lane.position, &lane.tables);
+        lane.position = end;
+        Ok(row)
+    }
+
+    fn run(&mut self, step: Step) -> Result<Outcome, Error> {
+        let rows = step.rows.len();
+        let ticket = self.device.submit(step)?;
+        loop {
+            match self.device.poll(ticket)? {
+                Some(outcome) if outcome.rows.len() == rows => return Ok(outcome),
+                Some(outcome) => {
+                    return Err(Error::Bug(format!(
+                        "the device yielded {} rows, where {rows} were asked for",
+                        outcome.rows.len()
+                    )));
+                }
+                None => std::thread::sleep(POLL_PAUSE),
+            }
+        }
+    }
+}
+
+fn want(logits: bool) -> Want {
+    Want {
+        sample: None,
+        logits,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use fastrun::device::{RowOutcome, Ticket};
+
+    const LIMITS: Limits = Limits {
+        max_tokens: 10,
+        max_seqs: 2,
+        max_rows: 3,
+        context: 40,
+    };
+
+    /// Yields as logits the position and the token of each row.
+    struct Echo {
+        blocks: Vec<u32>,
+        outcome: Option<Outcome>,
+        steps: u32,
+    }
+
+    impl Device for Echo {
+        fn submit(&mut self, step: Step) -> Result<Ticket, Error> {
+            assert!(step.tokens.len() <= LIMITS.max_tokens as usize);
+            assert!(step.rows.len() <= LIMITS.max_rows as usize);
+            let row = |(&row, want): (&u32, &Want)| {
+                let row = row as usize;
+                let TokenSource::Id(id) = step.tokens[row] else {
+                    panic!("ids come from the host");
+                };
+                RowOutcome {
+                    token: None,
+                    logits: want
+                        .logits
+                        .then(|| vec![step.positions[row] as f32, id as f32]),
+                }
+            };
+            let rows = step.rows.iter().zip(&step.wants).map(row).collect();
+            self.outcome = Some(Outcome { rows });
+            self.steps += 1;
+            Ok(Ticket(0))
+        }
+
+        fn poll(&mut self, _ticket: Ticket) -> Result<Option<Outcome>, Error> {
+            Ok(self.outcome.take())
+        }
+
+        fn kv_blocks(&self) -> &[u32] {
+            &self.blocks
+        }
+    }
+
+    fn forward(blocks: u32) -> Forward<Echo> {
+        let device = Echo {
+            blocks: vec![blocks],
+            outcome: None,
+            steps: 0,
+        };
+        Forward::new(device, LIMITS)
+    }
+
+    #[test]
+    fn every_wanted_row_comes_once_and_in_order() {
+        let tokens: Vec<u32> = (100..130).collect();
+        for wanted in [0..30, 12..13, 29..30, 5..18, 0..1] {
+            let mut forward = forward(2);
+            for _ in 0..2 {
+                let mut seen = Vec::new();
+                forward
+                    .logits(&tokens, wanted.clone(), |position, logits| {
+                        assert_eq!(logits, [position as f32, 100.0 + position as f32]);
+                        seen.push(position);
+                        Ok(())
+                    })
+                    .expect("it fits");
+                assert_eq!(seen, wanted.clone().collect::<Vec<_>>());
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_are_as_large_as_the_limits_let_them() {
+        let mut forward = forward(2);
+        forward
+            .logits(&[0; 30], 29..30, |_, _| Ok(()))
+            .expect("it fits");
+        assert_eq!(forward.device().steps, 3);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_with_numbers() {
+        let text = |blocks, tokens| {
+            let result = forward(blocks).logits(&vec![0; tokens], 0..1, |_, _| Ok(()));
+            result.expect_err("too long").to_string()
+        };
+        assert!(text(9, 41).contains("context of 41"), "{}", text(9, 41));
+        assert!(text(1, 20).contains("of 16 positions"), "{}", text(1, 20));
+    }
+
+    #[test]
+    fn lanes_decode_side_by_side_and_are_released() {
+        let mut forward = forward(2);
+        for _ in 0..3 {
+            let mut lanes = [Lane::default(), Lane::default()];
+            for _ in 0..16 {
+                let outcome = forward.decode(&mut lanes, &[1, 2]).expect("it fits");
+                assert!(outcome.rows.iter().all(|row| row.logits.is_none()));
+            }
+            lanes.iter_mut().for_each(|lane| forward.release(lane));
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The bundle that a command is about, opened.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bundle_format::plan::{Limits, Plan};
+use bundle_format::tokenizer::Special;
+use fastrun::device::Device;
+use fastrun::device::cpu::{CpuDevice, CpuOptions};
+use fastrun::device::reference::{ReferenceDevice, ReferenceOptions};
+use fastrun::load::Loaded;
+use fastrun::tokenizer::{EncodeOptions, Tokenizer};
+use fastrun::{Config, Error};
+
+use super::args::{DeviceArgs, DeviceKind, Verify};
+use super::verify;
+
+/// An opened bundle, and what to run it with.
+pub struct Session {
+    loaded: Arc<Loaded>,
+    kind: DeviceKind,
+    /// None: the device's default.
+    threads: Option<usize>,
+}
+
+impl Session {
+    /// Opens a bundle to run it.
+    pub fn open(path: &Path, args: &DeviceArgs) -> Result<Session, Error> {
+        let loaded = Loaded::open(path)?;
+        if args.verify == Verify::Full {
+            verify::weights(&loaded)?;
+        }
+        Ok(Session {
+            loaded: Arc::new(loaded),
+            kind: args.device,
+            threads: args.threads,
+        })
+    }
+
+    /// The tokenizer, where it lies in the bundle.
+    pub fn tokenizer(&self) -> Result<Tokenizer<'_>, Error> {
+        Tokenizer::open(self.loaded.bundle().tokenizer())
+    }
+
+    /// The ids of a text that is nothing but text, with BOS and EOS as the model wants them.
+    pub fn encode_text(&self, text: &str) -> Result<Vec<u32>, Error> {
+        let options = EncodeOptions {
+            parse_special: false,
+            add_special: true,
+        };
+        Ok(self.tokenizer()?.encode(text, options))
+    }
+
+    /// BOS, if the model wants a text to start with it.
+    pub fn bos(&self) -> Result<Option<u32>, Error> {
+        let tokenizer = self.tokenizer()?;
+        let vocab = tokenizer.vocab();
+        let bos = vocab.special(Special::Bos);
+        Ok(bos.filter(|_| vocab.flags().add_bos))
+    }
+
+    pub fn device_kind(&self) -> DeviceKind {
+        self.kind
+    }
+
+    /// Threads of a reference device.
+    pub fn reference_threads(&self) -> usize {
+        let all = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.threads.unwrap_or_else(all)
+    }
+
+    /// The device that the command line asks for.
+    pub fn device(&self) -> Result<Box<dyn Device>, Error> {
+        Ok(match self.kind {
+            DeviceKind::Cpu => Box::new(self.cpu_device(false)?),
+            DeviceKind::Reference => Box::new(self.reference_device()?),
+        })
+    }
+
+    /// A CPU device, which measures its launches where `profile` is set.
+    pub fn cpu_device(&self, profile: bool) -> Result<CpuDevice, Error> {
+        let options = CpuOptions {
+            threads: self.threads,
+            profile,
+            ..CpuOptions::default()
+        };
+        CpuDevice::open(self.loaded.clone(), &options)
+    }
+
+    pub fn reference_device(&self) -> Result<ReferenceDevice, Error> {
+        let options = ReferenceOptions {
+            threads: Some(self.reference_threads()),
+            ..ReferenceOptions::default()
+        };
+        ReferenceDevice::open(self.loaded.clone(), &options)
+    }
+
+    pub fn plan(&self) -> &Plan {
+        self.loaded.plan()
+    }
+
+    pub fn limits(&self) -> Limits {
+        self.plan().limits
+    }
+
+    /// Token ids are below this.
+    pub fn vocab(&self) -> u32 {
+        self.loaded.manifest().model.vocab
+    }
+
+    /// For an engine on [`Session::device`]: both devices work while they are submitted to.
+    pub fn engine_config(&self) -> Config {
+        Config {
+            limits: self.limits(),
+            vocab: self.vocab(),
+            in_flight: 1,
+        }
+    }
+}

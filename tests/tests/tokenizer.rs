@@ -1,0 +1,160 @@
+//! The tokenizer from a real GGUF file to ids: the compiler's builder and the runner together, against llama.cpp's ids.
+
+use std::fs::File;
+use std::time::{Instant, SystemTime};
+
+use bundle_format::tokenizer::Special;
+use fastc::gguf::Gguf;
+use fastc::tokenizer::VocabSource;
+use fastrun::chat::{ChatRequest, ChatTemplate};
+use fastrun::tokenizer::{EncodeOptions, Tokenizer};
+use memmap2::Mmap;
+use serde_json::Value as Json;
+
+/// As `fastrun tokenize` does.
+const WHOLE: EncodeOptions = EncodeOptions {
+    parse_special: true,
+    add_special: true,
+};
+const PLAIN: EncodeOptions = EncodeOptions {
+    parse_special: false,
+    add_special: true,
+};
+
+fn section() -> Vec<u8> {
+    let file = File::open(e2e::models::smollm2()).unwrap();
+    // SAFETY: nothing writes to the model while tests run.
+    let map = unsafe { Mmap::map(&file).unwrap() };
+    let gguf = Gguf::parse(&map).unwrap();
+    let source = VocabSource::from_metadata(&gguf.metadata).unwrap();
+    let section = source.build().unwrap();
+    assert_eq!(section, source.build().unwrap());
+    section
+}
+
+fn ids(text: &str) -> Vec<u32> {
+    text.split_whitespace()
+        .map(|id| id.parse().unwrap())
+        .collect()
+}
+
+#[test]
+fn files_have_the_ids_of_llama_cpp() {
+    let section = section();
+    let tokenizer = Tokenizer::open(&section).unwrap();
+    for (text, expected) in [
+        (
+            include_str!("../golden/text.txt"),
+            include_str!("../golden/text.smollm2.ids"),
+        ),
+        (
+            include_str!("../golden/gpl3-30k.txt"),
+            include_str!("../golden/gpl3-30k.smollm2.ids"),
+        ),
+    ] {
+        let found = tokenizer.encode(text, WHOLE);
+        assert_eq!(found, ids(expected));
+        assert_eq!(tokenizer.decode(&found, true).unwrap(), text);
+    }
+}
+
+#[test]
+fn texts_in_many_scripts_have_the_ids_of_llama_cpp() {
+    let section = section();
+    let tokenizer = Tokenizer::open(&section).unwrap();
+    let mut lines = 0;
+    for line in include_str!("../golden/scripts.smollm2.jsonl").lines() {
+        let line: Json = serde_json::from_str(line).unwrap();
+        let text = line["text"].as_str().unwrap();
+        for (options, key) in [(WHOLE, "parsed"), (PLAIN, "plain")] {
+            let expected: Vec<u32> = serde_json::from_value(line[key].clone()).unwrap();
+            assert_eq!(tokenizer.encode(text, options), expected, "{key} {text:?}");
+        }
+        lines += 1;
+    }
+    assert!(lines > 200, "{lines} texts");
+}
+
+#[test]
+fn roles_are_those_of_llama_cpp() {
+    let section = section();
+    let tokenizer = Tokenizer::open(&section).unwrap();
+    let vocab = tokenizer.vocab();
+    assert_eq!(vocab.len(), 49152);
+    assert_eq!(vocab.special(Special::Bos), Some(1));
+    assert_eq!(vocab.special(Special::Eos), Some(2));
+    assert!(!vocab.flags().add_bos && !vocab.flags().add_eos);
+    // <|endoftext|>, <|im_end|>, and <reponame>, which separates files in a prompt of several.
+    assert_eq!(vocab.end_of_generation().collect::<Vec<_>>(), [0, 2, 4]);
+}
+
+#[test]
+fn chats_are_rendered_as_by_jinja2() {
+    let section = section();
+    let tokenizer = Tokenizer::open(&section).unwrap();
+    let template = ChatTemplate::of_model(&tokenizer).unwrap();
+    for line in include_str!("../golden/chat.smollm2.jsonl").lines() {
+        let line: Json = serde_json::from_str(line).unwrap();
+        let messages = line["messages"].as_array().unwrap().clone();
+        let mut request = ChatRequest::new(messages, SystemTime::UNIX_EPOCH);
+        request.add_generation_prompt = line["add_generation_prompt"].as_bool().unwrap();
+        let prompt = template.render(&request).unwrap();
+        assert_eq!(prompt.text, line["text"].as_str().unwrap());
+        // Messages that spell no control token are tokenised as the whole text is.
+        if prompt.literal.is_empty() {
+            assert_eq!(
+                tokenizer.encode_prompt(&prompt),
+                tokenizer.encode(&prompt.text, WHOLE)
+            );
+        }
+    }
+}
+
+#[test]
+fn opening_takes_no_time() {
+    let section = section();
+    let fastest = (0..20)
+        .map(|_| {
+            let start = Instant::now();
+            Tokenizer::open(&section).unwrap();
+            start.elapsed()
+        })
+        .min()
+        .unwrap();
+    assert!(fastest.as_micros() < 1000, "{fastest:?}");
+}
+
+/// A word without end and a text of many words: for ten times the text about ten times the time.
+#[test]
+fn time_grows_with_the_text() {
+    let section = section();
+    let tokenizer = Tokenizer::open(&section).unwrap();
+    let encode = |text: &str| {
+        let start = Instant::now();
+        let ids = tokenizer.encode(text, WHOLE);
+        assert_eq!(tokenizer.decode(&ids, true).unwrap(), text);
+        start.elapsed()
+    };
+    let word: String = (0..1_000_000u64)
+        .map(|i| (b'a' + (i * i / 7 % 26) as u8) as char)
+        .collect();
+    let prose = include_str!("../golden/gpl3-30k.txt").repeat(33);
+    for text in [
+        word.as_str(),
+        &"a".repeat(1_000_000),
+        &"\n".repeat(1_000_000),
+        &"<|im_".repeat(200_000),
+        &prose,
+    ] {
+        let tenth = (0..3)
+            .map(|_| encode(&text[..text.len() / 10]))
+            .min()
+            .unwrap();
+        let whole = encode(text);
+        assert!(
+            whole < tenth * 40,
+            "{:?}: {tenth:?} for a tenth, {whole:?} for all",
+            &text[..8]
+        );
+    }
+}
