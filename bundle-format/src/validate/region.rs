@@ -276,6 +276,7 @@ impl Body<'_> {
                 );
                 self.uses(&[x])?
             }
+            Inst::UnitSum { x } => self.uses(&[x])?,
             Inst::Store { dst, col, x } => {
                 self.uses(&[x])?;
                 self.store(dst, col, &[DType::F32])?

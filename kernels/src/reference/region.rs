@@ -127,6 +127,13 @@ impl Row<'_> {
                 let sum: f64 = value(x).iter().map(|x| f64::from(*x)).sum();
                 out.extend(self.points().map(|_| sum as f32));
             }
+            Inst::UnitSum { x } => {
+                let width = self.region.width as usize;
+                for unit in value(x).chunks(width) {
+                    let sum: f64 = unit.iter().map(|x| f64::from(*x)).sum();
+                    out.extend(std::iter::repeat_n(sum as f32, width));
+                }
+            }
             Inst::Store { dst, col, x } => {
                 for ((unit, c), x) in self.points().zip(value(x)) {
                     operands.store(dst, self.row, column(col, unit, c), *x);
@@ -335,6 +342,40 @@ mod tests {
                 (2, 1, 2, 10.0),
                 (2, 1, 3, 11.0)
             ]
+        );
+    }
+
+    #[test]
+    fn unit_sums() {
+        let body = vec![
+            Inst::Load {
+                src: 0,
+                row: RowMap::Same,
+                col: ColMap {
+                    per_unit: 3,
+                    offset: 0,
+                },
+            },
+            Inst::UnitSum { x: 0 },
+            Inst::Store {
+                dst: 3,
+                col: ColMap {
+                    per_unit: 2,
+                    offset: 0,
+                },
+                x: 1,
+            },
+        ];
+        let mut log = Log::default();
+        let range = TileRange {
+            rows: 1..2,
+            cols: 3..9,
+        };
+        run_region(&region(3, 2, 9, body), &range, None, &mut log);
+        // Columns 3 and 4, then 6 and 7, of row 1: each unit's sum at both of its c.
+        assert_eq!(
+            log.stored,
+            [(1, 2, 207.0), (1, 3, 207.0), (1, 4, 213.0), (1, 5, 213.0)]
         );
     }
 

@@ -6,7 +6,7 @@ use bundle_format::region::{Binary, Inst, Val};
 use super::memory::Memory;
 use super::regions::{self, Case, at};
 use super::{check, floats};
-use crate::codegen::cpu::schedule::{Schedule, Step};
+use crate::codegen::cpu::schedule::{Phase, Schedule, Step};
 
 fn schedule(case: &Case) -> Schedule {
     Schedule::of(&case.region).expect("the region stores something")
@@ -14,11 +14,11 @@ fn schedule(case: &Case) -> Schedule {
 
 /// The pass that does the store at this index of the body.
 fn pass_of(schedule: &Schedule, store: usize) -> Option<usize> {
-    let does = |step: &Step| *step == Step::Store(store);
+    let stores = |phase: &Phase| phase.steps.contains(&Step::Store(store));
     schedule
         .passes
         .iter()
-        .position(|pass| pass.steps.iter().any(does))
+        .position(|pass| pass.phases.iter().any(stores))
 }
 
 #[test]
@@ -35,11 +35,22 @@ fn what_a_former_pass_stored_is_loaded_back() {
         }
     ));
     assert_eq!(pass_of(&schedule, 3), Some(0));
-    let evaluated = |pass: usize| schedule.passes[pass].steps.contains(&Step::Eval(sum));
+    let evaluated = |pass: usize| {
+        schedule.passes[pass].phases[0]
+            .steps
+            .contains(&Step::Eval(sum))
+    };
     assert!(evaluated(0) && !evaluated(1));
     let reloads =
         |step: &&Step| matches!(step, Step::Reload { value, from: 0, .. } if *value == sum);
-    assert_eq!(schedule.passes[1].steps.iter().filter(reloads).count(), 1);
+    assert_eq!(
+        schedule.passes[1].phases[0]
+            .steps
+            .iter()
+            .filter(reloads)
+            .count(),
+        1
+    );
 }
 
 #[test]

@@ -13,7 +13,7 @@ fn tolerance(case: &Case) -> f32 {
     let exact = case.region.body.iter().all(|inst| {
         !matches!(
             inst,
-            Inst::RowSum { .. } | Inst::Unary { op: Unary::Exp, .. }
+            Inst::RowSum { .. } | Inst::UnitSum { .. } | Inst::Unary { op: Unary::Exp, .. }
         )
     });
     if exact { 0.0 } else { 4e-6 }
