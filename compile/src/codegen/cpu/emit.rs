@@ -18,7 +18,7 @@ use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use super::isa::CALL_CONV;
 use super::layout::{KvStrides, Layout, RegionContext};
 use super::loops::Count;
-use super::math::{self, LANES};
+use super::math::LANES;
 use super::quantise::STRIP_BLOCK_VECTORS;
 use super::schedule::{Pass, Phase, Schedule, Scope, Step};
 use super::strip::{Lanes, Point};
