@@ -724,6 +724,12 @@ fn values() {
             },
         )
     });
+    // Sums of units may stand where sums of rows may, and in epilogues too, but not before what they add up.
+    check(|p| norm(p, 2, Inst::UnitSum { x: 1 })).unwrap();
+    check(|p| epilogue(p, O, 0).body[2] = Inst::UnitSum { x: 1 }).unwrap();
+    bad(&["instruction 2: value"], |p| {
+        norm(p, 2, Inst::UnitSum { x: 2 })
+    });
     // A store makes no value.
     bad(&["instruction 10: value"], |p| {
         let body = &mut epilogue(p, QKV, 0).body;
