@@ -3,6 +3,8 @@
 
 #![allow(dead_code)] // Each test program uses some of it.
 
+pub mod edits;
+
 use std::io::{Cursor, Write};
 
 use bundle_format::codec;
