@@ -2,10 +2,12 @@
 //! what the plan says without a check of its own.
 //!
 //! In the order of [`bundle`]: the manifest's spelling, the step's limits, KV groups, buffers, weights, and then each launch
-//! (`launch`), its regions (`region`), and what is where in the arena when (`arena`).
+//! (`launch`), its regions (`region`), what is where in the arena when (`arena`), and that launches wait for those whose
+//! work they need or overwrite (`order`).
 
 mod arena;
 mod launch;
+mod order;
 mod region;
 
 use std::fmt::Display;
@@ -23,6 +25,7 @@ const MAX_KV_DIM: u32 = 1 << 12;
 const MAX_COLS: u32 = 1 << 28;
 const MAX_ARENA: u64 = 1 << 42;
 const MAX_NAME: usize = 4096;
+const MAX_LAUNCHES: usize = 1 << 14;
 
 /// What is wrong with a manifest or a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,6 +71,12 @@ macro_rules! ensure {
     };
 }
 pub(crate) use ensure;
+
+/// Types as error messages list them: `Q8 or Q16`.
+fn one_of(types: &[DType]) -> String {
+    let names: Vec<String> = types.iter().map(|dtype| format!("{dtype:?}")).collect();
+    names.join(" or ")
+}
 
 /// A name as error messages show it: short, without control characters.
 fn shown(name: &str) -> String {
@@ -172,10 +181,19 @@ pub fn plan(plan: &Plan, code_len: u64) -> Result<(), Invalid> {
     roles(plan)?;
     weights_len(plan)?;
 
+    if plan.launches.len() > MAX_LAUNCHES {
+        let expected = format!("at most {MAX_LAUNCHES}");
+        let found = plan.launches.len();
+        return Err(Invalid::unsupported("launches", expected, found));
+    }
     let mut arena = arena::Arena::new(plan);
+    let mut order = order::Order::new(plan);
     for (i, l) in plan.launches.iter().enumerate() {
         launch::check(plan, i, l, code_len)
-            .and_then(|effects| arena.launch(&effects))
+            .and_then(|effects| {
+                arena.launch(&effects)?;
+                order.launch(&effects)
+            })
             .map_err(|e| e.within(format_args!("launch {i} ({})", shown(&l.name))))?;
     }
     arena.finish()
@@ -236,7 +254,8 @@ fn buffer(plan: &Plan, buffer: &Buffer) -> Result<(), Invalid> {
     name(&buffer.name)?;
     within("cols", buffer.cols, MAX_COLS)?;
     ensure!(
-        !matches!(buffer.dtype, DType::Q8 | DType::Q16) || (buffer.cols as usize).is_multiple_of(Q8_BLOCK),
+        !matches!(buffer.dtype, DType::Q8 | DType::Q16)
+            || (buffer.cols as usize).is_multiple_of(Q8_BLOCK),
         "cols of a quantised buffer",
         format!("a multiple of {Q8_BLOCK}"),
         buffer.cols
@@ -323,6 +342,14 @@ pub fn encoded_row_bytes(encoding: Encoding, cols: u32) -> Option<u64> {
     };
     cols.is_multiple_of(block)
         .then(|| (cols / block) as u64 * bytes)
+}
+
+/// Types of activations that weights of an encoding are multiplied with, the cheapest first.
+pub const fn activation_types(encoding: Encoding) -> &'static [DType] {
+    match encoding {
+        Encoding::F32 | Encoding::F16 => &[DType::F32],
+        Encoding::Q4_0 | Encoding::Q4_1 | Encoding::Q8_0 => &[DType::Q8, DType::Q16],
+    }
 }
 
 /// Bytes of a weight of this encoding, layout and shape; none where `cols` is no multiple of the block.

@@ -97,7 +97,7 @@ fn buffers() {
     bad(&["range in the arena"], |p| p.limits.max_tokens = 1 << 20);
     bad(&["buffer 5 (x): cols"], |p| p.buffers[x].cols = 0);
     bad(&["buffer 5 (x): cols"], |p| p.buffers[x].cols = u32::MAX);
-    bad(&["buffer 7 (normed): cols of a Q8"], |p| {
+    bad(&["buffer 7 (normed): cols of a quantised buffer"], |p| {
         p.buffers[buf::NORMED as usize].cols = 33
     });
     bad(&["buffer 5", "name"], |p| {
@@ -190,6 +190,215 @@ fn deps() {
     });
     bad(&["launch 3 (qkv): deps"], |p| {
         p.launches[3].deps = vec![1, u32::MAX]
+    });
+}
+
+/// Checks a plan that a change was made to.
+fn check(change: impl Fn(&mut Plan)) -> Result<(), validate::Invalid> {
+    let mut plan = plan(SMALL);
+    change(&mut plan);
+    validate::plan(&plan, 500)
+}
+
+/// A launch that does not wait for one that it must wait for is a data race.
+#[test]
+fn races() {
+    bad(
+        &[
+            "launch 2 (norm): deps: expected to wait for launch 0 (embed)",
+            "reads buffer 5 (x)",
+            "found []",
+        ],
+        |p| p.launches[NORM].deps.clear(),
+    );
+    // Another launch is no help that doesn't wait for it either.
+    bad(
+        &["launch 2 (norm): deps", "launch 0 (embed)", "found [1]"],
+        |p| p.launches[ROPE].deps.clear(),
+    );
+    bad(
+        &[
+            "launch 3 (qkv): deps",
+            "launch 1 (rope)",
+            "reads buffer 6 (rope)",
+        ],
+        |p| p.launches[NORM].deps = vec![0],
+    );
+    bad(&["launch 4 (attention): deps", "launch 3 (qkv)"], |p| {
+        p.launches[ATTENTION].deps = vec![2]
+    });
+    bad(&["launch 5 (o): deps", "launch 4 (attention)"], |p| {
+        p.launches[O].deps = vec![3]
+    });
+    bad(&["launch 6 (last norm): deps", "launch 5 (o)"], |p| {
+        p.launches[LAST].deps = vec![4, 0]
+    });
+    bad(&["launch 7 (output): deps", "launch 6 (last norm)"], |p| {
+        p.launches[OUTPUT].deps = vec![5]
+    });
+    // What is not needed may be left out, and what is may come by any way.
+    check(|p| {
+        p.launches[ROPE].deps.clear();
+        p.launches[NORM].deps = vec![0];
+        p.launches[QKV].deps = vec![1, 2];
+    })
+    .unwrap();
+    check(|p| p.launches[OUTPUT].deps = vec![6, 6, 0]).unwrap();
+    unsupported(&["launches", "at most 16384"], |p| {
+        p.launches = vec![p.launches[0].clone(); 16385]
+    });
+}
+
+/// A launch may not overwrite what another one may still read.
+#[test]
+fn races_with_readers() {
+    let aside = |deps: &'static [u32]| {
+        move |p: &mut Plan| {
+            let offset = p.arena_bytes;
+            let mut own = p.buffers[buf::NORMED as usize].clone();
+            own.place.offset = offset;
+            p.arena_bytes += 1 << 20;
+            p.buffers.push(own);
+            let mut aside = p.launches[NORM].clone();
+            aside.name = "aside".into();
+            p.launches.insert(ATTENTION, aside);
+            // It reads x, which the product behind the attention updates.
+            region(p, ATTENTION).operands[2] = Operand::Buffer(buf::LOGITS + 1);
+            for (i, launch) in p.launches.iter_mut().enumerate().skip(ATTENTION) {
+                launch.deps = vec![i as u32 - 1];
+            }
+            p.launches[ATTENTION].deps = vec![0];
+            p.launches[ATTENTION + 1].deps = vec![QKV as u32];
+            p.launches[O + 1].deps = deps.to_vec();
+        }
+    };
+    bad(
+        &[
+            "launch 6 (o): deps: expected to wait for launch 4 (aside)",
+            "writes buffer 5 (x)",
+        ],
+        aside(&[5]),
+    );
+    check(aside(&[5, 4])).unwrap();
+    check(aside(&[4, 5])).unwrap();
+}
+
+/// The keys and the values of a layer are shared memory like any buffer.
+#[test]
+fn races_in_kv_pools() {
+    // The values' product as a launch of its own, at this index, with these deps.
+    let split = |at: usize, own: &'static [u32], attention: &'static [u32]| {
+        move |p: &mut Plan| {
+            let mut values = p.launches[QKV].clone();
+            let cut = |launch: &mut Launch, range: std::ops::Range<usize>| {
+                if let Op::MatMul { segments, .. } = &mut launch.op {
+                    *segments = segments[range.clone()].to_vec();
+                }
+                for variant in &mut launch.variants {
+                    variant.parts = variant.parts[range.clone()].to_vec();
+                }
+            };
+            cut(&mut values, 2..3);
+            cut(&mut p.launches[QKV], 0..2);
+            values.name = "values".into();
+            values.deps = own.to_vec();
+            p.launches.insert(at, values);
+            for i in at + 1..p.launches.len() {
+                p.launches[i].deps = vec![i as u32 - 1];
+            }
+            let launch = p.launches.iter_mut().find(|l| l.name == "attention");
+            launch.unwrap().deps = attention.to_vec();
+        }
+    };
+    check(split(4, &[2], &[3, 4])).unwrap();
+    bad(
+        &[
+            "launch 5 (attention): deps",
+            "launch 4 (values)",
+            "reads the values of layer 0 of KV group 0",
+        ],
+        split(4, &[2], &[3]),
+    );
+    bad(
+        &["launch 5 (attention): deps", "launch 3 (qkv)"],
+        split(4, &[2], &[4]),
+    );
+    check(split(5, &[4], &[3])).unwrap();
+    bad(
+        &[
+            "launch 5 (values): deps",
+            "launch 4 (attention)",
+            "writes the values of layer 0 of KV group 0",
+        ],
+        split(5, &[3], &[3]),
+    );
+    bad(
+        &["epilogue", "no store to the pools that the attention reads"],
+        |p| {
+            let store = epilogue(p, QKV, 2).clone();
+            let attention = region(p, ATTENTION);
+            attention.operands.extend(store.operands);
+            attention.body.push(Inst::StoreKv {
+                dst: 1,
+                slots: 2,
+                offset: 0,
+                x: 0,
+            });
+            p.kv[0].kv_heads = 2;
+            // Keys and values of two heads.
+            for segment in [1, 2] {
+                let weight = 3 + segment;
+                p.weights[weight].rows *= 2;
+                p.weights[weight].len *= 2;
+                p.weights[weight].slices.clear();
+                epilogue(p, QKV, segment).cols *= 2;
+            }
+            let mut end = 0;
+            for weight in &mut p.weights {
+                weight.offset = weight.offset.max(end);
+                end = (weight.offset + weight.len).next_multiple_of(ALIGN as u64);
+            }
+        },
+    );
+}
+
+/// Q16 activations go where Q8 ones go.
+#[test]
+fn activations_of_16_bits() {
+    let q16 = |buffer: u32| {
+        move |p: &mut Plan| {
+            let rows = p.limits.max_tokens as u64;
+            let offset = p.arena_bytes;
+            let b = &mut p.buffers[buffer as usize];
+            b.dtype = DType::Q16;
+            b.place.offset = offset;
+            p.arena_bytes += rows * b.row_bytes();
+        }
+    };
+    for buffer in [buf::NORMED, buf::HEADS, buf::LAST] {
+        check(q16(buffer)).unwrap();
+    }
+    for dtype in [DType::F32, DType::U32] {
+        bad(
+            &[
+                "type of the stored buffer",
+                "expected Q8 or Q16 over Tokens",
+            ],
+            |p| {
+                q16(buf::NORMED)(p);
+                let b = &mut p.buffers[buf::NORMED as usize];
+                b.dtype = dtype;
+                p.arena_bytes += 1 << 20;
+            },
+        );
+    }
+    bad(&["type of the loaded buffer"], |p| {
+        q16(buf::NORMED)(p);
+        region(p, NORM).operands[0] = Operand::Buffer(buf::NORMED);
+    });
+    bad(&["buffer 7 (normed): cols of a quantised buffer"], |p| {
+        p.buffers[buf::NORMED as usize].dtype = DType::Q16;
+        p.buffers[buf::NORMED as usize].cols = 48;
     });
 }
 
@@ -303,7 +512,37 @@ fn rope_table() {
 #[test]
 fn matmul() {
     bad(&["launch 3 (qkv): x"], set!(QKV, MatMul, x, 99));
-    bad(&["type of x"], set!(QKV, MatMul, x, buf::TOKENS));
+    // The weights of q, k and v are quantised, and so must the activations be.
+    bad(
+        &["segment 0: type of x for a weight in Q8_0: expected Q8 or Q16, found F32"],
+        set!(QKV, MatMul, x, buf::X),
+    );
+    for dtype in [DType::F32, DType::U32] {
+        bad(&["segment 0: type of x", "expected Q8 or Q16"], |p| {
+            p.buffers.push(Buffer {
+                name: "other".into(),
+                dtype,
+                ..p.buffers[buf::NORMED as usize].clone()
+            });
+            set!(QKV, MatMul, x, buf::LOGITS + 1)(p);
+        });
+    }
+    for encoding in [Encoding::F16, Encoding::F32] {
+        let text =
+            format!("segment 2: type of x for a weight in {encoding:?}: expected F32, found Q8");
+        bad(&[&text], |p| {
+            let weight = &mut p.weights[5];
+            weight.encoding = encoding;
+            weight.layout = WeightLayout::Interleave8;
+            weight.len =
+                validate::packed_len(encoding, weight.layout, weight.rows, weight.cols).unwrap();
+            let mut end = 0;
+            for weight in &mut p.weights {
+                weight.offset = weight.offset.max(end);
+                end = (weight.offset + weight.len).next_multiple_of(ALIGN as u64);
+            }
+        });
+    }
     bad(&["cols of the weight"], set!(QKV, MatMul, x, buf::ROPE));
     bad(&["segments"], set!(QKV, MatMul, segments, Vec::new()));
     bad(&["segment 1: weight"], |p| {
@@ -324,10 +563,19 @@ fn matmul() {
         epilogue(p, O, 0).body[1] = Inst::RowSum { x: 0 }
     });
     bad(&["store to buffer", "its input"], |p| {
-        // The last product's input becomes f32 and takes its own results.
+        // The last product is of f32 and takes its own results.
+        let last = p.weights.len();
+        let offset = validate::weights_len(p).unwrap();
+        p.weights.push(Weight {
+            encoding: Encoding::F32,
+            len: (DIM * DIM * 4) as u64,
+            offset,
+            ..p.weights[6].clone()
+        });
         op(p, O, |o| {
-            if let Op::MatMul { x, .. } = o {
+            if let Op::MatMul { x, segments } = o {
                 *x = buf::X;
+                segments[0].weight = last as u32;
             }
         })
     });
@@ -518,10 +766,10 @@ fn stores() {
             }
         }
     };
-    bad(&["per_unit of a Q8 store"], q8(48, 0));
-    bad(&["offset of a Q8 store"], q8(32, 16));
+    bad(&["per_unit of a quantised store"], q8(48, 0));
+    bad(&["offset of a quantised store"], q8(32, 16));
     bad(&["columns"], q8(32, 32));
-    bad(&["width of a Q8 store"], |p| {
+    bad(&["width of a quantised store"], |p| {
         region(p, NORM).width = 16;
     });
     // The residual's load after its store.

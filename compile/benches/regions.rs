@@ -50,7 +50,7 @@ fn region_benches(criterion: &mut Criterion) {
 /// Memory for an operand.
 fn operand(layout: &Layout) -> Vec<f32> {
     match *layout {
-        Layout::F32 { row_bytes, .. } | Layout::Q8 { row_bytes, .. } => {
+        Layout::F32 { row_bytes, .. } | Layout::Quant { row_bytes, .. } => {
             numbers(ROWS * row_bytes as usize / 4)
         }
         Layout::Vector { cols } => numbers(cols as usize),

@@ -10,6 +10,7 @@ use crate::codegen::{self, Code};
 use crate::error::Error;
 use crate::gguf::Gguf;
 use crate::ir::Graph;
+use crate::passes::Activations;
 use crate::progress::Progress;
 use crate::tokenizer::VocabSource;
 use crate::{arch, emit, lower, passes};
@@ -22,13 +23,20 @@ pub struct Options {
     pub context: Option<u32>,
     /// Sequences of a step.
     pub max_batch: u32,
-    /// Passes not to run.
-    pub disabled: Vec<String>,
+    pub passes: passes::Settings,
 }
 
 impl Options {
     pub fn new(target: Target) -> Options {
-        Options { target, context: None, max_batch: 32, disabled: Vec::new() }
+        Options {
+            target,
+            context: None,
+            max_batch: 32,
+            passes: passes::Settings {
+                disabled: Vec::new(),
+                activations: Activations::Auto,
+            },
+        }
     }
 }
 
@@ -56,25 +64,36 @@ pub fn compile_graph(
 ) -> Result<Compiled, Error> {
     let graph = arch::build(gguf)?;
     imported(&graph);
-    let graph = passes::run(graph, &options.disabled, &mut seen)?;
+    let graph = passes::run(graph, &options.passes, &mut seen)?;
     let mut plan = lower::lower(&graph, options.target, limits(gguf, options)?)?;
     let code = codegen::generate(&mut plan, options.target)?;
     Ok(Compiled { graph, plan, code })
 }
 
 /// Compiles `input` to a bundle at `output`, which appears whole or not at all.
-pub fn compile(input: &Path, output: &Path, options: &Options, progress: &dyn Progress) -> Result<PathBuf, Error> {
+pub fn compile(
+    input: &Path,
+    output: &Path,
+    options: &Options,
+    progress: &dyn Progress,
+) -> Result<PathBuf, Error> {
     let file = emit::Source::open(input)?;
     let in_file = |e: Error| e.context(input.display());
-    let gguf = Gguf::parse(file.bytes()).map_err(Error::from).map_err(in_file)?;
+    let gguf = Gguf::parse(file.bytes())
+        .map_err(Error::from)
+        .map_err(in_file)?;
     let compiled = compile_graph(&gguf, options, |_| {}, |_| {}).map_err(in_file)?;
-    let vocab = VocabSource::from_metadata(&gguf.metadata).map_err(Error::from).map_err(in_file)?;
+    let vocab = VocabSource::from_metadata(&gguf.metadata)
+        .map_err(Error::from)
+        .map_err(in_file)?;
     let table = vocab.build().map_err(Error::from).map_err(in_file)?;
     let rows = vocab_rows(&compiled.plan);
     let model = arch::describe(&gguf, rows).map_err(in_file)?;
     if vocab.tokens.len() as u64 > rows as u64 {
         let tokens = vocab.tokens.len();
-        return Err(in_file(Error::User(format!("the vocabulary has {tokens} tokens, the model only {rows} logits"))));
+        return Err(in_file(Error::User(format!(
+            "the vocabulary has {tokens} tokens, the model only {rows} logits"
+        ))));
     }
     let manifest = |source_hash: [u8; 32]| Manifest {
         compiler: format!("fastc {}", env!("CARGO_PKG_VERSION")),
@@ -82,12 +101,27 @@ pub fn compile(input: &Path, output: &Path, options: &Options, progress: &dyn Pr
         zstd: bundle_format::codec::zstd_version().to_string(),
         source_hash,
         target: options.target,
-        features: options.target.required_features().iter().map(|f| f.to_string()).collect(),
+        features: options
+            .target
+            .required_features()
+            .iter()
+            .map(|f| f.to_string())
+            .collect(),
         kernel_abi: kernels::abi::VERSION,
         options: recorded(options, &compiled.plan.limits),
         model: model.clone(),
     };
-    emit::write(emit::Job { gguf: &gguf, source: &file, compiled: &compiled, tokenizer: &table, manifest: &manifest }, output, progress)?;
+    emit::write(
+        emit::Job {
+            gguf: &gguf,
+            source: &file,
+            compiled: &compiled,
+            tokenizer: &table,
+            manifest: &manifest,
+        },
+        output,
+        progress,
+    )?;
     Ok(output.to_path_buf())
 }
 
@@ -99,32 +133,54 @@ fn limits(gguf: &Gguf<'_>, options: &Options) -> Result<Limits, Error> {
     let context = options.context.unwrap_or(trained);
     if context == 0 || context > trained {
         return Err(Error::User(match options.context {
-            Some(_) => format!("--ctx {context}: this model was trained for 1 to {trained} positions"),
+            Some(_) => {
+                format!("--ctx {context}: this model was trained for 1 to {trained} positions")
+            }
             None => format!("{key} is 0"),
         }));
     }
     if options.max_batch == 0 || options.max_batch > MAX_TOKENS {
-        return Err(Error::User(format!("--max-batch {}: expected 1 to {MAX_TOKENS} sequences", options.max_batch)));
+        return Err(Error::User(format!(
+            "--max-batch {}: expected 1 to {MAX_TOKENS} sequences",
+            options.max_batch
+        )));
     }
     let max_tokens = MAX_TOKENS.min(context.max(options.max_batch));
     let max_rows = MIN_ROWS.max(options.max_batch).min(max_tokens);
-    Ok(Limits { max_tokens, max_seqs: options.max_batch, max_rows, context })
+    Ok(Limits {
+        max_tokens,
+        max_seqs: options.max_batch,
+        max_rows,
+        context,
+    })
 }
 
 /// Logits a row.
 fn vocab_rows(plan: &Plan) -> u32 {
     use bundle_format::plan::{Output, Role};
-    let logits = plan.buffers.iter().find(|b| b.place.role == Role::Output(Output::Logits));
+    let logits = plan
+        .buffers
+        .iter()
+        .find(|b| b.place.role == Role::Output(Output::Logits));
     logits.map_or(0, |b| b.cols)
 }
 
 /// The options as the manifest records them.
 fn recorded(options: &Options, limits: &Limits) -> Vec<String> {
-    let mut disabled = options.disabled.clone();
+    let mut disabled = options.passes.disabled.clone();
     disabled.sort();
     disabled.dedup();
-    let mut list = vec![format!("ctx={}", limits.context), format!("max-batch={}", options.max_batch)];
+    let mut list = vec![
+        format!("ctx={}", limits.context),
+        format!("max-batch={}", options.max_batch),
+    ];
     list.extend(disabled.iter().map(|d| format!("disable-pass={d}")));
+    let activations = match options.passes.activations {
+        Activations::Auto => "auto",
+        Activations::Q8 => "q8",
+        Activations::Q16 => "q16",
+    };
+    list.push(format!("activations={activations}"));
     list.sort();
     list
 }

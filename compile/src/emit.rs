@@ -33,7 +33,10 @@ impl Source {
         let file = File::open(path).map_err(describe)?;
         let about = file.metadata().map_err(describe)?;
         if !about.is_file() {
-            return Err(Error::User(format!("{} is not a file; expected a GGUF model", path.display())));
+            return Err(Error::User(format!(
+                "{} is not a file; expected a GGUF model",
+                path.display()
+            )));
         }
         // SAFETY: the map is read-only and private. Another process that cuts the file while we read it makes the read
         // fail with SIGBUS, which ends this process and leaves no bundle; one that changes it gives a bundle of a model
@@ -44,6 +47,25 @@ impl Source {
 
     pub fn bytes(&self) -> &[u8] {
         &self.map
+    }
+
+    /// Tells the system that a part of [`Source::bytes`] won't be read soon, so that the memory in use stays near the
+    /// largest tensor, not the model.
+    fn forget(&self, part: &[u8]) {
+        let Some(offset) = (part.as_ptr() as usize).checked_sub(self.map.as_ptr() as usize) else {
+            return;
+        };
+        #[cfg(unix)]
+        if offset + part.len() <= self.map.len() {
+            // SAFETY: the map is read-only and of a file, so what is dropped is read from the file again at the next
+            // access, the same bytes: no one can tell the difference.
+            let advised = unsafe {
+                let advice = memmap2::UncheckedAdvice::DontNeed;
+                self.map.unchecked_advise_range(advice, offset, part.len())
+            };
+            // Refused advice costs memory, nothing else.
+            let _ = advised;
+        }
     }
 }
 
@@ -71,8 +93,12 @@ pub fn write(job: Job<'_>, output: &Path, progress: &dyn Progress) -> Result<(),
         };
         Error::User(format!("can't write {}: {e}{hint}", output.display()))
     };
-    let hash = hash_source(job.source.bytes(), progress)?;
-    let mut file = tempfile::Builder::new().prefix(".fastc-").suffix(".part").tempfile_in(&folder).map_err(describe)?;
+    let hash = hash_source(job.source, progress)?;
+    let mut file = tempfile::Builder::new()
+        .prefix(".fastc-")
+        .suffix(".part")
+        .tempfile_in(&folder)
+        .map_err(describe)?;
     {
         let sink = BufWriter::with_capacity(1 << 20, file.as_file_mut());
         let plan = &job.compiled.plan;
@@ -92,7 +118,13 @@ pub fn write(job: Job<'_>, output: &Path, progress: &dyn Progress) -> Result<(),
         for (index, weight) in plan.weights.iter().enumerate() {
             let packer = Packer::new(&job, weight)?;
             writer.start_weight(index).map_err(refused)?;
-            packer.pack(progress, &mut |bytes| writer.write_all(bytes).map_err(describe))?;
+            packer.pack(progress, &mut |bytes| {
+                writer.write_all(bytes).map_err(describe)
+            })?;
+            packer
+                .slices
+                .iter()
+                .for_each(|slice| job.source.forget(slice.data));
         }
         writer.finish().map_err(refused)?;
     }
@@ -100,7 +132,9 @@ pub fn write(job: Job<'_>, output: &Path, progress: &dyn Progress) -> Result<(),
     file.as_file().sync_all().map_err(describe)?;
     file.persist(output).map_err(|e| describe(e.error))?;
     // The rename is durable once the folder is.
-    File::open(&folder).and_then(|f| f.sync_all()).map_err(describe)
+    File::open(&folder)
+        .and_then(|f| f.sync_all())
+        .map_err(describe)
 }
 
 /// A temporary file is for its owner only; a bundle is an ordinary file.
@@ -114,12 +148,14 @@ fn set_permissions(file: &File) -> io::Result<()> {
 }
 
 /// blake3 of the model file, on all cores.
-fn hash_source(bytes: &[u8], progress: &dyn Progress) -> Result<[u8; 32], Error> {
+fn hash_source(source: &Source, progress: &dyn Progress) -> Result<[u8; 32], Error> {
+    let bytes = source.bytes();
     progress.begin("hashing", bytes.len() as u64);
     let mut hasher = blake3::Hasher::new();
     for chunk in bytes.chunks(CHUNK) {
         stop_if_cancelled(progress)?;
         hasher.update_rayon(chunk);
+        source.forget(chunk);
         progress.advance(chunk.len() as u64);
     }
     Ok(*hasher.finalize().as_bytes())
@@ -151,19 +187,35 @@ struct Packer<'a> {
 impl<'a> Packer<'a> {
     fn new(job: &Job<'a>, weight: &'a Weight) -> Result<Packer<'a>, Error> {
         let bug = |what: String| Error::Bug(format!("weight '{}': {what}", weight.name));
-        let mut packer = Packer { weight, slices: Vec::new(), row_bytes: 0, computed: None };
+        let mut packer = Packer {
+            weight,
+            slices: Vec::new(),
+            row_bytes: 0,
+            computed: None,
+        };
         let row_bytes = kernels::quant::row_bytes(weight.encoding, weight.cols as u64);
         packer.row_bytes = row_bytes.ok_or_else(|| bug("not whole blocks".to_string()))? as usize;
         for slice in &weight.slices {
-            let tensor = job.compiled.graph.tensors.iter().find(|t| t.name == slice.tensor);
+            let tensor = job
+                .compiled
+                .graph
+                .tensors
+                .iter()
+                .find(|t| t.name == slice.tensor);
             let tensor = tensor.ok_or_else(|| bug(format!("no tensor '{}'", slice.tensor)))?;
             match tensor.source {
                 TensorSource::File => {
                     let info = job.gguf.tensor(&tensor.name);
-                    let info = info.ok_or_else(|| bug(format!("no tensor '{}' in the file", tensor.name)))?;
-                    packer.slices.push(SourceRows { tensor, data: job.gguf.data(info) });
+                    let info = info
+                        .ok_or_else(|| bug(format!("no tensor '{}' in the file", tensor.name)))?;
+                    packer.slices.push(SourceRows {
+                        tensor,
+                        data: job.gguf.data(info),
+                    });
                 }
-                TensorSource::RopeFreqs { base, dim } => packer.computed = Some(rope_freqs(base, dim)),
+                TensorSource::RopeFreqs { base, dim } => {
+                    packer.computed = Some(rope_freqs(base, dim))
+                }
             }
         }
         Ok(packer)
@@ -193,12 +245,20 @@ impl<'a> Packer<'a> {
             stop_if_cancelled(progress)?;
             let count = at_once.min(groups - first);
             let chunk = &mut buffer[..count as usize * group_bytes];
-            chunk.par_chunks_mut(group_bytes).enumerate().for_each(|(i, out)| {
-                let from = (first + i as u32) * GROUP;
-                let to = (from + GROUP).min(self.weight.rows);
-                let rows: Vec<&[u8]> = (from..to).map(|row| self.row(row)).collect();
-                kernels::pack::pack_group(self.weight.encoding, self.weight.cols as usize, &rows, out);
-            });
+            chunk
+                .par_chunks_mut(group_bytes)
+                .enumerate()
+                .for_each(|(i, out)| {
+                    let from = (first + i as u32) * GROUP;
+                    let to = (from + GROUP).min(self.weight.rows);
+                    let rows: Vec<&[u8]> = (from..to).map(|row| self.row(row)).collect();
+                    kernels::pack::pack_group(
+                        self.weight.encoding,
+                        self.weight.cols as usize,
+                        &rows,
+                        out,
+                    );
+                });
             put(chunk)?;
             progress.advance(chunk.len() as u64);
             first += count;
@@ -219,7 +279,10 @@ impl<'a> Packer<'a> {
         if interleave > 0 {
             let count = self.slices.len() as u32;
             let (turn, within) = (row / interleave, row % interleave);
-            return (&self.slices[(turn % count) as usize], turn / count * interleave + within);
+            return (
+                &self.slices[(turn % count) as usize],
+                turn / count * interleave + within,
+            );
         }
         let mut row = row;
         for slice in &self.slices[..self.slices.len() - 1] {

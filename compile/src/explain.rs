@@ -26,11 +26,20 @@ pub fn explain(gguf: &Gguf<'_>, options: &Options, scope: Scope) -> Result<Strin
     let mut before = 0;
     let mut stages = Vec::new();
     let mut imported = None;
-    let compiled =
-        driver::compile_graph(gguf, options, |stage| stages.push(stage), |graph| imported = Some(graph.clone()))?;
+    let compiled = driver::compile_graph(
+        gguf,
+        options,
+        |stage| stages.push(stage),
+        |graph| imported = Some(graph.clone()),
+    )?;
     if let Some(graph) = &imported {
         before = graph.nodes.len();
-        let _ = writeln!(out, "== imported: {} nodes\n{}", before, print_scope(graph, scope));
+        let _ = writeln!(
+            out,
+            "== imported: {} nodes\n{}",
+            before,
+            print_scope(graph, scope)
+        );
     }
     for stage in &stages {
         let after = stage.graph.nodes.len();
@@ -39,7 +48,11 @@ pub fn explain(gguf: &Gguf<'_>, options: &Options, scope: Scope) -> Result<Strin
             let _ = writeln!(out, "== {name}: disabled ({about})\n");
             continue;
         }
-        let _ = writeln!(out, "== {name}: {about}; {before} -> {after} nodes\n{}", print_scope(&stage.graph, scope));
+        let _ = writeln!(
+            out,
+            "== {name}: {about}; {before} -> {after} nodes\n{}",
+            print_scope(&stage.graph, scope)
+        );
         before = after;
     }
     out.push_str(&print_pack(&compiled.plan, scope));
@@ -59,7 +72,9 @@ pub fn explain(gguf: &Gguf<'_>, options: &Options, scope: Scope) -> Result<Strin
 
 /// Whether something of this name is shown: of the chosen layer, or of none.
 fn in_scope(name: &str, scope: Scope) -> bool {
-    let layer = name.strip_prefix("blk.").and_then(|rest| rest.split('.').next());
+    let layer = name
+        .strip_prefix("blk.")
+        .and_then(|rest| rest.split('.').next());
     match (layer.and_then(|l| l.parse::<u32>().ok()), scope.layer) {
         (Some(layer), Some(wanted)) => layer == wanted,
         _ => true,
@@ -106,7 +121,8 @@ pub fn print_pack(plan: &Plan, scope: Scope) -> String {
 
 /// The buffers: size and place in the arena.
 pub fn print_memory(plan: &Plan, scope: Scope) -> String {
-    let mut out = String::from("== memory_plan: buffers that are never alive together share memory\n");
+    let mut out =
+        String::from("== memory_plan: buffers that are never alive together share memory\n");
     for b in plan.buffers.iter().filter(|b| in_scope(&b.name, scope)) {
         let dim = dim_name(b.extent);
         let _ = writeln!(
@@ -120,7 +136,11 @@ pub fn print_memory(plan: &Plan, scope: Scope) -> String {
             b.place.role
         );
     }
-    let apart: u64 = plan.buffers.iter().map(|b| b.row_bytes() * rows(plan, b.extent) as u64).sum();
+    let apart: u64 = plan
+        .buffers
+        .iter()
+        .map(|b| b.row_bytes() * rows(plan, b.extent) as u64)
+        .sum();
     let _ = writeln!(
         out,
         "  arena: {} bytes for T <= {}, R <= {}; {apart} without sharing\n",
@@ -132,8 +152,19 @@ pub fn print_memory(plan: &Plan, scope: Scope) -> String {
 /// The launches: what they wait for, and how each range of rows is done.
 pub fn print_variants(plan: &Plan, scope: Scope) -> String {
     let mut out = String::from("== specialise: a variant for each launch and range of rows\n");
-    for (index, launch) in plan.launches.iter().enumerate().filter(|(_, l)| in_scope(&l.name, scope)) {
-        let _ = writeln!(out, "  #{index} {} = {} after {:?}", launch.name, op_name(&launch.op), launch.deps);
+    for (index, launch) in plan
+        .launches
+        .iter()
+        .enumerate()
+        .filter(|(_, l)| in_scope(&l.name, scope))
+    {
+        let _ = writeln!(
+            out,
+            "  #{index} {} = {} after {:?}",
+            launch.name,
+            op_name(&launch.op),
+            launch.deps
+        );
         for variant in &launch.variants {
             let _ = writeln!(out, "      {}", print_variant(variant));
         }
@@ -143,14 +174,15 @@ pub fn print_variants(plan: &Plan, scope: Scope) -> String {
 }
 
 fn print_variant(v: &Variant) -> String {
-    let micro: Vec<String> = v
-        .parts
-        .iter()
-        .map(|p| match p.micro {
-            Some(id) => kernels::cpu::lookup(id).map_or_else(|| format!("{id:#x}"), |k| k.name.to_string()),
-            None => "generated".to_string(),
-        })
-        .collect();
+    let micro: Vec<String> =
+        v.parts
+            .iter()
+            .map(|p| match p.micro {
+                Some(id) => kernels::cpu::lookup(id)
+                    .map_or_else(|| format!("{id:#x}"), |k| k.name.to_string()),
+                None => "generated".to_string(),
+            })
+            .collect();
     let mut names = micro.clone();
     names.dedup();
     format!(
@@ -214,16 +246,26 @@ pub fn cost(plan: &Plan, op: &Op, tokens: u32, depth: u32) -> Cost {
         Op::Embed { table, out, .. } => {
             let w = &plan.weights[*table as usize];
             let row = w.len / w.rows.max(1) as u64;
-            Cost { weight_bytes: row * tokens as u64, buffer_bytes: buffer(*out), ..Cost::default() }
+            Cost {
+                weight_bytes: row * tokens as u64,
+                buffer_bytes: buffer(*out),
+                ..Cost::default()
+            }
         }
-        Op::RopeTable { out, .. } => Cost { buffer_bytes: buffer(*out), ..Cost::default() },
+        Op::RopeTable { out, .. } => Cost {
+            buffer_bytes: buffer(*out),
+            ..Cost::default()
+        },
         Op::Region { extent, region } => Cost {
             buffer_bytes: operands(region),
             operations: rows(*extent) * region.cols as u64 * region.body.len() as u64,
             ..Cost::default()
         },
         Op::MatMul { x, segments } => {
-            let mut total = Cost { buffer_bytes: buffer(*x), ..Cost::default() };
+            let mut total = Cost {
+                buffer_bytes: buffer(*x),
+                ..Cost::default()
+            };
             for segment in segments {
                 let w = &plan.weights[segment.weight as usize];
                 let rows = rows(plan.buffers[*x as usize].extent);
@@ -233,7 +275,13 @@ pub fn cost(plan: &Plan, op: &Op, tokens: u32, depth: u32) -> Cost {
             }
             total
         }
-        Op::Attention { q, group, heads, epilogue, .. } => {
+        Op::Attention {
+            q,
+            group,
+            heads,
+            epilogue,
+            ..
+        } => {
             let kv = &plan.kv[*group as usize];
             let seen = kv.window.unwrap_or(u32::MAX).min(depth) as u64;
             let blocks = (depth as u64).div_ceil(bundle_format::plan::KV_BLOCK as u64);
@@ -253,7 +301,9 @@ pub fn cost(plan: &Plan, op: &Op, tokens: u32, depth: u32) -> Cost {
 pub fn print_cost(plan: &Plan, scope: Scope) -> String {
     let Scope { tokens, depth, .. } = scope;
     let depth = depth.max(tokens);
-    let mut out = format!("== step: {tokens} tokens of one sequence with {depth} positions, one row of logits\n");
+    let mut out = format!(
+        "== step: {tokens} tokens of one sequence with {depth} positions, one row of logits\n"
+    );
     let _ = writeln!(
         out,
         "  {:<28} {:>14} {:>12} {:>14} {:>16}",

@@ -2,7 +2,8 @@
 //!
 //! In the order in which data flows: [`gguf`] the model file, [`arch`] its graph, [`ir`] what a graph is, [`passes`] its
 //! rewriting, [`lower`] the plan, [`codegen`] its code, [`tokenizer`] its vocabulary, [`emit`] the file. [`driver`] is the
-//! pipeline on one screen, [`explain`] shows each of its stages, [`synth`] makes models with random weights.
+//! pipeline on one screen, [`explain`] shows each of its stages, [`inspect`] what a
+//! model file holds, [`synth`] makes models with random weights.
 
 pub mod arch;
 pub mod codegen;
@@ -11,6 +12,7 @@ pub mod emit;
 pub mod error;
 pub mod explain;
 pub mod gguf;
+pub mod inspect;
 pub mod ir;
 pub mod lower;
 pub mod passes;

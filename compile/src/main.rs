@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bundle_format::target::Target;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use fastc::driver::{self, Options};
 use fastc::emit::Source;
 use fastc::error::Error;
 use fastc::explain::{self, Scope};
 use fastc::gguf::Gguf;
+use fastc::inspect;
+use fastc::passes::{Activations, Settings};
 use fastc::progress::Progress;
 use fastc::synth;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -56,6 +58,19 @@ enum Command {
         #[arg(long, default_value_t = 512)]
         depth: u32,
     },
+    /// Show what a model file holds: metadata and tensors.
+    Inspect {
+        /// The model, a GGUF file.
+        model: PathBuf,
+        /// Show long texts and arrays whole.
+        #[arg(long)]
+        all: bool,
+    },
+    /// Print a completion script: `source <(fastc completions bash)`.
+    Completions {
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
     /// Make a model with random weights in the shape of a known one, to measure speed with.
     Synth {
         /// The shape.
@@ -91,6 +106,9 @@ struct Shape {
     /// Sequences of a step.
     #[arg(long, value_name = "N", default_value_t = 32)]
     max_batch: u32,
+    /// Precision of the activations that meet quantised weights.
+    #[arg(long, value_enum, default_value = "auto")]
+    activations: ActivationsName,
     /// A pass to leave out, to measure what it is worth; may be repeated.
     #[arg(long, value_name = "PASS")]
     disable_pass: Vec<String>,
@@ -107,18 +125,36 @@ enum TargetName {
     X86_64V3,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum ActivationsName {
+    /// 15 bits where the rounding of 8 would show: the head, and models of few features.
+    Auto,
+    /// 8 bits: faster prefill.
+    Q8,
+    /// 15 bits: as good as f32.
+    Q16,
+}
+
 impl Shape {
     fn options(self) -> Result<Options, Error> {
         let target = match self.target {
             TargetName::Cpu | TargetName::X86_64V3 => Target::X86_64V3,
             TargetName::Native => native()?,
         };
-        let disabled = self.disable_pass;
+        let activations = match self.activations {
+            ActivationsName::Auto => Activations::Auto,
+            ActivationsName::Q8 => Activations::Q8,
+            ActivationsName::Q16 => Activations::Q16,
+        };
+        let passes = Settings {
+            disabled: self.disable_pass,
+            activations,
+        };
         Ok(Options {
             target,
             context: self.ctx,
             max_batch: self.max_batch,
-            disabled,
+            passes,
         })
     }
 }
@@ -190,6 +226,17 @@ fn run(command: Command) -> Result<(), Error> {
             };
             print(&explain::explain(&gguf, &shape.options()?, scope).map_err(in_file)?)
         }
+        Command::Inspect { model, all } => {
+            let source = Source::open(&model)?;
+            let gguf =
+                Gguf::parse(source.bytes()).map_err(|e| Error::from(e).context(model.display()))?;
+            print(&inspect::inspect(&gguf, all))
+        }
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "fastc", &mut script);
+            print(&String::from_utf8_lossy(&script))
+        }
         Command::Synth {
             shape,
             quant,
@@ -200,7 +247,10 @@ fn run(command: Command) -> Result<(), Error> {
         } => {
             let bars = Bars::new()?;
             let source = vocab.as_deref().map(Source::open).transpose()?;
-            let gguf = source.as_ref().map(|s| Gguf::parse(s.bytes())).transpose()?;
+            let gguf = source
+                .as_ref()
+                .map(|s| Gguf::parse(s.bytes()))
+                .transpose()?;
             let options = synth::Options {
                 shape: synth::Shape::named(&shape)?,
                 encoding: synth::encoding_named(&quant)?,

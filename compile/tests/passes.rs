@@ -36,10 +36,8 @@ struct Story {
 fn compile(bytes: &[u8], disabled: &[&str]) -> Story {
     let gguf = Gguf::parse(bytes).unwrap();
     let disabled = disabled.iter().map(|d| d.to_string()).collect();
-    let options = Options {
-        disabled,
-        ..Options::new(Target::X86_64V3)
-    };
+    let mut options = Options::new(Target::X86_64V3);
+    options.passes.disabled = disabled;
     let (mut imported, mut stages) = (None, Vec::new());
     let compiled = driver::compile_graph(
         &gguf,
@@ -239,8 +237,8 @@ fn the_verifier_names_what_is_wrong() {
     );
     assert!(error.contains("no KV group 1"), "{error}");
     let error = broken(
-        "{ @blk.0.ffn_gate.weight @blk.0.ffn_up.weight -> swiglu q8 }",
-        "{ @blk.0.ffn_gate.weight -> swiglu q8 }",
+        "{ @blk.0.ffn_gate.weight @blk.0.ffn_up.weight -> swiglu q16 }",
+        "{ @blk.0.ffn_gate.weight -> swiglu q16 }",
     );
     assert!(error.contains("two tensors"), "{error}");
     for (from, to) in [

@@ -1,11 +1,13 @@
 //! Synthetic models: files that the reader takes, of the shape that was asked for, the same every time.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bundle_format::plan::Encoding;
 use fastc::error::Error;
 use fastc::gguf::{ErrorKind, Gguf, Numbers, Strings, TensorType, Writer};
-use fastc::synth::{self, Options, Progress, Shape, Summary, encoding_named, synth};
+use fastc::progress::{Progress, Silent};
+use fastc::synth::{self, Options, Shape, Summary, encoding_named, synth};
 
 const ENCODINGS: [Encoding; 5] = [
     Encoding::F32,
@@ -41,7 +43,7 @@ fn made_with(
     let mut options = options("tiny", Encoding::Q4_0, &output);
     options.vocab = vocab;
     change(&mut options);
-    let summary = synth(&options, &mut ()).unwrap();
+    let summary = synth(&options, &Silent).unwrap();
     let file = std::fs::read(options.output).unwrap();
     assert_eq!(summary.bytes, file.len() as u64);
     (summary, file)
@@ -268,7 +270,7 @@ fn a_broken_vocabulary_is_named() {
             vocab: Some(&vocab),
             ..options("tiny", Encoding::F32, &output)
         };
-        synth(&options, &mut ()).unwrap_err().to_string()
+        synth(&options, &Silent).unwrap_err().to_string()
     };
     let mut w = Writer::new();
     w.put("tokenizer.ggml.model", "none").unwrap();
@@ -292,7 +294,7 @@ fn bad_options_are_named() {
             layers: Some(layers),
             ..options("tiny", Encoding::F32, &output)
         };
-        let error = synth(&options, &mut ()).unwrap_err();
+        let error = synth(&options, &Silent).unwrap_err();
         assert!(matches!(error, Error::User(_)));
         assert!(error.to_string().ends_with(&format!("found {layers}")));
     }
@@ -302,29 +304,30 @@ fn bad_options_are_named() {
     assert!(encoding_named("Q4_K").is_err());
 
     let nowhere = folder.path().join("absent").join("m.gguf");
-    let error = synth(&options("tiny", Encoding::F32, &nowhere), &mut ()).unwrap_err();
+    let error = synth(&options("tiny", Encoding::F32, &nowhere), &Silent).unwrap_err();
     assert!(matches!(error, Error::User(_)));
     assert!(error.to_string().contains("m.gguf"));
 }
 
 #[derive(Default)]
 struct Watch {
-    total: u64,
-    done: u64,
+    total: AtomicU64,
+    done: AtomicU64,
     cancel_at: Option<u64>,
 }
 
 impl Progress for Watch {
-    fn begin(&mut self, total: u64) {
-        self.total = total;
+    fn begin(&self, _stage: &str, total: u64) {
+        self.total.store(total, Relaxed);
     }
 
-    fn advance(&mut self, bytes: u64) {
-        self.done += bytes;
+    fn advance(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Relaxed);
     }
 
     fn cancelled(&self) -> bool {
-        self.cancel_at.is_some_and(|at| self.done >= at)
+        self.cancel_at
+            .is_some_and(|at| self.done.load(Relaxed) >= at)
     }
 }
 
@@ -332,11 +335,12 @@ impl Progress for Watch {
 fn progress_hears_all_of_it() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("m.gguf");
-    let mut watch = Watch::default();
-    synth(&options("tiny", Encoding::F32, &output), &mut watch).unwrap();
+    let watch = Watch::default();
+    synth(&options("tiny", Encoding::F32, &output), &watch).unwrap();
     // The tiny shape's F32 tensors need no padding.
-    assert_eq!(watch.done, watch.total);
-    assert!(watch.total > 1_000_000);
+    let total = watch.total.load(Relaxed);
+    assert_eq!(watch.done.load(Relaxed), total);
+    assert!(total > 1_000_000);
 }
 
 #[test]
@@ -344,11 +348,11 @@ fn cancelling_leaves_what_was_there() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("m.gguf");
     std::fs::write(&output, "before").unwrap();
-    let mut watch = Watch {
+    let watch = Watch {
         cancel_at: Some(1000),
         ..Watch::default()
     };
-    let error = synth(&options("tiny", Encoding::F32, &output), &mut watch).unwrap_err();
+    let error = synth(&options("tiny", Encoding::F32, &output), &watch).unwrap_err();
     assert!(error.to_string().contains("cancelled"));
     assert_eq!(std::fs::read(&output).unwrap(), b"before");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bundle_format::plan::{DType, Encoding, KV_BLOCK, row_bytes};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use kernels::abi::{AttentionArgs, EmbedArgs, MatMulArgs, MicroFn, RopeTableArgs, id};
-use kernels::quant::{ENCODINGS, takes_q8_activations};
+use kernels::quant::{ENCODINGS, activation_types};
 use kernels::{cpu, pack};
 
 criterion_group!(
@@ -90,23 +90,36 @@ fn clock() -> f64 {
 }
 
 /// MACs a cycle of a full tile.
-fn prefill_ceiling(encoding: Encoding) -> f64 {
-    match encoding {
-        Encoding::Q4_0 | Encoding::Q4_1 => 42.0,
-        Encoding::Q8_0 => 27.3,
-        Encoding::F16 | Encoding::F32 => 16.0,
+fn prefill_ceiling(encoding: Encoding, activations: DType) -> f64 {
+    match (encoding, activations) {
+        (Encoding::Q4_0 | Encoding::Q4_1, DType::Q16) => 25.0,
+        (Encoding::Q4_0 | Encoding::Q4_1, _) => 42.0,
+        (Encoding::Q8_0, DType::Q16) => 19.6,
+        (Encoding::Q8_0, _) => 27.3,
+        (Encoding::F16 | Encoding::F32, _) => 16.0,
     }
 }
 
 /// Weight bytes a cycle for a lone token, from the L1 cache.
-fn decode_ceiling(encoding: Encoding) -> f64 {
-    match encoding {
-        Encoding::Q4_0 => 15.5,
-        Encoding::Q4_1 => 16.5,
-        Encoding::Q8_0 => 24.1,
-        Encoding::F16 => 28.4,
-        Encoding::F32 => 56.9,
+fn decode_ceiling(encoding: Encoding, activations: DType) -> f64 {
+    match (encoding, activations) {
+        (Encoding::Q4_0, DType::Q16) => 10.9,
+        (Encoding::Q4_1, DType::Q16) => 12.1,
+        (Encoding::Q8_0, DType::Q16) => 15.3,
+        (Encoding::Q4_0, _) => 15.5,
+        (Encoding::Q4_1, _) => 16.5,
+        (Encoding::Q8_0, _) => 24.1,
+        (Encoding::F16, _) => 28.4,
+        (Encoding::F32, _) => 56.9,
     }
+}
+
+/// Every matmul microkernel's operands.
+fn products() -> impl Iterator<Item = (Encoding, DType)> {
+    ENCODINGS.into_iter().flat_map(|encoding| {
+        let types = activation_types(encoding).iter();
+        types.map(move |dtype| (encoding, *dtype))
+    })
 }
 
 /// A matmul's inputs. Bytes are arbitrary but make finite numbers.
@@ -117,16 +130,13 @@ struct Product {
 }
 
 impl Product {
-    fn new(encoding: Encoding, tokens: usize, features: usize, k: usize) -> Product {
-        let MicroFn::MatMul(func) = cpu::lookup(id::matmul(encoding))
+    fn new(encoding: Encoding, dtype: DType, tokens: usize, features: usize, k: usize) -> Product {
+        let MicroFn::MatMul(func) = id::matmul(encoding, dtype)
+            .and_then(cpu::lookup)
             .expect("in the table")
             .func
         else {
             panic!("not a matmul")
-        };
-        let dtype = match takes_q8_activations(encoding) {
-            true => DType::Q8,
-            false => DType::F32,
         };
         let x_stride = row_bytes(dtype, k as u32) as usize;
         let len = pack::packed_len(encoding, features as u64, k as u64).expect("whole blocks");
@@ -168,36 +178,44 @@ fn words(bytes: usize) -> Vec<u64> {
 
 /// Tiles of 64 tokens by 64 features, at the depths of small and large models.
 fn prefill(c: &mut Criterion) {
-    for encoding in ENCODINGS {
+    for (encoding, dtype) in products() {
         for k in [256, 576, 1536, 4096, 14336] {
-            let product = Product::new(encoding, 64, 64, k);
+            let product = Product::new(encoding, dtype, 64, 64, k);
             let work = Work {
                 amount: (64 * 64 * k) as f64,
                 unit: "MAC",
-                ceiling: prefill_ceiling(encoding),
+                ceiling: prefill_ceiling(encoding, dtype),
             };
-            bench(c, "prefill", &format!("{encoding:?}/{k}"), work, || {
-                product.call()
-            });
+            bench(
+                c,
+                "prefill",
+                &format!("{encoding:?}x{dtype:?}/{k}"),
+                work,
+                || product.call(),
+            );
         }
     }
 }
 
 /// A lone token: weights from the L1 cache, and from memory.
 fn decode(c: &mut Criterion) {
-    for encoding in ENCODINGS {
+    for (encoding, dtype) in products() {
         for (name, features, k) in [("L1", 64, 96), ("memory", 65536, 1536)] {
-            let product = Product::new(encoding, 1, features, k);
+            let product = Product::new(encoding, dtype, 1, features, k);
             let bytes =
                 pack::packed_len(encoding, features as u64, k as u64).expect("whole blocks");
             let work = Work {
                 amount: bytes as f64,
                 unit: "B",
-                ceiling: decode_ceiling(encoding),
+                ceiling: decode_ceiling(encoding, dtype),
             };
-            bench(c, "decode", &format!("{encoding:?}/{name}"), work, || {
-                product.call()
-            });
+            bench(
+                c,
+                "decode",
+                &format!("{encoding:?}x{dtype:?}/{name}"),
+                work,
+                || product.call(),
+            );
         }
     }
 }

@@ -24,7 +24,7 @@ pub type RegionFn = unsafe extern "C" fn(
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct MatMulArgs {
-    /// The first of the tile's rows of activations: Q8 rows or f32 rows, as the microkernel says.
+    /// The first of the tile's rows of activations: Q8, Q16 or f32 rows, as the microkernel says.
     pub x: *const u8,
     /// Bytes between rows of `x`.
     pub x_stride: u64,
@@ -120,13 +120,16 @@ pub enum MicroFn {
 
 /// Ids of microkernels: what a plan's `Part::micro` holds. They are the same at every instruction-set level.
 pub mod id {
-    use bundle_format::plan::{Encoding, KvDType};
+    use bundle_format::plan::{DType, Encoding, KvDType};
 
     pub const MATMUL_F32: u32 = 0x101;
     pub const MATMUL_F16: u32 = 0x102;
     pub const MATMUL_Q4_0: u32 = 0x103;
     pub const MATMUL_Q4_1: u32 = 0x104;
     pub const MATMUL_Q8_0: u32 = 0x105;
+    pub const MATMUL_Q4_0_Q16: u32 = 0x113;
+    pub const MATMUL_Q4_1_Q16: u32 = 0x114;
+    pub const MATMUL_Q8_0_Q16: u32 = 0x115;
     pub const EMBED_F32: u32 = 0x201;
     pub const EMBED_F16: u32 = 0x202;
     pub const EMBED_Q4_0: u32 = 0x203;
@@ -135,16 +138,23 @@ pub mod id {
     pub const ATTENTION_F16: u32 = 0x301;
     pub const ROPE_TABLE: u32 = 0x401;
 
-    /// Multiplies packed weights of an encoding; the rows of x are Q8 where
-    /// [`takes_q8_activations`](crate::quant::takes_q8_activations) says so, f32 otherwise.
-    pub const fn matmul(encoding: Encoding) -> u32 {
-        match encoding {
-            Encoding::F32 => MATMUL_F32,
-            Encoding::F16 => MATMUL_F16,
-            Encoding::Q4_0 => MATMUL_Q4_0,
-            Encoding::Q4_1 => MATMUL_Q4_1,
-            Encoding::Q8_0 => MATMUL_Q8_0,
-        }
+    /// Multiplies packed weights of an encoding with rows of activations of a type; none where the type is not one of
+    /// [`activation_types`](crate::quant::activation_types).
+    pub const fn matmul(encoding: Encoding, activations: DType) -> Option<u32> {
+        Some(match (encoding, activations) {
+            (Encoding::F32, DType::F32) => MATMUL_F32,
+            (Encoding::F16, DType::F32) => MATMUL_F16,
+            (Encoding::Q4_0, DType::Q8) => MATMUL_Q4_0,
+            (Encoding::Q4_1, DType::Q8) => MATMUL_Q4_1,
+            (Encoding::Q8_0, DType::Q8) => MATMUL_Q8_0,
+            (Encoding::Q4_0, DType::Q16) => MATMUL_Q4_0_Q16,
+            (Encoding::Q4_1, DType::Q16) => MATMUL_Q4_1_Q16,
+            (Encoding::Q8_0, DType::Q16) => MATMUL_Q8_0_Q16,
+            (Encoding::F32 | Encoding::F16, DType::U32 | DType::Q8 | DType::Q16)
+            | (Encoding::Q4_0 | Encoding::Q4_1 | Encoding::Q8_0, DType::F32 | DType::U32) => {
+                return None;
+            }
+        })
     }
 
     /// Looks rows up in a packed table of an encoding.
@@ -162,6 +172,26 @@ pub mod id {
     pub const fn attention(kv: KvDType) -> u32 {
         match kv {
             KvDType::F16 => ATTENTION_F16,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::{ENCODINGS, activation_types};
+    use bundle_format::plan::DType;
+
+    #[test]
+    fn a_plan_may_say_what_a_microkernel_takes() {
+        for encoding in ENCODINGS {
+            for dtype in [DType::F32, DType::U32, DType::Q8, DType::Q16] {
+                assert_eq!(
+                    id::matmul(encoding, dtype).is_some(),
+                    activation_types(encoding).contains(&dtype),
+                    "{encoding:?} x {dtype:?}"
+                );
+            }
         }
     }
 }

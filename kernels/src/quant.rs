@@ -15,6 +15,8 @@
 //! f32 (11 bits times at most 8), so every element is rounded at most once.
 
 use bundle_format::plan::Encoding;
+/// Types of activations that microkernels multiply an encoding with: those that a plan may say.
+pub use bundle_format::validate::activation_types;
 use half::f16;
 
 /// Elements of a quantised block.
@@ -56,15 +58,6 @@ pub fn row_bytes(encoding: Encoding, cols: u64) -> Option<u64> {
         return None;
     }
     (cols / elements).checked_mul(block_bytes(encoding) as u64)
-}
-
-/// Whether a microkernel multiplies the encoding with Q8 activations (`bundle_format::plan::DType::Q8`); otherwise with
-/// f32 ones.
-pub const fn takes_q8_activations(encoding: Encoding) -> bool {
-    match encoding {
-        Encoding::F32 | Encoding::F16 => false,
-        Encoding::Q4_0 | Encoding::Q4_1 | Encoding::Q8_0 => true,
-    }
 }
 
 /// Reads a little-endian f16 at `at`.

@@ -21,7 +21,8 @@ pub fn golden(name: &str) -> PathBuf {
 
 /// A release binary, which `tests/run.sh` builds before the tests.
 pub fn bin(name: &str) -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     let path = target.join("release").join(name);
     assert!(
         path.is_file(),
@@ -49,7 +50,12 @@ pub fn bundle() -> &'static Path {
 /// Compiles a model with the binary.
 pub fn compile(model: &Path, bundle: &Path, options: &[&str]) {
     let mut command = Command::new(bin("fastc"));
-    command.arg("compile").arg(model).arg("-o").arg(bundle).args(options);
+    command
+        .arg("compile")
+        .arg(model)
+        .arg("-o")
+        .arg(bundle)
+        .args(options);
     succeed(command);
 }
 
@@ -57,7 +63,9 @@ pub fn compile(model: &Path, bundle: &Path, options: &[&str]) {
 pub fn tiny(folder: &Path, quant: &str) -> PathBuf {
     let path = folder.join(format!("tiny-{quant}.gguf"));
     let mut command = Command::new(bin("fastc"));
-    command.args(["synth", "tiny", "--quant", quant, "-o"]).arg(&path);
+    command
+        .args(["synth", "tiny", "--quant", quant, "-o"])
+        .arg(&path);
     succeed(command);
     path
 }
@@ -65,7 +73,12 @@ pub fn tiny(folder: &Path, quant: &str) -> PathBuf {
 /// Runs a command that must succeed; its standard output.
 pub fn succeed(mut command: Command) -> String {
     let output = run(&mut command);
-    assert!(output.status.success(), "{command:?} failed: {}\n{}", output.status, stderr(&output));
+    assert!(
+        output.status.success(),
+        "{command:?} failed: {}\n{}",
+        output.status,
+        stderr(&output)
+    );
     String::from_utf8(output.stdout).expect("the output is UTF-8")
 }
 
@@ -80,7 +93,10 @@ pub fn fail(mut command: Command) -> String {
         stderr(&output)
     );
     let text = stderr(&output);
-    assert!(!text.contains("panicked") && !text.contains("bug in"), "{command:?}: {text}");
+    assert!(
+        !text.contains("panicked") && !text.contains("bug in"),
+        "{command:?}: {text}"
+    );
     assert!(!text.trim().is_empty(), "{command:?} failed without a word");
     text
 }
@@ -90,7 +106,10 @@ pub fn stderr(output: &Output) -> String {
 }
 
 fn run(command: &mut Command) -> Output {
-    command.stdin(std::process::Stdio::null()).output().unwrap_or_else(|e| panic!("can't run {command:?}: {e}"))
+    command
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap_or_else(|e| panic!("can't run {command:?}: {e}"))
 }
 
 /// A `fastrun` command with arguments.

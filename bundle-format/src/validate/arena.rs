@@ -6,12 +6,34 @@ use std::collections::BTreeMap;
 
 use super::{Invalid, max_extent, shown};
 use crate::plan::{Output, Plan, Role};
+use crate::region::KvPart;
 
-/// Buffers that a launch reads and writes, by index, each possibly more than once.
+/// What a launch reads and writes.
 #[derive(Clone, Debug, Default)]
 pub struct Effects {
+    /// Buffers, by index, each possibly more than once.
     pub reads: Vec<u32>,
     pub writes: Vec<u32>,
+    pub pool_reads: Vec<Pool>,
+    pub pool_writes: Vec<Pool>,
+}
+
+/// The keys or the values of a layer of a KV group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pool {
+    pub group: u32,
+    pub layer: u32,
+    pub values: bool,
+}
+
+impl Pool {
+    pub fn new(group: u32, layer: u32, part: KvPart) -> Pool {
+        Pool {
+            group,
+            layer,
+            values: part == KvPart::Value,
+        }
+    }
 }
 
 /// The buffers whose contents are whole, by the start of their range.
@@ -84,10 +106,7 @@ impl<'a> Arena<'a> {
     }
 
     fn range(&self, buffer: u32) -> (u64, u64) {
-        let b = &self.plan.buffers[buffer as usize];
-        let start = b.place.offset;
-        let rows = max_extent(self.plan, b.extent) as u64;
-        (start, start + rows * b.row_bytes())
+        range(self.plan, buffer)
     }
 
     fn holds(&self, buffer: u32) -> bool {
@@ -127,7 +146,20 @@ impl<'a> Arena<'a> {
     }
 
     fn describe(&self, buffer: u32) -> String {
-        let name = shown(&self.plan.buffers[buffer as usize].name);
-        format!("buffer {buffer} ({name})")
+        describe(self.plan, buffer)
     }
+}
+
+/// Start and end of a buffer in the arena.
+pub fn range(plan: &Plan, buffer: u32) -> (u64, u64) {
+    let b = &plan.buffers[buffer as usize];
+    let start = b.place.offset;
+    let rows = max_extent(plan, b.extent) as u64;
+    (start, start + rows * b.row_bytes())
+}
+
+/// A buffer as error messages show it.
+pub fn describe(plan: &Plan, buffer: u32) -> String {
+    let name = shown(&plan.buffers[buffer as usize].name);
+    format!("buffer {buffer} ({name})")
 }

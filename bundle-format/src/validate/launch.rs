@@ -1,13 +1,13 @@
 //! Checks of one launch: its operands, its variants and its code.
 
-use super::arena::Effects;
+use super::arena::{Effects, Pool};
 use super::region::{self, Footprint, Tile};
-use super::{Invalid, ensure, max_extent, name};
+use super::{Invalid, activation_types, ensure, max_extent, name, one_of};
 use crate::plan::{
     ALIGN, Buffer, CodeRef, DType, Dim, Encoding, Input, Launch, Op, Plan, Role, Segment, Variant,
     Weight, WeightLayout,
 };
-use crate::region::Region;
+use crate::region::{KvPart, Region};
 
 /// Elements of the largest tile that an epilogue sees.
 const MAX_TILE: u64 = 1 << 26;
@@ -94,6 +94,7 @@ fn embed(
         Effects {
             reads: vec![tokens],
             writes: vec![out],
+            ..Effects::default()
         },
     ))
 }
@@ -114,6 +115,7 @@ fn rope_table(
         Effects {
             reads: vec![positions],
             writes: vec![out],
+            ..Effects::default()
         },
     ))
 }
@@ -134,7 +136,6 @@ fn rows(plan: &Plan, extent: Dim, region: &Region) -> Result<(Shape, Effects), I
 
 fn matmul(plan: &Plan, x: u32, segments: &[Segment]) -> Result<(Shape, Effects), Invalid> {
     let input = buffer(plan, "x", x)?;
-    ensure!(input.dtype != DType::U32, "type of x", "F32 or Q8", "U32");
     ensure!(
         (1..=MAX_SEGMENTS).contains(&segments.len()),
         "segments",
@@ -151,6 +152,13 @@ fn matmul(plan: &Plan, x: u32, segments: &[Segment]) -> Result<(Shape, Effects),
                 "cols of the weight",
                 format!("those of x, {}", input.cols),
                 weight.cols
+            );
+            let types = activation_types(weight.encoding);
+            ensure!(
+                types.contains(&input.dtype),
+                format!("type of x for a weight in {:?}", weight.encoding),
+                one_of(types),
+                format!("{:?}", input.dtype)
             );
             let epilogue = &segment.epilogue;
             let tile = Tile::Cols(weight.rows as u64);
@@ -206,7 +214,18 @@ fn attention(
         multiples: vec![kv.head_dim, epilogue.unit],
         min_tile_cols: 1,
     };
-    Ok((shape, footprint.effects(&[q])?))
+    let mut effects = footprint.effects(&[q])?;
+    let parts = [KvPart::Key, KvPart::Value];
+    let pools = parts.map(|part| Pool::new(group, layer, part));
+    // Blocks that tiles of other tokens store to while this one reads them.
+    ensure!(
+        !effects.pool_writes.iter().any(|pool| pools.contains(pool)),
+        "epilogue",
+        "no store to the pools that the attention reads",
+        format!("one to layer {layer} of group {group}")
+    );
+    effects.pool_reads.extend(pools);
+    Ok((shape, effects))
 }
 
 impl Shape {

@@ -1,8 +1,8 @@
 //! Checks of one region: SSA order, operands, column bounds, and that its tiles may run at the same time.
 
-use super::arena::Effects;
+use super::arena::{Effects, Pool};
 use super::launch::{buffer, vector};
-use super::{Invalid, ensure, name};
+use super::{Invalid, ensure, name, one_of};
 use crate::plan::{Buffer, DType, Dim, Input, KvGroup, Plan, Q8_BLOCK, Role};
 use crate::region::{ColMap, Inst, Operand, OperandId, Region, RowMap, Val};
 
@@ -78,6 +78,8 @@ pub struct Footprint {
     accesses: Vec<Access>,
     /// U32 buffers that rows and slots are taken from.
     indices: Vec<u32>,
+    /// KV pools stored to.
+    pools: Vec<Pool>,
 }
 
 impl Footprint {
@@ -133,7 +135,15 @@ impl Footprint {
             list.sort_unstable();
             list.dedup();
         }
-        Ok(Effects { reads, writes })
+        let mut pool_writes = self.pools.clone();
+        pool_writes.sort_unstable();
+        pool_writes.dedup();
+        Ok(Effects {
+            reads,
+            writes,
+            pool_reads: Vec::new(),
+            pool_writes,
+        })
     }
 }
 
@@ -268,12 +278,12 @@ impl Body<'_> {
             }
             Inst::Store { dst, col, x } => {
                 self.uses(&[x])?;
-                self.store(dst, col, DType::F32)?
+                self.store(dst, col, &[DType::F32])?
             }
             Inst::StoreQuant { dst, col, x } => {
                 self.uses(&[x])?;
-                self.q8_blocks(col)?;
-                self.store(dst, col, DType::Q8)?
+                self.whole_blocks(col)?;
+                self.store(dst, col, &[DType::Q8, DType::Q16])?
             }
             Inst::StoreKv {
                 dst,
@@ -418,12 +428,12 @@ impl Body<'_> {
         Ok(true)
     }
 
-    fn store(&mut self, dst: OperandId, col: ColMap, dtype: DType) -> Result<bool, Invalid> {
+    fn store(&mut self, dst: OperandId, col: ColMap, types: &[DType]) -> Result<bool, Invalid> {
         let (index, b) = self.buffer(dst)?;
         ensure!(
-            b.dtype == dtype && b.extent == self.extent,
+            types.contains(&b.dtype) && b.extent == self.extent,
             "type of the stored buffer",
-            format!("{dtype:?} over {:?}", self.extent),
+            format!("{} over {:?}", one_of(types), self.extent),
             format!("{:?} over {:?}", b.dtype, b.extent)
         );
         let span = self.span(col, b.cols)?;
@@ -440,7 +450,7 @@ impl Body<'_> {
         Ok(false)
     }
 
-    fn q8_blocks(&self, col: ColMap) -> Result<(), Invalid> {
+    fn whole_blocks(&self, col: ColMap) -> Result<(), Invalid> {
         let block = Q8_BLOCK as u32;
         let parts = [
             ("width", self.region.width),
@@ -450,7 +460,7 @@ impl Body<'_> {
         for (at, found) in parts {
             ensure!(
                 found.is_multiple_of(block),
-                format!("{at} of a Q8 store"),
+                format!("{at} of a quantised store"),
                 format!("a multiple of {block}"),
                 found
             );
@@ -459,8 +469,8 @@ impl Body<'_> {
     }
 
     fn store_kv(&mut self, dst: OperandId, slots: OperandId, offset: u32) -> Result<bool, Invalid> {
-        let group = match self.operand(dst)? {
-            Operand::Kv { group, .. } => group,
+        let (group, pool) = match self.operand(dst)? {
+            Operand::Kv { group, layer, part } => (group, Pool::new(group, layer, part)),
             other => return Err(Invalid::new("operand", "a KV pool", format!("{other:?}"))),
         };
         let (index, role) = self.buffer(slots).map(|(i, b)| (i, b.place.role))?;
@@ -487,6 +497,7 @@ impl Body<'_> {
             format!("{offset} to {end}")
         );
         self.footprint.indices.push(index);
+        self.footprint.pools.push(pool);
         Ok(false)
     }
 

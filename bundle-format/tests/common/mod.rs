@@ -16,7 +16,7 @@ use bundle_format::{Bundle, Error};
 
 const MAX_TOKENS: u32 = 8;
 const MAX_ROWS: u32 = 2;
-const DIM: u32 = 64;
+pub const DIM: u32 = 64;
 const HEAD: u32 = 32;
 
 pub fn manifest(vocab: u32) -> Manifest {
@@ -166,7 +166,7 @@ fn add_weights(plan: &mut Plan, vocab: u32) {
         ("norm", F32, RowMajor, 1, DIM),
         ("q", Q8_0, Interleave8, DIM, DIM),
         ("k", Q8_0, Interleave8, HEAD, DIM),
-        ("v", F16, Interleave8, HEAD, DIM),
+        ("v", Q4_1, Interleave8, HEAD, DIM),
         ("o", Q4_0, Interleave8, DIM, DIM),
         ("output", Q8_0, RowMajor, vocab, DIM),
         ("unused", F32, RowMajor, 1, 20),

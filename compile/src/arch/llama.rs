@@ -1,6 +1,6 @@
 //! `llama`: RMSNorm, rotary grouped-query attention, SwiGLU; Llama 1 to 3, TinyLlama, SmolLM2.
 
-use bundle_format::plan::{Dim, Input, KvDType, KvGroup};
+use bundle_format::plan::{DType, Dim, Input, KvDType, KvGroup};
 use bundle_format::region::KvPart;
 
 use super::import::Importer;
@@ -247,7 +247,7 @@ fn block(
         layer,
         heads: config.heads,
         scale,
-        quantise: false,
+        to: DType::F32,
     };
     let attended = graph.push(
         &name("attention"),
@@ -263,7 +263,7 @@ fn block(
     let up = matmul(graph, &name("ffn_up"), up, normed);
     let product = graph.push(
         &name("swiglu"),
-        Op::SwiGlu { quantise: false },
+        Op::SwiGlu { to: DType::F32 },
         &[gate, up],
         graph.ty(gate),
     );
@@ -281,7 +281,7 @@ fn rms_norm(graph: &mut Graph, name: &str, weight: TensorId, eps: f32, x: ValueI
         eps,
         add: false,
         gather: false,
-        quantise: false,
+        to: DType::F32,
     };
     graph.push(name, norm, &[x], graph.ty(x))
 }

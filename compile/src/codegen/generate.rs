@@ -30,12 +30,26 @@ pub fn generate(plan: &mut Plan, target: Target) -> Result<Code, Error> {
         let mut launch_refs = Vec::new();
         for variant in &launch.variants {
             let mut add = |region: &Option<&Region>| -> Result<Option<CodeRef>, Error> {
-                let Some(region) = *region else { return Ok(None) };
+                let Some(region) = *region else {
+                    return Ok(None);
+                };
                 let tile = variant.tile_cols;
-                let context = RegionContext::new(target, region, &plan.buffers, &plan.weights, &plan.kv, tile)?;
+                let context = RegionContext::new(
+                    target,
+                    region,
+                    &plan.buffers,
+                    &plan.weights,
+                    &plan.kv,
+                    tile,
+                )?;
                 section.add_region(region, &context).map(Some)
             };
-            launch_refs.push(regions.iter().map(&mut add).collect::<Result<Vec<_>, _>>()?);
+            launch_refs.push(
+                regions
+                    .iter()
+                    .map(&mut add)
+                    .collect::<Result<Vec<_>, _>>()?,
+            );
         }
         refs.push(launch_refs);
     }
@@ -47,5 +61,9 @@ pub fn generate(plan: &mut Plan, target: Target) -> Result<Code, Error> {
         }
     }
     let functions = section.functions();
-    Ok(Code { bytes: section.finish(), functions, toolchain: vec![cpu::toolchain()] })
+    Ok(Code {
+        bytes: section.finish(),
+        functions,
+        toolchain: vec![cpu::toolchain()],
+    })
 }

@@ -28,14 +28,6 @@ impl Type {
         }
     }
 
-    pub fn q8(dim: Dim, cols: u32) -> Type {
-        Type::Rows {
-            dtype: DType::Q8,
-            dim,
-            cols,
-        }
-    }
-
     pub fn u32(dim: Dim) -> Type {
         Type::Rows {
             dtype: DType::U32,
@@ -53,7 +45,8 @@ impl Type {
     }
 }
 
-/// What a node computes. Inputs and outputs are listed as `inputs -> outputs`.
+/// What a node computes. Inputs and outputs are listed as `inputs -> outputs`. `to` is the element type of the result: F32,
+/// or what it is quantised to.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Op {
     /// `-> u32[dim]`: what the host gives the step.
@@ -73,10 +66,10 @@ pub enum Op {
         eps: f32,
         add: bool,
         gather: bool,
-        quantise: bool,
+        to: DType,
     },
-    /// `x (f32) -> q8`
-    Quantise,
+    /// `x (f32) -> q8 or q16`
+    Quantise { to: DType },
     /// `x (, rope table) (, slots) -> one value a part`: x times the transposed weight of each part. The table is an input
     /// if a part rotates, the slots if a part writes KV.
     MatMul { parts: Vec<Part> },
@@ -89,16 +82,16 @@ pub enum Op {
         layer: u32,
         part: KvPart,
     },
-    /// `q, keys (kv), values (kv) -> f32 or q8 [T, heads * head_dim]`
+    /// `q, keys (kv), values (kv) -> f32, q8 or q16 [T, heads * head_dim]`
     Attention {
         group: u32,
         layer: u32,
         heads: u32,
         scale: f32,
-        quantise: bool,
+        to: DType,
     },
-    /// `gate, up -> f32 or q8`: gate / (1 + e^-gate) * up.
-    SwiGlu { quantise: bool },
+    /// `gate, up -> f32, q8 or q16`: gate / (1 + e^-gate) * up.
+    SwiGlu { to: DType },
 }
 
 /// Consecutive output features of a matmul.
@@ -123,8 +116,8 @@ pub enum Epilogue {
         layer: u32,
         part: KvPart,
     },
-    /// `-> f32 or q8`, half as many features.
-    SwiGlu { quantise: bool },
+    /// `-> f32, q8 or q16`, half as many features.
+    SwiGlu { to: DType },
 }
 
 impl Epilogue {
@@ -152,7 +145,7 @@ impl Op {
             Op::GatherRows => "gather_rows",
             Op::Add => "add",
             Op::RmsNorm { .. } => "rms_norm",
-            Op::Quantise => "quantise",
+            Op::Quantise { .. } => "quantise",
             Op::MatMul { .. } => "matmul",
             Op::Rope { .. } => "rope",
             Op::KvWrite { .. } => "kv_write",

@@ -79,18 +79,19 @@ pub fn print_node(graph: &Graph, node: &Node) -> String {
         Op::RopeTable { freqs, mscale } => {
             flag(true, &format!("{} mscale={mscale:?}", tensor(*freqs)))
         }
-        Op::GatherRows | Op::Add | Op::Quantise => {}
+        Op::GatherRows | Op::Add => {}
+        Op::Quantise { to } => flag(true, dtype_name(*to)),
         Op::RmsNorm {
             weight,
             eps,
             add,
             gather,
-            quantise,
+            to,
         } => {
             flag(true, &format!("{} eps={eps:?}", tensor(*weight)));
             flag(*add, "add");
             flag(*gather, "gather");
-            flag(*quantise, "q8");
+            flag(*to != DType::F32, dtype_name(*to));
         }
         Op::MatMul { parts } => {
             for part in parts {
@@ -117,15 +118,15 @@ pub fn print_node(graph: &Graph, node: &Node) -> String {
             layer,
             heads,
             scale,
-            quantise,
+            to,
         } => {
             flag(
                 true,
                 &format!("group={group} layer={layer} heads={heads} scale={scale:?}"),
             );
-            flag(*quantise, "q8");
+            flag(*to != DType::F32, dtype_name(*to));
         }
-        Op::SwiGlu { quantise } => flag(*quantise, "q8"),
+        Op::SwiGlu { to } => flag(*to != DType::F32, dtype_name(*to)),
     }
     let _ = write!(out, " # {}", node.name);
     out
@@ -139,12 +140,18 @@ fn print_type(ty: Type) -> String {
                 Dim::Tokens => "T",
                 Dim::Rows => "R",
             };
-            match dtype {
-                DType::F32 => format!("f32[{dim},{cols}]"),
-                DType::U32 => format!("u32[{dim},{cols}]"),
-                DType::Q8 => format!("q8[{dim},{cols}]"),
-            }
+            format!("{}[{dim},{cols}]", dtype_name(dtype))
         }
+    }
+}
+
+/// An element type's name in text form.
+pub fn dtype_name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F32 => "f32",
+        DType::U32 => "u32",
+        DType::Q8 => "q8",
+        DType::Q16 => "q16",
     }
 }
 
@@ -161,8 +168,8 @@ fn print_epilogue(epilogue: Epilogue) -> String {
             let rope = rope.map(|h| format!(" rope={h}")).unwrap_or_default();
             format!("kv={group}.{layer}.{}{rope}", part_name(part))
         }
-        Epilogue::SwiGlu { quantise: false } => "swiglu".to_string(),
-        Epilogue::SwiGlu { quantise: true } => "swiglu q8".to_string(),
+        Epilogue::SwiGlu { to: DType::F32 } => "swiglu".to_string(),
+        Epilogue::SwiGlu { to } => format!("swiglu {}", dtype_name(to)),
     }
 }
 
@@ -335,9 +342,11 @@ impl Parser {
                 eps: number(args, "eps")?,
                 add: flag("add"),
                 gather: flag("gather"),
-                quantise: flag("q8"),
+                to: result_type(args),
             },
-            "quantise" => Op::Quantise,
+            "quantise" => Op::Quantise {
+                to: result_type(args),
+            },
             "matmul" => {
                 let groups = args.split(|&w| w == "}").filter(|g| !g.is_empty());
                 Op::MatMul {
@@ -357,10 +366,10 @@ impl Parser {
                 layer: number(args, "layer")?,
                 heads: number(args, "heads")?,
                 scale: number(args, "scale")?,
-                quantise: flag("q8"),
+                to: result_type(args),
             },
             "swiglu" => Op::SwiGlu {
-                quantise: flag("q8"),
+                to: result_type(args),
             },
             other => return Err(format!("unknown operation '{other}'")),
         })
@@ -376,8 +385,9 @@ impl Parser {
         let args = &words[arrow + 1..];
         let epilogue = match args {
             ["store"] => Epilogue::Store,
-            ["swiglu"] => Epilogue::SwiGlu { quantise: false },
-            ["swiglu", "q8"] => Epilogue::SwiGlu { quantise: true },
+            ["swiglu", rest @ ..] => Epilogue::SwiGlu {
+                to: result_type(rest),
+            },
             _ if args.iter().any(|w| w.starts_with("kv=")) => {
                 let (group, layer, part) = kv_place(args)?;
                 Epilogue::KvWrite {
@@ -426,6 +436,7 @@ fn parse_type(text: &str) -> Result<Type, String> {
         "f32" => DType::F32,
         "u32" => DType::U32,
         "q8" => DType::Q8,
+        "q16" => DType::Q16,
         _ => return Err(bad()),
     };
     let dim = match dim {
@@ -438,6 +449,15 @@ fn parse_type(text: &str) -> Result<Type, String> {
         dim,
         cols: plain(cols)?,
     })
+}
+
+/// The element type of a result: `q8` or `q16` among the arguments, or f32.
+fn result_type(args: &[&str]) -> DType {
+    let quantised = [DType::Q8, DType::Q16];
+    let named = quantised
+        .into_iter()
+        .find(|&t| args.contains(&dtype_name(t)));
+    named.unwrap_or(DType::F32)
 }
 
 fn kv_place(args: &[&str]) -> Result<(u32, u32, KvPart), String> {

@@ -53,7 +53,6 @@ fn check_node(graph: &Graph, node: &Node) -> Result<(), String> {
 /// The types that a node's outputs must have, given those of its inputs.
 fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>, String> {
     let wrong = || Err(format!("takes {inputs:?}, which it can't"));
-    let quantised = |q: bool, ty: Type| ty.with_dtype(if q { DType::Q8 } else { DType::F32 });
     Ok(match &node.op {
         Op::Input(input) => {
             if !inputs.is_empty() {
@@ -104,7 +103,7 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
             weight,
             add,
             gather,
-            quantise,
+            to,
             ..
         } => {
             let [
@@ -129,13 +128,13 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
                 return wrong();
             }
             let out = Type::f32(if *gather { Dim::Rows } else { *dim }, *cols);
-            if *quantise {
+            if *to != DType::F32 {
                 whole_blocks(*cols)?;
             }
             let sum = (*add && !*gather).then_some(out);
-            sum.into_iter().chain([quantised(*quantise, out)]).collect()
+            sum.into_iter().chain([out.with_dtype(*to)]).collect()
         }
-        Op::Quantise => match inputs {
+        Op::Quantise { to } => match inputs {
             [
                 x @ Type::Rows {
                     dtype: DType::F32,
@@ -144,7 +143,7 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
                 },
             ] => {
                 whole_blocks(*cols)?;
-                vec![x.with_dtype(DType::Q8)]
+                vec![x.with_dtype(*to)]
             }
             _ => return wrong(),
         },
@@ -180,7 +179,7 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
                             graph.tensor(t).name
                         ));
                     }
-                    if *dtype != activations(encoding) && *dtype != DType::F32 {
+                    if *dtype != DType::F32 && !takes_quantised(encoding) {
                         return Err(format!(
                             "multiplies {dtype:?} with {encoding:?} of '{}'",
                             graph.tensor(t).name
@@ -209,7 +208,7 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
                         kv_cols(graph, group, rows)?;
                         Type::Kv
                     }
-                    Epilogue::SwiGlu { quantise } => {
+                    Epilogue::SwiGlu { to } => {
                         let [gate, up] = part.tensors[..] else {
                             return Err("swiglu takes two tensors".into());
                         };
@@ -219,7 +218,7 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
                             return Err("gate and up differ in rows or encoding".into());
                         }
                         whole_blocks(rows / 2)?;
-                        quantised(quantise, Type::f32(*dim, rows / 2))
+                        Type::f32(*dim, rows / 2).with_dtype(to)
                     }
                 });
                 if part.tensors.len() != 1 && !matches!(part.epilogue, Epilogue::SwiGlu { .. }) {
@@ -259,7 +258,7 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
             group,
             layer,
             heads,
-            quantise,
+            to,
             ..
         } => {
             let Some(kv) = graph.kv.get(*group as usize) else {
@@ -272,27 +271,23 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
             {
                 return wrong();
             }
-            vec![quantised(*quantise, inputs[0])]
+            vec![inputs[0].with_dtype(*to)]
         }
-        Op::SwiGlu { quantise } => match inputs {
+        Op::SwiGlu { to } => match inputs {
             [
                 gate @ Type::Rows {
                     dtype: DType::F32, ..
                 },
                 up,
-            ] if gate == up => vec![quantised(*quantise, *gate)],
+            ] if gate == up => vec![gate.with_dtype(*to)],
             _ => return wrong(),
         },
     })
 }
 
-/// The type of activations that a matmul over this encoding takes at the end; f32 is allowed before quantisation.
-pub fn activations(encoding: Encoding) -> DType {
-    if kernels::quant::takes_q8_activations(encoding) {
-        DType::Q8
-    } else {
-        DType::F32
-    }
+/// Whether matmuls over this encoding take quantised activations; f32 ones are allowed before the pass that quantises.
+pub fn takes_quantised(encoding: Encoding) -> bool {
+    !kernels::quant::activation_types(encoding).contains(&DType::F32)
 }
 
 /// Encoding, columns and rows of a tensor.

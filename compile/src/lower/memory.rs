@@ -23,9 +23,9 @@ fn touches(op: &Op) -> (Vec<Place>, Vec<Place>) {
         let mut stored: Vec<OperandId> = Vec::new();
         for inst in &region.body {
             match *inst {
-                Inst::Store { dst, .. } | Inst::StoreQuant { dst, .. } | Inst::StoreKv { dst, .. } => {
-                    stored.push(dst)
-                }
+                Inst::Store { dst, .. }
+                | Inst::StoreQuant { dst, .. }
+                | Inst::StoreKv { dst, .. } => stored.push(dst),
                 Inst::Const { .. }
                 | Inst::Tile { .. }
                 | Inst::Load { .. }

@@ -201,7 +201,7 @@ fn lower_node(
             eps,
             add,
             gather,
-            quantise,
+            to,
         } => {
             let out = *node.outputs.last().unwrap_or(&graph.logits);
             let (dim, cols) = rows_of(out)?;
@@ -221,29 +221,23 @@ fn lower_node(
                 weight: weights.of(&[*weight])?,
                 eps: *eps,
                 out: of(out, "")?,
-                quantise: *quantise,
+                to: *to,
                 cols,
             };
             region(dim, norm.build())
         }
-        Op::Quantise => {
+        Op::Quantise { to } => {
             let (dim, cols) = rows_of(node.outputs[0])?;
             region(
                 dim,
-                regions::quantise(input(0)?, of(node.outputs[0], "")?, cols),
+                regions::quantise(input(0)?, of(node.outputs[0], "")?, cols, *to),
             )
         }
-        Op::SwiGlu { quantise } => {
+        Op::SwiGlu { to } => {
             let (dim, cols) = rows_of(node.outputs[0])?;
             region(
                 dim,
-                regions::swiglu(
-                    input(0)?,
-                    input(1)?,
-                    of(node.outputs[0], "")?,
-                    cols,
-                    *quantise,
-                ),
+                regions::swiglu(input(0)?, input(1)?, of(node.outputs[0], "")?, cols, *to),
             )
         }
         Op::Rope { head_dim, halves } => {
@@ -283,11 +277,11 @@ fn lower_node(
             layer,
             heads,
             scale,
-            quantise,
+            to,
         } => {
             let head_dim = graph.kv[*group as usize].head_dim;
             let out = of(node.outputs[0], "")?;
-            let epilogue = regions::attention_epilogue(out, *heads * head_dim, head_dim, *quantise);
+            let epilogue = regions::attention_epilogue(out, *heads * head_dim, head_dim, *to);
             let (q, group, layer, heads, scale) = (input(0)?, *group, *layer, *heads, *scale);
             Ok(Some(PlanOp::Attention {
                 q,

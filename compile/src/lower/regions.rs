@@ -1,6 +1,6 @@
 //! The element-wise code of nodes and epilogues, as regions.
 
-use bundle_format::plan::Q8_BLOCK;
+use bundle_format::plan::{DType, Q8_BLOCK};
 use bundle_format::region::{
     Binary, ColMap, Inst, KvPart, Operand, OperandId, Region, RowMap, Unary, Val,
 };
@@ -29,8 +29,12 @@ impl Units {
     };
 
     /// Blocks if the result is quantised.
-    fn for_result(quantise: bool) -> Units {
-        if quantise { Units::BLOCKS } else { Units::FLAT }
+    fn for_result(to: DType) -> Units {
+        if to == DType::F32 {
+            Units::FLAT
+        } else {
+            Units::BLOCKS
+        }
     }
 }
 
@@ -101,9 +105,9 @@ impl Builder {
         self.push(Inst::Binary { op, a, b })
     }
 
-    fn store(&mut self, buffer: u32, col: ColMap, x: Val, quantise: bool) {
+    fn store(&mut self, buffer: u32, col: ColMap, x: Val, to: DType) {
         let dst = self.operand(Operand::Buffer(buffer));
-        let inst = if quantise {
+        let inst = if to != DType::F32 {
             Inst::StoreQuant { dst, col, x }
         } else {
             Inst::Store { dst, col, x }
@@ -171,6 +175,15 @@ impl Builder {
     }
 }
 
+/// A region's name, with the type of its result if that is quantised.
+fn named(name: &str, to: DType) -> String {
+    match to {
+        DType::F32 | DType::U32 => name.to_string(),
+        DType::Q8 => format!("{name}_q8"),
+        DType::Q16 => format!("{name}_q16"),
+    }
+}
+
 /// Where keys or values of a layer go.
 #[derive(Clone, Copy)]
 pub struct KvPlace {
@@ -188,7 +201,7 @@ pub fn add(a: u32, b: u32, out: u32, cols: u32) -> Region {
         builder.load(b, RowMap::Same, own),
     );
     let sum = builder.binary(Binary::Add, a, b);
-    builder.store(out, own, sum, false);
+    builder.store(out, own, sum, DType::F32);
     builder.region
 }
 
@@ -198,29 +211,29 @@ pub fn gather(x: u32, rows: u32, out: u32, cols: u32) -> Region {
     let own = builder.own();
     let rows = builder.operand(Operand::Buffer(rows));
     let x = builder.load(x, RowMap::Via(rows), own);
-    builder.store(out, own, x, false);
+    builder.store(out, own, x, DType::F32);
     builder.region
 }
 
-/// out = q8(x)
-pub fn quantise(x: u32, out: u32, cols: u32) -> Region {
-    let mut builder = Builder::new("quantise", Units::BLOCKS, cols);
+/// out = x, quantised
+pub fn quantise(x: u32, out: u32, cols: u32, to: DType) -> Region {
+    let mut builder = Builder::new(&named("quantise", to), Units::BLOCKS, cols);
     let own = builder.own();
     let x = builder.load(x, RowMap::Same, own);
-    builder.store(out, own, x, true);
+    builder.store(out, own, x, to);
     builder.region
 }
 
 /// out = gate / (1 + e^-gate) * up
-pub fn swiglu(gate: u32, up: u32, out: u32, cols: u32, quantise: bool) -> Region {
-    let mut builder = Builder::new("swiglu", Units::for_result(quantise), cols);
+pub fn swiglu(gate: u32, up: u32, out: u32, cols: u32, to: DType) -> Region {
+    let mut builder = Builder::new(&named("swiglu", to), Units::for_result(to), cols);
     let own = builder.own();
     let (gate, up) = (
         builder.load(gate, RowMap::Same, own),
         builder.load(up, RowMap::Same, own),
     );
     let product = builder.silu_times(gate, up);
-    builder.store(out, own, product, quantise);
+    builder.store(out, own, product, to);
     builder.region
 }
 
@@ -250,8 +263,8 @@ pub fn rope(x: u32, table: u32, out: u32, cols: u32, head_dim: u32) -> Region {
         builder.load(x, RowMap::Same, high),
     );
     let (a, b) = builder.rotate(a, b, table, half);
-    builder.store(out, low, a, false);
-    builder.store(out, high, b, false);
+    builder.store(out, low, a, DType::F32);
+    builder.store(out, high, b, DType::F32);
     builder.region
 }
 
@@ -272,10 +285,9 @@ pub fn kv_write(x: u32, slots: u32, kv: KvPlace, cols: u32, head_dim: u32) -> Re
 }
 
 /// Stores attention's results, a head a unit.
-pub fn attention_epilogue(out: u32, cols: u32, head_dim: u32, quantise: bool) -> Region {
-    let name = if quantise { "store_q8" } else { "store" };
+pub fn attention_epilogue(out: u32, cols: u32, head_dim: u32, to: DType) -> Region {
     let mut builder = Builder::new(
-        name,
+        &named("store", to),
         Units {
             unit: head_dim,
             width: head_dim,
@@ -284,7 +296,7 @@ pub fn attention_epilogue(out: u32, cols: u32, head_dim: u32, quantise: bool) ->
     );
     let own = builder.own();
     let x = builder.tile(0);
-    builder.store(out, own, x, quantise);
+    builder.store(out, own, x, to);
     builder.region
 }
 
@@ -300,21 +312,19 @@ pub struct RmsNorm {
     pub weight: u32,
     pub eps: f32,
     pub out: u32,
-    pub quantise: bool,
+    pub to: DType,
     pub cols: u32,
 }
 
 impl RmsNorm {
     pub fn build(&self) -> Region {
-        let mut name = String::from(if self.residual.is_some() {
+        let name = if self.residual.is_some() {
             "add_rms_norm"
         } else {
             "rms_norm"
-        });
-        if self.quantise {
-            name.push_str("_q8");
-        }
-        let mut builder = Builder::new(&name, Units::for_result(self.quantise), self.cols);
+        };
+        let name = named(name, self.to);
+        let mut builder = Builder::new(&name, Units::for_result(self.to), self.cols);
         let own = builder.own();
         let row = match self.rows {
             Some(rows) => RowMap::Via(builder.operand(Operand::Buffer(rows))),
@@ -326,7 +336,7 @@ impl RmsNorm {
             h = builder.binary(Binary::Add, h, residual);
         }
         if let Some(sum) = self.sum {
-            builder.store(sum, own, h, false);
+            builder.store(sum, own, h, DType::F32);
         }
         let square = builder.binary(Binary::Mul, h, h);
         let squares = builder.push(Inst::RowSum { x: square });
@@ -342,7 +352,7 @@ impl RmsNorm {
         let normed = builder.binary(Binary::Mul, h, inverse);
         let weight = builder.weight(self.weight, own);
         let out = builder.binary(Binary::Mul, normed, weight);
-        builder.store(self.out, own, out, self.quantise);
+        builder.store(self.out, own, out, self.to);
         builder.region
     }
 }
@@ -368,7 +378,7 @@ pub fn matmul_epilogue(
             let mut builder = Builder::new("store", Units::FLAT, cols);
             let own = builder.own();
             let x = builder.tile(0);
-            builder.store(operands.out?, own, x, false);
+            builder.store(operands.out?, own, x, DType::F32);
             Some(builder.region)
         }
         Epilogue::Rope { head_dim } => {
@@ -390,7 +400,7 @@ pub fn matmul_epilogue(
                     offset: 0,
                 },
                 a,
-                false,
+                DType::F32,
             );
             builder.store(
                 operands.out?,
@@ -399,7 +409,7 @@ pub fn matmul_epilogue(
                     offset: half,
                 },
                 b,
-                false,
+                DType::F32,
             );
             Some(builder.region)
         }
@@ -444,11 +454,10 @@ pub fn matmul_epilogue(
             builder.store_kv(kv, operands.slots?, half, b);
             Some(builder.region)
         }
-        Epilogue::SwiGlu { quantise } => {
+        Epilogue::SwiGlu { to } => {
             let block = Q8_BLOCK as u32;
-            let name = if quantise { "swiglu_q8" } else { "swiglu" };
             let mut builder = Builder::new(
-                name,
+                &named("swiglu", to),
                 Units {
                     unit: 2 * block,
                     width: block,
@@ -458,7 +467,7 @@ pub fn matmul_epilogue(
             let (gate, up) = (builder.tile(0), builder.tile(block));
             let product = builder.silu_times(gate, up);
             let own = builder.own();
-            builder.store(operands.out?, own, product, quantise);
+            builder.store(operands.out?, own, product, to);
             Some(builder.region)
         }
     }

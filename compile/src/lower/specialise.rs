@@ -1,6 +1,6 @@
 //! The specialise pass: for each launch and range of rows, the microkernel, the tile shape and the reason.
 
-use bundle_format::plan::{Dim, Op, Part, Plan, Variant};
+use bundle_format::plan::{Dim, Op, Part, Plan, Segment, Variant};
 use bundle_format::target::Target;
 
 use crate::error::Error;
@@ -115,16 +115,24 @@ fn variants(plan: &Plan, index: usize) -> Result<Vec<Variant>, Error> {
                 .map(|s| plan.weights[s.weight as usize].rows)
                 .sum();
             let units = segments.iter().map(|s| s.epilogue.unit).fold(8, lcm);
-            let parts: Vec<Part> = segments
-                .iter()
-                .map(|s| Part {
-                    micro: Some(kernels::abi::id::matmul(
-                        plan.weights[s.weight as usize].encoding,
-                    )),
+            let activations = plan.buffers[*x as usize].dtype;
+            let part = |segment: &Segment| {
+                let weight = &plan.weights[segment.weight as usize];
+                let micro = kernels::abi::id::matmul(weight.encoding, activations);
+                let name = &weight.name;
+                let missing = || {
+                    Error::Bug(format!(
+                        "'{name}': no kernel for {:?} x {activations:?}",
+                        weight.encoding
+                    ))
+                };
+                Ok(Part {
+                    micro: Some(micro.ok_or_else(missing)?),
                     code: None,
                 })
-                .collect();
-            let encodings = encodings(plan, segments.iter().map(|s| s.weight));
+            };
+            let parts: Vec<Part> = segments.iter().map(part).collect::<Result<_, Error>>()?;
+            let encodings = encodings(plan, *x, segments.iter().map(|s| s.weight));
             split(extent_of(*x), |decode| {
                 let narrow = decode && features < FEW_FEATURES;
                 let cols = (if narrow { NARROW } else { WIDE }).next_multiple_of(units);
@@ -168,7 +176,7 @@ fn split(max_rows: u32, choose: impl Fn(bool) -> (u32, u32, Vec<Part>, String)) 
     variants
 }
 
-fn encodings(plan: &Plan, weights: impl Iterator<Item = u32>) -> String {
+fn encodings(plan: &Plan, x: u32, weights: impl Iterator<Item = u32>) -> String {
     let mut names: Vec<&str> = Vec::new();
     for weight in weights {
         let name = crate::ir::text::encoding_name(plan.weights[weight as usize].encoding);
@@ -176,12 +184,7 @@ fn encodings(plan: &Plan, weights: impl Iterator<Item = u32>) -> String {
             names.push(name);
         }
     }
-    let quantised = |w: &&str| !matches!(*w, "f32" | "f16");
-    let activations = if names.iter().any(quantised) {
-        "q8"
-    } else {
-        "f32"
-    };
+    let activations = crate::ir::text::dtype_name(plan.buffers[x as usize].dtype);
     format!("{} x {activations}", names.join("+"))
 }
 

@@ -38,7 +38,7 @@ impl Weights {
                 Op::Input(_)
                 | Op::GatherRows
                 | Op::Add
-                | Op::Quantise
+                | Op::Quantise { .. }
                 | Op::Rope { .. }
                 | Op::KvWrite { .. }
                 | Op::Attention { .. }

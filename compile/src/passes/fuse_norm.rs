@@ -12,7 +12,7 @@ pub fn fuse_add_norm(graph: &mut Graph) {
             eps,
             add: false,
             gather: false,
-            quantise,
+            to,
         } = graph.nodes[index].op
         else {
             continue;
@@ -54,7 +54,7 @@ pub fn fuse_add_norm(graph: &mut Graph) {
             eps,
             add: add.is_some(),
             gather: rows.is_some(),
-            quantise,
+            to,
         };
         let node = &mut graph.nodes[index];
         (node.op, node.inputs, node.outputs) = (fused, inputs, outputs);

@@ -8,9 +8,9 @@ use crate::ir::{Epilogue, Graph, Op};
 pub fn fuse_quantise(graph: &mut Graph) {
     let mut dead = Vec::new();
     for index in 0..graph.nodes.len() {
-        if graph.nodes[index].op != Op::Quantise {
+        let Op::Quantise { to: wanted } = graph.nodes[index].op else {
             continue;
-        }
+        };
         let (x, q) = (graph.nodes[index].inputs[0], graph.nodes[index].outputs[0]);
         let Some(maker) = graph.nodes.iter().position(|n| n.outputs.contains(&x)) else {
             continue;
@@ -23,24 +23,24 @@ pub fn fuse_quantise(graph: &mut Graph) {
         };
         let kv = graph.kv.clone();
         let fused = match &mut graph.nodes[maker].op {
-            Op::RmsNorm { quantise, .. } => {
-                *quantise = true;
+            Op::RmsNorm { to, .. } => {
+                *to = wanted;
                 true
             }
-            Op::SwiGlu { quantise } => {
-                *quantise = true;
+            Op::SwiGlu { to } => {
+                *to = wanted;
                 true
             }
             // An epilogue sees one head at a time, so a block must not cross heads.
-            Op::Attention {
-                quantise, group, ..
-            } if kv[*group as usize].head_dim as usize % Q8_BLOCK == 0 => {
-                *quantise = true;
+            Op::Attention { to, group, .. }
+                if kv[*group as usize].head_dim as usize % Q8_BLOCK == 0 =>
+            {
+                *to = wanted;
                 true
             }
             Op::MatMul { parts } => match &mut parts[at].epilogue {
-                Epilogue::SwiGlu { quantise } => {
-                    *quantise = true;
+                Epilogue::SwiGlu { to } => {
+                    *to = wanted;
                     true
                 }
                 Epilogue::Store | Epilogue::Rope { .. } | Epilogue::KvWrite { .. } => false,
@@ -51,7 +51,7 @@ pub fn fuse_quantise(graph: &mut Graph) {
             | Op::RopeTable { .. }
             | Op::GatherRows
             | Op::Add
-            | Op::Quantise
+            | Op::Quantise { .. }
             | Op::Rope { .. }
             | Op::KvWrite { .. } => false,
         };

@@ -7,7 +7,7 @@ use crate::ir::{Epilogue, Graph, Op, Part};
 pub fn fuse_swiglu(graph: &mut Graph) {
     let mut dead = Vec::new();
     for index in 0..graph.nodes.len() {
-        let Op::SwiGlu { quantise } = graph.nodes[index].op else {
+        let Op::SwiGlu { to } = graph.nodes[index].op else {
             continue;
         };
         let (gate, up) = (graph.nodes[index].inputs[0], graph.nodes[index].inputs[1]);
@@ -42,7 +42,7 @@ pub fn fuse_swiglu(graph: &mut Graph) {
         node.op = Op::MatMul {
             parts: vec![Part {
                 tensors,
-                epilogue: Epilogue::SwiGlu { quantise },
+                epilogue: Epilogue::SwiGlu { to },
             }],
         };
         node.outputs = outputs;

@@ -10,8 +10,18 @@ mod fuse_siblings;
 mod fuse_swiglu;
 mod quantise;
 
+pub use quantise::Activations;
+
 use crate::error::Error;
 use crate::ir::{Graph, verify};
+
+/// What the passes are told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Passes not to run.
+    pub disabled: Vec<String>,
+    pub activations: Activations,
+}
 
 /// A rewriting of the graph.
 pub struct Pass {
@@ -20,7 +30,7 @@ pub struct Pass {
     pub about: &'static str,
     /// Whether `--disable-pass` takes it: the result is the same function without it.
     pub optional: bool,
-    run: fn(&mut Graph),
+    run: fn(&mut Graph, &Settings),
 }
 
 /// Every pass, in the order in which they run.
@@ -29,7 +39,7 @@ pub const PASSES: &[Pass] = &[
         name: "fold-rope",
         about: "permute the rows of query and key weights so that rotated pairs are half a head apart",
         optional: false,
-        run: fold::fold_rope,
+        run: |graph, _| fold::fold_rope(graph),
     },
     Pass {
         name: "quantise",
@@ -41,37 +51,37 @@ pub const PASSES: &[Pass] = &[
         name: "fuse-qkv",
         about: "multiply with the query, key and value weights in one launch",
         optional: true,
-        run: fuse_siblings::fuse_qkv,
+        run: |graph, _| fuse_siblings::fuse_qkv(graph),
     },
     Pass {
         name: "fuse-gate-up",
         about: "multiply with the gate and up weights in one launch",
         optional: true,
-        run: fuse_siblings::fuse_gate_up,
+        run: |graph, _| fuse_siblings::fuse_gate_up(graph),
     },
     Pass {
         name: "fuse-swiglu",
         about: "SwiGLU in the epilogue of gate and up, which then interleave",
         optional: true,
-        run: fuse_swiglu::fuse_swiglu,
+        run: |graph, _| fuse_swiglu::fuse_swiglu(graph),
     },
     Pass {
         name: "fuse-rope-kv",
         about: "rotate and write KV in the epilogues of query, key and value",
         optional: true,
-        run: fuse_rope_kv::fuse_rope_kv,
+        run: |graph, _| fuse_rope_kv::fuse_rope_kv(graph),
     },
     Pass {
         name: "fuse-add-norm",
         about: "add the residual, and gather the wanted rows, in the norm",
         optional: true,
-        run: fuse_norm::fuse_add_norm,
+        run: |graph, _| fuse_norm::fuse_add_norm(graph),
     },
     Pass {
         name: "fuse-quantise",
         about: "quantise activations where they are made",
         optional: true,
-        run: fuse_quantise::fuse_quantise,
+        run: |graph, _| fuse_quantise::fuse_quantise(graph),
     },
 ];
 
@@ -115,16 +125,16 @@ pub fn check_disabled(disabled: &[String]) -> Result<(), Error> {
 /// Runs every pass that isn't disabled and hands each stage to `seen`.
 pub fn run(
     mut graph: Graph,
-    disabled: &[String],
+    settings: &Settings,
     mut seen: impl FnMut(Stage),
 ) -> Result<Graph, Error> {
-    check_disabled(disabled)?;
+    check_disabled(&settings.disabled)?;
     verify::verify(&graph)
         .map_err(|e| Error::Bug(format!("the imported graph breaks a rule: {e}")))?;
     for pass in PASSES {
-        let enabled = !disabled.iter().any(|d| d == pass.name);
+        let enabled = !settings.disabled.iter().any(|d| d == pass.name);
         if enabled {
-            (pass.run)(&mut graph);
+            (pass.run)(&mut graph, settings);
             graph.renumber();
             verify::verify(&graph)
                 .map_err(|e| Error::Bug(format!("pass {} breaks a rule: {e}", pass.name)))?;
@@ -136,13 +146,4 @@ pub fn run(
         });
     }
     Ok(graph)
-}
-
-/// Runs one pass by name, for tests.
-pub fn run_one(graph: &mut Graph, name: &str) -> Result<(), Error> {
-    let pass = PASSES.iter().find(|p| p.name == name);
-    let pass = pass.ok_or_else(|| Error::User(format!("no pass '{name}'")))?;
-    (pass.run)(graph);
-    graph.renumber();
-    verify::verify(graph).map_err(|e| Error::Bug(format!("pass {name} breaks a rule: {e}")))
 }

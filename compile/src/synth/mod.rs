@@ -209,12 +209,7 @@ impl Tensor {
     }
 
     /// Makes and writes the elements, a slab at a time.
-    fn write(
-        &self,
-        seed: u64,
-        out: &mut impl Write,
-        progress: &dyn Progress,
-    ) -> Result<(), Error> {
+    fn write(&self, seed: u64, out: &mut impl Write, progress: &dyn Progress) -> Result<(), Error> {
         let stream = Stream::new(seed, &self.name, self.mean, self.deviation);
         let elements = self.elements();
         let mut slab = Vec::new();

@@ -7,7 +7,9 @@
 //! - **Quantised matmul.** One f32 accumulator an output, from +0. For each block of 32 k, ascending: `isum` is the exact
 //!   int32 inner product of the quants; `acc = fma(isum as f32, d * s, acc)` with the block's scale d and the
 //!   activations' scale s; then, for Q4_1, `acc = fma(m, sum, acc)` with the activations' scaled sum, and for Q4_0 the
-//!   same with m = -8 d (exact).
+//!   same with m = -8 d (exact). With Q16 activations, isum is the inner product with their 15-bit quants, 128 * high + low:
+//!   at most 32 * 15 * 16256 < 2^23 for 4-bit weights, so that `isum as f32` is exact, and 32 * 128 * 16256 < 2^27 for
+//!   8-bit ones, where it rounds to nearest, ties to even.
 //! - **F16 and F32 matmul.** One accumulator an output, from +0: `acc = fma(w, x, acc)` for each k, ascending. Speed comes
 //!   from the independent chains of many outputs.
 //! - **Attention.** The query is multiplied by the scale first. A score is `s = fma(q, k, s)` over ascending dimensions,
@@ -162,6 +164,21 @@ macro_rules! microkernels {
                 MicroFn::MatMul($module::matmul_q8_0),
             ),
             row(
+                id::MATMUL_Q4_0_Q16,
+                "matmul_q4_0_q16",
+                MicroFn::MatMul($module::matmul_q4_0_q16),
+            ),
+            row(
+                id::MATMUL_Q4_1_Q16,
+                "matmul_q4_1_q16",
+                MicroFn::MatMul($module::matmul_q4_1_q16),
+            ),
+            row(
+                id::MATMUL_Q8_0_Q16,
+                "matmul_q8_0_q16",
+                MicroFn::MatMul($module::matmul_q8_0_q16),
+            ),
+            row(
                 id::EMBED_F32,
                 "embed_f32",
                 MicroFn::Embed($module::embed_f32),
@@ -200,6 +217,6 @@ macro_rules! microkernels {
     }};
 }
 
-static SCALAR: [MicroKernel; 12] = microkernels!(Level::Scalar, scalar);
+static SCALAR: [MicroKernel; 15] = microkernels!(Level::Scalar, scalar);
 #[cfg(target_arch = "x86_64")]
-static AVX2: [MicroKernel; 12] = microkernels!(Level::Avx2, avx2);
+static AVX2: [MicroKernel; 15] = microkernels!(Level::Avx2, avx2);

@@ -5,6 +5,7 @@
 
 mod attention;
 mod matmul;
+pub mod q16;
 pub mod q8;
 mod region;
 mod rows;

@@ -148,7 +148,13 @@ impl Row<'_> {
     }
 
     /// A flat region has units of one column, so blocks are cut from the call's columns; otherwise a unit is whole blocks.
-    fn store_quant(&self, dst: OperandId, col: ColMap, values: &[f32], operands: &mut impl Operands) {
+    fn store_quant(
+        &self,
+        dst: OperandId,
+        col: ColMap,
+        values: &[f32],
+        operands: &mut impl Operands,
+    ) {
         let (blocks, rest) = values.as_chunks::<Q8_BLOCK>();
         assert!(
             rest.is_empty(),

@@ -4,7 +4,7 @@ use bundle_format::plan::{DType, Encoding, row_bytes};
 use half::f16;
 use kernels::pack;
 use kernels::quant::{self, block_bytes};
-use kernels::reference::q8;
+use kernels::reference::{q8, q16};
 
 /// SplitMix64.
 pub struct Random(pub u64);
@@ -73,15 +73,24 @@ pub fn packed(encoding: Encoding, rows: usize, cols: usize, bytes: &[u8]) -> Vec
     pack::pack(encoding, rows, cols, bytes)
 }
 
-/// Q8 rows of f32 ones, and the values that they stand for.
-pub fn q8_rows(x: &[f32], cols: usize) -> (Vec<u8>, Vec<f32>) {
-    let stride = row_bytes(DType::Q8, cols as u32) as usize;
+/// Rows of a type of activations, and the values that they stand for.
+pub fn activation_rows(dtype: DType, x: &[f32], cols: usize) -> (Vec<u8>, Vec<f32>) {
+    let (quantise, dequantise) = match dtype {
+        DType::Q8 => (
+            q8::quantise_row as fn(&[f32], &mut [u8]),
+            q8::dequantise_row as fn(&[u8], &mut [f32]),
+        ),
+        DType::Q16 => (q16::quantise_row as _, q16::dequantise_row as _),
+        DType::F32 => return (x.iter().flat_map(|x| x.to_le_bytes()).collect(), x.to_vec()),
+        DType::U32 => panic!("no activations"),
+    };
+    let stride = row_bytes(dtype, cols as u32) as usize;
     let mut bytes = vec![0xa5; stride * (x.len() / cols)];
     let mut values = vec![0.0; x.len()];
     let rows = bytes.chunks_exact_mut(stride).zip(x.chunks_exact(cols));
     for ((row, x), values) in rows.zip(values.chunks_exact_mut(cols)) {
-        q8::quantise_row(x, row);
-        q8::dequantise_row(row, values);
+        quantise(x, row);
+        dequantise(row, values);
     }
     (bytes, values)
 }

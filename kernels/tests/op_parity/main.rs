@@ -7,7 +7,7 @@ mod embed;
 mod matmul;
 mod rope;
 
-use bundle_format::plan::Encoding;
+use bundle_format::plan::{DType, Encoding};
 use kernels::abi::id;
 use kernels::cpu::{self, Level, MicroKernel};
 
@@ -25,11 +25,14 @@ macro_rules! rows {
 }
 
 rows! {
-    matmul_f32: id::MATMUL_F32 => |k| matmul::check(k, Encoding::F32),
-    matmul_f16: id::MATMUL_F16 => |k| matmul::check(k, Encoding::F16),
-    matmul_q4_0: id::MATMUL_Q4_0 => |k| matmul::check(k, Encoding::Q4_0),
-    matmul_q4_1: id::MATMUL_Q4_1 => |k| matmul::check(k, Encoding::Q4_1),
-    matmul_q8_0: id::MATMUL_Q8_0 => |k| matmul::check(k, Encoding::Q8_0),
+    matmul_f32: id::MATMUL_F32 => |k| matmul::check(k, Encoding::F32, DType::F32),
+    matmul_f16: id::MATMUL_F16 => |k| matmul::check(k, Encoding::F16, DType::F32),
+    matmul_q4_0: id::MATMUL_Q4_0 => |k| matmul::check(k, Encoding::Q4_0, DType::Q8),
+    matmul_q4_1: id::MATMUL_Q4_1 => |k| matmul::check(k, Encoding::Q4_1, DType::Q8),
+    matmul_q8_0: id::MATMUL_Q8_0 => |k| matmul::check(k, Encoding::Q8_0, DType::Q8),
+    matmul_q4_0_q16: id::MATMUL_Q4_0_Q16 => |k| matmul::check(k, Encoding::Q4_0, DType::Q16),
+    matmul_q4_1_q16: id::MATMUL_Q4_1_Q16 => |k| matmul::check(k, Encoding::Q4_1, DType::Q16),
+    matmul_q8_0_q16: id::MATMUL_Q8_0_Q16 => |k| matmul::check(k, Encoding::Q8_0, DType::Q16),
     embed_f32: id::EMBED_F32 => |k| embed::check(k, Encoding::F32),
     embed_f16: id::EMBED_F16 => |k| embed::check(k, Encoding::F16),
     embed_q4_0: id::EMBED_Q4_0 => |k| embed::check(k, Encoding::Q4_0),

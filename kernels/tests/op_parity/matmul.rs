@@ -1,12 +1,12 @@
 //! Matrix products.
 
 use bundle_format::plan::{DType, Encoding, WeightLayout, row_bytes};
-use kernels::abi::{MatMulArgs, MicroFn};
+use kernels::abi::{MatMulArgs, MicroFn, id};
 use kernels::cpu::MicroKernel;
-use kernels::quant::{self, takes_q8_activations};
+use kernels::quant::{self, BLOCK, block_elements};
 use kernels::reference::{self, WeightView};
 
-use crate::data::{Random, bits, packed, q8_rows, weight_bytes};
+use crate::data::{Random, activation_rows, bits, packed, weight_bytes};
 
 /// (tokens, features, first column of the tile, columns of the tile)
 const TILES: &[(usize, usize, usize, usize)] = &[
@@ -25,17 +25,33 @@ const TILES: &[(usize, usize, usize, usize)] = &[
     (70, 11, 0, 11),
 ];
 
-pub fn check(kernel: &MicroKernel, encoding: Encoding) {
-    let depths: &[usize] = match takes_q8_activations(encoding) {
-        true => &[32, 64, 96, 576],
-        false => &[1, 5, 32, 37, 576],
+pub fn check(kernel: &MicroKernel, encoding: Encoding, activations: DType) {
+    assert_eq!(id::matmul(encoding, activations), Some(kernel.id));
+    let depths: &[usize] = match block_elements(encoding) {
+        1 => &[1, 5, 32, 37, 576],
+        _ => &[32, 64, 96, 576],
     };
     for k in depths {
         for (tokens, features, col0, cols) in TILES {
-            Case::new(encoding, *k, *tokens, *features, false).check(kernel, *col0, *cols);
+            let inputs = Inputs::Random;
+            Case::new(encoding, activations, *k, *tokens, *features, inputs)
+                .check(kernel, *col0, *cols);
         }
     }
-    Case::new(encoding, 64, 5, 16, true).check(kernel, 0, 16);
+    for inputs in [Inputs::Extreme, Inputs::ExtremeLow] {
+        Case::new(encoding, activations, 64, 10, 16, inputs).check(kernel, 0, 16);
+    }
+}
+
+/// What a case's numbers are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Inputs {
+    Random,
+    /// Quants at the ends of their ranges.
+    Extreme,
+    /// Weights as in `Extreme`, and 15-bit activations whose low bytes are -64 but for one a block: 16000 is 125 * 128,
+    /// so 16064 is 126 * 128 - 64 and 15936 is 125 * 128 - 64.
+    ExtremeLow,
 }
 
 /// A product and its inputs.
@@ -55,19 +71,32 @@ struct Case {
 }
 
 impl Case {
-    fn new(encoding: Encoding, k: usize, tokens: usize, features: usize, extreme: bool) -> Case {
+    fn new(
+        encoding: Encoding,
+        activations: DType,
+        k: usize,
+        tokens: usize,
+        features: usize,
+        inputs: Inputs,
+    ) -> Case {
         let mut random = Random((k * 1000 + tokens * 100 + features) as u64);
+        let extreme = inputs != Inputs::Random;
         let weight = weight_bytes(&mut random, encoding, features, k, extreme);
-        let x = match extreme {
-            true => (0..tokens * k).map(|i| [1.0, -1.0][i / k % 2]).collect(),
-            false => random.vec(tokens * k),
+        let sign = |i: usize| [1.0, -1.0][i / k % 2];
+        let x: Vec<f32> = match inputs {
+            Inputs::Random => random.vec(tokens * k),
+            Inputs::Extreme => (0..tokens * k).map(sign).collect(),
+            Inputs::ExtremeLow => (0..tokens * k)
+                .map(|i| match i % BLOCK {
+                    0 => 16256.0,
+                    _ => 16000.0 + 64.0 * sign(i),
+                })
+                .collect(),
         };
-        let (x, x_stride, values) = match takes_q8_activations(encoding) {
-            true => {
-                let (bytes, values) = q8_rows(&x, k);
-                (bytes, row_bytes(DType::Q8, k as u32) as usize, values)
-            }
-            false => (x.iter().flat_map(|x| x.to_le_bytes()).collect(), k * 4, x),
+        let (x, values) = activation_rows(activations, &x, k);
+        let x_stride = match activations {
+            DType::F32 => k * 4,
+            quantised => row_bytes(quantised, k as u32) as usize,
         };
         Case {
             encoding,

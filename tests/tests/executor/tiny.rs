@@ -127,11 +127,7 @@ impl<'a> Builder<'a> {
 
     /// The type of activations that are multiplied with the matrices.
     fn activations(&self) -> DType {
-        if quant::takes_q8_activations(self.spec.encoding) {
-            DType::Q8
-        } else {
-            DType::F32
-        }
+        quant::activation_types(self.spec.encoding)[0]
     }
 
     fn model(&mut self) {
@@ -551,7 +547,7 @@ impl<'a> Builder<'a> {
             Op::Region { region, .. } => (region.cols, vec![region], None),
             Op::MatMul { segments, .. } => {
                 let epilogues = segments.iter().map(|s| &s.epilogue).collect();
-                (64, epilogues, Some(id::matmul(encoding)))
+                (64, epilogues, id::matmul(encoding, self.activations()))
             }
             Op::Attention { epilogue, .. } => {
                 let micro = id::attention(self.plan.kv[0].dtype);

@@ -146,10 +146,10 @@ fn check_inst(
                 ));
             }
             match layout(dst)? {
-                Layout::Q8 { cols, .. } if cols % block == 0 => {
+                Layout::Quant { cols, .. } if cols % block == 0 => {
                     check_stored_cols(region, index, col, cols)?
                 }
-                other => return fail(format!("can't store Q8 blocks to {other:?}")),
+                other => return fail(format!("can't store quantised blocks to {other:?}")),
             }
         }
         Inst::StoreKv {

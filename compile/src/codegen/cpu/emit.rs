@@ -11,19 +11,19 @@ use bundle_format::region::{Inst, OperandId, Region, RowMap};
 use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{I32, I64};
 use cranelift_codegen::ir::{
-    AbiParam, Block, BlockArg, Endianness, Function, InstBuilder, MemFlagsData, Signature,
-    StackSlotData, StackSlotKind, Value,
+    AbiParam, Block, BlockArg, Endianness, Function, InstBuilder, MemFlagsData, Signature, Value,
 };
 use cranelift_codegen::isa::TargetFrontendConfig;
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 
 use super::isa::CALL_CONV;
 use super::layout::{KvStrides, Layout, RegionContext};
-use super::math::{self, LANES, Q8_TOGETHER, Q8_VECTORS};
+use super::math::{self, LANES};
+use super::quantise::STRIP_BLOCK_VECTORS;
 use super::schedule::{Pass, Schedule};
-use super::strip::{Lanes, Point, SCRATCH_BYTES};
+use super::strip::{Lanes, Point};
 
-/// Vectors of a strip without Q8 stores or sums.
+/// Vectors of a strip without quantised stores or sums.
 const STRIP_VECTORS: usize = 4;
 
 /// Partial sums of a row sum, each a vector: enough to hide an addition's latency.
@@ -96,11 +96,11 @@ impl Shape {
                 Inst::StoreKv { .. } => false,
                 _ => true,
             });
-        let has_q8 = region
+        let has_blocks = region
             .body
             .iter()
             .any(|i| matches!(i, Inst::StoreQuant { .. }));
-        match (linear, has_q8) {
+        match (linear, has_blocks) {
             (false, _) => Shape::Units,
             (true, true) => Shape::Linear {
                 granule: Q8_BLOCK as u32,
@@ -164,17 +164,6 @@ struct Count {
 }
 
 impl Emitter<'_> {
-    fn make_scratch(&mut self) {
-        for (index, inst) in self.region.body.iter().enumerate() {
-            if matches!(inst, Inst::StoreQuant { x, .. } if !self.loads_at_use(*x)) {
-                let data = StackSlotData::new(StackSlotKind::ExplicitSlot, SCRATCH_BYTES as u32, 4);
-                let slot = self.b.create_sized_stack_slot(data);
-                let address = self.b.ins().stack_addr(I64, slot, 0);
-                self.scratch.push((index, address));
-            }
-        }
-    }
-
     fn rows(&mut self, tile: Value, row0: Value, rows: Value, col0: Value, cols: Value) {
         let end = self.b.ins().iadd(row0, rows);
         let last = self.b.ins().iadd_imm_s(end, -1);
@@ -267,7 +256,7 @@ impl Emitter<'_> {
     fn row_pointer(&mut self, operand: OperandId, map: RowMap, row: Value) -> Value {
         let base = self.base(operand);
         let stride = match self.context.operands[operand as usize] {
-            Layout::F32 { row_bytes, .. } | Layout::Q8 { row_bytes, .. } => row_bytes,
+            Layout::F32 { row_bytes, .. } | Layout::Quant { row_bytes, .. } => row_bytes,
             Layout::Indices => 4,
             Layout::Vector { .. } | Layout::Kv { .. } => 0,
         };
@@ -353,8 +342,8 @@ impl Emitter<'_> {
 
     /// Columns of a full strip of this pass.
     fn strip_columns(&self, pass: &Pass) -> u32 {
-        let vectors = if !self.q8_blocks(pass).is_empty() {
-            Q8_TOGETHER * Q8_VECTORS
+        let vectors = if !self.quant_stores(pass).is_empty() {
+            STRIP_BLOCK_VECTORS
         } else if pass.sums.is_empty() {
             STRIP_VECTORS
         } else {

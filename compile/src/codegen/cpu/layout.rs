@@ -1,6 +1,8 @@
 //! What a region alone doesn't say: how its operands and its tile lie in memory.
 
-use bundle_format::plan::{Buffer, DType, Encoding, KV_BLOCK, KvDType, KvGroup, Weight};
+use bundle_format::plan::{
+    Buffer, DType, Encoding, KV_BLOCK, KvDType, KvGroup, Q8_BLOCK, Weight, quants_bytes,
+};
 use bundle_format::region::{KvPart, Operand, Region};
 use bundle_format::target::Target;
 
@@ -25,8 +27,12 @@ pub enum Layout {
     Vector { cols: u32 },
     /// A dense column of u32.
     Indices,
-    /// Rows of Q8 blocks ([`DType::Q8`]).
-    Q8 { cols: u32, row_bytes: u64 },
+    /// Rows of quantised blocks.
+    Quant {
+        ty: QuantType,
+        cols: u32,
+        row_bytes: u64,
+    },
     /// A KV pool of f16 ([`KvDType::F16`]), `block_bytes` from block to block.
     Kv {
         part: KvPart,
@@ -34,6 +40,35 @@ pub enum Layout {
         head_dim: u32,
         block_bytes: u64,
     },
+}
+
+/// Types of quantised blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QuantType {
+    /// [`DType::Q8`]
+    Q8,
+    /// [`DType::Q16`]
+    Q16,
+}
+
+impl QuantType {
+    /// The largest quant: what a block's largest magnitude becomes.
+    pub fn levels(self) -> f32 {
+        match self {
+            QuantType::Q8 => 127.0,
+            QuantType::Q16 => 127.0 * 128.0,
+        }
+    }
+
+    /// Offsets of the scales and of the sums in a row of `cols` elements, in bytes.
+    pub fn scales_and_sums(self, cols: u32) -> [u64; 2] {
+        let dtype = match self {
+            QuantType::Q8 => DType::Q8,
+            QuantType::Q16 => DType::Q16,
+        };
+        let scales = quants_bytes(dtype, cols);
+        [scales, scales + cols as u64 / Q8_BLOCK as u64 * 4]
+    }
 }
 
 impl RegionContext {
@@ -85,12 +120,21 @@ fn buffer_layout(buffer: &Buffer) -> Result<Layout, String> {
     let (cols, row_bytes) = (buffer.cols, buffer.row_bytes());
     match buffer.dtype {
         DType::F32 => Ok(Layout::F32 { cols, row_bytes }),
-        DType::Q8 => Ok(Layout::Q8 { cols, row_bytes }),
+        DType::Q8 => Ok(quant_layout(QuantType::Q8, cols, row_bytes)),
+        DType::Q16 => Ok(quant_layout(QuantType::Q16, cols, row_bytes)),
         DType::U32 if cols == 1 => Ok(Layout::Indices),
         DType::U32 => Err(format!(
             "u32 buffer {} has {cols} columns, expected 1",
             buffer.name
         )),
+    }
+}
+
+fn quant_layout(ty: QuantType, cols: u32, row_bytes: u64) -> Layout {
+    Layout::Quant {
+        ty,
+        cols,
+        row_bytes,
     }
 }
 

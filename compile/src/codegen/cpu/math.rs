@@ -3,7 +3,6 @@
 //! Functions take several vectors at once: each constant is then loaded once for all of them, and their chains of
 //! dependent instructions overlap.
 
-use bundle_format::plan::Q8_BLOCK;
 use cranelift_codegen::ir::condcodes::{FloatCC, IntCC};
 use cranelift_codegen::ir::types::{F32X4, I8X16, I32, I32X4};
 use cranelift_codegen::ir::{ConstantData, Endianness, InstBuilder, MemFlagsData, Type, Value};
@@ -11,9 +10,6 @@ use cranelift_frontend::FunctionBuilder;
 
 /// Lanes of a vector.
 pub const LANES: usize = 4;
-
-/// Vectors of a Q8 block.
-pub const Q8_VECTORS: usize = Q8_BLOCK / LANES;
 
 /// `value` in every lane.
 pub fn splat(b: &mut FunctionBuilder, value: f32) -> Value {
@@ -122,91 +118,8 @@ pub fn sum_lanes(b: &mut FunctionBuilder, x: Value) -> Value {
     b.ins().fadd(x, swapped)
 }
 
-/// Blocks whose scales are found together, one in each lane.
-pub const Q8_TOGETHER: usize = LANES;
-
-/// `|x|` as integers: they compare as the floats do, with NaN above everything.
-pub fn magnitudes(b: &mut FunctionBuilder, xs: &[Value]) -> Vec<Value> {
-    let mask = constant(b, I32X4, [0x7fff_ffff; 4]);
-    each(xs, |x| {
-        let x = cast(b, I32X4, x);
-        b.ins().band(x, mask)
-    })
-}
-
-/// Scales of Q8 blocks as `bundle_format::plan::DType::Q8` states them, one in each lane.
-pub struct Q8Scales {
-    pub scale: Value,
-    /// What elements are multiplied with: 127 / amax, or 0 where amax is 0.
-    pub inverse: Value,
-}
-
-/// Scales of [`Q8_TOGETHER`] blocks, each given by a vector of magnitudes whose largest is the block's.
-pub fn q8_scales(b: &mut FunctionBuilder, largest: [Value; Q8_TOGETHER]) -> Q8Scales {
-    let amax = fold_lanes(b, largest, |b, x, y| b.ins().smax(x, y));
-    let amax = cast(b, F32X4, amax);
-    let levels = splat(b, 127.0);
-    let scale = b.ins().fdiv(amax, levels);
-    let inverse = b.ins().fdiv(levels, amax);
-    let zero = splat(b, 0.0);
-    let nonzero = b.ins().fcmp(FloatCC::NotEqual, amax, zero);
-    let nonzero = cast(b, F32X4, nonzero);
-    let inverse = b.ins().band(inverse, nonzero);
-    Q8Scales { scale, inverse }
-}
-
-/// A quantised block.
-pub struct Q8Quants {
-    /// Two vectors of 16 quants.
-    pub quants: [Value; 2],
-    /// Four sums, of the block's quarters in some order.
-    pub sums: Value,
-}
-
-/// Quantises a block of [`Q8_VECTORS`] vectors with the inverse that lane `lane` of `inverse` holds. What the quants are is
-/// of no meaning where the inverse or an element isn't finite.
-pub fn q8_quants(b: &mut FunctionBuilder, xs: &[Value], inverse: Value, lane: u8) -> Q8Quants {
-    debug_assert_eq!(xs.len(), Q8_VECTORS);
-    let inverse = shuffle_lanes(b, inverse, inverse, [lane; 4]);
-    let products = each(xs, |x| b.ins().fmul(inverse, x));
-    // Adding 1.5 * 2^23 rounds to an integer, half to even, and leaves it in the low bits.
-    let magic = splat(b, ROUND_MAGIC);
-    let rounded = each(&products, |x| b.ins().fadd(x, magic));
-    let bias = cast(b, I32X4, magic);
-    let quants = each(&rounded, |x| {
-        let bits = cast(b, I32X4, x);
-        b.ins().isub(bits, bias)
-    });
-    let narrow = |b: &mut FunctionBuilder, xs: &[Value]| -> Vec<Value> {
-        let pairs = xs.chunks(2);
-        pairs
-            .map(|pair| b.ins().snarrow(pair[0], pair[1]))
-            .collect()
-    };
-    let words = narrow(b, &quants);
-    let bytes = narrow(b, &words);
-
-    // Sums of neighbouring quants, then of neighbouring sums.
-    let ones = constant(b, I8X16, [0x0101_0101; 4]);
-    let pairs = each(&bytes, |quants| b.ins().x86_pmaddubsw(quants, ones));
-    let pairs = b.ins().iadd(pairs[0], pairs[1]);
-    let low = b.ins().swiden_low(pairs);
-    let high = b.ins().swiden_high(pairs);
-    Q8Quants {
-        quants: [bytes[0], bytes[1]],
-        sums: b.ins().iadd_pairwise(low, high),
-    }
-}
-
-/// The scaled sums of blocks, one in each lane, from the sums of their quarters.
-pub fn q8_sums(b: &mut FunctionBuilder, sums: [Value; Q8_TOGETHER], scale: Value) -> Value {
-    let sums = fold_lanes(b, sums, |b, x, y| b.ins().iadd(x, y));
-    let sums = b.ins().fcvt_from_sint(F32X4, sums);
-    b.ins().fmul(sums, scale)
-}
-
 /// Folds the lanes of each vector by an operation that is commutative and associative: lane i of the result is vector i's.
-fn fold_lanes(
+pub fn fold_lanes(
     b: &mut FunctionBuilder,
     xs: [Value; LANES],
     mut f: impl FnMut(&mut FunctionBuilder, Value, Value) -> Value,
@@ -223,9 +136,6 @@ fn fold_lanes(
     let high = shuffle_lanes(b, first, second, [2, 3, 6, 7]);
     f(b, low, high)
 }
-
-/// 1.5 * 2^23.
-const ROUND_MAGIC: f32 = 12_582_912.0;
 
 /// f16 of each lane, rounded half to even: each an i16x8 whose low half holds the four.
 pub fn to_f16(b: &mut FunctionBuilder, xs: &[Value]) -> Vec<Value> {
@@ -286,7 +196,7 @@ pub fn to_f16(b: &mut FunctionBuilder, xs: &[Value]) -> Vec<Value> {
 }
 
 /// 32-bit lanes of `x` (0 to 3) and `y` (4 to 7), in this order.
-fn shuffle_lanes(b: &mut FunctionBuilder, x: Value, y: Value, order: [u8; 4]) -> Value {
+pub fn shuffle_lanes(b: &mut FunctionBuilder, x: Value, y: Value, order: [u8; 4]) -> Value {
     let ty = b.func.dfg.value_type(x);
     let bytes: Vec<u8> = order
         .iter()
@@ -298,10 +208,10 @@ fn shuffle_lanes(b: &mut FunctionBuilder, x: Value, y: Value, order: [u8; 4]) ->
     cast(b, ty, shuffled)
 }
 
-fn each(xs: &[Value], mut f: impl FnMut(Value) -> Value) -> Vec<Value> {
+pub fn each(xs: &[Value], mut f: impl FnMut(Value) -> Value) -> Vec<Value> {
     xs.iter().map(|&x| f(x)).collect()
 }
 
-fn each2(xs: &[Value], ys: &[Value], mut f: impl FnMut(Value, Value) -> Value) -> Vec<Value> {
+pub fn each2(xs: &[Value], ys: &[Value], mut f: impl FnMut(Value, Value) -> Value) -> Vec<Value> {
     xs.iter().zip(ys).map(|(&x, &y)| f(x, y)).collect()
 }

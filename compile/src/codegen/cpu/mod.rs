@@ -2,13 +2,14 @@
 //!
 //! [`layout`] gathers what a region's operands look like in memory, [`check`] proves that the region keeps the rules that
 //! `bundle_format::region` states, [`schedule`] cuts it into passes over a row, [`emit`] writes the loops and [`strip`] what is in them (with the
-//! arithmetic of [`math`]), [`isa`] turns them into relocation-free bytes, and [`section`] lays functions out, each once.
+//! arithmetic of [`math`], and [`quantise`] for stores of blocks), [`isa`] turns them into relocation-free bytes, and [`section`] lays functions out, each once.
 
 mod check;
 mod emit;
 mod isa;
 mod layout;
 mod math;
+mod quantise;
 mod schedule;
 mod section;
 mod strip;
@@ -20,7 +21,7 @@ use bundle_format::region::Region;
 use crate::error::Error;
 
 pub use isa::toolchain;
-pub use layout::{Layout, RegionContext};
+pub use layout::{Layout, QuantType, RegionContext};
 pub use section::CodeSection;
 
 /// Compiles `region` to a function of type `kernels::abi::RegionFn`: position-independent bytes without relocations,

@@ -3,7 +3,6 @@
 //! Vectors go through the pass a few at a time ([`GROUP`]), each instruction for all of the group: their latencies overlap,
 //! they share constants, and few registers are live at once.
 
-use bundle_format::plan::{Q8_BLOCK, q8_scales_offset, q8_sums_offset};
 use bundle_format::region::{Binary, ColMap, Inst, OperandId, RowMap, Unary, Val};
 use cranelift_codegen::ir::types::{F32, F32X4, F64X2};
 use cranelift_codegen::ir::{InstBuilder, Value};
@@ -11,7 +10,7 @@ use cranelift_codegen::ir::{InstBuilder, Value};
 use super::check::{destination, same_memory};
 use super::emit::{Emitter, PARTIAL_SUMS, flags};
 use super::layout::{KvStrides, Layout};
-use super::math::{self, LANES, Q8_TOGETHER, Q8_VECTORS};
+use super::math::{self, LANES};
 use super::schedule::{Pass, Step};
 
 /// Vectors that go through the instructions together.
@@ -45,19 +44,19 @@ impl Lanes {
 }
 
 /// The vectors that go together.
-struct Group {
-    points: Vec<Point>,
-    lanes: Lanes,
+pub struct Group {
+    pub points: Vec<Point>,
+    pub lanes: Lanes,
     /// By instruction: its value for each vector, once evaluated.
-    values: Vec<Vec<Value>>,
+    pub values: Vec<Vec<Value>>,
 }
 
 impl Emitter<'_> {
     /// Does a pass for a vector at each of the points. `sums` are [`PARTIAL_SUMS`] vectors for each of the pass's sums.
     ///
-    /// Where the pass stores Q8 blocks, the points are those of up to [`Q8_TOGETHER`] whole blocks.
+    /// Where the pass stores quantised blocks, the points are those of up to [`super::quantise::TOGETHER`] whole blocks.
     pub fn strip(&mut self, pass: &Pass, points: &[Point], lanes: Lanes, sums: &mut [Value]) {
-        let mut blocks = self.q8_blocks(pass);
+        let mut blocks = self.quant_stores(pass);
         for (nth, points) in points.chunks(GROUP).enumerate() {
             let first = nth * GROUP;
             let mut group = Group {
@@ -74,7 +73,7 @@ impl Emitter<'_> {
                         self.accumulate(&group, first, x, parts);
                     }
                     Step::Store(store) => {
-                        match blocks.iter_mut().find(|blocks| blocks.store == store) {
+                        match blocks.iter_mut().find(|blocks| blocks.index == store) {
                             Some(blocks) => self.gather(&group, first, blocks),
                             None => self.store(&group, store),
                         }
@@ -92,46 +91,6 @@ impl Emitter<'_> {
         }
     }
 
-    /// Notes elements of Q8 blocks, `first` the number of their first vector: their magnitudes now, and the elements
-    /// themselves to the stack, unless they can be loaded again.
-    fn gather(&mut self, group: &Group, first: usize, blocks: &mut Q8Blocks) {
-        let xs = self.values(blocks.x, group);
-        let magnitudes = math::magnitudes(&mut self.b, &xs);
-        for (i, magnitude) in magnitudes.into_iter().enumerate() {
-            let block = (first + i) / Q8_VECTORS;
-            match blocks.largest.get_mut(block) {
-                None => blocks.largest.push(magnitude),
-                Some(largest) => *largest = self.b.ins().smax(*largest, magnitude),
-            }
-        }
-        if !self.loads_at_use(blocks.x) {
-            let scratch = self.scratch(blocks.store);
-            for (i, x) in xs.into_iter().enumerate() {
-                self.b
-                    .ins()
-                    .store(flags(), x, scratch, scratch_offset(first + i));
-            }
-        }
-    }
-
-    /// The Q8 stores of a pass, without blocks yet. Where there are some, strips are whole blocks.
-    pub fn q8_blocks(&self, pass: &Pass) -> Vec<Q8Blocks> {
-        let steps = pass.steps.iter();
-        steps
-            .filter_map(|step| match *step {
-                Step::Store(store) => match self.region.body[store] {
-                    Inst::StoreQuant { x, .. } => Some(Q8Blocks {
-                        store,
-                        x,
-                        largest: Vec::new(),
-                    }),
-                    _ => None,
-                },
-                _ => None,
-            })
-            .collect()
-    }
-
     /// Evaluates, before a pass, a value that is the same for the whole row.
     pub fn eval_once(&mut self, value: Val) {
         let group = Group {
@@ -142,7 +101,7 @@ impl Emitter<'_> {
         self.uniforms[value as usize] = Some(self.eval(value, &group)[0]);
     }
 
-    fn eval(&mut self, value: Val, group: &Group) -> Vec<Value> {
+    pub fn eval(&mut self, value: Val, group: &Group) -> Vec<Value> {
         match self.region.body[value as usize] {
             Inst::Load { src, row, col } => self.load(group, src, row, col),
             Inst::Tile { offset } => {
@@ -206,7 +165,7 @@ impl Emitter<'_> {
 
     /// The operand of an instruction, for each vector of the group. Constants, and loads of what nothing overwrites, are
     /// made where they are used: that costs no register elsewhere, and the load often becomes part of the instruction.
-    fn values(&mut self, value: Val, group: &Group) -> Vec<Value> {
+    pub fn values(&mut self, value: Val, group: &Group) -> Vec<Value> {
         let vectors = group.points.len();
         if let Inst::Const { value } = self.region.body[value as usize] {
             return vec![math::splat(&mut self.b, value); vectors];
@@ -328,81 +287,7 @@ impl Emitter<'_> {
         }
     }
 
-    fn store_quant(&mut self, blocks: &Q8Blocks, points: &[Point]) {
-        let Inst::StoreQuant { dst, col, .. } = self.region.body[blocks.store] else {
-            unreachable!("only Q8 stores are gathered");
-        };
-        let Layout::Q8 { cols, .. } = self.context.operands[dst as usize] else {
-            unreachable!("the check found a Q8 buffer");
-        };
-        let scales = math::q8_scales(&mut self.b, all_lanes(&blocks.largest));
-        let row = self.row_of(dst, RowMap::Same);
-        let mut sums = Vec::new();
-        for (lane, points) in points.chunks(Q8_VECTORS).enumerate() {
-            let xs = if self.loads_at_use(blocks.x) {
-                let group = Group {
-                    points: points.to_vec(),
-                    lanes: Lanes::All,
-                    values: Vec::new(),
-                };
-                self.eval(blocks.x, &group)
-            } else {
-                let scratch = self.scratch(blocks.store);
-                (0..Q8_VECTORS)
-                    .map(|i| {
-                        let offset = scratch_offset(lane * Q8_VECTORS + i);
-                        self.b.ins().load(F32X4, flags(), scratch, offset)
-                    })
-                    .collect()
-            };
-            let block = math::q8_quants(&mut self.b, &xs, scales.inverse, lane as u8);
-            let (address, offset) = self.address(row, col, points[0], 0);
-            for (i, quants) in block.quants.into_iter().enumerate() {
-                let at = offset + (i * Q8_BLOCK / 2) as i32;
-                self.b.ins().store(flags(), quants, address, at);
-            }
-            sums.push(block.sums);
-        }
-        let sums = math::q8_sums(&mut self.b, all_lanes(&sums), scales.scale);
-
-        // A block's four bytes of scale (and of sum) lie at an eighth of its first column.
-        let address = match self.place.column(col.per_unit) {
-            None => row,
-            Some(column) => {
-                let eighth = self.b.ins().ushr_imm_u(column, 3);
-                self.b.ins().iadd(row, eighth)
-            }
-        };
-        let eighths: Vec<i32> = points
-            .iter()
-            .step_by(Q8_VECTORS)
-            .map(|point| self.constant_column(col, *point) as i32 / 8)
-            .collect();
-        let adjacent = eighths.windows(2).all(|pair| pair[0] + 4 == pair[1]);
-        for (part, values) in [
-            (q8_scales_offset(cols), scales.scale),
-            (q8_sums_offset(cols), sums),
-        ] {
-            if adjacent && eighths.len() == LANES {
-                let at = part as i32 + eighths[0];
-                self.b.ins().store(flags(), values, address, at);
-                continue;
-            }
-            for (lane, eighth) in eighths.iter().enumerate() {
-                let value = self.b.ins().extractlane(values, lane as u8);
-                let at = part as i32 + eighth;
-                self.b.ins().store(flags(), value, address, at);
-            }
-        }
-    }
-
-    /// Memory of the stack for the elements of a strip's Q8 blocks.
-    fn scratch(&mut self, store: usize) -> Value {
-        let found = self.scratch.iter().find(|(s, _)| *s == store);
-        found.expect("the prologue made room for each Q8 store").1
-    }
-
-    fn row_of(&self, operand: OperandId, map: RowMap) -> Value {
+    pub fn row_of(&self, operand: OperandId, map: RowMap) -> Value {
         let found = self
             .row
             .pointers
@@ -412,7 +297,13 @@ impl Emitter<'_> {
     }
 
     /// Address and constant offset of a column, of elements of `1 << size_log2` bytes.
-    fn address(&mut self, row: Value, col: ColMap, point: Point, size_log2: u8) -> (Value, i32) {
+    pub fn address(
+        &mut self,
+        row: Value,
+        col: ColMap,
+        point: Point,
+        size_log2: u8,
+    ) -> (Value, i32) {
         let offset = (self.constant_column(col, point) << size_log2) as i32;
         let Some(column) = self.place.column(col.per_unit) else {
             return (row, offset);
@@ -426,29 +317,7 @@ impl Emitter<'_> {
     }
 
     /// The part of a column's number that is known: it is added to the current place's.
-    fn constant_column(&self, col: ColMap, point: Point) -> u32 {
+    pub fn constant_column(&self, col: ColMap, point: Point) -> u32 {
         point.unit * col.per_unit + col.offset + point.c
     }
-}
-
-/// A Q8 store of which a strip has evaluated some blocks.
-pub struct Q8Blocks {
-    /// The store's index in the body.
-    store: usize,
-    x: Val,
-    /// By block: the largest magnitudes, by lane.
-    largest: Vec<Value>,
-}
-
-/// Bytes of the stack that a strip's blocks take.
-pub const SCRATCH_BYTES: usize = Q8_TOGETHER * Q8_BLOCK * 4;
-
-/// Where vector number `vector` of a strip lies on the stack.
-fn scratch_offset(vector: usize) -> i32 {
-    (vector * LANES * 4) as i32
-}
-
-/// Up to four values, the first one standing in for those that are missing.
-fn all_lanes(values: &[Value]) -> [Value; LANES] {
-    std::array::from_fn(|i| *values.get(i).unwrap_or(&values[0]))
 }

@@ -4,11 +4,13 @@ mod attention;
 mod float;
 mod q4;
 mod q8;
+mod q8_q16;
 
 pub use attention::attention_f16;
 pub use float::{matmul_f16, matmul_f32};
-pub use q4::{matmul_q4_0, matmul_q4_1};
+pub use q4::{matmul_q4_0, matmul_q4_0_q16, matmul_q4_1, matmul_q4_1_q16};
 pub use q8::matmul_q8_0;
+pub use q8_q16::matmul_q8_0_q16;
 
 use bundle_format::plan::Encoding;
 

@@ -31,33 +31,33 @@ pub unsafe fn matmul_f16(args: &MatMulArgs) {
     unsafe { float(args, 2, |w| f16::from_le_bytes([w[0], w[1]]).to_f32()) }
 }
 
-/// Q4_0 weights times Q8 rows.
-///
-/// # Safety
-/// As [`tiles`].
-pub unsafe fn matmul_q4_0(args: &MatMulArgs) {
-    let min = |block: &[u8], r| -8.0 * half_at(block, r);
-    // SAFETY: the caller's promise.
-    unsafe { quantised(args, Q4_0, dot_nibbles, Some(min)) }
+macro_rules! quantised {
+    ($($name:ident: $doc:literal, $block:ident, $activations:expr, $dot:ident, $min:expr;)*) => {$(
+        #[doc = $doc]
+        ///
+        /// # Safety
+        /// As [`tiles`].
+        pub unsafe fn $name(args: &MatMulArgs) {
+            // SAFETY: the caller's promise.
+            unsafe { quantised(args, $block, $activations, $dot, $min) }
+        }
+    )*};
 }
 
-/// Q4_1 weights times Q8 rows.
-///
-/// # Safety
-/// As [`tiles`].
-pub unsafe fn matmul_q4_1(args: &MatMulArgs) {
-    let min = |block: &[u8], r| half_at(block, GROUP + r);
-    // SAFETY: the caller's promise.
-    unsafe { quantised(args, Q4_1, dot_nibbles, Some(min)) }
+quantised! {
+    matmul_q4_0: "Q4_0 weights times Q8 rows.", Q4_0, Activations::Q8, dot_nibbles, Some(min_of_scale);
+    matmul_q4_1: "Q4_1 weights times Q8 rows.", Q4_1, Activations::Q8, dot_nibbles, Some(min_of_block);
+    matmul_q8_0: "Q8_0 weights times Q8 rows.", Q8_0, Activations::Q8, dot_bytes, None;
+    matmul_q4_0_q16: "Q4_0 weights times Q16 rows.", Q4_0, Activations::Q16, dot_nibbles, Some(min_of_scale);
+    matmul_q4_1_q16: "Q4_1 weights times Q16 rows.", Q4_1, Activations::Q16, dot_nibbles, Some(min_of_block);
+    matmul_q8_0_q16: "Q8_0 weights times Q16 rows.", Q8_0, Activations::Q16, dot_bytes, None;
 }
 
-/// Q8_0 weights times Q8 rows.
-///
-/// # Safety
-/// As [`tiles`].
-pub unsafe fn matmul_q8_0(args: &MatMulArgs) {
-    // SAFETY: the caller's promise.
-    unsafe { quantised(args, Q8_0, dot_bytes, None::<fn(&[u8], usize) -> f32>) }
+/// Types of quantised rows.
+#[derive(Clone, Copy)]
+enum Activations {
+    Q8,
+    Q16,
 }
 
 /// Calls `group(weights, x, out)` for each group of the tile and each row: the group's packed bytes, the row of
@@ -116,30 +116,50 @@ unsafe fn float(args: &MatMulArgs, size: usize, value: impl Fn(&[u8]) -> f32) {
 unsafe fn quantised(
     args: &MatMulArgs,
     (header, block_bytes): (usize, usize),
-    dot: impl Fn(&[u8], usize, &[u8]) -> i32,
-    min: Option<impl Fn(&[u8], usize) -> f32>,
+    activations: Activations,
+    dot: fn(&[u8], usize, &[u8]) -> i32,
+    min: Option<fn(&[u8], usize) -> f32>,
 ) {
     let k = args.k as usize;
     let blocks = k / BLOCK;
-    // SAFETY: the caller's promise; a Q8 row has its quants, scales and sums.
+    let quants_bytes = match activations {
+        Activations::Q8 => k,
+        Activations::Q16 => 2 * k,
+    };
+    // SAFETY: the caller's promise; a row has its quants, scales and sums.
     unsafe {
-        tiles(args, blocks * block_bytes, k + blocks * 8, |w, x, out| {
-            let (quants, factors) = x.split_at(k);
+        let x_bytes = quants_bytes + blocks * 8;
+        tiles(args, blocks * block_bytes, x_bytes, |w, x, out| {
+            let (quants, factors) = x.split_at(quants_bytes);
             let (scales, sums) = factors.split_at(blocks * 4);
             out.fill(0.0);
             for (b, block) in w.chunks_exact(block_bytes).enumerate() {
-                let quants = &quants[b * BLOCK..][..BLOCK];
+                let quants = &quants[b * BLOCK..];
                 let (scale, sum) = (f32_at(scales, b), f32_at(sums, b));
                 for (r, acc) in out.iter_mut().enumerate() {
-                    let isum = dot(&block[header..], r, quants);
+                    let dot = |quants: &[u8]| dot(&block[header..], r, &quants[..BLOCK]);
+                    let isum = match activations {
+                        Activations::Q8 => dot(quants),
+                        Activations::Q16 => 128 * dot(quants) + dot(&quants[k..]),
+                    };
                     *acc = (isum as f32).mul_add(half_at(block, r) * scale, *acc);
-                    if let Some(min) = &min {
+                    if let Some(min) = min {
                         *acc = min(block, r).mul_add(sum, *acc);
                     }
                 }
             }
         })
     }
+}
+
+/// What a Q4_0 block adds to all its elements.
+fn min_of_scale(block: &[u8], r: usize) -> f32 {
+    -8.0 * half_at(block, r)
+}
+
+/// What a Q4_1 block adds to all its elements.
+fn min_of_block(block: &[u8], r: usize) -> f32 {
+    half_at(block, GROUP + r)
 }
 
 /// The inner product of row r's 4-bit quants and 32 activations.

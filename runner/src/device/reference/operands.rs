@@ -188,7 +188,13 @@ impl Operands for RegionOperands<'_> {
         buffer.floats[row * buffer.cols + col] = value;
     }
 
-    fn store_quant(&mut self, operand: OperandId, row: usize, col: usize, values: &[f32; Q8_BLOCK]) {
+    fn store_quant(
+        &mut self,
+        operand: OperandId,
+        row: usize,
+        col: usize,
+        values: &[f32; Q8_BLOCK],
+    ) {
         let buffer = self.buffer(operand);
         buffer.floats[row * buffer.cols + col..][..Q8_BLOCK].copy_from_slice(values);
     }

@@ -168,8 +168,7 @@ fn f16_rounds_half_to_even() {
 /// Blocks of one sign, of one large number, of ties.
 #[test]
 fn quantisation_is_the_documented_one() {
-    let case = regions::quantise(576);
-    let patterns: [fn(usize) -> f32; 6] = [
+    let patterns: [fn(usize) -> f32; 7] = [
         |_| 0.0,
         |i| {
             if i % 32 == 31 {
@@ -188,13 +187,17 @@ fn quantisation_is_the_documented_one() {
             }
         },
         |i| ((i * 2_654_435_761) % 1000) as f32 - 500.0,
+        // 16-bit quants where the low byte's range ends, and ties between them.
+        |i| [16256.0, -16256.0, 63.0, 64.0, -64.0, -65.0, 191.5, 192.5][i % 8],
     ];
-    for pattern in patterns {
-        let mut i = 0;
-        let memory = Memory::new(&case, || {
-            i += 1;
-            pattern(i - 1)
-        });
-        check(&case, &memory, 0.0);
+    for case in [DType::Q8, DType::Q16].map(|dtype| regions::quantise(dtype, 576)) {
+        for pattern in patterns {
+            let mut i = 0;
+            let memory = Memory::new(&case, || {
+                i += 1;
+                pattern(i - 1)
+            });
+            check(&case, &memory, 0.0);
+        }
     }
 }

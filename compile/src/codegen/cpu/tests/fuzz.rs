@@ -43,7 +43,8 @@ struct Operands {
     floats: [u32; 3],
     weight: u32,
     indices: u32,
-    q8: u32,
+    /// Of either type of block.
+    quants: [u32; 2],
     pools: [u32; 2],
 }
 
@@ -66,7 +67,8 @@ impl Fuzz {
             floats,
             weight: case.weight(wide),
             indices: case.buffer(DType::U32, 1),
-            q8: case.buffer(DType::Q8, wide.next_multiple_of(32)),
+            quants: [DType::Q8, DType::Q16]
+                .map(|dtype| case.buffer(dtype, wide.next_multiple_of(32))),
             pools: [
                 case.pool(KvPart::Key, units, width * 2),
                 case.pool(KvPart::Value, units, width * 2 + 1),
@@ -163,7 +165,7 @@ impl Fuzz {
             ),
             12 => (
                 Inst::StoreQuant {
-                    dst: self.operands.q8,
+                    dst: self.operands.quants[x as usize % 2],
                     col: self.col(y, 32),
                     x: pick(z)?,
                 },

@@ -1,13 +1,15 @@
 //! The memory that a case's region works on, and the reference interpreter's view of the same bytes.
 
-use bundle_format::plan::{KV_BLOCK, q8_scales_offset, q8_sums_offset};
+use bundle_format::plan::KV_BLOCK;
 use bundle_format::region::{KvPart, Operand, OperandId};
 use half::f16;
 use kernels::abi::RegionFn;
 use kernels::reference::{Operands, Tile, TileRange, q8, run_region};
 
+use super::q16;
+
 use super::regions::Case;
-use crate::codegen::cpu::{Layout, RegionContext};
+use crate::codegen::cpu::{Layout, QuantType, RegionContext};
 
 /// Rows of every buffer, and slots of every pool.
 pub const ROWS: usize = 20;
@@ -46,7 +48,7 @@ impl Memory {
                 let body: Vec<u8> = match *layout {
                     Layout::F32 { row_bytes, .. } => floats(ROWS * row_bytes as usize, &mut next),
                     Layout::Vector { cols } => floats(cols as usize * 4, &mut next),
-                    Layout::Q8 { row_bytes, .. } => vec![0x55; ROWS * row_bytes as usize],
+                    Layout::Quant { row_bytes, .. } => vec![0x15; ROWS * row_bytes as usize],
                     Layout::Kv { block_bytes, .. } => vec![0x55; BLOCKS * block_bytes as usize],
                     Layout::Indices => (0..ROWS as u32)
                         .flat_map(|row| ((row * 7 + 3) % ROWS as u32).to_le_bytes())
@@ -151,8 +153,12 @@ impl Memory {
                 let tolerance = if tolerance > 0.0 { 1e-3 } else { 0.0 };
                 float_difference(halves(a), halves(b), tolerance)
             }
-            Layout::Q8 { cols, row_bytes } => differ(a, b, row_bytes as usize, |a, b| {
-                q8_difference(a, b, cols as usize, tolerance)
+            Layout::Quant {
+                ty,
+                cols,
+                row_bytes,
+            } => differ(a, b, row_bytes as usize, |a, b| {
+                block_difference(ty, a, b, cols, tolerance)
             }),
             Layout::Vector { .. } | Layout::Indices => (a != b).then(|| "an input changed".into()),
         }
@@ -198,9 +204,15 @@ fn float_difference(a: Vec<f32>, b: Vec<f32>, tolerance: f32) -> Option<String> 
 }
 
 /// Blocks whose inverse scale or whose scale isn't finite have quants of no meaning.
-fn q8_difference(a: &[u8], b: &[u8], cols: usize, tolerance: f32) -> Option<String> {
-    let scales = q8_scales_offset(cols as u32) as usize;
-    let sums = q8_sums_offset(cols as u32) as usize;
+fn block_difference(
+    ty: QuantType,
+    a: &[u8],
+    b: &[u8],
+    cols: u32,
+    tolerance: f32,
+) -> Option<String> {
+    let [scales, sums] = ty.scales_and_sums(cols).map(|offset| offset as usize);
+    let cols = cols as usize;
     for block in 0..cols / 32 {
         let of = |bytes: &[u8], part: usize| as_floats(&bytes[part + block * 4..][..4])[0];
         let (scale, scale_b) = (of(a, scales), of(b, scales));
@@ -213,10 +225,25 @@ fn q8_difference(a: &[u8], b: &[u8], cols: usize, tolerance: f32) -> Option<Stri
         if scale != 0.0 && scale < 1e-38 {
             continue;
         }
-        let quants = |bytes: &[u8]| -> Vec<i8> {
-            bytes[block * 32..][..32].iter().map(|b| *b as i8).collect()
+        let quants = |bytes: &[u8]| -> Vec<i32> {
+            let byte = |i: usize| bytes[block * 32 + i] as i8 as i32;
+            match ty {
+                QuantType::Q8 => (0..32).map(byte).collect(),
+                QuantType::Q16 => (0..32)
+                    .map(|i| {
+                        let low = byte(cols + i);
+                        assert!((-64..64).contains(&low), "low byte {low}");
+                        byte(i) * 128 + low
+                    })
+                    .collect(),
+            }
         };
-        let step = if tolerance > 0.0 { 1 } else { 0 };
+        // A quant's share of what the elements may differ by, and its rounding.
+        let step = if tolerance > 0.0 {
+            1 + (ty.levels() * tolerance) as u32
+        } else {
+            0
+        };
         let (quants_a, quants_b) = (quants(a), quants(b));
         if let Some(at) = (0..32).find(|&i| quants_a[i].abs_diff(quants_b[i]) > step) {
             return Some(format!(
@@ -224,7 +251,7 @@ fn q8_difference(a: &[u8], b: &[u8], cols: usize, tolerance: f32) -> Option<Stri
                 quants_a[at], quants_b[at]
             ));
         }
-        let total: i32 = quants_a.iter().map(|q| *q as i32).sum();
+        let total: i32 = quants_a.iter().sum();
         let expected = if tolerance > 0.0 {
             scale * total as f32
         } else {
@@ -260,12 +287,20 @@ impl Operands for Memory {
     }
 
     fn store_quant(&mut self, operand: OperandId, row: usize, col: usize, values: &[f32; 32]) {
-        let Layout::Q8 { row_bytes, cols } = self.context.operands[operand as usize] else {
-            panic!("operand {operand} holds no Q8 blocks");
+        let Layout::Quant {
+            ty,
+            row_bytes,
+            cols,
+        } = self.context.operands[operand as usize]
+        else {
+            panic!("operand {operand} holds no blocks");
         };
-        let block = q8::quantise_block(values);
         let row = &mut self.operand_mut(operand)[row * row_bytes as usize..];
-        q8::write_block(row, cols as usize, col, &block);
+        let cols = cols as usize;
+        match ty {
+            QuantType::Q8 => q8::write_block(row, cols, col, &q8::quantise_block(values)),
+            QuantType::Q16 => q16::write_block(row, cols, col, &q16::quantise_block(values)),
+        }
     }
 
     fn store_kv(&mut self, operand: OperandId, slot: u32, head: usize, dim: usize, value: f32) {

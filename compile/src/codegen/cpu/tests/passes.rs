@@ -23,7 +23,7 @@ fn pass_of(schedule: &Schedule, store: usize) -> Option<usize> {
 
 #[test]
 fn what_a_former_pass_stored_is_loaded_back() {
-    let case = regions::add_rms_norm_q8(576);
+    let case = regions::add_rms_norm_quant(DType::Q8, 576);
     let schedule = schedule(&case);
     assert_eq!(schedule.passes.len(), 2);
     let sum: Val = 2;

@@ -1,5 +1,6 @@
 //! The regions of real models.
 
+use bundle_format::plan::DType;
 use bundle_format::region::{Inst, Unary};
 
 use super::memory::Memory;
@@ -99,12 +100,12 @@ fn compiling_twice_gives_the_same_bytes() {
 #[test]
 fn the_section_holds_equal_functions_once() {
     let mut section = CodeSection::new();
-    let first = regions::rms_norm_q8(576);
-    let mut second = regions::rms_norm_q8(576);
+    let first = regions::rms_norm_quant(DType::Q8, 576);
+    let mut second = regions::rms_norm_quant(DType::Q8, 576);
     second.region.name = "the next layer's".into();
     second.weights.insert(0, second.weights[0].clone());
     second.region.operands[1] = bundle_format::region::Operand::Weight(1);
-    let other = regions::swiglu_q8(1536);
+    let other = regions::swiglu_quant(DType::Q8, 1536);
     let mut add = |case: &Case| {
         section
             .add_region(&case.region, &case.context())
@@ -130,7 +131,7 @@ fn the_section_holds_equal_functions_once() {
 fn the_section_tells_zeros_apart() {
     let of = |zero: f32| {
         let mut case = Case::new("zero", 1, 1, 8);
-        let out = case.buffer(bundle_format::plan::DType::F32, 8);
+        let out = case.buffer(DType::F32, 8);
         let x = case.constant(zero);
         case.store(out, regions::at(1, 0), x);
         case

@@ -154,6 +154,11 @@ impl Case {
     }
 }
 
+/// The region's name, after the type of blocks that it stores.
+fn named(what: &str, dtype: DType) -> String {
+    format!("{what}_{dtype:?}").to_lowercase()
+}
+
 /// The rows of a matmul, as they are.
 pub fn store(cols: u32) -> Case {
     let mut case = Case::new("store", 1, 1, cols);
@@ -200,10 +205,10 @@ pub fn rms_norm(cols: u32) -> Case {
     case
 }
 
-pub fn rms_norm_q8(cols: u32) -> Case {
-    let mut case = Case::new("rms_norm_q8", 32, 32, cols);
+pub fn rms_norm_quant(dtype: DType, cols: u32) -> Case {
+    let mut case = Case::new(&named("rms_norm", dtype), 32, 32, cols);
     let (x, w) = (case.buffer(DType::F32, cols), case.weight(cols));
-    let out = case.buffer(DType::Q8, cols);
+    let out = case.buffer(dtype, cols);
     let x = case.load(x, at(32, 0));
     let y = norm(&mut case, x, w, at(32, 0));
     case.store_quant(out, at(32, 0), y);
@@ -211,10 +216,10 @@ pub fn rms_norm_q8(cols: u32) -> Case {
 }
 
 /// `h += x`, then the norm of h.
-pub fn add_rms_norm_q8(cols: u32) -> Case {
-    let mut case = Case::new("add_rms_norm_q8", cols, cols, cols);
+pub fn add_rms_norm_quant(dtype: DType, cols: u32) -> Case {
+    let mut case = Case::new(&named("add_rms_norm", dtype), cols, cols, cols);
     let (hidden, x) = (case.buffer(DType::F32, cols), case.buffer(DType::F32, cols));
-    let (w, out) = (case.weight(cols), case.buffer(DType::Q8, cols));
+    let (w, out) = (case.weight(cols), case.buffer(dtype, cols));
     let col = at(cols, 0);
     let (a, b) = (case.load(hidden, col), case.load(x, col));
     let sum = case.binary(Binary::Add, a, b);
@@ -225,28 +230,28 @@ pub fn add_rms_norm_q8(cols: u32) -> Case {
 }
 
 /// The rows whose logits are wanted, normed.
-pub fn final_norm_q8(cols: u32) -> Case {
-    let mut case = Case::new("final_norm_q8", 32, 32, cols);
+pub fn final_norm_quant(dtype: DType, cols: u32) -> Case {
+    let mut case = Case::new(&named("final_norm", dtype), 32, 32, cols);
     let (x, rows) = (case.buffer(DType::F32, cols), case.buffer(DType::U32, 1));
-    let (w, out) = (case.weight(cols), case.buffer(DType::Q8, cols));
+    let (w, out) = (case.weight(cols), case.buffer(dtype, cols));
     let x = case.load_row(x, RowMap::Via(rows), at(32, 0));
     let y = norm(&mut case, x, w, at(32, 0));
     case.store_quant(out, at(32, 0), y);
     case
 }
 
-pub fn quantise(cols: u32) -> Case {
-    let mut case = Case::new("quantise", 32, 32, cols);
-    let (x, out) = (case.buffer(DType::F32, cols), case.buffer(DType::Q8, cols));
+pub fn quantise(dtype: DType, cols: u32) -> Case {
+    let mut case = Case::new(&named("quantise", dtype), 32, 32, cols);
+    let (x, out) = (case.buffer(DType::F32, cols), case.buffer(dtype, cols));
     let x = case.load(x, at(32, 0));
     case.store_quant(out, at(32, 0), x);
     case
 }
 
 /// `silu(gate) * up`, of a matmul whose columns are 32 of gate, 32 of up in turn.
-pub fn swiglu_q8(ffn: u32) -> Case {
-    let mut case = Case::new("swiglu_q8", 64, 32, ffn * 2);
-    let out = case.buffer(DType::Q8, ffn);
+pub fn swiglu_quant(dtype: DType, ffn: u32) -> Case {
+    let mut case = Case::new(&named("swiglu", dtype), 64, 32, ffn * 2);
+    let out = case.buffer(dtype, ffn);
     let (gate, up) = (case.tile(0), case.tile(32));
     let negative = case.unary(Unary::Neg, gate);
     let e = case.unary(Unary::Exp, negative);
@@ -308,9 +313,14 @@ pub fn value(heads: u32, head_dim: u32) -> Case {
 }
 
 /// What attention hands to the output projection.
-pub fn attention_q8(heads: u32, head_dim: u32) -> Case {
-    let mut case = Case::new("attention_q8", head_dim, head_dim, heads * head_dim);
-    let out = case.buffer(DType::Q8, heads * head_dim);
+pub fn attention_quant(dtype: DType, heads: u32, head_dim: u32) -> Case {
+    let mut case = Case::new(
+        &named("attention", dtype),
+        head_dim,
+        head_dim,
+        heads * head_dim,
+    );
+    let out = case.buffer(dtype, heads * head_dim);
     let x = case.tile(0);
     case.store_quant(out, at(head_dim, 0), x);
     case
@@ -318,7 +328,7 @@ pub fn attention_q8(heads: u32, head_dim: u32) -> Case {
 
 /// Every region of a model of SmolLM2-135M's sizes, and some of odd ones.
 pub fn model() -> Vec<Case> {
-    vec![
+    let plain = vec![
         store(576),
         store(1),
         store(49153),
@@ -327,14 +337,6 @@ pub fn model() -> Vec<Case> {
         rms_norm(576),
         rms_norm(37),
         rms_norm(3),
-        rms_norm_q8(576),
-        rms_norm_q8(32),
-        add_rms_norm_q8(576),
-        final_norm_q8(576),
-        quantise(576),
-        quantise(1536),
-        swiglu_q8(1536),
-        swiglu_q8(32),
         rope(9, 64),
         rope(3, 80),
         rope(2, 6),
@@ -343,7 +345,20 @@ pub fn model() -> Vec<Case> {
         value(3, 64),
         value(1, 128),
         value(5, 23),
-        attention_q8(9, 64),
-        attention_q8(2, 256),
-    ]
+    ];
+    let quantised = [DType::Q8, DType::Q16].into_iter().flat_map(|dtype| {
+        [
+            rms_norm_quant(dtype, 576),
+            rms_norm_quant(dtype, 32),
+            add_rms_norm_quant(dtype, 576),
+            final_norm_quant(dtype, 576),
+            quantise(dtype, 576),
+            quantise(dtype, 1536),
+            swiglu_quant(dtype, 1536),
+            swiglu_quant(dtype, 32),
+            attention_quant(dtype, 9, 64),
+            attention_quant(dtype, 2, 256),
+        ]
+    });
+    plain.into_iter().chain(quantised).collect()
 }

@@ -106,7 +106,7 @@ fn values_and_operands() {
             let out = case.buffer(DType::Q8, 128);
             case.load(out, at(64, 0));
         },
-        "can't load from Q8",
+        "can't load from Quant { ty: Q8",
     );
     refused(
         "vector_rows",

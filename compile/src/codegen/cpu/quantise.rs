@@ -1,0 +1,298 @@
+//! Stores of quantised blocks.
+//!
+//! A block's scale must be known before its quants. So a strip is up to [`TOGETHER`] whole blocks: their elements are evaluated
+//! first, their magnitudes folded; then the scales of all blocks are found at once, one in each lane; then the elements are
+//! quantised.
+
+use bundle_format::plan::Q8_BLOCK;
+use bundle_format::region::{Inst, RowMap, Val};
+use cranelift_codegen::ir::condcodes::FloatCC;
+use cranelift_codegen::ir::types::{F32X4, I8X16, I16X8, I32, I32X4, I64};
+use cranelift_codegen::ir::{InstBuilder, StackSlotData, StackSlotKind, Value};
+use cranelift_frontend::FunctionBuilder;
+
+use super::emit::{Emitter, flags};
+use super::layout::{Layout, QuantType};
+use super::math::{self, LANES, cast, constant, each, fold_lanes, shuffle_lanes, splat};
+use super::schedule::{Pass, Step};
+use super::strip::{Group, Lanes, Point};
+
+/// Blocks of a full strip.
+pub const TOGETHER: usize = LANES;
+
+/// Vectors of a block.
+const BLOCK_VECTORS: usize = Q8_BLOCK / LANES;
+
+/// Vectors of a full strip.
+pub const STRIP_BLOCK_VECTORS: usize = TOGETHER * BLOCK_VECTORS;
+
+/// A store of which a strip has evaluated some blocks.
+pub struct QuantStore {
+    /// The store's index in the body.
+    pub index: usize,
+    x: Val,
+    /// By block: the largest magnitudes, by lane.
+    largest: Vec<Value>,
+}
+
+impl Emitter<'_> {
+    /// Makes room on the stack for the elements of each store, unless they can be loaded again.
+    pub fn make_scratch(&mut self) {
+        for (index, inst) in self.region.body.iter().enumerate() {
+            if matches!(inst, Inst::StoreQuant { x, .. } if !self.loads_at_use(*x)) {
+                let bytes = STRIP_BLOCK_VECTORS * LANES * 4;
+                let data = StackSlotData::new(StackSlotKind::ExplicitSlot, bytes as u32, 4);
+                let slot = self.b.create_sized_stack_slot(data);
+                let address = self.b.ins().stack_addr(I64, slot, 0);
+                self.scratch.push((index, address));
+            }
+        }
+    }
+
+    /// The stores of quantised blocks in a pass, without elements yet. Where there are some, strips are whole blocks.
+    pub fn quant_stores(&self, pass: &Pass) -> Vec<QuantStore> {
+        let steps = pass.steps.iter();
+        steps
+            .filter_map(|step| match *step {
+                Step::Store(index) => match self.region.body[index] {
+                    Inst::StoreQuant { x, .. } => Some(QuantStore {
+                        index,
+                        x,
+                        largest: Vec::new(),
+                    }),
+                    _ => None,
+                },
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// Notes elements, `first` the number of their first vector: their magnitudes now, and the elements themselves to the
+    /// stack, unless they can be loaded again.
+    pub fn gather(&mut self, group: &Group, first: usize, store: &mut QuantStore) {
+        let xs = self.values(store.x, group);
+        let magnitudes = magnitudes(&mut self.b, &xs);
+        for (i, magnitude) in magnitudes.into_iter().enumerate() {
+            let block = (first + i) / BLOCK_VECTORS;
+            match store.largest.get_mut(block) {
+                None => store.largest.push(magnitude),
+                Some(largest) => *largest = self.b.ins().smax(*largest, magnitude),
+            }
+        }
+        if !self.loads_at_use(store.x) {
+            let scratch = self.scratch(store.index);
+            for (i, x) in xs.into_iter().enumerate() {
+                let offset = scratch_offset(first + i);
+                self.b.ins().store(flags(), x, scratch, offset);
+            }
+        }
+    }
+
+    /// Quantises and stores the blocks at a strip's points.
+    pub fn store_quant(&mut self, store: &QuantStore, points: &[Point]) {
+        let Inst::StoreQuant { dst, col, .. } = self.region.body[store.index] else {
+            unreachable!("only stores of blocks are gathered");
+        };
+        let Layout::Quant { ty, cols, .. } = self.context.operands[dst as usize] else {
+            unreachable!("the check found a buffer of blocks");
+        };
+        let scales = scales(&mut self.b, ty, all_lanes(&store.largest));
+        let row = self.row_of(dst, RowMap::Same);
+        let mut sums = Vec::new();
+        for (lane, points) in points.chunks(BLOCK_VECTORS).enumerate() {
+            let xs = self.elements(store, lane, points);
+            let quants = quants(&mut self.b, &xs, scales.inverse, lane as u8);
+            let block = match ty {
+                QuantType::Q8 => q8_block(&mut self.b, &quants),
+                QuantType::Q16 => q16_block(&mut self.b, &quants),
+            };
+            let (address, offset) = self.address(row, col, points[0], 0);
+            for (part, [first, second]) in block.bytes.into_iter().enumerate() {
+                let at = offset + part as i32 * cols as i32;
+                self.b.ins().store(flags(), first, address, at);
+                let at = at + (Q8_BLOCK / 2) as i32;
+                self.b.ins().store(flags(), second, address, at);
+            }
+            sums.push(block.sums);
+        }
+        let sums = scaled_sums(&mut self.b, all_lanes(&sums), scales.scale);
+
+        // A block's four bytes of scale (and of sum) lie at an eighth of its first column.
+        let address = match self.place.column(col.per_unit) {
+            None => row,
+            Some(column) => {
+                let eighth = self.b.ins().ushr_imm_u(column, 3);
+                self.b.ins().iadd(row, eighth)
+            }
+        };
+        let eighths: Vec<i32> = points
+            .iter()
+            .step_by(BLOCK_VECTORS)
+            .map(|point| self.constant_column(col, *point) as i32 / 8)
+            .collect();
+        let adjacent = eighths.windows(2).all(|pair| pair[0] + 4 == pair[1]);
+        let parts = ty.scales_and_sums(cols);
+        for (part, values) in parts.into_iter().zip([scales.scale, sums]) {
+            if adjacent && eighths.len() == LANES {
+                let at = part as i32 + eighths[0];
+                self.b.ins().store(flags(), values, address, at);
+                continue;
+            }
+            for (lane, eighth) in eighths.iter().enumerate() {
+                let value = self.b.ins().extractlane(values, lane as u8);
+                let at = part as i32 + eighth;
+                self.b.ins().store(flags(), value, address, at);
+            }
+        }
+    }
+
+    /// The elements of a strip's block, once more.
+    fn elements(&mut self, store: &QuantStore, block: usize, points: &[Point]) -> Vec<Value> {
+        if self.loads_at_use(store.x) {
+            let group = Group {
+                points: points.to_vec(),
+                lanes: Lanes::All,
+                values: Vec::new(),
+            };
+            return self.eval(store.x, &group);
+        }
+        let scratch = self.scratch(store.index);
+        (0..BLOCK_VECTORS)
+            .map(|i| {
+                let offset = scratch_offset(block * BLOCK_VECTORS + i);
+                self.b.ins().load(F32X4, flags(), scratch, offset)
+            })
+            .collect()
+    }
+
+    fn scratch(&self, store: usize) -> Value {
+        let found = self.scratch.iter().find(|(s, _)| *s == store);
+        found.expect("the prologue made room for each store").1
+    }
+}
+
+/// Where vector number `vector` of a strip lies on the stack.
+fn scratch_offset(vector: usize) -> i32 {
+    (vector * LANES * 4) as i32
+}
+
+/// Up to four values, the first one standing in for those that are missing.
+fn all_lanes(values: &[Value]) -> [Value; LANES] {
+    std::array::from_fn(|i| *values.get(i).unwrap_or(&values[0]))
+}
+
+/// `|x|` as integers: they compare as the floats do, with NaN above everything.
+fn magnitudes(b: &mut FunctionBuilder, xs: &[Value]) -> Vec<Value> {
+    let mask = constant(b, I32X4, [0x7fff_ffff; 4]);
+    each(xs, |x| {
+        let x = cast(b, I32X4, x);
+        b.ins().band(x, mask)
+    })
+}
+
+/// Scales of blocks, one in each lane.
+struct Scales {
+    /// amax / levels
+    scale: Value,
+    /// What elements are multiplied with: levels / amax, or 0 where amax is 0.
+    inverse: Value,
+}
+
+/// Scales of [`TOGETHER`] blocks, each given by a vector of magnitudes whose largest is the block's.
+fn scales(b: &mut FunctionBuilder, ty: QuantType, largest: [Value; TOGETHER]) -> Scales {
+    let amax = fold_lanes(b, largest, |b, x, y| b.ins().smax(x, y));
+    let amax = cast(b, F32X4, amax);
+    let levels = splat(b, ty.levels());
+    let scale = b.ins().fdiv(amax, levels);
+    let inverse = b.ins().fdiv(levels, amax);
+    let zero = splat(b, 0.0);
+    let nonzero = b.ins().fcmp(FloatCC::NotEqual, amax, zero);
+    let nonzero = cast(b, F32X4, nonzero);
+    let inverse = b.ins().band(inverse, nonzero);
+    Scales { scale, inverse }
+}
+
+/// The quants of a block as four vectors of i16, with the inverse that lane `lane` of `inverse` holds. They are of no
+/// meaning where the inverse or an element isn't finite.
+fn quants(b: &mut FunctionBuilder, xs: &[Value], inverse: Value, lane: u8) -> Vec<Value> {
+    debug_assert_eq!(xs.len(), BLOCK_VECTORS);
+    let inverse = shuffle_lanes(b, inverse, inverse, [lane; 4]);
+    let products = each(xs, |x| b.ins().fmul(inverse, x));
+    // Adding 1.5 * 2^23 rounds to an integer, half to even, and leaves it in the low bits.
+    let magic = splat(b, ROUND_MAGIC);
+    let rounded = each(&products, |x| b.ins().fadd(x, magic));
+    let bias = cast(b, I32X4, magic);
+    let quants = each(&rounded, |x| {
+        let bits = cast(b, I32X4, x);
+        b.ins().isub(bits, bias)
+    });
+    narrow(b, &quants)
+}
+
+/// 1.5 * 2^23.
+const ROUND_MAGIC: f32 = 12_582_912.0;
+
+/// Halves the width of the lanes, and the number of vectors.
+fn narrow(b: &mut FunctionBuilder, xs: &[Value]) -> Vec<Value> {
+    xs.chunks(2)
+        .map(|pair| b.ins().snarrow(pair[0], pair[1]))
+        .collect()
+}
+
+/// A quantised block.
+struct BlockBytes {
+    /// By part (quants, or their high and low bytes): two vectors of 16 bytes.
+    bytes: Vec<[Value; 2]>,
+    /// Four sums of quants, which make up the block's.
+    sums: Value,
+}
+
+fn q8_block(b: &mut FunctionBuilder, quants: &[Value]) -> BlockBytes {
+    let bytes = narrow(b, quants);
+    let ones = constant(b, I8X16, [0x0101_0101; 4]);
+    let pairs = each(&bytes, |quants| b.ins().x86_pmaddubsw(quants, ones));
+    let pairs = b.ins().iadd(pairs[0], pairs[1]);
+    BlockBytes {
+        bytes: vec![[bytes[0], bytes[1]]],
+        sums: sum_neighbours(b, pairs),
+    }
+}
+
+/// `q = 128 * high + low`, `high = (q + 64) >> 7`.
+fn q16_block(b: &mut FunctionBuilder, quants: &[Value]) -> BlockBytes {
+    let half = constant(b, I16X8, [0x0040_0040; 4]);
+    let seven = b.ins().iconst(I32, 7);
+    let biased = each(quants, |q| b.ins().iadd(q, half));
+    let high = each(&biased, |q| b.ins().sshr(q, seven));
+    let low = math::each2(quants, &high, |q, high| {
+        let high = b.ins().ishl(high, seven);
+        b.ins().isub(q, high)
+    });
+    let (high, low) = (narrow(b, &high), narrow(b, &low));
+    // Two quants, at most 16256 each, are an i16.
+    let sums: Vec<Value> = quants
+        .chunks(2)
+        .map(|pair| {
+            let pairs = b.ins().iadd(pair[0], pair[1]);
+            sum_neighbours(b, pairs)
+        })
+        .collect();
+    BlockBytes {
+        bytes: vec![[high[0], high[1]], [low[0], low[1]]],
+        sums: b.ins().iadd(sums[0], sums[1]),
+    }
+}
+
+/// Sums of neighbouring i16.
+fn sum_neighbours(b: &mut FunctionBuilder, x: Value) -> Value {
+    let low = b.ins().swiden_low(x);
+    let high = b.ins().swiden_high(x);
+    b.ins().iadd_pairwise(low, high)
+}
+
+/// The scaled sums of blocks, one in each lane.
+fn scaled_sums(b: &mut FunctionBuilder, sums: [Value; TOGETHER], scale: Value) -> Value {
+    let sums = fold_lanes(b, sums, |b, x, y| b.ins().iadd(x, y));
+    let sums = b.ins().fcvt_from_sint(F32X4, sums);
+    b.ins().fmul(sums, scale)
+}

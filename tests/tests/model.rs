@@ -1,0 +1,448 @@
+//! SmolLM2 against the oracle: token ids, likeliest tokens, perplexity and divergence, and one order of summation.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ::fastrun::device::cpu::{CpuDevice, CpuOptions};
+use ::fastrun::device::reference::{ReferenceDevice, ReferenceOptions};
+use ::fastrun::device::{Device, Step, StepKv, TokenSource, Want};
+use ::fastrun::load::Loaded;
+use e2e::{bundle, fastrun, golden, succeed};
+use serde_json::Value;
+
+/// The oracle's answer to one prompt (tests/golden/README.md).
+struct Case {
+    prompt: String,
+    tokens: Vec<u32>,
+    /// Best first.
+    top: Vec<(u32, f64)>,
+    greedy: Vec<u32>,
+}
+
+fn cases() -> Vec<Case> {
+    let text = std::fs::read_to_string(golden("logits.json")).unwrap();
+    let all: Vec<Value> = serde_json::from_str(&text).unwrap();
+    let ids = |v: &Value| -> Vec<u32> {
+        v.as_array()
+            .unwrap()
+            .iter()
+            .map(|id| id.as_u64().unwrap() as u32)
+            .collect()
+    };
+    let ours = all.iter().filter(|c| c["model"] == "smollm2-135m-q4_1");
+    let cases: Vec<Case> = ours
+        .map(|c| Case {
+            prompt: c["prompt"].as_str().unwrap().to_string(),
+            tokens: ids(&c["tokens"]),
+            top: c["oracle_top20"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|p| (p[0].as_u64().unwrap() as u32, p[1].as_f64().unwrap()))
+                .collect(),
+            greedy: ids(&c["oracle_greedy"]),
+        })
+        .collect();
+    assert_eq!(cases.len(), 7);
+    cases
+}
+
+fn load() -> Arc<Loaded> {
+    Arc::new(Loaded::open(bundle()).unwrap())
+}
+
+fn cpu(threads: usize) -> CpuDevice {
+    let options = CpuOptions {
+        threads: Some(threads),
+        ..CpuOptions::default()
+    };
+    CpuDevice::open(load(), &options).unwrap()
+}
+
+/// Logits of the rows `wanted` of one sequence, run in chunks of these sizes, the last one repeated.
+fn run(
+    device: &mut dyn Device,
+    ids: &[u32],
+    chunks: &[usize],
+    wanted: std::ops::Range<usize>,
+) -> Vec<Vec<f32>> {
+    let table: Arc<[u32]> = (0..ids.len().div_ceil(16) as u32)
+        .map(|b| b * 2 + 1)
+        .collect();
+    let (mut at, mut turn, mut logits) = (0, 0, Vec::new());
+    while at < ids.len() {
+        let count = chunks[turn.min(chunks.len() - 1)].min(ids.len() - at);
+        let positions = at..at + count;
+        let rows: Vec<u32> = positions
+            .clone()
+            .filter(|p| wanted.contains(p))
+            .map(|p| (p - at) as u32)
+            .collect();
+        let step = Step {
+            tokens: ids[positions.clone()]
+                .iter()
+                .map(|&id| TokenSource::Id(id))
+                .collect(),
+            positions: positions.clone().map(|p| p as u32).collect(),
+            sequences: vec![0; count],
+            kv: vec![StepKv {
+                slots: positions
+                    .clone()
+                    .map(|p| table[p / 16] * 16 + p as u32 % 16)
+                    .collect(),
+                tables: vec![table[..(at + count).div_ceil(16)].into()],
+            }],
+            wants: rows
+                .iter()
+                .map(|_| Want {
+                    sample: None,
+                    logits: true,
+                })
+                .collect(),
+            rows,
+        };
+        let ticket = device.submit(step).unwrap();
+        let outcome = loop {
+            if let Some(outcome) = device.poll(ticket).unwrap() {
+                break outcome;
+            }
+        };
+        logits.extend(outcome.rows.into_iter().map(|r| r.logits.unwrap()));
+        at += count;
+        turn += 1;
+    }
+    logits
+}
+
+fn best(logits: &[f32]) -> u32 {
+    let by_value = |a: &usize, b: &usize| logits[*a].total_cmp(&logits[*b]).then(b.cmp(a));
+    (0..logits.len()).max_by(by_value).unwrap() as u32
+}
+
+#[test]
+fn prompts_have_the_ids_of_llama_cpp() {
+    for case in cases() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("prompt.txt");
+        std::fs::write(&file, &case.prompt).unwrap();
+        let ids = succeed(fastrun(&[
+            "tokenize",
+            bundle().to_str().unwrap(),
+            "-f",
+            file.to_str().unwrap(),
+        ]));
+        let ids: Vec<u32> = ids
+            .split_whitespace()
+            .map(|id| id.parse().unwrap())
+            .collect();
+        assert_eq!(ids, case.tokens, "{:?}", case.prompt);
+    }
+}
+
+/// The reference device computes what the oracle does: f32 on dequantised weights.
+#[test]
+fn the_reference_device_is_the_oracle() {
+    let options = ReferenceOptions::default();
+    let mut device = ReferenceDevice::open(load(), &options).unwrap();
+    for case in cases() {
+        let last = case.tokens.len() - 1;
+        let logits = &run(&mut device, &case.tokens, &[512], last..last + 1)[0];
+        for &(id, expected) in &case.top {
+            let found = logits[id as usize] as f64;
+            assert!(
+                (found - expected).abs() < 0.01,
+                "{:?}: logit of {id} is {found}, {expected} expected",
+                case.prompt
+            );
+        }
+    }
+}
+
+/// Fed the oracle's tokens, the likeliest next token is the oracle's wherever its margin is 0.3 or more. The margin is the
+/// reference device's, which the test above ties to the oracle.
+#[test]
+fn teacher_forced_tokens_are_the_oracles() {
+    let mut device = cpu(2);
+    let mut oracle = ReferenceDevice::open(load(), &ReferenceOptions::default()).unwrap();
+    let mut compared = 0;
+    for case in cases() {
+        let mut ids = case.tokens.clone();
+        ids.extend(&case.greedy[..case.greedy.len() - 1]);
+        let first = case.tokens.len() - 1;
+        let found = run(&mut device, &ids, &[512], first..ids.len());
+        let expected = run(&mut oracle, &ids, &[512], first..ids.len());
+        assert_eq!(found.len(), case.greedy.len());
+        for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            let top = best(expected);
+            let runner_up = (0..expected.len())
+                .filter(|&id| id as u32 != top)
+                .map(|id| expected[id]);
+            let margin = expected[top as usize] - runner_up.fold(f32::MIN, f32::max);
+            if margin >= 0.3 {
+                compared += 1;
+                assert_eq!(
+                    top, case.greedy[i],
+                    "{:?}: the reference, token {i}",
+                    case.prompt
+                );
+                assert_eq!(
+                    best(found),
+                    top,
+                    "{:?}: token {i}, margin {margin}",
+                    case.prompt
+                );
+            }
+        }
+    }
+    assert!(compared > 200, "only {compared} tokens had a margin");
+}
+
+/// The gates of tests/golden/README.md on the oracle's two windows.
+#[test]
+fn perplexity_and_divergence_are_within_the_gates() {
+    let text = golden("gpl3-30k.txt");
+    let windows = golden("windows.smollm2.bin");
+    let out = succeed(fastrun(&[
+        "perplexity",
+        bundle().to_str().unwrap(),
+        "-f",
+        text.to_str().unwrap(),
+        "--reference",
+        windows.to_str().unwrap(),
+    ]));
+    let number = |after: &str| -> f64 {
+        let rest = &out[out
+            .find(after)
+            .unwrap_or_else(|| panic!("no {after} in {out}"))
+            + after.len()..];
+        rest.split([' ', '%', '\n'])
+            .find(|w| !w.is_empty())
+            .unwrap()
+            .parse()
+            .unwrap()
+    };
+    let (oracle, llama_cpp, llama_cpp_kl) = (17.6866, 17.7185, 0.00266);
+    let gate = oracle * (llama_cpp / oracle as f64).max(1.003);
+    // The reference's own perplexity is printed first.
+    let last = out.lines().last().unwrap();
+    let perplexity: f64 = last
+        .strip_prefix("perplexity: ")
+        .unwrap()
+        .split(' ')
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(
+        perplexity <= gate,
+        "perplexity {perplexity}, gate {gate}\n{out}"
+    );
+    let kl = number("kl: ");
+    assert!(kl <= 1.05 * llama_cpp_kl, "top-64 KL {kl}\n{out}");
+    assert!(number("same-top: ") >= 96.0, "{out}");
+}
+
+/// The same bits whatever the number of threads and the cut into chunks; decode (chunks of 1) included.
+#[test]
+fn logits_have_the_same_bits_however_a_prompt_is_cut() {
+    let ids: Vec<u32> = cases().swap_remove(6).tokens[..96].to_vec();
+    let expected = run(&mut cpu(1), &ids, &[512], 0..ids.len());
+    assert_eq!(expected.len(), ids.len());
+    let bits = |rows: &[Vec<f32>]| {
+        rows.iter()
+            .flatten()
+            .map(|x| x.to_bits())
+            .collect::<Vec<_>>()
+    };
+    let expected = bits(&expected);
+    for threads in 1..=4 {
+        let mut device = cpu(threads);
+        let cuts: &[&[usize]] = match threads {
+            1 => &[&[1], &[2], &[3], &[7], &[16], &[33], &[64], &[95, 1]],
+            2 => &[&[1], &[5], &[17], &[64, 1, 2, 29]],
+            _ => &[&[4], &[31, 33], &[512]],
+        };
+        for cut in cuts {
+            let found = run(&mut device, &ids, cut, 0..ids.len());
+            assert!(
+                bits(&found) == expected,
+                "{threads} threads, chunks {cut:?}: other bits"
+            );
+        }
+    }
+}
+
+/// Every chunk size from 1 to 64 gives the same last logits.
+#[test]
+fn the_last_logits_do_not_depend_on_the_chunk_size() {
+    let ids: Vec<u32> = cases().swap_remove(6).tokens[..65].to_vec();
+    let mut device = cpu(2);
+    let last = ids.len() - 1..ids.len();
+    let expected: Vec<u32> = run(&mut device, &ids, &[512], last.clone())[0]
+        .iter()
+        .map(|x| x.to_bits())
+        .collect();
+    for chunk in 1..=64 {
+        let found = &run(&mut device, &ids, &[chunk], last.clone())[0];
+        assert!(
+            found
+                .iter()
+                .map(|x| x.to_bits())
+                .eq(expected.iter().copied()),
+            "chunks of {chunk}: other bits"
+        );
+    }
+}
+
+/// Prefill chunks and decode rows of several sequences in one step: each gets the bits that it gets alone.
+#[test]
+fn sequences_in_one_step_do_not_touch_each_other() {
+    let cases = cases();
+    let texts: Vec<Vec<u32>> = [0, 1, 6]
+        .iter()
+        .map(|&c| cases[c].tokens.iter().copied().take(90).collect())
+        .collect();
+    let alone: Vec<Vec<f32>> = texts
+        .iter()
+        .map(|ids| run(&mut cpu(1), ids, &[512], ids.len() - 1..ids.len()).swap_remove(0))
+        .collect();
+    let mut device = cpu(2);
+    // Blocks of the sequences interleave.
+    let table = |s: usize, len: usize| -> Arc<[u32]> {
+        (0..len.div_ceil(16) as u32)
+            .map(|b| b * 3 + s as u32)
+            .collect()
+    };
+    let mut done = [0; 3];
+    // A decode row, a short chunk and a long one, until all are through.
+    let sizes = [1, 4, 40];
+    let mut found: Vec<Option<Vec<f32>>> = vec![None; 3];
+    while found.iter().any(Option::is_none) {
+        let mut step = Step {
+            kv: vec![StepKv::default()],
+            ..Step::default()
+        };
+        let mut finishing = Vec::new();
+        for s in 0..3 {
+            let count = sizes[s].min(texts[s].len() - done[s]);
+            if count == 0 {
+                continue;
+            }
+            let table = table(s, texts[s].len());
+            let sequence = step.kv[0].tables.len() as u32;
+            for p in done[s]..done[s] + count {
+                step.tokens.push(TokenSource::Id(texts[s][p]));
+                step.positions.push(p as u32);
+                step.sequences.push(sequence);
+                step.kv[0].slots.push(table[p / 16] * 16 + p as u32 % 16);
+            }
+            done[s] += count;
+            step.kv[0].tables.push(table[..done[s].div_ceil(16)].into());
+            if done[s] == texts[s].len() {
+                step.rows.push(step.tokens.len() as u32 - 1);
+                step.wants.push(Want {
+                    sample: None,
+                    logits: true,
+                });
+                finishing.push(s);
+            }
+        }
+        let ticket = device.submit(step).unwrap();
+        let outcome = device
+            .poll(ticket)
+            .unwrap()
+            .expect("the CPU runs a step when it is submitted");
+        for (s, row) in finishing.into_iter().zip(outcome.rows) {
+            found[s] = row.logits;
+        }
+    }
+    for (s, (found, alone)) in found.into_iter().zip(&alone).enumerate() {
+        let found = found.unwrap();
+        assert!(
+            found
+                .iter()
+                .zip(alone)
+                .all(|(a, b)| a.to_bits() == b.to_bits()),
+            "sequence {s}: other bits"
+        );
+    }
+}
+
+#[test]
+fn it_answers_sensibly() {
+    let path = bundle().to_str().unwrap();
+    let answer = succeed(fastrun(&[
+        path,
+        "-p",
+        "What is the capital of France?",
+        "-n",
+        "40",
+        "--temp",
+        "0",
+    ]));
+    assert!(answer.contains("Paris"), "{answer}");
+    let story = succeed(fastrun(&[
+        path,
+        "--raw",
+        "-p",
+        "The capital of France is",
+        "-n",
+        "1",
+        "--temp",
+        "0",
+    ]));
+    assert!(story.contains("Paris"), "{story}");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_text() {
+    let path = bundle().to_str().unwrap();
+    let ask = |seed: &str, threads: &str| {
+        let args = [
+            path,
+            "-p",
+            "Tell me a story.",
+            "-n",
+            "40",
+            "--temp",
+            "1",
+            "--seed",
+            seed,
+            "--threads",
+            threads,
+        ];
+        succeed(fastrun(&args))
+    };
+    let first = ask("7", "1");
+    assert_eq!(first, ask("7", "2"));
+    assert_ne!(first, ask("8", "2"));
+}
+
+#[test]
+fn passes_that_are_left_out_change_speed_not_meaning() {
+    let folder = tempfile::tempdir().unwrap();
+    let case = cases().swap_remove(6);
+    let last = case.tokens.len() - 1..case.tokens.len();
+    let whole = run(&mut cpu(2), &case.tokens, &[512], last.clone()).swap_remove(0);
+    let optional = fastc::passes::PASSES
+        .iter()
+        .filter(|p| p.optional)
+        .map(|p| p.name);
+    for pass in optional {
+        let path: PathBuf = folder.path().join(format!("{pass}.fib"));
+        e2e::compile(&e2e::models::smollm2(), &path, &["--disable-pass", pass]);
+        let options = CpuOptions {
+            threads: Some(2),
+            ..CpuOptions::default()
+        };
+        let mut device = CpuDevice::open(Arc::new(Loaded::open(&path).unwrap()), &options).unwrap();
+        let found = run(&mut device, &case.tokens, &[512], last.clone()).swap_remove(0);
+        let worst = found
+            .iter()
+            .zip(&whole)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f32::max);
+        assert!(worst < 0.05, "without {pass} a logit differs by {worst}");
+        std::fs::remove_file(&path).unwrap();
+    }
+}
