@@ -22,6 +22,7 @@
 //! | 112 | u64 | seed of the text table |
 //! | 120 | u32 | c: buckets of the text table |
 //! | 124 | u32 | t: slots of the text table |
+//! | 128 | u128 | [`Tables::space_joins`], if [`Flags::spaces_cut`] |
 //!
 //! The tables follow in this order, each padded with zeros to a multiple of 8 bytes; nothing follows the last:
 //!
@@ -57,7 +58,7 @@ pub const VERSION: u32 = 2;
 pub const NONE: u32 = u32::MAX;
 
 /// Bytes before the first table.
-pub const HEADER_BYTES: usize = 56 + 4 * Special::ALL.len() + 16;
+pub const HEADER_BYTES: usize = 56 + 4 * Special::ALL.len() + 32;
 
 /// What a section can't be opened or written for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -233,9 +234,8 @@ pub struct Flags {
     pub scores: bool,
     /// A word that a token spells becomes that token, whether merges lead there or not.
     pub ignore_merges: bool,
-    /// No token spells a space after another character, so that words may be merged by themselves: text may be cut before
-    /// each run of spaces.
-    pub spaces_start_words: bool,
+    /// The section says where text may be cut at spaces: [`Tables::space_joins`].
+    pub spaces_cut: bool,
 }
 
 impl Flags {
@@ -248,7 +248,7 @@ impl Flags {
             self.add_space_prefix,
             self.scores,
             self.ignore_merges,
-            self.spaces_start_words,
+            self.spaces_cut,
         ]
         .into_iter()
         .enumerate()
@@ -264,7 +264,7 @@ impl Flags {
             add_space_prefix: set(2),
             scores: set(3),
             ignore_merges: set(4),
-            spaces_start_words: set(5),
+            spaces_cut: set(5),
         })
     }
 }

@@ -60,11 +60,7 @@ fn scale(h: u64, n: usize) -> usize {
 impl Placement {
     /// Places `count` keys (`what` they are, for the error). `hash(seed, i)` is the hash of key i; different keys must have
     /// different hashes for some seed.
-    pub fn find(
-        what: &str,
-        count: usize,
-        hash: impl Fn(u64, usize) -> u64,
-    ) -> Result<Self, Error> {
+    pub fn find(what: &str, count: usize, hash: impl Fn(u64, usize) -> u64) -> Result<Self, Error> {
         if count == 0 {
             return Ok(Self {
                 seed: 0,

@@ -59,10 +59,7 @@ pub(super) fn key(bytes: &[u8], attr: Attr, marks_spaces: bool) -> Cow<'_, [u8]>
 
 impl Table {
     /// Places `tokens`, whose keys `key` gives. Keys are distinct.
-    pub fn build<'a>(
-        tokens: &[u32],
-        key: impl Fn(u32) -> Cow<'a, [u8]>,
-    ) -> Result<Self, Error> {
+    pub fn build<'a>(tokens: &[u32], key: impl Fn(u32) -> Cow<'a, [u8]>) -> Result<Self, Error> {
         let keys: Vec<_> = tokens.iter().map(|&id| key(id)).collect();
         let Placement {
             seed,

@@ -1,8 +1,8 @@
 //! Reads the section where it lies.
 
 use super::merges::{self, Merge};
-use super::{perfect, texts};
 use super::{Attr, Error, Flags, HEADER_BYTES, ModelKind, NONE, PreTokenizer, Special, VERSION};
+use super::{perfect, texts};
 
 /// A tokenizer section that was checked as a whole: every id, offset and length in it holds.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +20,7 @@ pub struct View<'a> {
     merge_pilots: &'a [[u8; 2]],
     merge_slots: &'a [[u8; 16]],
     text_seed: u64,
+    space_joins: u128,
     text_pilots: &'a [[u8; 2]],
     text_slots: &'a [[u8; 4]],
     matched: &'a [[u8; 4]],
@@ -69,6 +70,7 @@ impl<'a> View<'a> {
         let text_seed = cursor.u64("header")?;
         let text_buckets = cursor.u32("header")? as usize;
         let text_slots = cursor.u32("header")? as usize;
+        let space_joins = cursor.u128("header")?;
         debug_assert_eq!(cursor.at, HEADER_BYTES);
 
         let starts_at = cursor.at;
@@ -123,6 +125,7 @@ impl<'a> View<'a> {
             merge_pilots,
             merge_slots,
             text_seed,
+            space_joins,
             text_pilots,
             text_slots,
             matched,
@@ -191,6 +194,11 @@ impl<'a> View<'a> {
         (l == left && r == right && token != NONE).then_some(Merge { rank, token })
     }
 
+    /// Where text may be cut: [`Tables::space_joins`](super::Tables::space_joins).
+    pub fn space_joins(&self) -> Option<u128> {
+        self.flags.spaces_cut.then_some(self.space_joins)
+    }
+
     /// The token that stands for a text ([`texts`]), if one does. The text is as [`View::token`] gives it: with spaces, not
     /// with U+2581 for them.
     pub fn text_token(&self, text: &[u8]) -> Option<u32> {
@@ -199,8 +207,8 @@ impl<'a> View<'a> {
         let id = u32_at(self.text_slots, at)?;
         let bytes = self.token(id)?;
         // The bytes nearly always are the key as they are.
-        let found = bytes == text
-            || *texts::key(bytes, self.attr(id)?, self.model.marks_spaces()) == *text;
+        let found =
+            bytes == text || *texts::key(bytes, self.attr(id)?, self.model.marks_spaces()) == *text;
         found.then_some(id)
     }
 
@@ -405,6 +413,10 @@ impl<'a> Cursor<'a> {
 
     fn u32(&mut self, what: &str) -> Result<u32, Error> {
         Ok(u32::from_le_bytes(self.array(what, 1)?[0]))
+    }
+
+    fn u128(&mut self, what: &str) -> Result<u128, Error> {
+        Ok(u128::from_le_bytes(self.array(what, 1)?[0]))
     }
 
     fn u64(&mut self, what: &str) -> Result<u64, Error> {

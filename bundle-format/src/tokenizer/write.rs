@@ -1,9 +1,9 @@
 //! Writes the section.
 
-use super::{merges, texts};
 use super::{
     Attr, Error, Flags, HEADER_BYTES, ModelKind, NONE, PreTokenizer, Special, VERSION, View,
 };
+use super::{merges, texts};
 
 /// Everything that the section holds, as the compiler has it. Ids are indices into `tokens`.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,7 +14,9 @@ pub struct Tables {
     pub add_eos: bool,
     pub add_space_prefix: bool,
     pub ignore_merges: bool,
-    pub spaces_start_words: bool,
+    /// The ASCII characters (as bits) that come before a space within some token, if only such ones do. Text may then be
+    /// cut before every space that follows another character, and its parts be merged by themselves.
+    pub space_joins: Option<u128>,
     /// What each token stands for in text.
     pub tokens: Vec<Vec<u8>>,
     /// One a token.
@@ -52,7 +54,7 @@ impl Tables {
             add_space_prefix: self.add_space_prefix,
             scores: self.scores.is_some(),
             ignore_merges: self.ignore_merges,
-            spaces_start_words: self.spaces_start_words,
+            spaces_cut: self.space_joins.is_some(),
         };
 
         let mut out = Vec::new();
@@ -83,6 +85,7 @@ impl Tables {
         out.extend(texts.seed.to_le_bytes());
         put_count(&mut out, "text buckets", texts.pilots.len())?;
         put_count(&mut out, "text slots", texts.slots.len())?;
+        out.extend(self.space_joins.unwrap_or(0).to_le_bytes());
         debug_assert_eq!(out.len(), HEADER_BYTES);
 
         let mut start = 0;

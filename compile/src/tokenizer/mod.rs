@@ -93,7 +93,7 @@ impl VocabSource<'_> {
             add_eos,
             add_space_prefix: model == ModelKind::Scored && self.add_space_prefix.unwrap_or(true),
             ignore_merges: manner.ignore_merges,
-            spaces_start_words: texts.spaces_start_words,
+            space_joins: texts.space_joins,
             tokens,
             attrs,
             scores: self.scores.clone(),

@@ -104,7 +104,10 @@ mod tests {
         assert_eq!(letter(b' '), 'Ġ');
         assert_eq!(letter(b'\n'), 'Ċ');
         assert_eq!(letter(0xAD), 'Ń');
-        assert_eq!(letters_to_bytes("ĠaÃ©".as_bytes()), Some(b" a\xc3\xa9".to_vec()));
+        assert_eq!(
+            letters_to_bytes("ĠaÃ©".as_bytes()),
+            Some(b" a\xc3\xa9".to_vec())
+        );
         assert_eq!(letters_to_bytes("a b".as_bytes()), None);
         assert_eq!(letters_to_bytes("字".as_bytes()), None);
         assert_eq!(letters_to_bytes(b"\xff"), None);

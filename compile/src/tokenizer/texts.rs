@@ -10,10 +10,10 @@ use bundle_format::tokenizer::{Attr, ModelKind};
 use super::index::Index;
 use super::spell;
 
-/// The text table's tokens, ascending, and whether none of a vocabulary's words has a space after another character.
+/// The text table's tokens, ascending, and where text may be cut ([`Tables::space_joins`](bundle_format::tokenizer::Tables::space_joins)).
 pub struct Texts {
     pub tokens: Vec<u32>,
-    pub spaces_start_words: bool,
+    pub space_joins: Option<u128>,
 }
 
 pub fn find(
@@ -28,7 +28,7 @@ pub fn find(
     match kind {
         ModelKind::ByteBpe if !ignore_merges => Texts {
             tokens: Vec::new(),
-            spaces_start_words: false,
+            space_joins: None,
         },
         ModelKind::ByteBpe => Texts {
             // User-defined tokens are cut out of text before words are looked for.
@@ -36,14 +36,14 @@ pub fn find(
                 .filter(|&id| !attrs[id as usize].is_matched())
                 .filter(|&id| spell::letters_to_bytes(index.text(id)).is_some())
                 .collect(),
-            spaces_start_words: false,
+            space_joins: None,
         },
         ModelKind::Scored => {
             let tokens = mergeable(index, candidates);
-            let spaces_start_words = tokens.iter().all(|&id| spaces_lead(index.text(id)));
+            let space_joins = space_joins(tokens.iter().map(|&id| index.text(id)));
             Texts {
                 tokens,
-                spaces_start_words,
+                space_joins,
             }
         }
         ModelKind::CharBpe => Texts {
@@ -51,7 +51,7 @@ pub fn find(
                 .filter(|&id| is_character(index.text(id)) || is_newlines(index.text(id)))
                 .filter(|&id| !index.text(id).contains(&b' '))
                 .collect(),
-            spaces_start_words: merges.iter().all(|m| spaces_lead(index.text(m.2))),
+            space_joins: space_joins(merges.iter().map(|m| index.text(m.2))),
         },
     }
 }
@@ -90,9 +90,15 @@ fn is_newlines(text: &[u8]) -> bool {
     text.iter().all(|&byte| byte == b'\n')
 }
 
-/// Whether all spaces are in front.
-fn spaces_lead(text: &[u8]) -> bool {
-    let text = spell::marks_to_spaces(text);
-    text.windows(2)
-        .all(|pair| pair[0] == b' ' || pair[1] != b' ')
+/// The ASCII characters before spaces within tokens; none if there are others.
+fn space_joins<'a>(texts: impl Iterator<Item = &'a [u8]>) -> Option<u128> {
+    let mut joins = 0;
+    for text in texts {
+        for pair in spell::marks_to_spaces(text).windows(2) {
+            if pair[1] == b' ' {
+                joins |= 1u128.checked_shl(pair[0].into())?;
+            }
+        }
+    }
+    Some(joins)
 }

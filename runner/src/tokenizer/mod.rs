@@ -152,15 +152,17 @@ impl<'a> Tokenizer<'a> {
         rule: impl Rule,
         ids: &mut Vec<u32>,
     ) {
-        let cut = self.vocab.flags().spaces_start_words;
+        let joins = self.vocab.space_joins();
         let mut merger = Merger::new(self.vocab, rule);
         for piece in pieces {
             match piece {
                 Piece::Token(id) => ids.push(*id),
                 Piece::Text(text) => {
-                    split::words(self.vocab.pre(), text.as_ref(), &mut |word| match cut {
-                        true => split::cut_before_spaces(word, &mut |word| merger.word(word, ids)),
-                        false => merger.word(word, ids),
+                    split::words(self.vocab.pre(), text.as_ref(), &mut |word| match joins {
+                        Some(joins) => split::cut_before_spaces(word, joins, &mut |word| {
+                            merger.word(word, ids);
+                        }),
+                        None => merger.word(word, ids),
                     });
                 }
             }

@@ -127,7 +127,16 @@ mod tests {
 
     #[test]
     fn higher_scores_rank_lower() {
-        let scores = [f32::INFINITY, 3.5, 1e-40, 0.0, -1e-40, -1.0, -1000.0, f32::NEG_INFINITY];
+        let scores = [
+            f32::INFINITY,
+            3.5,
+            1e-40,
+            0.0,
+            -1e-40,
+            -1.0,
+            -1000.0,
+            f32::NEG_INFINITY,
+        ];
         assert!(scores.is_sorted_by(|&a, &b| descending(a) < descending(b)));
         assert_eq!(descending(0.0), descending(-0.0));
         assert_ne!(descending(f32::NEG_INFINITY), u32::MAX);

@@ -1,8 +1,6 @@
 //! DeepSeek's patterns. Each is a list of expressions, applied one after the other.
 
-use super::{
-    Class, first, is_line_end, isolate, lines_or_spaces, number, numbers, run, run_of,
-};
+use super::{Class, first, is_line_end, isolate, lines_or_spaces, number, numbers, run, run_of};
 
 /// `[\r\n]`; `\s?` and cased letters; `\s?` and punctuation, with which ASCII letters count; `\s+$`; characters of East
 /// Asia; numbers.
@@ -35,8 +33,12 @@ pub fn coder<'t>(text: &'t str, each: &mut impl FnMut(&'t str)) {
 
 /// `\p{N}{1,3}`; Chinese characters and kana; then [`v3_word`].
 pub fn v3<'t>(text: &'t str, each: &mut impl FnMut(&'t str)) {
-    let chinese_or_kana =
-        |text: &str| run_of(text, |c| matches!(c, '\u{4e00}'..='\u{9fa5}' | '\u{3040}'..='\u{30ff}'));
+    let chinese_or_kana = |text: &str| {
+        run_of(
+            text,
+            |c| matches!(c, '\u{4e00}'..='\u{9fa5}' | '\u{3040}'..='\u{30ff}'),
+        )
+    };
     isolate(text, |text| numbers(text, 3), &mut |piece| {
         isolate(piece, chinese_or_kana, &mut |piece| {
             isolate(piece, v3_word, each);

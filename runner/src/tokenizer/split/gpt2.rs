@@ -32,11 +32,9 @@ pub fn falcon<'t>(text: &'t str, each: &mut impl FnMut(&'t str)) {
 pub fn default<'t>(text: &'t str, each: &mut impl FnMut(&'t str)) {
     isolate(text, |text| punctuation(text, false), &mut |piece| {
         isolate(piece, word, &mut |piece| {
-            isolate(
-                piece,
-                |text| numbers(text, usize::MAX),
-                &mut |piece| isolate(piece, three_digits, each),
-            );
+            isolate(piece, |text| numbers(text, usize::MAX), &mut |piece| {
+                isolate(piece, three_digits, each)
+            });
         });
     });
 }

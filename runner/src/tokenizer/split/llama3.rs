@@ -28,8 +28,7 @@ pub const QWEN35: Pattern = Pattern {
 
 /// Bytes of the first word; `text` is not empty.
 pub fn word(pattern: Pattern, text: &str) -> usize {
-    let is_letter =
-        |class| class == Class::Letter || (class == Class::Mark && pattern.marks);
+    let is_letter = |class| class == Class::Letter || (class == Class::Mark && pattern.marks);
     let ending = contraction(text);
     if ending > 0 {
         return ending;

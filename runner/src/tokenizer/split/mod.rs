@@ -35,17 +35,24 @@ pub fn words<'t>(pre: PreTokenizer, text: &'t str, each: &mut impl FnMut(&'t str
     }
 }
 
-/// Calls `each` with the parts of `text` that start with spaces, and with what is before the first. Together they are the
-/// text; none is empty.
-pub fn cut_before_spaces<'t>(text: &'t str, each: &mut impl FnMut(&'t str)) {
-    isolate(
-        text,
-        |text| {
-            let spaces = text.len() - text.trim_start_matches(' ').len();
-            spaces + text[spaces..].find(' ').unwrap_or(text.len() - spaces)
-        },
-        each,
-    );
+/// Cuts `text` before every space but those after an ASCII character of `joins` (as bits). Calls `each` with the parts:
+/// together they are the text; none is empty.
+pub fn cut_before_spaces<'t>(text: &'t str, joins: u128, each: &mut impl FnMut(&'t str)) {
+    let mut start = 0;
+    for (at, pair) in text.as_bytes().windows(2).enumerate() {
+        let is_joined = || {
+            1u128
+                .checked_shl(pair[0].into())
+                .is_some_and(|bit| joins & bit != 0)
+        };
+        if pair[1] == b' ' && !is_joined() {
+            each(&text[start..at + 1]);
+            start = at + 1;
+        }
+    }
+    if start < text.len() {
+        each(&text[start..]);
+    }
 }
 
 /// Cuts out what `find` matches, looking at every character that no match covers: `find` tells the bytes of the match in

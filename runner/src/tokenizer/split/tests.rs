@@ -38,9 +38,35 @@ fn smollm_isolates_every_number() {
 }
 
 #[test]
-fn spaces_lead_words() {
-    let mut out = Vec::new();
-    cut_before_spaces("a b  c\n d ", &mut |word| out.push(word));
-    assert_eq!(out, ["a", " b", "  c\n", " d", " "]);
-    cut_before_spaces("", &mut |_| unreachable!());
+fn text_is_cut_before_spaces() {
+    let cut = |text, joins: u128| {
+        let mut out = Vec::new();
+        cut_before_spaces(text, joins, &mut |word| out.push(word));
+        out
+    };
+    assert_eq!(cut("a b  é ", 0), ["a", " b", " ", " é", " "]);
+    assert_eq!(cut("a b  é ", 1 << b' ' | 1 << b'a'), ["a b", "  é", " "]);
+    assert!(cut("", 0).is_empty());
+}
+
+/// Words as llama.cpp's own splitter gives them: their lengths in bytes by pre-tokeniser, for texts in many scripts.
+#[test]
+fn words_are_those_of_llama_cpp() {
+    let lines = include_str!("../../../../tests/golden/words.jsonl").lines();
+    let mut texts = 0;
+    for line in lines {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        let text = line["text"].as_str().unwrap();
+        for &pre in PreTokenizer::ALL {
+            if pre == PreTokenizer::Whole {
+                continue;
+            }
+            let expected: Vec<usize> =
+                serde_json::from_value(line["words"][pre.name()].clone()).unwrap();
+            let found: Vec<usize> = split(pre, text).iter().map(|word| word.len()).collect();
+            assert_eq!(found, expected, "{} {text:?}", pre.name());
+        }
+        texts += 1;
+    }
+    assert!(texts > 200, "{texts} texts");
 }
