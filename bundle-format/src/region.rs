@@ -122,7 +122,9 @@ pub enum Inst {
     },
     /// The sum of `x` over the `c` of the unit: the same value for the whole unit, of a head's norm for one. Also in
     /// epilogues, whose tiles hold whole units. The order of summation is fixed by the code generator.
-    UnitSum { x: Val },
+    UnitSum {
+        x: Val,
+    },
     /// Stores f32.
     Store {
         dst: OperandId,

@@ -62,10 +62,11 @@ pub fn compile_graph(
     mut seen: impl FnMut(passes::Stage),
     mut imported: impl FnMut(&Graph),
 ) -> Result<Compiled, Error> {
-    let graph = arch::build(gguf)?;
+    let limits = limits(gguf, options)?;
+    let graph = arch::build(gguf, limits.context)?;
     imported(&graph);
     let graph = passes::run(graph, &options.passes, &mut seen)?;
-    let mut plan = lower::lower(&graph, options.target, limits(gguf, options)?)?;
+    let mut plan = lower::lower(&graph, options.target, limits)?;
     let code = codegen::generate(&mut plan, options.target)?;
     Ok(Compiled { graph, plan, code })
 }

@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
 use bundle_format::model::Manifest;
-use bundle_format::plan::{Weight, WeightLayout};
+use bundle_format::plan::{Encoding, Weight, WeightLayout};
 use bundle_format::write::{Contents, Writer};
 use memmap2::Mmap;
 use rayon::prelude::*;
@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use crate::driver::Compiled;
 use crate::error::Error;
 use crate::gguf::Gguf;
-use crate::ir::{Tensor, TensorSource};
+use crate::ir::{RopeFreqs, Tensor, TensorSource};
 use crate::progress::Progress;
 
 /// Bytes of packed weights in memory at a time.
@@ -203,18 +203,23 @@ impl<'a> Packer<'a> {
                 .iter()
                 .find(|t| t.name == slice.tensor);
             let tensor = tensor.ok_or_else(|| bug(format!("no tensor '{}'", slice.tensor)))?;
-            match tensor.source {
-                TensorSource::File => {
-                    let info = job.gguf.tensor(&tensor.name);
-                    let info = info
-                        .ok_or_else(|| bug(format!("no tensor '{}' in the file", tensor.name)))?;
-                    packer.slices.push(SourceRows {
-                        tensor,
-                        data: job.gguf.data(info),
-                    });
+            match &tensor.source {
+                TensorSource::File {
+                    tensor: name,
+                    first_row,
+                } => {
+                    let info = job.gguf.tensor(name);
+                    let info =
+                        info.ok_or_else(|| bug(format!("no tensor '{name}' in the file")))?;
+                    let first = *first_row as usize * packer.row_bytes;
+                    let rows = first..first + tensor.rows as usize * packer.row_bytes;
+                    let data = job.gguf.data(info).get(rows.clone());
+                    let data =
+                        data.ok_or_else(|| bug(format!("no bytes {rows:?} in tensor '{name}'")))?;
+                    packer.slices.push(SourceRows { tensor, data });
                 }
-                TensorSource::RopeFreqs { base, dim } => {
-                    packer.computed = Some(rope_freqs(base, dim))
+                TensorSource::RopeFreqs(freqs) => {
+                    packer.computed = Some(rope_freqs(freqs, job.gguf)?)
                 }
             }
         }
@@ -296,7 +301,23 @@ impl<'a> Packer<'a> {
 }
 
 /// The bytes of [`TensorSource::RopeFreqs`].
-fn rope_freqs(base: f32, dim: u32) -> Vec<u8> {
-    let freq = |i: u32| (base as f64).powf(-2.0 * i as f64 / dim as f64) as f32;
-    (0..dim / 2).flat_map(|i| freq(i).to_le_bytes()).collect()
+fn rope_freqs(freqs: &RopeFreqs, gguf: &Gguf<'_>) -> Result<Vec<u8>, Error> {
+    let count = freqs.dim as usize / 2;
+    let factors = match &freqs.factors {
+        None => vec![1.0; count],
+        Some(name) => {
+            let bytes = gguf.tensor(name).map(|t| gguf.data(t)).unwrap_or_default();
+            let mut factors = vec![0.0; count];
+            if bytes.len() != 4 * count {
+                return Err(Error::Bug(format!(
+                    "'{name}' has {} bytes, expected {count} f32",
+                    bytes.len()
+                )));
+            }
+            kernels::quant::dequantise_row(Encoding::F32, bytes, &mut factors);
+            factors
+        }
+    };
+    let values = freqs.values(&factors);
+    Ok(values.into_iter().flat_map(f32::to_le_bytes).collect())
 }

@@ -27,7 +27,7 @@ pub fn fuse_quantise(graph: &mut Graph) {
                 *to = wanted;
                 true
             }
-            Op::SwiGlu { to } => {
+            Op::Glu { to, .. } => {
                 *to = wanted;
                 true
             }
@@ -39,7 +39,7 @@ pub fn fuse_quantise(graph: &mut Graph) {
                 true
             }
             Op::MatMul { parts } => match &mut parts[at].epilogue {
-                Epilogue::SwiGlu { to } => {
+                Epilogue::Glu { to, .. } => {
                     *to = wanted;
                     true
                 }
@@ -51,6 +51,8 @@ pub fn fuse_quantise(graph: &mut Graph) {
             | Op::RopeTable { .. }
             | Op::GatherRows
             | Op::Add
+            | Op::Bias { .. }
+            | Op::HeadNorm { .. }
             | Op::Quantise { .. }
             | Op::Rope { .. }
             | Op::KvWrite { .. } => false,
