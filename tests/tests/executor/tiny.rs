@@ -1,5 +1,9 @@
 //! A tiny transformer as a bundle, put together by hand: every op, in the fusions that the compiler makes.
 
+// With a path, since another test includes this file, too.
+#[path = "region_builder.rs"]
+mod region_builder;
+
 use std::io::Write;
 use std::path::Path;
 
@@ -18,6 +22,7 @@ use fastc::codegen::cpu::{CodeSection, RegionContext};
 use half::f16;
 use kernels::abi::id;
 use kernels::{pack, quant};
+use region_builder::{BLOCKS, FLAT, RegionBuilder};
 
 /// Sizes of a model and of its steps.
 #[derive(Clone, Copy, Debug)]
@@ -654,65 +659,5 @@ impl<'a> Builder<'a> {
             .map(|_| (self.next() & 0xffff) as f32 / 65536.0)
             .sum();
         sum - 6.0
-    }
-}
-
-const FLAT: ColMap = ColMap {
-    per_unit: 1,
-    offset: 0,
-};
-
-/// In units of a Q8 block.
-const BLOCKS: ColMap = ColMap {
-    per_unit: 32,
-    offset: 0,
-};
-
-struct RegionBuilder(Region);
-
-impl RegionBuilder {
-    fn flat(name: &str, cols: u32) -> RegionBuilder {
-        RegionBuilder::units(name, 1, 1, cols)
-    }
-
-    fn units(name: &str, unit: u32, width: u32, cols: u32) -> RegionBuilder {
-        RegionBuilder(Region {
-            name: name.into(),
-            unit,
-            width,
-            cols,
-            operands: vec![],
-            body: vec![],
-        })
-    }
-
-    fn operand(&mut self, operand: Operand) -> OperandId {
-        self.0.operands.push(operand);
-        self.0.operands.len() as OperandId - 1
-    }
-
-    fn push(&mut self, inst: Inst) -> Val {
-        self.0.body.push(inst);
-        self.0.body.len() as Val - 1
-    }
-
-    fn constant(&mut self, value: f32) -> Val {
-        self.push(Inst::Const { value })
-    }
-
-    fn unary(&mut self, op: Unary, x: Val) -> Val {
-        self.push(Inst::Unary { op, x })
-    }
-
-    fn binary(&mut self, op: Binary, a: Val, b: Val) -> Val {
-        self.push(Inst::Binary { op, a, b })
-    }
-
-    fn store(&mut self, dst: OperandId, col: ColMap, x: Val) {
-        self.push(Inst::Store { dst, col, x });
-    }
-
-    fn finish(self) -> Region {
-        self.0
     }
 }

@@ -8,16 +8,16 @@ use std::ops::Range;
 
 use bundle_format::plan::{KV_BLOCK, Q8_BLOCK};
 use bundle_format::region::{Inst, OperandId, Region, RowMap};
-use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{I32, I64};
 use cranelift_codegen::ir::{
-    AbiParam, Block, BlockArg, Endianness, Function, InstBuilder, MemFlagsData, Signature, Value,
+    AbiParam, Endianness, Function, InstBuilder, MemFlagsData, Signature, Value,
 };
 use cranelift_codegen::isa::TargetFrontendConfig;
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 
 use super::isa::CALL_CONV;
 use super::layout::{KvStrides, Layout, RegionContext};
+use super::loops::Count;
 use super::math::{self, LANES};
 use super::quantise::STRIP_BLOCK_VECTORS;
 use super::schedule::{Pass, Schedule};
@@ -110,7 +110,7 @@ impl Shape {
     }
 }
 
-/// Where the operands of the current row are.
+/// Where the operands of the current rows are.
 #[derive(Default)]
 pub struct Row {
     /// By operand and row map.
@@ -119,6 +119,8 @@ pub struct Row {
     pub tile: Option<Value>,
     /// By the index of the `StoreKv`: head 0, dimension 0 of the slot.
     pub kv: Vec<(usize, Value)>,
+    /// Consecutive rows that go together, from this one on.
+    together: u32,
 }
 
 pub struct Emitter<'a> {
@@ -154,42 +156,75 @@ impl Place {
     }
 }
 
-/// A counted loop: `i` runs from `start` in steps while it is at most `last`.
-struct Count {
-    start: Value,
-    last: Value,
-    step: u32,
-    /// Known to run at least once.
-    nonempty: bool,
-}
-
 impl Emitter<'_> {
     fn rows(&mut self, tile: Value, row0: Value, rows: Value, col0: Value, cols: Value) {
         let end = self.b.ins().iadd(row0, rows);
-        let last = self.b.ins().iadd_imm_s(end, -1);
         let mut carried = Vec::new();
         if self.region.reads_tile() {
             let skipped = self.b.ins().ishl_imm_u(col0, 2);
             carried.push(self.b.ins().isub(tile, skipped));
         }
         let columns = self.column_range(col0, cols);
-        let count = Count {
-            start: row0,
-            last,
-            step: 1,
-            nonempty: false,
-        };
-        self.repeat(count, &carried, |this, row, carried| {
-            this.row = this.begin_row(row, carried.first().copied());
-            for pass in &this.schedule.passes {
-                this.pass(pass, columns);
+        let mut at = row0;
+        let together = self.rows_together();
+        for step in BTreeSet::from([together, 1]).into_iter().rev() {
+            let count = Count {
+                start: at,
+                last: self.b.ins().iadd_imm_s(end, -(step as i64)),
+                step,
+                nonempty: false,
+            };
+            (at, carried) = self.repeat(count, &carried, |this, row, carried| {
+                this.row = this.begin_row(row, carried.first().copied());
+                this.row.together = step;
+                for pass in &this.schedule.passes {
+                    this.pass(pass, columns);
+                }
+                let distance = this.context.tile_stride as i64 * 4 * step as i64;
+                carried
+                    .iter()
+                    .map(|&tile| this.b.ins().iadd_imm_s(tile, distance))
+                    .collect()
+            });
+        }
+    }
+
+    /// Rows that go together, so that their blocks fill a strip: tiles often have a single block a row.
+    fn rows_together(&self) -> u32 {
+        /// Bytes between rows up to which offsets of all of them surely fit an address.
+        const NEAR: u64 = 1 << 26;
+        let stores_blocks = |inst: &Inst| matches!(inst, Inst::StoreQuant { .. });
+        let by_offset = self.region.body.iter().all(|inst| match *inst {
+            Inst::Load { src, row, .. } => {
+                !matches!(row, RowMap::Via(_)) && self.row_stride(src, row) <= NEAR
             }
-            let stride = this.context.tile_stride as i64 * 4;
-            carried
-                .iter()
-                .map(|&tile| this.b.ins().iadd_imm_s(tile, stride))
-                .collect()
+            Inst::Store { dst, .. } | Inst::StoreQuant { dst, .. } => {
+                self.row_stride(dst, RowMap::Same) <= NEAR
+            }
+            Inst::Tile { .. } => self.tile_stride() <= NEAR,
+            Inst::StoreKv { .. } | Inst::RowSum { .. } => false,
+            _ => true,
         });
+        if !by_offset || !self.region.reads_tile() || !self.region.body.iter().any(stores_blocks) {
+            return 1;
+        }
+        let strip = (STRIP_BLOCK_VECTORS * LANES) as u32;
+        (strip / self.region.width).max(1)
+    }
+
+    /// Bytes from row to row of an operand.
+    pub fn row_stride(&self, operand: OperandId, map: RowMap) -> u64 {
+        match (map, self.context.operands[operand as usize]) {
+            (RowMap::Zero, _) => 0,
+            (_, Layout::F32 { row_bytes, .. } | Layout::Quant { row_bytes, .. }) => row_bytes,
+            (_, Layout::Indices) => 4,
+            (_, Layout::Vector { .. } | Layout::Kv { .. }) => 0,
+        }
+    }
+
+    /// Bytes from row to row of the tile.
+    pub fn tile_stride(&self) -> u64 {
+        self.context.tile_stride as u64 * 4
     }
 
     /// The columns of a call, in the units of the shape's outermost loop: first, and one past the last.
@@ -228,6 +263,7 @@ impl Emitter<'_> {
     fn begin_row(&mut self, row: Value, tile: Option<Value>) -> Row {
         let mut found = Row {
             tile,
+            together: 1,
             ..Row::default()
         };
         for (index, inst) in self.region.body.iter().enumerate() {
@@ -255,11 +291,7 @@ impl Emitter<'_> {
 
     fn row_pointer(&mut self, operand: OperandId, map: RowMap, row: Value) -> Value {
         let base = self.base(operand);
-        let stride = match self.context.operands[operand as usize] {
-            Layout::F32 { row_bytes, .. } | Layout::Quant { row_bytes, .. } => row_bytes,
-            Layout::Indices => 4,
-            Layout::Vector { .. } | Layout::Kv { .. } => 0,
-        };
+        let stride = self.row_stride(operand, map);
         let row = match map {
             RowMap::Same => row,
             RowMap::Zero => return base,
@@ -340,7 +372,7 @@ impl Emitter<'_> {
         math::sum_lanes(&mut self.b, parts[0])
     }
 
-    /// Columns of a full strip of this pass.
+    /// Columns of a full strip of this pass, of one of the rows that go together.
     fn strip_columns(&self, pass: &Pass) -> u32 {
         let vectors = if !self.quant_stores(pass).is_empty() {
             STRIP_BLOCK_VECTORS
@@ -349,7 +381,7 @@ impl Emitter<'_> {
         } else {
             PARTIAL_SUMS
         };
-        (vectors * LANES) as u32
+        (vectors * LANES) as u32 / self.row.together
     }
 
     /// All columns of the call in strips that get shorter towards the end.
@@ -412,13 +444,11 @@ impl Emitter<'_> {
             (Lanes::All, columns.start..whole, LANES),
             (Lanes::First, whole..columns.end, 1),
         ] {
-            let points: Vec<Point> = units
-                .clone()
-                .flat_map(|unit| {
-                    columns
-                        .clone()
-                        .step_by(step)
-                        .map(move |c| Point { unit, c })
+            let points: Vec<Point> = (0..self.row.together)
+                .flat_map(|row| units.clone().map(move |unit| (row, unit)))
+                .flat_map(|(row, unit)| {
+                    let columns = columns.clone().step_by(step);
+                    columns.map(move |c| Point { row, unit, c })
                 })
                 .collect();
             if !points.is_empty() {
@@ -533,53 +563,6 @@ impl Emitter<'_> {
         }
         sums
     }
-
-    /// Writes a loop. Its body gets the counter and the carried values, and yields the values for the next iteration.
-    /// Returns the counter where it ended, and the carried values.
-    fn repeat(
-        &mut self,
-        count: Count,
-        carried: &[Value],
-        body: impl FnOnce(&mut Self, Value, &[Value]) -> Vec<Value>,
-    ) -> (Value, Vec<Value>) {
-        let (head, exit) = (self.b.create_block(), self.b.create_block());
-        for block in [head, exit] {
-            self.b.append_block_param(block, I64);
-            for &value in carried {
-                let ty = self.b.func.dfg.value_type(value);
-                self.b.append_block_param(block, ty);
-            }
-        }
-        let entering = block_args(count.start, carried);
-        if count.nonempty {
-            self.b.ins().jump(head, &entering);
-        } else {
-            self.branch_while(count.start, count.last, head, exit, &entering);
-        }
-
-        self.b.switch_to_block(head);
-        let params = self.b.block_params(head).to_vec();
-        let next_carried = body(self, params[0], &params[1..]);
-        let next = self.b.ins().iadd_imm_s(params[0], count.step as i64);
-        let again = block_args(next, &next_carried);
-        self.branch_while(next, count.last, head, exit, &again);
-
-        self.b.switch_to_block(exit);
-        let params = self.b.block_params(exit);
-        (params[0], params[1..].to_vec())
-    }
-
-    fn branch_while(&mut self, i: Value, last: Value, head: Block, exit: Block, args: &[BlockArg]) {
-        let more = self.b.ins().icmp(IntCC::SignedLessThanOrEqual, i, last);
-        self.b.ins().brif(more, head, args, exit, args);
-    }
-}
-
-fn block_args(first: Value, rest: &[Value]) -> Vec<BlockArg> {
-    std::iter::once(first)
-        .chain(rest.iter().copied())
-        .map(BlockArg::Value)
-        .collect()
 }
 
 /// Of every access: nothing is known about alignment beyond an element's, and nothing can fault in a checked region.

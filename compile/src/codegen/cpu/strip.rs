@@ -10,7 +10,7 @@ use cranelift_codegen::ir::{InstBuilder, Value};
 use super::check::{destination, same_memory};
 use super::emit::{Emitter, PARTIAL_SUMS, flags};
 use super::layout::{KvStrides, Layout};
-use super::math::{self, LANES};
+use super::math::{self, LANES, Sign};
 use super::schedule::{Pass, Step};
 
 /// Vectors that go through the instructions together.
@@ -19,10 +19,28 @@ const GROUP: usize = 4;
 /// Where a vector begins, from the current [`super::emit::Place`] on: the first of its columns.
 #[derive(Clone, Copy, Debug)]
 pub struct Point {
+    /// Rows ahead.
+    pub row: u32,
     /// Units ahead.
     pub unit: u32,
     /// Columns ahead in that unit.
     pub c: u32,
+}
+
+/// Where the rows of an operand or of the tile lie that go together.
+#[derive(Clone, Copy, Debug)]
+pub struct RowAddress {
+    /// Of the first one.
+    pub first: Value,
+    /// Bytes from row to row.
+    pub stride: u64,
+}
+
+impl RowAddress {
+    /// Bytes from the first row to a point's.
+    pub fn ahead(self, point: Point) -> i32 {
+        (point.row as u64 * self.stride) as i32
+    }
 }
 
 /// Which lanes of a vector stand for columns.
@@ -94,7 +112,11 @@ impl Emitter<'_> {
     /// Evaluates, before a pass, a value that is the same for the whole row.
     pub fn eval_once(&mut self, value: Val) {
         let group = Group {
-            points: vec![Point { unit: 0, c: 0 }],
+            points: vec![Point {
+                row: 0,
+                unit: 0,
+                c: 0,
+            }],
             lanes: Lanes::All,
             values: Vec::new(),
         };
@@ -106,11 +128,24 @@ impl Emitter<'_> {
             Inst::Load { src, row, col } => self.load(group, src, row, col),
             Inst::Tile { offset } => {
                 let tile = self.row.tile.expect("a region that reads a tile has one");
+                let tile = RowAddress {
+                    first: tile,
+                    stride: self.tile_stride(),
+                };
                 let col = ColMap {
                     per_unit: self.region.unit,
                     offset,
                 };
                 self.load_from(group, tile, col)
+            }
+            // The sign goes into the constants of the exponential.
+            Inst::Unary { op: Unary::Exp, x } => {
+                let (x, sign) = match self.region.body[x as usize] {
+                    Inst::Unary { op: Unary::Neg, x } => (x, Sign::Opposite),
+                    _ => (x, Sign::Same),
+                };
+                let xs = self.values(x, group);
+                math::exp(&mut self.b, &xs, sign)
             }
             Inst::Unary { op, x } => {
                 let xs = self.values(x, group);
@@ -141,7 +176,7 @@ impl Emitter<'_> {
     fn unary(&mut self, op: Unary, xs: &[Value]) -> Vec<Value> {
         match op {
             Unary::Neg => math::neg(&mut self.b, xs),
-            Unary::Exp => math::exp(&mut self.b, xs),
+            Unary::Exp => math::exp(&mut self.b, xs, Sign::Same),
             Unary::Sqrt => xs.iter().map(|&x| self.b.ins().sqrt(x)).collect(),
             Unary::Recip => {
                 let one = math::splat(&mut self.b, 1.0);
@@ -212,7 +247,7 @@ impl Emitter<'_> {
         self.load_from(group, pointer, col)
     }
 
-    fn load_from(&mut self, group: &Group, row: Value, col: ColMap) -> Vec<Value> {
+    fn load_from(&mut self, group: &Group, row: RowAddress, col: ColMap) -> Vec<Value> {
         group
             .points
             .iter()
@@ -287,33 +322,37 @@ impl Emitter<'_> {
         }
     }
 
-    pub fn row_of(&self, operand: OperandId, map: RowMap) -> Value {
+    pub fn row_of(&self, operand: OperandId, map: RowMap) -> RowAddress {
         let found = self
             .row
             .pointers
             .iter()
             .find(|(o, m, _)| (*o, *m) == (operand, map));
-        found.expect("the row has a pointer for each operand").2
+        RowAddress {
+            first: found.expect("the row has a pointer for each operand").2,
+            stride: self.row_stride(operand, map),
+        }
     }
 
     /// Address and constant offset of a column, of elements of `1 << size_log2` bytes.
     pub fn address(
         &mut self,
-        row: Value,
+        row: RowAddress,
         col: ColMap,
         point: Point,
         size_log2: u8,
     ) -> (Value, i32) {
-        let offset = (self.constant_column(col, point) << size_log2) as i32;
+        let offset = self.constant_column(col, point) << size_log2;
+        let offset = offset as i32 + row.ahead(point);
         let Some(column) = self.place.column(col.per_unit) else {
-            return (row, offset);
+            return (row.first, offset);
         };
         // Written anew for each access, it becomes part of the access's addressing mode.
         let scaled = match size_log2 {
             0 => column,
             log2 => self.b.ins().ishl_imm_u(column, log2 as i64),
         };
-        (self.b.ins().iadd(row, scaled), offset)
+        (self.b.ins().iadd(row.first, scaled), offset)
     }
 
     /// The part of a column's number that is known: it is added to the current place's.

@@ -5,7 +5,6 @@ mod exec;
 mod fuzz;
 mod memory;
 mod passes;
-mod q16;
 mod real;
 mod regions;
 mod rules;
