@@ -281,9 +281,9 @@ impl<'a> Packer<'a> {
     /// The slice of a packed row and its row in it.
     fn locate(&self, row: u32) -> (&SourceRows<'a>, u32) {
         let interleave = self.weight.interleave;
-        if interleave > 0 {
+        if let Some(turn) = row.checked_div(interleave) {
             let count = self.slices.len() as u32;
-            let (turn, within) = (row / interleave, row % interleave);
+            let within = row % interleave;
             return (
                 &self.slices[(turn % count) as usize],
                 turn / count * interleave + within,

@@ -78,7 +78,9 @@ impl Decoder {
             ropes: Vec::new(),
         };
         builder.whole()?;
-        self.unused.iter().for_each(|name| builder.import.leave(name));
+        self.unused
+            .iter()
+            .for_each(|name| builder.import.leave(name));
         builder.import.finish(self.arch)?;
         Ok(builder.graph)
     }

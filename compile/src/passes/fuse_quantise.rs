@@ -33,7 +33,7 @@ pub fn fuse_quantise(graph: &mut Graph) {
             }
             // An epilogue sees one head at a time, so a block must not cross heads.
             Op::Attention { to, group, .. }
-                if kv[*group as usize].head_dim as usize % Q8_BLOCK == 0 =>
+                if (kv[*group as usize].head_dim as usize).is_multiple_of(Q8_BLOCK) =>
             {
                 *to = wanted;
                 true
