@@ -12,6 +12,7 @@ use crate::gguf::Gguf;
 use crate::ir::Graph;
 use crate::passes::Activations;
 use crate::progress::Progress;
+use crate::source::Source;
 use crate::tokenizer::VocabSource;
 use crate::{arch, emit, lower, passes};
 
@@ -78,11 +79,9 @@ pub fn compile(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<PathBuf, Error> {
-    let file = emit::Source::open(input)?;
+    let source = Source::open(input)?;
+    let gguf = source.parse()?;
     let in_file = |e: Error| e.context(input.display());
-    let gguf = Gguf::parse(file.bytes())
-        .map_err(Error::from)
-        .map_err(in_file)?;
     let compiled = compile_graph(&gguf, options, |_| {}, |_| {}).map_err(in_file)?;
     let vocab = VocabSource::from_metadata(&gguf.metadata)
         .map_err(Error::from)
@@ -115,7 +114,7 @@ pub fn compile(
     emit::write(
         emit::Job {
             gguf: &gguf,
-            source: &file,
+            source: &source,
             compiled: &compiled,
             tokenizer: &table,
             manifest: &manifest,

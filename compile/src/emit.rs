@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use bundle_format::model::Manifest;
 use bundle_format::plan::{Encoding, Weight, WeightLayout};
 use bundle_format::write::{Contents, Writer};
-use memmap2::Mmap;
 use rayon::prelude::*;
 
 use crate::driver::Compiled;
@@ -15,59 +14,13 @@ use crate::error::Error;
 use crate::gguf::Gguf;
 use crate::ir::{RopeFreqs, Tensor, TensorSource};
 use crate::progress::Progress;
+use crate::source::Source;
 
 /// Bytes of packed weights in memory at a time.
 const CHUNK: usize = 8 << 20;
 
 /// Rows of a packed group.
 const GROUP: u32 = 8;
-
-/// A mapped model file.
-pub struct Source {
-    map: Mmap,
-}
-
-impl Source {
-    pub fn open(path: &Path) -> Result<Source, Error> {
-        let describe = |e: io::Error| Error::User(format!("can't read {}: {e}", path.display()));
-        let file = File::open(path).map_err(describe)?;
-        let about = file.metadata().map_err(describe)?;
-        if !about.is_file() {
-            return Err(Error::User(format!(
-                "{} is not a file; expected a GGUF model",
-                path.display()
-            )));
-        }
-        // SAFETY: the map is read-only and private. Another process that cuts the file while we read it makes the read
-        // fail with SIGBUS, which ends this process and leaves no bundle; one that changes it gives a bundle of a model
-        // that never existed, but no access outside the map, since every bound is that of the map.
-        let map = unsafe { Mmap::map(&file) }.map_err(describe)?;
-        Ok(Source { map })
-    }
-
-    pub fn bytes(&self) -> &[u8] {
-        &self.map
-    }
-
-    /// Tells the system that a part of [`Source::bytes`] won't be read soon, so that the memory in use stays near the
-    /// largest tensor, not the model.
-    fn forget(&self, part: &[u8]) {
-        let Some(offset) = (part.as_ptr() as usize).checked_sub(self.map.as_ptr() as usize) else {
-            return;
-        };
-        #[cfg(unix)]
-        if offset + part.len() <= self.map.len() {
-            // SAFETY: the map is read-only and of a file, so what is dropped is read from the file again at the next
-            // access, the same bytes: no one can tell the difference.
-            let advised = unsafe {
-                let advice = memmap2::UncheckedAdvice::DontNeed;
-                self.map.unchecked_advise_range(advice, offset, part.len())
-            };
-            // Refused advice costs memory, nothing else.
-            let _ = advised;
-        }
-    }
-}
 
 /// What goes into a bundle.
 pub struct Job<'a> {
@@ -147,12 +100,11 @@ fn set_permissions(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// blake3 of the model file, on all cores.
+/// blake3 of the model's files, one after the other, on all cores.
 fn hash_source(source: &Source, progress: &dyn Progress) -> Result<[u8; 32], Error> {
-    let bytes = source.bytes();
-    progress.begin("hashing", bytes.len() as u64);
+    progress.begin("hashing", source.files().map(|f| f.len() as u64).sum());
     let mut hasher = blake3::Hasher::new();
-    for chunk in bytes.chunks(CHUNK) {
+    for chunk in source.files().flat_map(|file| file.chunks(CHUNK)) {
         stop_if_cancelled(progress)?;
         hasher.update_rayon(chunk);
         source.forget(chunk);
