@@ -225,8 +225,7 @@ fn run(command: Command) -> Result<(), Error> {
         }
         Command::Inspect { model, all } => {
             let source = Source::open(&model)?;
-            let gguf =
-                Gguf::parse(source.bytes()).map_err(|e| Error::from(e).context(model.display()))?;
+            let gguf = source.parse()?;
             print(&inspect::inspect(&gguf, all))
         }
         Command::Completions { shell } => {

@@ -127,6 +127,12 @@ impl Row<'_> {
                 let sum: f64 = value(x).iter().map(|x| f64::from(*x)).sum();
                 out.extend(self.points().map(|_| sum as f32));
             }
+            Inst::UnitSum { x } => {
+                for unit in value(x).chunks(self.region.width as usize) {
+                    let sum: f64 = unit.iter().map(|x| f64::from(*x)).sum();
+                    out.extend(unit.iter().map(|_| sum as f32));
+                }
+            }
             Inst::Store { dst, col, x } => {
                 for ((unit, c), x) in self.points().zip(value(x)) {
                     operands.store(dst, self.row, column(col, unit, c), *x);

@@ -202,7 +202,7 @@ impl Emitter<'_> {
                 self.row_stride(dst, RowMap::Same) <= NEAR
             }
             Inst::Tile { .. } => self.tile_stride() <= NEAR,
-            Inst::StoreKv { .. } | Inst::RowSum { .. } => false,
+            Inst::StoreKv { .. } | Inst::RowSum { .. } | Inst::UnitSum { .. } => false,
             _ => true,
         });
         if !by_offset || !self.region.reads_tile() || !self.region.body.iter().any(stores_blocks) {
