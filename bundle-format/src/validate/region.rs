@@ -276,12 +276,10 @@ impl Body<'_> {
                 );
                 self.uses(&[x])?
             }
-            Inst::UnitSum { x } => self.uses(&[x])?,
             Inst::Store { dst, col, x } => {
                 self.uses(&[x])?;
                 self.store(dst, col, &[DType::F32])?
             }
-            Inst::UnitSum { x } => self.uses(&[x])?,
             Inst::StoreQuant { dst, col, x } => {
                 self.uses(&[x])?;
                 self.whole_blocks(col)?;
