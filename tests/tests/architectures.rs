@@ -63,8 +63,8 @@ fn run(device: &mut dyn Device, ids: &[u32], chunk: usize, groups: usize) -> Vec
             rows: (0..(end - start) as u32).collect(),
             wants: vec![
                 Want {
-                    sample: None,
-                    logits: true
+                    logits: true,
+                    ..Want::default()
                 };
                 end - start
             ],

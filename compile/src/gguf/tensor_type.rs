@@ -41,7 +41,7 @@ impl TensorType {
     pub fn encoding(self) -> Option<Encoding> {
         Encoding::ALL
             .into_iter()
-        .find(|&encoding| Self::from(encoding) == self)
+            .find(|&encoding| Self::from(encoding) == self)
     }
 
     /// Bytes of `elements` consecutive elements, a multiple of the block; none if it overflows.

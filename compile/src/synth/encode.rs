@@ -117,7 +117,11 @@ fn extreme(x: &[f32; BLOCK]) -> f32 {
 fn levels(x: &[f32; BLOCK], most: i32, level: impl Fn(f32) -> f32) -> [i32; BLOCK] {
     x.map(|v| {
         let level = level(v);
-        (if level < most as f32 { level } else { most as f32 }) as i32
+        (if level < most as f32 {
+            level
+        } else {
+            most as f32
+        }) as i32
     })
 }
 
@@ -322,7 +326,10 @@ mod tests {
             let error = square(&mut x.iter().zip(y).map(|(x, y)| x - y));
             let error = (error / square(&mut x.iter().copied())).sqrt();
             assert!(error <= bound, "{encoding:?}: {error}");
-            assert!(error >= bound * 0.6, "{encoding:?}: {error}, suspiciously good");
+            assert!(
+                error >= bound * 0.6,
+                "{encoding:?}: {error}, suspiciously good"
+            );
         }
     }
 }

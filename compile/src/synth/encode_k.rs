@@ -204,7 +204,9 @@ fn symmetric<const L: usize, const P: usize>(
     let parts = x.as_chunks::<L>().0;
     let wanted: [f32; P] = std::array::from_fn(|part| {
         let x = &parts[part];
-        let extreme = x.iter().fold(0.0f32, |e, v| if v.abs() > e.abs() { *v } else { e });
+        let extreme = x
+            .iter()
+            .fold(0.0f32, |e, v| if v.abs() > e.abs() { *v } else { e });
         let nearest = |v: f32, inverse: f32| level(v, inverse, zero) as f32;
         let error = |scale: &f32| -> f32 {
             let inverse = reciprocal(*scale);
@@ -242,7 +244,9 @@ fn integer_scales<const P: usize>(wanted: &[f32; P], most: i32) -> (f16, [i32; P
 
 /// The scale at which levels from a table fit best: the extreme is tried as the table's least and greatest.
 fn best_scale(x: &[f32; BLOCK], table: &[i8; 16]) -> f32 {
-    let extreme = x.iter().fold(0.0f32, |e, v| if v.abs() > e.abs() { *v } else { e });
+    let extreme = x
+        .iter()
+        .fold(0.0f32, |e, v| if v.abs() > e.abs() { *v } else { e });
     let error = |scale: &f32| -> f32 {
         let inverse = reciprocal(*scale);
         let of = |v: &f32| {
