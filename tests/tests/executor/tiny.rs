@@ -19,7 +19,6 @@ use bundle_format::region::{
 use bundle_format::target::Target;
 use bundle_format::write::Contents;
 use fastc::codegen::cpu::{CodeSection, RegionContext};
-use half::f16;
 use kernels::abi::id;
 use kernels::{pack, quant};
 use region_builder::{BLOCKS, FLAT, RegionBuilder};
