@@ -222,8 +222,8 @@ fn perplexity_and_divergence_are_within_the_gates() {
             .parse()
             .unwrap()
     };
-    let (oracle, llama_cpp, llama_cpp_kl) = (17.6866, 17.7185, 0.00266);
-    let gate = oracle * (llama_cpp / oracle as f64).max(1.003);
+    let (oracle, llama_cpp, llama_cpp_kl) = (17.6866_f64, 17.7185, 0.00266);
+    let gate = f64::max(llama_cpp / oracle, 1.003) * oracle;
     // The reference's own perplexity is printed first.
     let last = out.lines().last().unwrap();
     let perplexity: f64 = last
