@@ -181,6 +181,17 @@ pub fn encoding_name(encoding: Encoding) -> &'static str {
         Encoding::Q4_0 => "q4_0",
         Encoding::Q4_1 => "q4_1",
         Encoding::Q8_0 => "q8_0",
+        Encoding::BF16 => "bf16",
+        Encoding::Q5_0 => "q5_0",
+        Encoding::Q5_1 => "q5_1",
+        Encoding::Q2_K => "q2_k",
+        Encoding::Q3_K => "q3_k",
+        Encoding::Q4_K => "q4_k",
+        Encoding::Q5_K => "q5_k",
+        Encoding::Q6_K => "q6_k",
+        Encoding::IQ4_NL => "iq4_nl",
+        Encoding::IQ4_XS => "iq4_xs",
+        Encoding::MXFP4 => "mxfp4",
     }
 }
 
