@@ -8,7 +8,8 @@
 //! A call covers rows `row0 .. row0 + rows` and columns `col0 .. col0 + cols`. Columns are cut into *units* of
 //! [`Region::unit`] columns (`col0` and `cols` are multiples of it, the last unit of a flat region excepted). Within a
 //! unit, `c` runs over `0 .. width`. Every instruction is evaluated for each (row, unit, `c`); what it yields is an f32
-//! (or, for [`Inst::RowSum`], one f32 a row, and for [`Inst::UnitSum`] one a unit). With `unit == width == 1` the region is *flat*: plain columns.
+//! (or, for [`Inst::RowSum`], one f32 a row, and for [`Inst::UnitSum`] one a unit). With `unit == width == 1` the region
+//! is *flat*: plain columns.
 //!
 //! `unit` exceeds `width` where several input columns make one iteration: SwiGLU reads `gate` at `c` and `up` at
 //! `32 + c` of a 64-column unit; a rotation reads and writes both halves of a head.

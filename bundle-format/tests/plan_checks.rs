@@ -489,6 +489,9 @@ fn values() {
     bad(&["instruction 1: value"], |p| {
         norm(p, 1, Inst::RowSum { x: 5 })
     });
+    bad(&["instruction 1: value"], |p| {
+        norm(p, 1, Inst::UnitSum { x: 1 })
+    });
     bad(&["instruction 5: value"], |p| {
         norm(
             p,
@@ -523,6 +526,18 @@ fn values() {
     bad(&["columns of the tile"], |p| {
         epilogue(p, QKV, 0).body[1] = Inst::Tile { offset: u32::MAX }
     });
+}
+
+/// In a region of its own and in an epilogue.
+#[test]
+fn unit_sums_are_values() {
+    let mut plan = plan(SMALL);
+    region(&mut plan, NORM).body[2] = Inst::UnitSum { x: 1 };
+    epilogue(&mut plan, QKV, 0).body[4] = Inst::UnitSum { x: 0 };
+    let encoded = codec::encode(&plan).unwrap();
+    let manifest = codec::encode(&manifest(SMALL)).unwrap();
+    let file = Raw::from_bytes(&manifest, &encoded, &weights_section(&plan)).build();
+    open(&file).unwrap();
 }
 
 #[test]

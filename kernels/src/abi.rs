@@ -6,19 +6,32 @@
 /// Version of this ABI: of the argument structures, of the layouts in [`crate::pack`], and of the signature of regions.
 pub const VERSION: u32 = 2;
 
-/// A compiled region (`bundle_format::region`).
+/// The type of a compiled region, in a calling convention.
+macro_rules! region_fn {
+    ($convention:literal) => {
+        unsafe extern $convention fn(
+            args: *const *mut u8,
+            tile: *mut f32,
+            row0: u64,
+            rows: u64,
+            col0: u64,
+            cols: u64,
+        )
+    };
+}
+
+/// A compiled region (`bundle_format::region`). On x86-64 it has the System V calling convention, whatever the operating
+/// system.
 ///
 /// `args` holds one base pointer per operand, in order. `tile` points at (`row0`, `col0`) of a row-major f32 tile whose row
 /// stride is the variant's `tile_cols` (it is null for a region that reads no tile). `col0` counts from the region's
 /// column 0, so for a matmul from the segment's first row.
-pub type RegionFn = unsafe extern "C" fn(
-    args: *const *mut u8,
-    tile: *mut f32,
-    row0: u64,
-    rows: u64,
-    col0: u64,
-    cols: u64,
-);
+#[cfg(target_arch = "x86_64")]
+pub type RegionFn = region_fn!("sysv64");
+
+/// A compiled region (`bundle_format::region`); its arguments are those on x86-64.
+#[cfg(not(target_arch = "x86_64"))]
+pub type RegionFn = region_fn!("C");
 
 /// One tile of a matrix product: `out[r, n] = sum over k of x[r, k] * w[col0 + n, k]`.
 #[repr(C)]

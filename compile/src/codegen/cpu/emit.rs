@@ -18,16 +18,14 @@ use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 use super::isa::CALL_CONV;
 use super::layout::{KvStrides, Layout, RegionContext};
 use super::loops::Count;
-use super::math::{self, LANES};
+use super::math::LANES;
 use super::quantise::STRIP_BLOCK_VECTORS;
-use super::schedule::{Pass, Schedule};
+use super::schedule::{Pass, Phase, Schedule, Scope, Step};
 use super::strip::{Lanes, Point};
+use super::sums::{PARTIAL_SUMS, Sums};
 
 /// Vectors of a strip without quantised stores or sums.
 const STRIP_VECTORS: usize = 4;
-
-/// Partial sums of a row sum, each a vector: enough to hide an addition's latency.
-pub const PARTIAL_SUMS: usize = 8;
 
 /// The function of a region that passed the check.
 pub fn emit(
@@ -93,7 +91,7 @@ impl Shape {
                 Inst::Load { col, .. } | Inst::Store { col, .. } | Inst::StoreQuant { col, .. } => {
                     identity(col.per_unit)
                 }
-                Inst::StoreKv { .. } => false,
+                Inst::StoreKv { .. } | Inst::UnitSum { .. } => false,
                 _ => true,
             });
         let has_blocks = region
@@ -131,7 +129,7 @@ pub struct Emitter<'a> {
     pub shape: Shape,
     args: Value,
     pub row: Row,
-    /// By instruction: values that are the same for the whole row, once they are known.
+    /// By instruction: values that are the same for the whole row or the current unit, once they are known.
     pub uniforms: Vec<Option<Value>>,
     pub place: Place,
     /// By the index of the `StoreQuant`: room for a strip's elements.
@@ -202,7 +200,7 @@ impl Emitter<'_> {
                 self.row_stride(dst, RowMap::Same) <= NEAR
             }
             Inst::Tile { .. } => self.tile_stride() <= NEAR,
-            Inst::StoreKv { .. } | Inst::RowSum { .. } => false,
+            Inst::StoreKv { .. } | Inst::RowSum { .. } | Inst::UnitSum { .. } => false,
             _ => true,
         });
         if !by_offset || !self.region.reads_tile() || !self.region.body.iter().any(stores_blocks) {
@@ -345,41 +343,23 @@ impl Emitter<'_> {
         for &value in &pass.once {
             self.eval_once(value);
         }
-        let sums = if pass.sums.is_empty() {
-            Vec::new()
-        } else {
-            // What changes nothing when something is added to it: 0 would turn a sum of -0 into 0.
-            vec![math::splat(&mut self.b, -0.0); pass.sums.len() * PARTIAL_SUMS]
-        };
+        let sums = self.begin_sums(&pass.sums);
         let sums = match self.shape {
             Shape::Linear { granule } => self.linear(pass, granule, columns, sums),
             Shape::Units => self.units(pass, columns, sums),
         };
-        for (&sum, parts) in pass.sums.iter().zip(sums.chunks(PARTIAL_SUMS)) {
-            self.uniforms[sum as usize] = Some(self.total(parts));
-        }
+        self.end_sums(&pass.sums, &sums);
     }
 
-    /// The sum of all lanes of [`PARTIAL_SUMS`] vectors, in every lane.
-    fn total(&mut self, parts: &[Value]) -> Value {
-        let mut parts = parts.to_vec();
-        while parts.len() > 1 {
-            parts = parts
-                .chunks(2)
-                .map(|pair| self.b.ins().fadd(pair[0], pair[1]))
-                .collect();
-        }
-        math::sum_lanes(&mut self.b, parts[0])
-    }
-
-    /// Columns of a full strip of this pass, of one of the rows that go together.
-    fn strip_columns(&self, pass: &Pass) -> u32 {
-        let vectors = if !self.quant_stores(pass).is_empty() {
+    /// Columns of a full strip of this phase, of one of the rows that go together.
+    fn strip_columns(&self, phase: &Phase) -> u32 {
+        let adds = |step: &Step| matches!(step, Step::Accumulate { .. });
+        let vectors = if !self.quant_stores(phase).is_empty() {
             STRIP_BLOCK_VECTORS
-        } else if pass.sums.is_empty() {
-            STRIP_VECTORS
-        } else {
+        } else if phase.steps.iter().any(adds) {
             PARTIAL_SUMS
+        } else {
+            STRIP_VECTORS
         };
         (vectors * LANES) as u32 / self.row.together
     }
@@ -390,9 +370,12 @@ impl Emitter<'_> {
         pass: &Pass,
         granule: u32,
         (start, end): (Value, Value),
-        mut sums: Vec<Value>,
-    ) -> Vec<Value> {
-        let full = self.strip_columns(pass);
+        mut sums: Sums,
+    ) -> Sums {
+        let [phase] = &*pass.phases else {
+            unreachable!("the linear shape has no unit sums");
+        };
+        let full = self.strip_columns(phase);
         let whole_rows = self.region.has_row_sum();
         let rest = self.region.cols % full;
         let steps = match (whole_rows, granule) {
@@ -424,20 +407,32 @@ impl Emitter<'_> {
                 step,
                 nonempty: whole_rows,
             };
-            (at, sums) = self.repeat(count, &sums, |this, c, sums| {
+            (at, sums) = self.repeat_sums(count, sums, |this, c, mut sums| {
                 let distances = this.distances();
                 this.place.columns = distances.into_iter().map(|d| (d, c)).collect();
-                let mut sums = sums.to_vec();
-                this.run(pass, 0..1, 0..step, &mut sums);
+                this.run(phase, 0..1, 0..step, &mut sums);
                 sums
             });
         }
         sums
     }
 
-    /// Does a pass for columns of units, both counted from the current place, without a loop: one strip for the columns that
+    /// Writes a loop that adds to sums.
+    fn repeat_sums(
+        &mut self,
+        count: Count,
+        sums: Sums,
+        body: impl FnOnce(&mut Self, Value, Sums) -> Sums,
+    ) -> (Value, Sums) {
+        let (at, parts) = self.repeat(count, &sums.parts, |this, i, parts| {
+            body(this, i, sums.with_parts(parts)).parts
+        });
+        (at, sums.with_parts(&parts))
+    }
+
+    /// Does a phase for columns of units, both counted from the current place, without a loop: one strip for the columns that
     /// fill vectors, one for the rest.
-    fn run(&mut self, pass: &Pass, units: Range<u32>, columns: Range<u32>, sums: &mut [Value]) {
+    fn run(&mut self, phase: &Phase, units: Range<u32>, columns: Range<u32>, sums: &mut Sums) {
         let lanes = LANES as u32;
         let whole = columns.start + columns.len() as u32 / lanes * lanes;
         for (lanes, columns, step) in [
@@ -452,21 +447,20 @@ impl Emitter<'_> {
                 })
                 .collect();
             if !points.is_empty() {
-                self.strip(pass, &points, lanes, sums);
+                self.strip(phase, &points, lanes, sums);
             }
         }
     }
 
     /// The units of the call: several at a time where they are narrow, then one by one.
-    fn units(
-        &mut self,
-        pass: &Pass,
-        (start, end): (Value, Value),
-        mut sums: Vec<Value>,
-    ) -> Vec<Value> {
+    fn units(&mut self, pass: &Pass, (start, end): (Value, Value), mut sums: Sums) -> Sums {
         let whole_rows = self.region.has_row_sum();
         let units = self.region.cols / self.region.unit;
-        let together = (self.strip_columns(pass) / self.region.width).clamp(1, units);
+        let together = match &*pass.phases {
+            [phase] => (self.strip_columns(phase) / self.region.width).clamp(1, units),
+            // Each unit has sums of its own.
+            _ => 1,
+        };
         let steps = match (whole_rows, together) {
             (_, 1) => vec![1],
             (true, _) => vec![together, units % together],
@@ -480,7 +474,7 @@ impl Emitter<'_> {
                 step,
                 nonempty: whole_rows,
             };
-            (at, sums) = self.repeat(count, &sums, |this, unit, sums| {
+            (at, sums) = self.repeat_sums(count, sums, |this, unit, mut sums| {
                 let distances = this.distances();
                 this.place = Place {
                     columns: distances
@@ -491,13 +485,14 @@ impl Emitter<'_> {
                     unit: Some(unit),
                     c: None,
                 };
-                let mut sums = sums.to_vec();
-                if step > 1 {
-                    let width = this.region.width;
-                    this.run(pass, 0..step, 0..width, &mut sums);
-                    return sums;
+                if step == 1 {
+                    return this.unit(pass, sums);
                 }
-                this.unit(pass, sums)
+                let width = this.region.width;
+                for phase in &pass.phases {
+                    this.run(phase, 0..step, 0..width, &mut sums);
+                }
+                sums
             });
         }
         sums
@@ -524,12 +519,32 @@ impl Emitter<'_> {
         }
     }
 
-    /// One unit: its width is known, so only long ones need a loop.
-    fn unit(&mut self, pass: &Pass, mut sums: Vec<Value>) -> Vec<Value> {
+    /// One unit, phase by phase.
+    fn unit(&mut self, pass: &Pass, mut row_sums: Sums) -> Sums {
+        for phase in &pass.phases {
+            for &value in &phase.once {
+                self.eval_once(value);
+            }
+            let sums = row_sums.added_in(phase).and(self.begin_sums(&phase.sums));
+            let sums = self.unit_columns(phase, sums);
+            self.end_sums(&phase.sums, &sums);
+            row_sums.update(&sums);
+        }
+        // What is known of this unit says nothing of the next.
+        for (known, scope) in self.uniforms.iter_mut().zip(&self.schedule.scopes) {
+            if *scope == Scope::Unit {
+                *known = None;
+            }
+        }
+        row_sums
+    }
+
+    /// The columns of one unit: its width is known, so only long ones need a loop.
+    fn unit_columns(&mut self, phase: &Phase, mut sums: Sums) -> Sums {
         /// Strips that are written out rather than looped over.
         const UNROLLED: u32 = 2;
         let width = self.region.width;
-        let step = self.strip_columns(pass);
+        let step = self.strip_columns(phase);
         let mut done = 0;
         if width / step > UNROLLED {
             done = width / step * step;
@@ -539,7 +554,7 @@ impl Emitter<'_> {
                 step,
                 nonempty: true,
             };
-            (_, sums) = self.repeat(count, &sums, |this, c, sums| {
+            (_, sums) = self.repeat_sums(count, sums, |this, c, mut sums| {
                 let unit = this.place.clone();
                 this.place.columns = this
                     .distances()
@@ -550,15 +565,14 @@ impl Emitter<'_> {
                     })
                     .collect();
                 this.place.c = Some(c);
-                let mut sums = sums.to_vec();
-                this.run(pass, 0..1, 0..step, &mut sums);
+                this.run(phase, 0..1, 0..step, &mut sums);
                 this.place = unit;
                 sums
             });
         }
         while done < width {
             let end = width.min(done + step);
-            self.run(pass, 0..1, done..end, &mut sums);
+            self.run(phase, 0..1, done..end, &mut sums);
             done = end;
         }
         sums

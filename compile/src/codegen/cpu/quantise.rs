@@ -14,7 +14,7 @@ use cranelift_frontend::FunctionBuilder;
 use super::emit::{Emitter, flags};
 use super::layout::{Layout, QuantType};
 use super::math::{self, LANES, cast, constant, each, fold_lanes, shuffle_lanes, splat};
-use super::schedule::{Pass, Step};
+use super::schedule::{Phase, Step};
 use super::strip::{Group, Lanes, Point};
 
 /// Blocks of a full strip.
@@ -49,9 +49,9 @@ impl Emitter<'_> {
         }
     }
 
-    /// The stores of quantised blocks in a pass, without elements yet. Where there are some, strips are whole blocks.
-    pub fn quant_stores(&self, pass: &Pass) -> Vec<QuantStore> {
-        let steps = pass.steps.iter();
+    /// The stores of quantised blocks in a phase, without elements yet. Where there are some, strips are whole blocks.
+    pub fn quant_stores(&self, phase: &Phase) -> Vec<QuantStore> {
+        let steps = phase.steps.iter();
         steps
             .filter_map(|step| match *step {
                 Step::Store(index) => match self.region.body[index] {

@@ -1,6 +1,6 @@
-//! What a pass does for a strip of columns: straight-line code over vectors of four columns.
+//! What a phase does for a strip of columns: straight-line code over vectors of four columns.
 //!
-//! Vectors go through the pass a few at a time ([`GROUP`]), each instruction for all of the group: their latencies overlap,
+//! Vectors go through the phase a few at a time ([`GROUP`]), each instruction for all of the group: their latencies overlap,
 //! they share constants, and few registers are live at once.
 
 use bundle_format::region::{Binary, ColMap, Inst, OperandId, RowMap, Unary, Val};
@@ -8,10 +8,11 @@ use cranelift_codegen::ir::types::{F32, F32X4, F64X2};
 use cranelift_codegen::ir::{InstBuilder, Value};
 
 use super::check::{destination, same_memory};
-use super::emit::{Emitter, PARTIAL_SUMS, flags};
+use super::emit::{Emitter, flags};
 use super::layout::{KvStrides, Layout};
 use super::math::{self, LANES, Sign};
-use super::schedule::{Pass, Step};
+use super::schedule::{Phase, Step};
+use super::sums::Sums;
 
 /// Vectors that go through the instructions together.
 const GROUP: usize = 4;
@@ -70,11 +71,11 @@ pub struct Group {
 }
 
 impl Emitter<'_> {
-    /// Does a pass for a vector at each of the points. `sums` are [`PARTIAL_SUMS`] vectors for each of the pass's sums.
+    /// Does a phase for a vector at each of the points.
     ///
-    /// Where the pass stores quantised blocks, the points are those of up to [`super::quantise::TOGETHER`] whole blocks.
-    pub fn strip(&mut self, pass: &Pass, points: &[Point], lanes: Lanes, sums: &mut [Value]) {
-        let mut blocks = self.quant_stores(pass);
+    /// Where the phase stores quantised blocks, the points are those of up to [`super::quantise::TOGETHER`] whole blocks.
+    pub fn strip(&mut self, phase: &Phase, points: &[Point], lanes: Lanes, sums: &mut Sums) {
+        let mut blocks = self.quant_stores(phase);
         for (nth, points) in points.chunks(GROUP).enumerate() {
             let first = nth * GROUP;
             let mut group = Group {
@@ -82,13 +83,10 @@ impl Emitter<'_> {
                 lanes,
                 values: vec![Vec::new(); self.region.body.len()],
             };
-            for step in &pass.steps {
+            for step in &phase.steps {
                 match *step {
                     Step::Accumulate { sum, x } => {
-                        let which = pass.sums.iter().position(|s| *s == sum);
-                        let which = which.expect("a pass accumulates its own sums");
-                        let parts = &mut sums[which * PARTIAL_SUMS..][..PARTIAL_SUMS];
-                        self.accumulate(&group, first, x, parts);
+                        self.accumulate(&group, first, x, sum, sums);
                     }
                     Step::Store(store) => {
                         match blocks.iter_mut().find(|blocks| blocks.index == store) {
@@ -109,7 +107,7 @@ impl Emitter<'_> {
         }
     }
 
-    /// Evaluates, before a pass, a value that is the same for the whole row.
+    /// Evaluates, before a pass or a phase, a value that is the same for the whole row or unit.
     pub fn eval_once(&mut self, value: Val) {
         let group = Group {
             points: vec![Point {
@@ -224,21 +222,6 @@ impl Emitter<'_> {
                 .filter_map(destination)
                 .any(|dst| same_memory(self.region, src, dst)),
             _ => false,
-        }
-    }
-
-    fn accumulate(&mut self, group: &Group, first: usize, x: Val, parts: &mut [Value]) {
-        let xs = self.values(x, group);
-        for (i, mut x) in xs.into_iter().enumerate() {
-            if group.lanes == Lanes::First {
-                let first = math::constant(&mut self.b, F32X4, [u32::MAX, 0, 0, 0]);
-                let nothing = (-0.0f32).to_bits();
-                let rest = math::constant(&mut self.b, F32X4, [0, nothing, nothing, nothing]);
-                x = self.b.ins().band(x, first);
-                x = self.b.ins().bor(x, rest);
-            }
-            let part = &mut parts[(first + i) % PARTIAL_SUMS];
-            *part = self.b.ins().fadd(*part, x);
         }
     }
 
