@@ -8,7 +8,8 @@
 //! A call covers rows `row0 .. row0 + rows` and columns `col0 .. col0 + cols`. Columns are cut into *units* of
 //! [`Region::unit`] columns (`col0` and `cols` are multiples of it, the last unit of a flat region excepted). Within a
 //! unit, `c` runs over `0 .. width`. Every instruction is evaluated for each (row, unit, `c`); what it yields is an f32
-//! (or, for [`Inst::RowSum`], one f32 a row). With `unit == width == 1` the region is *flat*: plain columns.
+//! (or, for [`Inst::RowSum`], one f32 a row, and for [`Inst::UnitSum`] one a unit). With `unit == width == 1` the region
+//! is *flat*: plain columns.
 //!
 //! `unit` exceeds `width` where several input columns make one iteration: SwiGLU reads `gate` at `c` and `up` at
 //! `32 + c` of a 64-column unit; a rotation reads and writes both halves of a head.
@@ -118,6 +119,11 @@ pub enum Inst {
     /// The sum of `x` over all units and `c` of the row: the same value for the whole row. Not in epilogues. The order of
     /// summation is fixed by the code generator and does not depend on the call.
     RowSum {
+        x: Val,
+    },
+    /// The sum of `x` over the `c` of the unit: the same value for the whole unit, of a head's norm for one. Also in
+    /// epilogues, whose tiles hold whole units. The order of summation is fixed by the code generator.
+    UnitSum {
         x: Val,
     },
     /// Stores f32.

@@ -5,8 +5,8 @@ use bundle_format::layout::{
     CHUNK_LEN, ENTRY_FIELDS, ENTRY_LEN, Field, HEADER_FIELDS, HEADER_LEN, MAGIC, SectionKind,
     VERSION,
 };
-use bundle_format::plan::{Encoding, WeightLayout};
-use bundle_format::validate::packed_len;
+use bundle_format::plan::{ALIGN, DType, Encoding, WeightLayout, quants_bytes, row_bytes};
+use bundle_format::validate::{activation_types, packed_len};
 
 const FORMAT: &str = include_str!("../FORMAT.md");
 
@@ -128,18 +128,13 @@ fn contexts() {
 
 #[test]
 fn encodings() {
-    let all = [
-        Encoding::F32,
-        Encoding::F16,
-        Encoding::Q4_0,
-        Encoding::Q4_1,
-        Encoding::Q8_0,
-    ];
+    let all = Encoding::ALL;
     let rows = table(&["encoding", "elements a block"]);
     assert_eq!(rows.len(), all.len());
     for (row, encoding) in rows.iter().zip(all) {
         assert_eq!(row[0], format!("{encoding:?}"));
-        let (block, bytes): (u32, u64) = (row[1].parse().unwrap(), row[2].parse().unwrap());
+        let block: u32 = row[1].parse().unwrap();
+        let [bytes, packed]: [u64; 2] = [2, 3].map(|i| row[i].parse().unwrap());
         let len = |layout, rows, cols| packed_len(encoding, layout, rows, cols);
         assert_eq!(
             len(WeightLayout::RowMajor, 9, 3 * block),
@@ -147,10 +142,50 @@ fn encodings() {
         );
         assert_eq!(
             len(WeightLayout::Interleave8, 9, 3 * block),
-            Some(16 * 3 * bytes)
+            Some(16 * 3 * packed)
         );
         if block > 1 {
             assert_eq!(len(WeightLayout::RowMajor, 9, 3 * block + 1), None);
         }
+    }
+}
+
+#[test]
+fn types() {
+    let rows = table(&["type", "a row"]);
+    let all = [DType::F32, DType::U32, DType::Q8, DType::Q16];
+    assert_eq!(rows.len(), all.len());
+    for (row, dtype) in rows.iter().zip(all) {
+        assert_eq!(row[0], format!("{dtype:?}"));
+        // The bytes of the parts of a row of 64 columns, as the text lists them.
+        let parts: Vec<u64> = row[1]
+            .split("; ")
+            .map(|part| match part {
+                "an f32 a column" | "a u32 a column" => 4 * 64,
+                "`cols` quants (i8)" | "`cols` high bytes (i8)" | "`cols` low bytes (i8)" => 64,
+                "an f32 scale a block" | "an f32 sum a block" => 64 / 32 * 4,
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        let len: u64 = parts.iter().sum();
+        assert_eq!(row_bytes(dtype, 64), len.next_multiple_of(ALIGN as u64));
+        let quantised = row[2] == "`StoreQuant`";
+        let quants: u64 = parts[..parts.len().saturating_sub(2)].iter().sum();
+        assert_eq!(quants_bytes(dtype, 64), if quantised { quants } else { 0 });
+    }
+}
+
+#[test]
+fn activations() {
+    let rows = table(&["encoding of the weight", "activations"]);
+    let encodings = table(&["encoding", "elements a block"]);
+    assert_eq!(rows.len(), encodings.len());
+    let all = Encoding::ALL;
+    for (row, encoding) in rows.iter().zip(all) {
+        let types: Vec<_> = activation_types(encoding)
+            .iter()
+            .map(|dtype| format!("{dtype:?}"))
+            .collect();
+        assert_eq!(*row, [format!("{encoding:?}"), types.join(", ")]);
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! It is a pure state machine, without threads and clocks: whoever owns it calls [`Engine::step`] while there is work. One
 //! step is: schedule, submit, poll, commit. Up to [`Config::in_flight`] steps are submitted before the first of them is
-//! polled, so that a device never waits for the host: a step may feed a token that an earlier one is still drawing.
+//! polled, so that a device never waits for the host: a step may feed a token that an earlier one is still drawing. Only a
+//! request whose draws look back at its tokens (penalties do) waits for each of them.
 //!
 //! Every request that [`Engine::add`] accepts ends with exactly one [`Event::Finished`].
 
@@ -205,6 +206,7 @@ impl<D: Device> Engine<D> {
             if chunk.draws {
                 let want = Want {
                     sample: Some(s.sampling.clone()),
+                    recent: s.recent().to_vec(),
                     logits: false,
                 };
                 builder.want(end - 1, want);

@@ -2,7 +2,8 @@
 //!
 //! In the order in which data flows: [`load`] opens a bundle; [`chat`] turns messages into a prompt and [`tokenizer`] that
 //! into tokens; [`engine`] serves requests, with [`kv`] to count memory and [`step`] to put a step together; a [`device`]
-//! runs it, on the CPU through the [`executor`], and draws tokens with the [`sampler`].
+//! runs it, on the CPU through the [`executor`], and draws tokens with the [`sampler`]. [`stop`] finds the strings that end an
+//! answer.
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -31,10 +32,11 @@
 //!     prompt: tokenizer.encode("Once upon a time", options),
 //!     max_tokens: Some(20),
 //!     sampling: SampleParams {
-//!         temperature: 0.8,
 //!         top_k: 40,
 //!         top_p: 0.95,
+//!         temperature: 0.8,
 //!         seed: 1,
+//!         ..SampleParams::default()
 //!     },
 //!     stop: tokenizer.vocab().end_of_generation().collect(),
 //! })?;
@@ -62,6 +64,7 @@ pub mod sampler;
 mod scheduler;
 mod sequence;
 pub mod step;
+pub mod stop;
 pub mod tokenizer;
 
 pub use engine::{Config, Engine, Event, FinishReason, Progress, Request, RequestId};

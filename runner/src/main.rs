@@ -29,7 +29,8 @@ fn main() -> ExitCode {
         Err(failure) => {
             // First what there is of a result.
             let _ = out.flush();
-            note!("fastrun: {failure}");
+            let name = cli::style::Style::of(&std::io::stderr()).error("fastrun:");
+            note!("{name} {failure}");
             ExitCode::FAILURE
         }
     }

@@ -96,9 +96,20 @@ impl Sequence {
         self.fed
     }
 
-    /// Positions that everything that can be fed by now takes.
+    /// Positions that everything that can be fed by now takes. A token that is being drawn can be, unless the draw after
+    /// it has to know it.
     pub fn feedable(&self) -> u32 {
-        self.len().min(self.limit - 1)
+        let given = match self.sampling.looks_back() {
+            0 => self.len(),
+            _ => self.known.len() as u32,
+        };
+        given.min(self.limit - 1)
+    }
+
+    /// The last tokens, as far back as a draw looks. The draw is of the token after the last known one.
+    pub fn recent(&self) -> &[u32] {
+        let start = self.known.len().saturating_sub(self.sampling.looks_back());
+        &self.known[start..]
     }
 
     /// Tokens that can be fed and were not.

@@ -5,7 +5,7 @@ mod null_device;
 use std::collections::BTreeMap;
 
 use bundle_format::plan::{KV_BLOCK, Limits};
-use fastrun::device::SampleParams;
+use fastrun::device::{Penalties, SampleParams};
 use fastrun::{Config, Engine, Error, Event, FinishReason, Progress, Request, RequestId};
 use null_device::{NullDevice, expected};
 use proptest::prelude::*;
@@ -77,11 +77,11 @@ fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {
     let max_tokens = prop::option::of(0u32..60);
     let stop = prop::collection::vec(0..VOCAB, 0..2);
     let request =
-        (prompt, max_tokens, stop, any::<u64>()).prop_map(|(prompt, max_tokens, stop, seed)| {
+        (prompt, max_tokens, stop, samplings()).prop_map(|(prompt, max_tokens, stop, sampling)| {
             Request {
                 prompt,
                 max_tokens,
-                sampling: sampling(seed),
+                sampling,
                 stop,
             }
         });
@@ -93,11 +93,23 @@ fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {
 
 fn sampling(seed: u64) -> SampleParams {
     SampleParams {
-        temperature: 1.0,
-        top_k: 0,
-        top_p: 1.0,
         seed,
+        ..SampleParams::default()
     }
+}
+
+/// Half of them look back at some tokens.
+fn samplings() -> impl Strategy<Value = SampleParams> {
+    let last_n = prop_oneof![Just(0), 1u32..80, Just(u32::MAX)];
+    let penalties = (last_n, any::<bool>()).prop_map(|(last_n, repeat)| Penalties {
+        last_n,
+        repeat: if repeat { 1.5 } else { 1.0 },
+        ..Penalties::default()
+    });
+    (penalties, any::<u64>()).prop_map(|(penalties, seed)| SampleParams {
+        penalties,
+        ..sampling(seed)
+    })
 }
 
 #[derive(Default)]

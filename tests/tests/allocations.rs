@@ -50,8 +50,9 @@ fn step(position: u32, len: u32) -> Step {
                 top_k: 40,
                 top_p: 0.9,
                 seed: 3,
+                ..SampleParams::default()
             }),
-            logits: false,
+            ..Want::default()
         }],
     }
 }

@@ -54,11 +54,7 @@ fn files_have_the_ids_of_llama_cpp() {
     const PROSE: &str = include_str!("../golden/gpl3-30k.txt");
     let (smollm2, gemma3) = (section(), gemma3());
     for (section, text, expected) in [
-        (
-            &smollm2,
-            TEXT,
-            include_str!("../golden/text.smollm2.ids"),
-        ),
+        (&smollm2, TEXT, include_str!("../golden/text.smollm2.ids")),
         (
             &smollm2,
             PROSE,

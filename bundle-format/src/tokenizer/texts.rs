@@ -37,7 +37,7 @@ pub(super) fn hash(seed: u64, text: &[u8]) -> u64 {
 /// here is a space.
 pub(super) fn key(bytes: &[u8], attr: Attr, marks_spaces: bool) -> Cow<'_, [u8]> {
     const MARK: &[u8] = "\u{2581}".as_bytes();
-    if !(marks_spaces && attr.is_matched()) || !bytes.windows(MARK.len()).any(|w| w == MARK) {
+    if !(marks_spaces && attr.is_matched() && bytes.windows(MARK.len()).any(|w| w == MARK)) {
         return Cow::Borrowed(bytes);
     }
     let mut key = Vec::with_capacity(bytes.len());

@@ -264,7 +264,7 @@ impl Body<'_> {
             }
             Inst::Tile { offset } => self.tile(offset)?,
             Inst::Load { src, row, col } => self.load(src, row, col)?,
-            Inst::Unary { x, .. } => self.uses(&[x])?,
+            Inst::Unary { x, .. } | Inst::UnitSum { x } => self.uses(&[x])?,
             Inst::Binary { a, b, .. } => self.uses(&[a, b])?,
             Inst::Fma { a, b, c } => self.uses(&[a, b, c])?,
             Inst::RowSum { x } => {

@@ -32,7 +32,8 @@ fn touches(op: &Op) -> (Vec<Place>, Vec<Place>) {
                 | Inst::Unary { .. }
                 | Inst::Binary { .. }
                 | Inst::Fma { .. }
-                | Inst::RowSum { .. } => {}
+                | Inst::RowSum { .. }
+                | Inst::UnitSum { .. } => {}
             }
         }
         for (id, operand) in region.operands.iter().enumerate() {

@@ -127,6 +127,13 @@ impl Row<'_> {
                 let sum: f64 = value(x).iter().map(|x| f64::from(*x)).sum();
                 out.extend(self.points().map(|_| sum as f32));
             }
+            Inst::UnitSum { x } => {
+                let width = self.region.width as usize;
+                for unit in value(x).chunks_exact(width) {
+                    let sum: f64 = unit.iter().map(|x| f64::from(*x)).sum();
+                    out.extend(std::iter::repeat_n(sum as f32, width));
+                }
+            }
             Inst::Store { dst, col, x } => {
                 for ((unit, c), x) in self.points().zip(value(x)) {
                     operands.store(dst, self.row, column(col, unit, c), *x);
@@ -336,6 +343,41 @@ mod tests {
                 (2, 1, 3, 11.0)
             ]
         );
+    }
+
+    #[test]
+    fn unit_sums_of_an_epilogue() {
+        let tile: Vec<f32> = (0..2 * 8).map(|i| i as f32).collect();
+        let body = vec![
+            Inst::Tile { offset: 2 },
+            Inst::UnitSum { x: 0 },
+            Inst::Store {
+                dst: 3,
+                col: ColMap {
+                    per_unit: 2,
+                    offset: 0,
+                },
+                x: 1,
+            },
+        ];
+        let mut log = Log::default();
+        let range = TileRange {
+            rows: 0..2,
+            cols: 0..8,
+        };
+        let tile = Tile {
+            data: &tile,
+            stride: 8,
+        };
+        run_region(&region(4, 2, 8, body), &range, Some(tile), &mut log);
+        // Columns 2 and 3 of each unit of 4.
+        let sums = [(0, 5.0), (0, 13.0), (1, 21.0), (1, 29.0)];
+        let stored: Vec<_> = sums
+            .iter()
+            .enumerate()
+            .flat_map(|(i, &(row, sum))| (0..2).map(move |c| (row, i % 2 * 2 + c, sum)))
+            .collect();
+        assert_eq!(log.stored, stored);
     }
 
     #[test]

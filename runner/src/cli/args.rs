@@ -9,10 +9,19 @@ Examples:
   fastrun model.fib                          chat
   fastrun model.fib -p 'Why is the sky blue?'  one answer
   fastrun model.fib --raw -p 'def fib(n):'   continue a text
+  git diff | fastrun model.fib -s 'Write a commit message for this.'
   fastrun bench model.fib --json             tokens a second
 
-In a chat, Ctrl-C stops an answer and, at the prompt, leaves; /clear starts over and /exit leaves.
+In a chat, Ctrl-C stops an answer, Ctrl-D leaves, and /help tells the rest.
+For completion of all this by the shell, see fastrun completions --help.
+NO_COLOR=1 turns colours off.
 Exit codes: 0 ok, 1 failure, 2 usage.";
+
+const COMPLETIONS: &str = "\
+To have them in every new shell:
+  fastrun completions bash > ~/.local/share/bash-completion/completions/fastrun
+  fastrun completions zsh > ~/.zfunc/_fastrun    with `fpath+=~/.zfunc` before `compinit` in ~/.zshrc
+  fastrun completions fish > ~/.config/fish/completions/fastrun.fish";
 
 /// Runs a FastInference bundle.
 #[derive(Debug, Parser)]
@@ -45,6 +54,9 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Check every hash of a bundle, its weights included
     Verify(VerifyArgs),
+    /// Print a script that makes a shell complete fastrun's command line
+    #[command(after_help = COMPLETIONS)]
+    Completions(CompletionsArgs),
 }
 
 /// Answer a prompt, or chat
@@ -64,36 +76,68 @@ pub struct RunArgs {
         allow_negative_numbers = true
     )]
     pub n: Option<u32>,
-    #[command(flatten)]
-    pub sampling: SamplingArgs,
+    /// The system prompt: how the model is to behave
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        conflicts_with = "raw"
+    )]
+    pub system: Option<String>,
+    /// End the answer before this text; may be given several times
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true, value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub stop: Vec<String>,
     /// Continue the text as it is, without the chat template
     #[arg(long)]
     pub raw: bool,
-    /// Tell seed, token counts and speed on standard error
+    /// Tell seed, token counts, time to the first token and tokens a second on standard error
+    #[arg(long, visible_alias = "verbose")]
+    pub stats: bool,
+    /// Don't keep the chat's lines for the next one
     #[arg(long)]
-    pub verbose: bool,
+    pub no_history: bool,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
     #[command(flatten)]
     pub device: DeviceArgs,
 }
 
-/// How tokens are drawn; the defaults are those of llama.cpp.
+/// How tokens are drawn, in llama.cpp's order and with its defaults: penalties, top-k, top-p, min-p, temperature.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Sampling, in this order")]
 pub struct SamplingArgs {
-    /// Flatten (above 1) or sharpen (below 1) the distribution; 0: always the likeliest token
-    #[arg(long, value_name = "X", default_value_t = 0.8, value_parser = temperature, allow_negative_numbers = true)]
-    pub temp: f32,
+    /// Divide the logits of tokens that occurred lately by X (multiply negative ones); 1: off
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = factor, allow_negative_numbers = true)]
+    pub repeat_penalty: f32,
+    /// Subtract X from a token's logit for each time that it occurred lately; 0: off
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = penalty, allow_negative_numbers = true)]
+    pub frequency_penalty: f32,
+    /// Subtract X from the logits of tokens that occurred lately; 0: off
+    #[arg(long, value_name = "X", default_value_t = 0.0, value_parser = penalty, allow_negative_numbers = true)]
+    pub presence_penalty: f32,
+    /// What is lately: the last N tokens, the prompt's too; -1: all
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(i32).range(-1..), allow_negative_numbers = true)]
+    pub repeat_last_n: i32,
     /// Draw among the K likeliest tokens; 0: among all
     #[arg(long, value_name = "K", default_value_t = 40)]
     pub top_k: u32,
     /// Draw among the likeliest tokens that together reach probability P; 1: among all
     #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = probability, allow_negative_numbers = true)]
     pub top_p: f32,
-    /// Same seed, same text [default: another one each time; --verbose tells it]
+    /// Draw among tokens at least P times as probable as the likeliest; 0: among all
+    #[arg(long, value_name = "P", default_value_t = 0.05, value_parser = share, allow_negative_numbers = true)]
+    pub min_p: f32,
+    /// Flatten (above 1) or sharpen (below 1) the distribution; 0: always the likeliest token
+    #[arg(long, value_name = "X", default_value_t = 0.8, value_parser = temperature, allow_negative_numbers = true)]
+    pub temp: f32,
+    /// Same seed, same text [default: another one each time; --stats tells it]
     #[arg(long, value_name = "SEED")]
     pub seed: Option<u64>,
 }
 
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Machine")]
 pub struct DeviceArgs {
     /// Threads to compute with [default: one for each core]
     #[arg(long, value_name = "N", value_parser = at_least_one)]
@@ -208,6 +252,13 @@ pub struct VerifyArgs {
     pub bundle: PathBuf,
 }
 
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+}
+
 fn temperature(text: &str) -> Result<f32, String> {
     number(text, |x| x >= 0.0, "a temperature is a number from 0 up")
 }
@@ -217,6 +268,30 @@ fn probability(text: &str) -> Result<f32, String> {
         text,
         |x| x > 0.0 && x <= 1.0,
         "a probability is above 0 and at most 1",
+    )
+}
+
+fn share(text: &str) -> Result<f32, String> {
+    number(
+        text,
+        |x| (0.0..=1.0).contains(&x),
+        "this is a number from 0 to 1",
+    )
+}
+
+fn factor(text: &str) -> Result<f32, String> {
+    number(
+        text,
+        |x| (1e-3..=1e3).contains(&x),
+        "this is a number from 0.001 to 1000, and 1 changes nothing",
+    )
+}
+
+fn penalty(text: &str) -> Result<f32, String> {
+    number(
+        text,
+        |x| (-1e3..=1e3).contains(&x),
+        "this is a number from -1000 to 1000, and 0 changes nothing",
     )
 }
 
@@ -252,6 +327,20 @@ mod tests {
         assert_eq!(cli.run.bundle, Some(PathBuf::from("m.fib")));
         assert_eq!(cli.run.prompt.as_deref(), Some("-1 + 1 ="));
         assert_eq!((cli.run.n, cli.run.raw), (Some(3), true));
+    }
+
+    #[test]
+    fn stop_strings_add_up_and_may_look_like_options() {
+        let cli = Cli::try_parse_from(["fastrun", "m.fib", "--stop", "---", "--stop", "\n"]);
+        assert_eq!(cli.expect("valid").run.stop, ["---", "\n"]);
+    }
+
+    #[test]
+    fn stats_is_also_called_verbose() {
+        for name in ["--stats", "--verbose"] {
+            let cli = Cli::try_parse_from(["fastrun", "m.fib", name]);
+            assert!(cli.expect("valid").run.stats);
+        }
     }
 
     #[test]

@@ -27,7 +27,7 @@ impl std::fmt::Display for Failure {
         match self {
             Failure::Run(error) => error.fmt(f),
             Failure::Device(text) => write!(f, "the answer breaks off: {text}"),
-            Failure::Output(error) => write!(f, "cannot write to standard output: {error}"),
+            Failure::Output(error) => write!(f, "can't write to standard output: {error}"),
         }
     }
 }
@@ -47,5 +47,5 @@ impl From<io::Error> for Failure {
 
 /// The user's error for an unreadable file.
 pub fn cannot_read(path: &Path, error: &io::Error) -> Error {
-    Error::User(format!("cannot read {}: {error}", path.display()))
+    Error::User(format!("can't read {}: {error}", path.display()))
 }

@@ -153,8 +153,8 @@ impl<D: Device> Forward<D> {
 
 fn want(logits: bool) -> Want {
     Want {
-        sample: None,
         logits,
+        ..Want::default()
     }
 }
 

@@ -1,59 +1,58 @@
-//! Ctrl-C in a chat: it stops an answer; a second one, or one at the prompt, leaves.
+//! Ctrl-C while a chat's answer comes: it stops the answer; a second one ends the program.
 //!
-//! Only SIGINT is caught, and only in a chat. All other signals, and all other commands, keep what the system does by
-//! default.
+//! At the prompt the line editor reads Ctrl-C as a key. All other signals, and all other commands, keep what the system does
+//! by default.
 
 use std::io;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-/// At the prompt: nothing to stop.
-const PROMPT: u8 = 0;
-const ANSWERING: u8 = 1;
 /// An answer is to stop, and hasn't yet.
-const STOPPING: u8 = 2;
+static STOPPING: AtomicBool = AtomicBool::new(false);
 
-static STATE: AtomicU8 = AtomicU8::new(PROMPT);
+/// Catches Ctrl-C as long as it lives.
+pub struct Catch {
+    before: libc::sigaction,
+}
 
-/// Catches Ctrl-C from now on.
-pub fn catch() -> io::Result<()> {
-    // SAFETY: the action is all zero but for the handler and the flags, which is a valid one with an empty mask. The
-    // handler does nothing but what is safe in a signal handler: an atomic, write and _exit.
-    let result = unsafe {
-        let mut action: libc::sigaction = std::mem::zeroed();
-        action.sa_sigaction = on_interrupt as extern "C" fn(libc::c_int) as libc::sighandler_t;
-        action.sa_flags = libc::SA_RESTART;
-        libc::sigaction(libc::SIGINT, &action, std::ptr::null_mut())
-    };
-    if result == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
+impl Catch {
+    /// # Errors
+    /// The system's, which has none for this.
+    pub fn new() -> io::Result<Catch> {
+        STOPPING.store(false, Ordering::Relaxed);
+        // SAFETY: the action is all zero but for the handler and the flags, which is a valid one with an empty mask; the
+        // one before is written by the call. The handler does nothing but what is safe in a signal handler: an atomic,
+        // write and _exit.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = on_interrupt as extern "C" fn(libc::c_int) as libc::sighandler_t;
+            action.sa_flags = libc::SA_RESTART;
+            let mut before: libc::sigaction = std::mem::zeroed();
+            match libc::sigaction(libc::SIGINT, &action, &mut before) {
+                0 => Ok(Catch { before }),
+                _ => Err(io::Error::last_os_error()),
+            }
+        }
+    }
+
+    /// Whether Ctrl-C was pressed.
+    pub fn requested(&self) -> bool {
+        STOPPING.load(Ordering::Relaxed)
     }
 }
 
-/// An answer begins.
-pub fn answering() {
-    STATE.store(ANSWERING, Ordering::Relaxed);
-}
-
-/// The answer has ended.
-pub fn at_prompt() {
-    STATE.store(PROMPT, Ordering::Relaxed);
-}
-
-/// Whether the answer is to stop.
-pub fn requested() -> bool {
-    STATE.load(Ordering::Relaxed) == STOPPING
+impl Drop for Catch {
+    fn drop(&mut self) {
+        // SAFETY: the action is what the system said was in place before.
+        unsafe { libc::sigaction(libc::SIGINT, &self.before, std::ptr::null_mut()) };
+    }
 }
 
 extern "C" fn on_interrupt(_signal: libc::c_int) {
-    let stop = STATE.compare_exchange(ANSWERING, STOPPING, Ordering::Relaxed, Ordering::Relaxed);
-    if let Err(state) = stop {
-        let code = if state == PROMPT { 0 } else { 130 };
+    if STOPPING.swap(true, Ordering::Relaxed) {
         // SAFETY: both calls are async-signal-safe, and the buffer has the length that is given.
         unsafe {
             libc::write(libc::STDOUT_FILENO, c"\n".as_ptr().cast(), 1);
-            libc::_exit(code);
+            libc::_exit(130);
         }
     }
 }

@@ -6,6 +6,8 @@
 mod answer;
 pub mod args;
 mod bench;
+mod chat;
+mod completions;
 pub mod failure;
 mod forward;
 mod inspect;
@@ -15,6 +17,7 @@ mod perplexity;
 mod progress;
 mod run;
 mod session;
+pub mod style;
 mod tokenize;
 mod verify;
 
@@ -33,6 +36,7 @@ pub fn execute(cli: &Cli, out: &mut dyn Write) -> Result<(), Failure> {
         Some(Command::Logits(args)) => logits::run(args, out),
         Some(Command::Inspect(args)) => inspect::run(args, out),
         Some(Command::Verify(args)) => verify::run(args, out),
+        Some(Command::Completions(args)) => completions::run(args, out),
     }?;
     out.flush()?;
     Ok(())

@@ -1,19 +1,20 @@
 //! `fastrun B.fib`: one answer, or a chat.
 
-use std::io::{BufRead, IsTerminal, Read, Write};
+use std::io::{IsTerminal, Read, Write};
 use std::time::SystemTime;
 
+use bundle_format::plan::Limits;
 use fastrun::chat::{ChatRequest, ChatTemplate, Prompt, message};
-use fastrun::device::{Device, SampleParams};
+use fastrun::device::{Device, Penalties, SampleParams};
 use fastrun::tokenizer::Tokenizer;
 use fastrun::{Engine, Error, FinishReason, Request};
 
 use serde_json::Value as Json;
 
 use super::answer::{Answer, answer};
-use super::args::RunArgs;
+use super::args::{RunArgs, SamplingArgs};
+use super::chat;
 use super::failure::Failure;
-use super::interrupt;
 use super::session::Session;
 
 pub fn run(args: &RunArgs, out: &mut dyn Write) -> Result<(), Failure> {
@@ -21,7 +22,7 @@ pub fn run(args: &RunArgs, out: &mut dyn Write) -> Result<(), Failure> {
     let bundle = args
         .bundle
         .as_ref()
-        .ok_or_else(|| Error::User("no bundle is given".into()))?;
+        .ok_or_else(|| Error::User("no bundle is given; name the .fib file to run".into()))?;
     let session = Session::open(bundle, &args.device)?;
     let tokenizer = session.tokenizer()?;
     let engine = Engine::new(session.device()?, session.engine_config());
@@ -29,31 +30,62 @@ pub fn run(args: &RunArgs, out: &mut dyn Write) -> Result<(), Failure> {
         args,
         tokenizer,
         engine,
-        sampling: sampling(args),
-        stop: tokenizer.vocab().end_of_generation().collect(),
+        limits: session.limits(),
+        sampling: sampling(&args.sampling),
+        end: tokenizer.vocab().end_of_generation().collect(),
     };
-    if args.verbose {
+    if args.stats {
         note!("seed: {}", speaker.sampling.seed);
     }
     match &args.prompt {
-        Some(text) => speaker.once(text, out),
-        None if std::io::stdin().is_terminal() => speaker.chat(out),
+        Some(text) => once(&mut speaker, text, out),
+        None if std::io::stdin().is_terminal() => chat::chat(&mut speaker, out),
         None => {
-            let mut text = String::new();
-            std::io::stdin().read_to_string(&mut text).map_err(|e| {
-                Error::User(format!("cannot read the prompt from standard input: {e}"))
-            })?;
-            speaker.once(&text, out)
+            let text = piped(std::io::stdin().lock(), args.raw)?;
+            once(&mut speaker, &text, out)
         }
     }
 }
 
-fn sampling(args: &RunArgs) -> SampleParams {
+/// The prompt that standard input holds. A message doesn't end in a newline, but `echo` makes one; a raw text is what it is.
+fn piped(mut input: impl Read, raw: bool) -> Result<String, Error> {
+    let mut bytes = Vec::new();
+    input.read_to_end(&mut bytes).map_err(|e| {
+        Error::User(format!(
+            "can't read the prompt from standard input: {e}; give it with -p TEXT"
+        ))
+    })?;
+    let mut text = String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        Error::User(format!(
+            "the prompt on standard input is not UTF-8: byte {at} is wrong; convert it first"
+        ))
+    })?;
+    if !raw {
+        let end = text.trim_end_matches(['\n', '\r']).len();
+        text.truncate(end);
+        if text.is_empty() {
+            return Err(Error::User(
+                "standard input holds no prompt; pipe a text in, give one with -p TEXT, or chat on a terminal".into(),
+            ));
+        }
+    }
+    Ok(text)
+}
+
+fn sampling(args: &SamplingArgs) -> SampleParams {
     SampleParams {
-        temperature: args.sampling.temp,
-        top_k: args.sampling.top_k,
-        top_p: args.sampling.top_p,
-        seed: args.sampling.seed.unwrap_or_else(random_seed),
+        penalties: Penalties {
+            last_n: u32::try_from(args.repeat_last_n).unwrap_or(u32::MAX),
+            repeat: args.repeat_penalty,
+            frequency: args.frequency_penalty,
+            presence: args.presence_penalty,
+        },
+        top_k: args.top_k,
+        top_p: args.top_p,
+        min_p: args.min_p,
+        temperature: args.temp,
+        seed: args.seed.unwrap_or_else(random_seed),
     }
 }
 
@@ -63,155 +95,115 @@ fn random_seed() -> u64 {
     RandomState::new().hash_one("seed")
 }
 
+/// Answers one prompt and ends its text with a newline.
+fn once<D: Device>(
+    speaker: &mut Speaker<D>,
+    text: &str,
+    out: &mut dyn Write,
+) -> Result<(), Failure> {
+    let prompt = if speaker.args.raw {
+        raw(text)
+    } else {
+        let template = ChatTemplate::of_model(&speaker.tokenizer)?;
+        let system = speaker.args.system.as_deref();
+        let mut messages: Vec<Json> = system.map(|s| message("system", s)).into_iter().collect();
+        messages.push(message("user", text));
+        render(&template, messages)?
+    };
+    let answer = speaker.answer(&prompt, out, || false)?;
+    if !answer.text.is_empty() && !answer.text.ends_with('\n') {
+        writeln!(out)?;
+    }
+    out.flush()?;
+    if speaker.out_of_room(&answer) {
+        note!(
+            "fastrun: the answer breaks off, for there is no room for more in the context of {} tokens; shorten the \
+             prompt, or compile the model with a larger --ctx",
+            speaker.limits.context
+        );
+    }
+    speaker.report(&answer);
+    Ok(())
+}
+
 /// All that an answer takes.
-struct Speaker<'a, D> {
-    args: &'a RunArgs,
-    tokenizer: Tokenizer<'a>,
+pub struct Speaker<'a, D> {
+    pub args: &'a RunArgs,
+    pub tokenizer: Tokenizer<'a>,
+    pub limits: Limits,
+    pub sampling: SampleParams,
     engine: Engine<D>,
-    sampling: SampleParams,
-    stop: Vec<u32>,
+    /// Tokens that end an answer.
+    end: Vec<u32>,
 }
 
 impl<D: Device> Speaker<'_, D> {
-    /// Answers one prompt and ends its text with a newline.
-    fn once(&mut self, text: &str, out: &mut dyn Write) -> Result<(), Failure> {
-        let prompt = if self.args.raw {
-            raw(text)
-        } else {
-            let template = ChatTemplate::of_model(&self.tokenizer)?;
-            render(&template, &[message("user", text)])?
-        };
-        let answer = self.answer(&prompt, out, || false)?;
-        if !answer.text.is_empty() && !answer.text.ends_with('\n') {
-            writeln!(out)?;
-        }
-        if self.out_of_room(&answer) {
-            out.flush()?;
-            note!("fastrun: the answer breaks off, for there is no room for more in the context");
-        }
-        Ok(())
-    }
-
-    /// Reads lines and answers them until the end of the input or `/exit`. An error ends the turn, not the chat.
-    fn chat(&mut self, out: &mut dyn Write) -> Result<(), Failure> {
-        let template = match self.args.raw {
-            true => None,
-            false => Some(ChatTemplate::of_model(&self.tokenizer)?),
-        };
-        interrupt::catch()
-            .map_err(|e| Error::User(format!("cannot catch Ctrl-C: {e}; use -p TEXT instead")))?;
-        note!("Ctrl-C stops an answer; /clear starts over, /exit leaves.");
-        let mut history: Vec<Json> = Vec::new();
-        loop {
-            write!(out, "> ")?;
-            out.flush()?;
-            let Some(line) = read_line()? else {
-                writeln!(out)?;
-                return Ok(());
-            };
-            match line.trim() {
-                "" => continue,
-                "/exit" => return Ok(()),
-                "/clear" => history.clear(),
-                text => self.turn(template.as_ref(), &mut history, text, out)?,
-            }
-        }
-    }
-
-    /// Answers `text` after `history`, and appends both; neither where it fails.
-    fn turn(
-        &mut self,
-        template: Option<&ChatTemplate>,
-        history: &mut Vec<Json>,
-        text: &str,
-        out: &mut dyn Write,
-    ) -> Result<(), Failure> {
-        history.push(message("user", text));
-        interrupt::answering();
-        let result = match template {
-            Some(template) => render(template, history),
-            None => Ok(raw(text)),
-        }
-        .map_err(Failure::from)
-        .and_then(|prompt| self.answer(&prompt, out, interrupt::requested));
-        interrupt::at_prompt();
-        match result {
-            Ok(answer) => {
-                writeln!(out)?;
-                if self.out_of_room(&answer) {
-                    note!("fastrun: the context is full; /clear starts over");
-                }
-                history.push(message("assistant", &answer.text));
-                Ok(())
-            }
-            Err(failure @ Failure::Output(_)) => Err(failure),
-            Err(failure) => {
-                history.pop();
-                note!("fastrun: {failure}; /clear starts over");
-                Ok(())
-            }
-        }
-    }
-
-    /// Whether it was not -n that ended an answer by its length.
-    fn out_of_room(&self, answer: &Answer) -> bool {
-        let wanted = self.args.n.map(|n| n as usize);
-        answer.reason == FinishReason::Length && wanted != Some(answer.tokens)
-    }
-
-    fn answer(
+    pub fn answer(
         &mut self,
         prompt: &Prompt,
         out: &mut dyn Write,
-        stop: impl Fn() -> bool,
+        interrupted: impl Fn() -> bool,
     ) -> Result<Answer, Failure> {
         let request = Request {
             prompt: self.tokenizer.encode_prompt(prompt),
             max_tokens: self.args.n,
             sampling: self.sampling.clone(),
-            stop: self.stop.clone(),
+            stop: self.end.clone(),
         };
-        let answer = answer(&mut self.engine, &self.tokenizer, request, out, stop)?;
-        if self.args.verbose {
-            report(&answer);
+        let stop = &self.args.stop;
+        answer(
+            &mut self.engine,
+            &self.tokenizer,
+            request,
+            stop,
+            out,
+            interrupted,
+        )
+    }
+
+    /// Whether it was not -n that ended an answer by its length.
+    pub fn out_of_room(&self, answer: &Answer) -> bool {
+        let wanted = self.args.n.map(|n| n as usize);
+        answer.reason == FinishReason::Length && wanted != Some(answer.stats.tokens)
+    }
+
+    /// Says an answer's figures, where they are wanted.
+    pub fn report(&self, answer: &Answer) {
+        if self.args.stats {
+            note!(
+                "{}; ended by {}; context: {} of {} tokens",
+                answer.stats,
+                answer.reason,
+                answer.stats.context(),
+                self.limits.context
+            );
         }
-        Ok(answer)
     }
 }
 
 /// Text for the model to continue as it is.
-fn raw(text: &str) -> Prompt {
+pub fn raw(text: &str) -> Prompt {
     Prompt {
         text: text.to_owned(),
         ..Prompt::default()
     }
 }
 
-fn render(template: &ChatTemplate, messages: &[Json]) -> Result<Prompt, Error> {
-    template.render(&ChatRequest::new(messages.to_vec(), SystemTime::now()))
+pub fn render(template: &ChatTemplate, messages: Vec<Json>) -> Result<Prompt, Error> {
+    template.render(&ChatRequest::new(messages, SystemTime::now()))
 }
 
-/// A line of standard input; none at its end.
-fn read_line() -> Result<Option<String>, Error> {
-    let mut line = String::new();
-    match std::io::stdin().lock().read_line(&mut line) {
-        Ok(0) => Ok(None),
-        Ok(_) => Ok(Some(line)),
-        Err(e) => Err(Error::User(format!("cannot read standard input: {e}"))),
+#[cfg(test)]
+mod tests {
+
+    #[test]
+    fn a_piped_message_loses_its_last_newlines_and_a_raw_text_nothing() {
+        let piped = |bytes: &[u8], raw| super::piped(bytes, raw).map_err(|e| e.to_string());
+        assert_eq!(piped(b" Hello\nyou\r\n\n", false), Ok(" Hello\nyou".into()));
+        assert_eq!(piped(b"Hello\n", true), Ok("Hello\n".into()));
+        let text = piped(b"\n", false).expect_err("there is no prompt");
+        assert!(text.contains("-p TEXT"), "{text}");
+        let text = piped(b"abc\xff", false).expect_err("not UTF-8");
+        assert!(text.contains("byte 3"), "{text}");
     }
-}
-
-fn report(answer: &Answer) {
-    let (prompt, decode) = (
-        answer.prompt_time.as_secs_f64(),
-        answer.decode_time.as_secs_f64(),
-    );
-    note!(
-        "prompt: {} tokens in {:.1} ms; answer: {} tokens, {:.1} tokens/s; ended by {}",
-        answer.prompt_tokens,
-        prompt * 1e3,
-        answer.tokens,
-        answer.tokens.saturating_sub(1) as f64 / decode.max(1e-9),
-        answer.reason
-    );
 }

@@ -16,9 +16,11 @@ pub fn run(args: &TokenizeArgs, out: &mut dyn Write) -> Result<(), Failure> {
         Some(path) => std::fs::read(path).map_err(|e| cannot_read(path, &e))?,
         None => {
             let mut bytes = Vec::new();
-            std::io::stdin()
-                .read_to_end(&mut bytes)
-                .map_err(|e| Error::User(format!("cannot read standard input: {e}")))?;
+            std::io::stdin().read_to_end(&mut bytes).map_err(|e| {
+                Error::User(format!(
+                    "can't read standard input: {e}; name a file with -f"
+                ))
+            })?;
             bytes
         }
     };

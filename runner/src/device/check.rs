@@ -295,9 +295,7 @@ mod tests {
             refused(|s| {
                 s.wants[1].sample = Some(SampleParams {
                     temperature: -1.0,
-                    top_k: 0,
-                    top_p: 1.0,
-                    seed: 0,
+                    ..SampleParams::default()
                 })
             }),
             &["row 1", "temperature"],

@@ -57,21 +57,88 @@ pub struct StepKv {
 pub struct Want {
     /// Sample a token with these parameters.
     pub sample: Option<SampleParams>,
+    /// Ids of the sequence's last tokens, this row's included, as far back as the parameters look
+    /// ([`SampleParams::looks_back`]); in any order.
+    pub recent: Vec<u32>,
     /// Return the row of logits, `[V]` f32.
     pub logits: bool,
 }
 
 /// How to draw a token from a row of logits.
+///
+/// The parts apply in the order of the fields, each to what the one before left: that of llama.cpp's default chain, in
+/// which the temperature is last and so doesn't change which tokens can be drawn. The default is the model's own
+/// distribution; name what differs and take the rest from it (`..SampleParams::default()`), for there will be more fields.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampleParams {
-    /// 0: the likeliest token (the lowest id where several are).
-    pub temperature: f32,
+    pub penalties: Penalties,
     /// Keep the k likeliest; 0: all.
     pub top_k: u32,
     /// Keep the smallest set of likeliest tokens whose probability reaches p; 1: all.
     pub top_p: f32,
+    /// Keep tokens that are at least this many times as probable as the likeliest one; 0: all.
+    pub min_p: f32,
+    /// Divides the logits; 0: the likeliest token (the lowest id where several are).
+    pub temperature: f32,
     /// Randomness is a function of the seed and the position of the drawn token alone.
     pub seed: u64,
+}
+
+impl Default for SampleParams {
+    fn default() -> Self {
+        Self {
+            penalties: Penalties::default(),
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            temperature: 1.0,
+            seed: 0,
+        }
+    }
+}
+
+impl SampleParams {
+    /// Number of the sequence's last tokens that a draw depends on beside its logits.
+    pub fn looks_back(&self) -> usize {
+        if self.penalties.change_nothing() {
+            0
+        } else {
+            self.penalties.last_n as usize
+        }
+    }
+}
+
+/// Make tokens less likely that are among the sequence's last ones, be they of the prompt or the answer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Penalties {
+    /// How many tokens to look back; [`u32::MAX`]: at all.
+    pub last_n: u32,
+    /// Divides the logit of a token that occurs, or multiplies it where it is negative; 1: nothing.
+    pub repeat: f32,
+    /// Subtracted from the logit of a token for each time that it occurs.
+    pub frequency: f32,
+    /// Subtracted from the logit of a token that occurs.
+    pub presence: f32,
+}
+
+impl Default for Penalties {
+    /// Nothing; 64 tokens once there is a penalty.
+    fn default() -> Self {
+        Self {
+            last_n: 64,
+            repeat: 1.0,
+            frequency: 0.0,
+            presence: 0.0,
+        }
+    }
+}
+
+impl Penalties {
+    /// Whether every logit stays as it is.
+    pub fn change_nothing(&self) -> bool {
+        let neutral = self.repeat == 1.0 && self.frequency == 0.0 && self.presence == 0.0;
+        neutral || self.last_n == 0
+    }
 }
 
 /// Names a submitted step.

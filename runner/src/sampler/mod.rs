@@ -1,13 +1,16 @@
-//! Draws a token from a row of logits: greedily, or by temperature, top-k and top-p, in this order.
+//! Draws a token from a row of logits, in the order of llama.cpp's default chain: penalties, top-k, top-p, min-p,
+//! temperature.
 //!
-//! A draw is a function of the logits, the parameters and the token's position alone. Nothing is sorted that need not be:
-//! candidates are found by selection, and the draw walks them by ascending id.
+//! A draw is a function of the logits, the parameters, the tokens that those look back at, and the token's position alone.
+//! Nothing is sorted that need not be: candidates are found by selection, and the draw walks them by ascending id.
 
+mod penalties;
 mod philox;
 
 pub use philox::{philox4x32, uniform};
 
 use crate::device::SampleParams;
+use penalties::Penalised;
 
 /// Elements whose weights are summed before they are looked at one by one.
 const BLOCK: usize = 256;
@@ -25,14 +28,40 @@ pub enum BadLogits {
 
 /// The reason why parameters make no sense, if they don't.
 pub fn check(params: &SampleParams) -> Result<(), String> {
-    if !(params.temperature >= 0.0 && params.temperature.is_finite()) {
-        return Err(format!(
-            "temperature {} must be a number of at least 0",
-            params.temperature
-        ));
-    }
-    if !(0.0..=1.0).contains(&params.top_p) {
-        return Err(format!("top_p {} must lie from 0 to 1", params.top_p));
+    let ensure = |holds: bool, name: &str, value: f32, range: &str| {
+        let text = || format!("{name} {value} must be {range}");
+        holds.then_some(()).ok_or_else(text)
+    };
+    let share = |x: f32| (0.0..=1.0).contains(&x);
+    let SampleParams {
+        penalties,
+        top_k: _,
+        top_p,
+        min_p,
+        temperature,
+        seed: _,
+    } = *params;
+    ensure(
+        temperature >= 0.0 && temperature.is_finite(),
+        "temperature",
+        temperature,
+        "a number of at least 0",
+    )?;
+    ensure(share(top_p), "top_p", top_p, "a number from 0 to 1")?;
+    ensure(share(min_p), "min_p", min_p, "a number from 0 to 1")?;
+    // As far as that, nothing overflows.
+    ensure(
+        (1e-3..=1e3).contains(&penalties.repeat),
+        "repeat penalty",
+        penalties.repeat,
+        "a number from 0.001 to 1000",
+    )?;
+    for (name, value) in [
+        ("frequency penalty", penalties.frequency),
+        ("presence penalty", penalties.presence),
+    ] {
+        let holds = (-1e3..=1e3).contains(&value);
+        ensure(holds, name, value, "a number from -1000 to 1000")?;
     }
     Ok(())
 }
@@ -40,14 +69,13 @@ pub fn check(params: &SampleParams) -> Result<(), String> {
 /// Draws tokens; holds the memory that it needs for that.
 #[derive(Debug, Default)]
 pub struct Sampler {
-    /// e^((logit - largest) / temperature) of each token.
-    weights: Vec<f32>,
-    /// Candidates as [`key`]s.
-    keys: Vec<u64>,
+    penalised: Penalised,
+    choice: Choice,
 }
 
 impl Sampler {
-    /// Draws the token that comes to lie at `position`, given `params` that [`check`] accepts.
+    /// Draws the token that comes to lie at `position`, given `params` that [`check`] accepts and the `recent` tokens that
+    /// they look back at ([`SampleParams::looks_back`]), in any order.
     ///
     /// # Errors
     /// [`BadLogits`] where a logit isn't a number or the largest isn't finite.
@@ -55,34 +83,68 @@ impl Sampler {
         &mut self,
         logits: &[f32],
         params: &SampleParams,
+        recent: &[u32],
         position: u32,
     ) -> Result<u32, BadLogits> {
+        let logits = self.penalised.apply(logits, &params.penalties, recent);
         let best = likeliest(logits)?;
         if params.temperature == 0.0 || params.top_k == 1 {
             return Ok(best as u32);
         }
-        let weigh = Weigh {
-            largest: logits[best],
+        let random = uniform(params.seed, position);
+        Ok(self.choice.draw(logits, logits[best], params, random))
+    }
+}
+
+/// The tokens that can be drawn.
+#[derive(Debug, Default)]
+struct Choice {
+    /// e^((logit - largest) / temperature) of each token.
+    weights: Vec<f32>,
+    /// Candidates as [`key`]s.
+    keys: Vec<u64>,
+}
+
+impl Choice {
+    /// Draws by a number in [0, 1).
+    fn draw(&mut self, logits: &[f32], largest: f32, params: &SampleParams, random: f64) -> u32 {
+        let plain = Weigh {
+            largest,
+            temperature: 1.0,
+        };
+        let tempered = Weigh {
+            largest,
             temperature: params.temperature,
         };
-        let random = uniform(params.seed, position);
-        let top_k = params.top_k as usize;
+        let (top_k, top_p) = (params.top_k as usize, params.top_p as f64);
+        // ln 0 is -inf, below which nothing is.
+        let lowest = largest + params.min_p.ln();
         if top_k > 0 && top_k < logits.len() {
             self.select_top_k(logits, top_k);
-            if params.top_p < 1.0 {
-                let total = weigh.sum(&self.keys);
-                keep_nucleus(&mut self.keys, &weigh, params.top_p as f64 * total);
+            if top_p < 1.0 {
+                let total = plain.sum(&self.keys);
+                keep_nucleus(&mut self.keys, &plain, top_p * total);
             }
-            Ok(draw_key(&mut self.keys, &weigh, random))
+            self.keys.retain(|&k| logit_of(k) >= lowest);
+            draw_key(&mut self.keys, &tempered, random)
+        } else if top_p < 1.0 {
+            let total = self.weigh_all(logits, &plain);
+            self.select_likely(logits, top_p, total);
+            keep_nucleus(&mut self.keys, &plain, top_p * total);
+            self.keys.retain(|&k| logit_of(k) >= lowest);
+            self.draw_nucleus(logits, &tempered, random)
+        } else if params.min_p > 0.0 {
+            draw(
+                || {
+                    let all = logits.iter().enumerate();
+                    all.filter(|&(_, &logit)| logit >= lowest)
+                        .map(|(id, &logit)| (id as u32, tempered.weight(logit)))
+                },
+                random,
+            )
         } else {
-            let total = self.weigh_all(logits, &weigh);
-            if params.top_p < 1.0 {
-                self.select_likely(logits, params.top_p as f64, total);
-                keep_nucleus(&mut self.keys, &weigh, params.top_p as f64 * total);
-                Ok(self.draw_nucleus(logits, random))
-            } else {
-                Ok(draw_weight(&self.weights, random * total))
-            }
+            let total = self.weigh_all(logits, &tempered);
+            draw_weight(&self.weights, random * total)
         }
     }
 
@@ -133,12 +195,12 @@ impl Sampler {
 
     /// Draws among the tokens whose keys are left: as [`draw_key`], but the nucleus may be most of the vocabulary, and
     /// going through all of it once is cheaper than sorting.
-    fn draw_nucleus(&self, logits: &[f32], random: f64) -> u32 {
+    fn draw_nucleus(&self, logits: &[f32], weigh: &Weigh, random: f64) -> u32 {
         let least = self.keys.iter().copied().min().unwrap_or(0);
         let kept = || {
-            let all = logits.iter().zip(&self.weights).enumerate();
-            all.filter(|&(id, (&logit, _))| key(logit, id) >= least)
-                .map(|(id, (_, &weight))| (id as u32, weight))
+            let all = logits.iter().enumerate();
+            all.filter(|&(id, &logit)| key(logit, id) >= least)
+                .map(|(id, &logit)| (id as u32, weigh.weight(logit)))
         };
         draw(kept, random)
     }

@@ -25,8 +25,12 @@ fn entry(group: usize, token: u32, position: u32) -> u64 {
     mix(mix(group as u64 + 1, u64::from(token)), u64::from(position))
 }
 
-fn draw(context: u64, position: u32, params: &SampleParams, vocab: u32) -> u32 {
-    let h = mix(mix(context, params.seed), u64::from(position));
+/// `recent` are the ids that the device was told of, or the last ones of all tokens.
+fn draw(context: u64, recent: &[u32], position: u32, params: &SampleParams, vocab: u32) -> u32 {
+    let mut h = mix(mix(context, params.seed), u64::from(position));
+    for &token in recent {
+        h = mix(h, u64::from(token));
+    }
     (h % u64::from(vocab)) as u32
 }
 
@@ -52,7 +56,8 @@ pub fn expected(
                 context = mix(context, entry(group, token, position as u32));
             }
         }
-        let token = draw(context, fed, &request.sampling, vocab);
+        let recent = tokens.len().saturating_sub(request.sampling.looks_back());
+        let token = draw(context, &tokens[recent..], fed, &request.sampling, vocab);
         if request.stop.contains(&token) {
             return (answer, FinishReason::Stop);
         }
@@ -177,7 +182,7 @@ impl NullDevice {
                 }
             }
             let params = want.sample.as_ref().expect("the engine samples every row");
-            draw(context, position + 1, params, self.vocab)
+            draw(context, &want.recent, position + 1, params, self.vocab)
         };
         step.rows.iter().zip(&step.wants).map(row_token).collect()
     }

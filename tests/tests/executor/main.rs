@@ -93,8 +93,8 @@ fn step(chunks: &mut [(&mut Text, usize)]) -> Step {
     }
     step.wants = vec![
         Want {
-            sample: None,
-            logits: true
+            logits: true,
+            ..Want::default()
         };
         step.rows.len()
     ];
@@ -268,7 +268,7 @@ fn generate(device: &mut impl Device, params: &SampleParams, by_device: bool) ->
         next.rows = vec![next.rows[last]];
         next.wants = vec![Want {
             sample: Some(params.clone()),
-            logits: false,
+            ..Want::default()
         }];
         let ticket = device.submit(next).expect("the step is valid");
         let fetch = |device: &mut dyn Device| {
@@ -297,6 +297,7 @@ fn sampled_ids_are_handed_on() {
             top_k: 40,
             top_p: 0.95,
             seed,
+            ..SampleParams::default()
         };
         let by_host = generate(&mut bundle.cpu(2), &params, false);
         assert_eq!(generate(&mut bundle.cpu(3), &params, true), by_host);
@@ -405,15 +406,13 @@ fn logits_that_are_no_numbers_are_an_error() {
     step.rows = vec![1, 4];
     let greedy = SampleParams {
         temperature: 0.0,
-        top_k: 0,
-        top_p: 1.0,
-        seed: 0,
+        ..SampleParams::default()
     };
     step.wants = vec![
         Want::default(),
         Want {
             sample: Some(greedy),
-            logits: false,
+            ..Want::default()
         },
     ];
     let errors = [

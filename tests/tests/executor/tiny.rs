@@ -1,5 +1,9 @@
 //! A tiny transformer as a bundle, put together by hand: every op, in the fusions that the compiler makes.
 
+// With a path, since another test includes this file, too.
+#[path = "region_builder.rs"]
+mod region_builder;
+
 use std::io::Write;
 use std::path::Path;
 
@@ -15,9 +19,9 @@ use bundle_format::region::{
 use bundle_format::target::Target;
 use bundle_format::write::Contents;
 use fastc::codegen::cpu::{CodeSection, RegionContext};
-use half::f16;
 use kernels::abi::id;
 use kernels::{pack, quant};
+use region_builder::{BLOCKS, FLAT, RegionBuilder};
 
 /// Sizes of a model and of its steps.
 #[derive(Clone, Copy, Debug)]
@@ -477,35 +481,13 @@ impl<'a> Builder<'a> {
     /// A random matrix, its products about as large as what it is multiplied with.
     fn matrix(&mut self, name: &str, rows: u32, cols: u32) -> u32 {
         let scale = (cols as f32).powf(-0.5);
-        let mut bytes = Vec::new();
-        for _ in 0..rows * cols / quant::block_elements(self.spec.encoding) as u32 {
-            self.block(scale, &mut bytes);
-        }
+        let values: Vec<f32> = (0..rows * cols).map(|_| self.normal() * scale).collect();
+        let row_bytes = quant::row_bytes(self.spec.encoding, cols as u64).expect("whole blocks");
+        let mut bytes = vec![0; rows as usize * row_bytes as usize];
+        fastc::synth::encode::encode(self.spec.encoding, &values, &mut bytes);
         let packed = pack::pack(self.spec.encoding, rows as usize, cols as usize, &bytes);
         let layout = WeightLayout::Interleave8;
         self.weight(name, self.spec.encoding, layout, (rows, cols), packed)
-    }
-
-    /// A block of elements of about `scale`.
-    fn block(&mut self, scale: f32, bytes: &mut Vec<u8>) {
-        let f16 = |x: f32| f16::from_f32(x).to_le_bytes();
-        match self.spec.encoding {
-            Encoding::F32 => bytes.extend((self.normal() * scale).to_le_bytes()),
-            Encoding::F16 => bytes.extend(f16(self.normal() * scale)),
-            Encoding::Q4_0 => {
-                bytes.extend(f16(scale / 4.0));
-                bytes.extend((0..16).map(|_| self.next() as u8));
-            }
-            Encoding::Q4_1 => {
-                bytes.extend(f16(scale / 4.0));
-                bytes.extend(f16(-scale * 1.9));
-                bytes.extend((0..16).map(|_| self.next() as u8));
-            }
-            Encoding::Q8_0 => {
-                bytes.extend(f16(scale / 64.0));
-                bytes.extend((0..32).map(|_| self.next() as u8));
-            }
-        }
     }
 
     fn weight(
@@ -654,65 +636,5 @@ impl<'a> Builder<'a> {
             .map(|_| (self.next() & 0xffff) as f32 / 65536.0)
             .sum();
         sum - 6.0
-    }
-}
-
-const FLAT: ColMap = ColMap {
-    per_unit: 1,
-    offset: 0,
-};
-
-/// In units of a Q8 block.
-const BLOCKS: ColMap = ColMap {
-    per_unit: 32,
-    offset: 0,
-};
-
-struct RegionBuilder(Region);
-
-impl RegionBuilder {
-    fn flat(name: &str, cols: u32) -> RegionBuilder {
-        RegionBuilder::units(name, 1, 1, cols)
-    }
-
-    fn units(name: &str, unit: u32, width: u32, cols: u32) -> RegionBuilder {
-        RegionBuilder(Region {
-            name: name.into(),
-            unit,
-            width,
-            cols,
-            operands: vec![],
-            body: vec![],
-        })
-    }
-
-    fn operand(&mut self, operand: Operand) -> OperandId {
-        self.0.operands.push(operand);
-        self.0.operands.len() as OperandId - 1
-    }
-
-    fn push(&mut self, inst: Inst) -> Val {
-        self.0.body.push(inst);
-        self.0.body.len() as Val - 1
-    }
-
-    fn constant(&mut self, value: f32) -> Val {
-        self.push(Inst::Const { value })
-    }
-
-    fn unary(&mut self, op: Unary, x: Val) -> Val {
-        self.push(Inst::Unary { op, x })
-    }
-
-    fn binary(&mut self, op: Binary, a: Val, b: Val) -> Val {
-        self.push(Inst::Binary { op, a, b })
-    }
-
-    fn store(&mut self, dst: OperandId, col: ColMap, x: Val) {
-        self.push(Inst::Store { dst, col, x });
-    }
-
-    fn finish(self) -> Region {
-        self.0
     }
 }

@@ -32,6 +32,7 @@ pub fn operands_of(inst: &Inst) -> Vec<Val> {
         Inst::Const { .. } | Inst::Tile { .. } | Inst::Load { .. } => vec![],
         Inst::Unary { x, .. }
         | Inst::RowSum { x }
+        | Inst::UnitSum { x }
         | Inst::Store { x, .. }
         | Inst::StoreQuant { x, .. }
         | Inst::StoreKv { x, .. } => vec![x],
@@ -174,7 +175,8 @@ fn check_inst(
         | Inst::Unary { .. }
         | Inst::Binary { .. }
         | Inst::Fma { .. }
-        | Inst::RowSum { .. } => {}
+        | Inst::RowSum { .. }
+        | Inst::UnitSum { .. } => {}
     }
     Ok(())
 }

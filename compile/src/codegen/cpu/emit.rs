@@ -8,26 +8,24 @@ use std::ops::Range;
 
 use bundle_format::plan::{KV_BLOCK, Q8_BLOCK};
 use bundle_format::region::{Inst, OperandId, Region, RowMap};
-use cranelift_codegen::ir::condcodes::IntCC;
 use cranelift_codegen::ir::types::{I32, I64};
 use cranelift_codegen::ir::{
-    AbiParam, Block, BlockArg, Endianness, Function, InstBuilder, MemFlagsData, Signature, Value,
+    AbiParam, Endianness, Function, InstBuilder, MemFlagsData, Signature, Value,
 };
 use cranelift_codegen::isa::TargetFrontendConfig;
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 
 use super::isa::CALL_CONV;
 use super::layout::{KvStrides, Layout, RegionContext};
-use super::math::{self, LANES};
+use super::loops::Count;
+use super::math::LANES;
 use super::quantise::STRIP_BLOCK_VECTORS;
-use super::schedule::{Pass, Schedule};
+use super::schedule::{Pass, Phase, Schedule, Scope, Step};
 use super::strip::{Lanes, Point};
+use super::sums::{PARTIAL_SUMS, Sums};
 
 /// Vectors of a strip without quantised stores or sums.
 const STRIP_VECTORS: usize = 4;
-
-/// Partial sums of a row sum, each a vector: enough to hide an addition's latency.
-pub const PARTIAL_SUMS: usize = 8;
 
 /// The function of a region that passed the check.
 pub fn emit(
@@ -93,7 +91,7 @@ impl Shape {
                 Inst::Load { col, .. } | Inst::Store { col, .. } | Inst::StoreQuant { col, .. } => {
                     identity(col.per_unit)
                 }
-                Inst::StoreKv { .. } => false,
+                Inst::StoreKv { .. } | Inst::UnitSum { .. } => false,
                 _ => true,
             });
         let has_blocks = region
@@ -110,7 +108,7 @@ impl Shape {
     }
 }
 
-/// Where the operands of the current row are.
+/// Where the operands of the current rows are.
 #[derive(Default)]
 pub struct Row {
     /// By operand and row map.
@@ -119,6 +117,8 @@ pub struct Row {
     pub tile: Option<Value>,
     /// By the index of the `StoreKv`: head 0, dimension 0 of the slot.
     pub kv: Vec<(usize, Value)>,
+    /// Consecutive rows that go together, from this one on.
+    together: u32,
 }
 
 pub struct Emitter<'a> {
@@ -129,7 +129,7 @@ pub struct Emitter<'a> {
     pub shape: Shape,
     args: Value,
     pub row: Row,
-    /// By instruction: values that are the same for the whole row, once they are known.
+    /// By instruction: values that are the same for the whole row or the current unit, once they are known.
     pub uniforms: Vec<Option<Value>>,
     pub place: Place,
     /// By the index of the `StoreQuant`: room for a strip's elements.
@@ -154,42 +154,75 @@ impl Place {
     }
 }
 
-/// A counted loop: `i` runs from `start` in steps while it is at most `last`.
-struct Count {
-    start: Value,
-    last: Value,
-    step: u32,
-    /// Known to run at least once.
-    nonempty: bool,
-}
-
 impl Emitter<'_> {
     fn rows(&mut self, tile: Value, row0: Value, rows: Value, col0: Value, cols: Value) {
         let end = self.b.ins().iadd(row0, rows);
-        let last = self.b.ins().iadd_imm_s(end, -1);
         let mut carried = Vec::new();
         if self.region.reads_tile() {
             let skipped = self.b.ins().ishl_imm_u(col0, 2);
             carried.push(self.b.ins().isub(tile, skipped));
         }
         let columns = self.column_range(col0, cols);
-        let count = Count {
-            start: row0,
-            last,
-            step: 1,
-            nonempty: false,
-        };
-        self.repeat(count, &carried, |this, row, carried| {
-            this.row = this.begin_row(row, carried.first().copied());
-            for pass in &this.schedule.passes {
-                this.pass(pass, columns);
+        let mut at = row0;
+        let together = self.rows_together();
+        for step in BTreeSet::from([together, 1]).into_iter().rev() {
+            let count = Count {
+                start: at,
+                last: self.b.ins().iadd_imm_s(end, -(step as i64)),
+                step,
+                nonempty: false,
+            };
+            (at, carried) = self.repeat(count, &carried, |this, row, carried| {
+                this.row = this.begin_row(row, carried.first().copied());
+                this.row.together = step;
+                for pass in &this.schedule.passes {
+                    this.pass(pass, columns);
+                }
+                let distance = this.context.tile_stride as i64 * 4 * step as i64;
+                carried
+                    .iter()
+                    .map(|&tile| this.b.ins().iadd_imm_s(tile, distance))
+                    .collect()
+            });
+        }
+    }
+
+    /// Rows that go together, so that their blocks fill a strip: tiles often have a single block a row.
+    fn rows_together(&self) -> u32 {
+        /// Bytes between rows up to which offsets of all of them surely fit an address.
+        const NEAR: u64 = 1 << 26;
+        let stores_blocks = |inst: &Inst| matches!(inst, Inst::StoreQuant { .. });
+        let by_offset = self.region.body.iter().all(|inst| match *inst {
+            Inst::Load { src, row, .. } => {
+                !matches!(row, RowMap::Via(_)) && self.row_stride(src, row) <= NEAR
             }
-            let stride = this.context.tile_stride as i64 * 4;
-            carried
-                .iter()
-                .map(|&tile| this.b.ins().iadd_imm_s(tile, stride))
-                .collect()
+            Inst::Store { dst, .. } | Inst::StoreQuant { dst, .. } => {
+                self.row_stride(dst, RowMap::Same) <= NEAR
+            }
+            Inst::Tile { .. } => self.tile_stride() <= NEAR,
+            Inst::StoreKv { .. } | Inst::RowSum { .. } | Inst::UnitSum { .. } => false,
+            _ => true,
         });
+        if !by_offset || !self.region.reads_tile() || !self.region.body.iter().any(stores_blocks) {
+            return 1;
+        }
+        let strip = (STRIP_BLOCK_VECTORS * LANES) as u32;
+        (strip / self.region.width).max(1)
+    }
+
+    /// Bytes from row to row of an operand.
+    pub fn row_stride(&self, operand: OperandId, map: RowMap) -> u64 {
+        match (map, self.context.operands[operand as usize]) {
+            (RowMap::Zero, _) => 0,
+            (_, Layout::F32 { row_bytes, .. } | Layout::Quant { row_bytes, .. }) => row_bytes,
+            (_, Layout::Indices) => 4,
+            (_, Layout::Vector { .. } | Layout::Kv { .. }) => 0,
+        }
+    }
+
+    /// Bytes from row to row of the tile.
+    pub fn tile_stride(&self) -> u64 {
+        self.context.tile_stride as u64 * 4
     }
 
     /// The columns of a call, in the units of the shape's outermost loop: first, and one past the last.
@@ -228,6 +261,7 @@ impl Emitter<'_> {
     fn begin_row(&mut self, row: Value, tile: Option<Value>) -> Row {
         let mut found = Row {
             tile,
+            together: 1,
             ..Row::default()
         };
         for (index, inst) in self.region.body.iter().enumerate() {
@@ -255,11 +289,7 @@ impl Emitter<'_> {
 
     fn row_pointer(&mut self, operand: OperandId, map: RowMap, row: Value) -> Value {
         let base = self.base(operand);
-        let stride = match self.context.operands[operand as usize] {
-            Layout::F32 { row_bytes, .. } | Layout::Quant { row_bytes, .. } => row_bytes,
-            Layout::Indices => 4,
-            Layout::Vector { .. } | Layout::Kv { .. } => 0,
-        };
+        let stride = self.row_stride(operand, map);
         let row = match map {
             RowMap::Same => row,
             RowMap::Zero => return base,
@@ -313,43 +343,25 @@ impl Emitter<'_> {
         for &value in &pass.once {
             self.eval_once(value);
         }
-        let sums = if pass.sums.is_empty() {
-            Vec::new()
-        } else {
-            // What changes nothing when something is added to it: 0 would turn a sum of -0 into 0.
-            vec![math::splat(&mut self.b, -0.0); pass.sums.len() * PARTIAL_SUMS]
-        };
+        let sums = self.begin_sums(&pass.sums);
         let sums = match self.shape {
             Shape::Linear { granule } => self.linear(pass, granule, columns, sums),
             Shape::Units => self.units(pass, columns, sums),
         };
-        for (&sum, parts) in pass.sums.iter().zip(sums.chunks(PARTIAL_SUMS)) {
-            self.uniforms[sum as usize] = Some(self.total(parts));
-        }
+        self.end_sums(&pass.sums, &sums);
     }
 
-    /// The sum of all lanes of [`PARTIAL_SUMS`] vectors, in every lane.
-    fn total(&mut self, parts: &[Value]) -> Value {
-        let mut parts = parts.to_vec();
-        while parts.len() > 1 {
-            parts = parts
-                .chunks(2)
-                .map(|pair| self.b.ins().fadd(pair[0], pair[1]))
-                .collect();
-        }
-        math::sum_lanes(&mut self.b, parts[0])
-    }
-
-    /// Columns of a full strip of this pass.
-    fn strip_columns(&self, pass: &Pass) -> u32 {
-        let vectors = if !self.quant_stores(pass).is_empty() {
+    /// Columns of a full strip of this phase, of one of the rows that go together.
+    fn strip_columns(&self, phase: &Phase) -> u32 {
+        let adds = |step: &Step| matches!(step, Step::Accumulate { .. });
+        let vectors = if !self.quant_stores(phase).is_empty() {
             STRIP_BLOCK_VECTORS
-        } else if pass.sums.is_empty() {
-            STRIP_VECTORS
-        } else {
+        } else if phase.steps.iter().any(adds) {
             PARTIAL_SUMS
+        } else {
+            STRIP_VECTORS
         };
-        (vectors * LANES) as u32
+        (vectors * LANES) as u32 / self.row.together
     }
 
     /// All columns of the call in strips that get shorter towards the end.
@@ -358,9 +370,12 @@ impl Emitter<'_> {
         pass: &Pass,
         granule: u32,
         (start, end): (Value, Value),
-        mut sums: Vec<Value>,
-    ) -> Vec<Value> {
-        let full = self.strip_columns(pass);
+        mut sums: Sums,
+    ) -> Sums {
+        let [phase] = &*pass.phases else {
+            unreachable!("the linear shape has no unit sums");
+        };
+        let full = self.strip_columns(phase);
         let whole_rows = self.region.has_row_sum();
         let rest = self.region.cols % full;
         let steps = match (whole_rows, granule) {
@@ -392,51 +407,60 @@ impl Emitter<'_> {
                 step,
                 nonempty: whole_rows,
             };
-            (at, sums) = self.repeat(count, &sums, |this, c, sums| {
+            (at, sums) = self.repeat_sums(count, sums, |this, c, mut sums| {
                 let distances = this.distances();
                 this.place.columns = distances.into_iter().map(|d| (d, c)).collect();
-                let mut sums = sums.to_vec();
-                this.run(pass, 0..1, 0..step, &mut sums);
+                this.run(phase, 0..1, 0..step, &mut sums);
                 sums
             });
         }
         sums
     }
 
-    /// Does a pass for columns of units, both counted from the current place, without a loop: one strip for the columns that
+    /// Writes a loop that adds to sums.
+    fn repeat_sums(
+        &mut self,
+        count: Count,
+        sums: Sums,
+        body: impl FnOnce(&mut Self, Value, Sums) -> Sums,
+    ) -> (Value, Sums) {
+        let (at, parts) = self.repeat(count, &sums.parts, |this, i, parts| {
+            body(this, i, sums.with_parts(parts)).parts
+        });
+        (at, sums.with_parts(&parts))
+    }
+
+    /// Does a phase for columns of units, both counted from the current place, without a loop: one strip for the columns that
     /// fill vectors, one for the rest.
-    fn run(&mut self, pass: &Pass, units: Range<u32>, columns: Range<u32>, sums: &mut [Value]) {
+    fn run(&mut self, phase: &Phase, units: Range<u32>, columns: Range<u32>, sums: &mut Sums) {
         let lanes = LANES as u32;
         let whole = columns.start + columns.len() as u32 / lanes * lanes;
         for (lanes, columns, step) in [
             (Lanes::All, columns.start..whole, LANES),
             (Lanes::First, whole..columns.end, 1),
         ] {
-            let points: Vec<Point> = units
-                .clone()
-                .flat_map(|unit| {
-                    columns
-                        .clone()
-                        .step_by(step)
-                        .map(move |c| Point { unit, c })
+            let points: Vec<Point> = (0..self.row.together)
+                .flat_map(|row| units.clone().map(move |unit| (row, unit)))
+                .flat_map(|(row, unit)| {
+                    let columns = columns.clone().step_by(step);
+                    columns.map(move |c| Point { row, unit, c })
                 })
                 .collect();
             if !points.is_empty() {
-                self.strip(pass, &points, lanes, sums);
+                self.strip(phase, &points, lanes, sums);
             }
         }
     }
 
     /// The units of the call: several at a time where they are narrow, then one by one.
-    fn units(
-        &mut self,
-        pass: &Pass,
-        (start, end): (Value, Value),
-        mut sums: Vec<Value>,
-    ) -> Vec<Value> {
+    fn units(&mut self, pass: &Pass, (start, end): (Value, Value), mut sums: Sums) -> Sums {
         let whole_rows = self.region.has_row_sum();
         let units = self.region.cols / self.region.unit;
-        let together = (self.strip_columns(pass) / self.region.width).clamp(1, units);
+        let together = match &*pass.phases {
+            [phase] => (self.strip_columns(phase) / self.region.width).clamp(1, units),
+            // Each unit has sums of its own.
+            _ => 1,
+        };
         let steps = match (whole_rows, together) {
             (_, 1) => vec![1],
             (true, _) => vec![together, units % together],
@@ -450,7 +474,7 @@ impl Emitter<'_> {
                 step,
                 nonempty: whole_rows,
             };
-            (at, sums) = self.repeat(count, &sums, |this, unit, sums| {
+            (at, sums) = self.repeat_sums(count, sums, |this, unit, mut sums| {
                 let distances = this.distances();
                 this.place = Place {
                     columns: distances
@@ -461,13 +485,14 @@ impl Emitter<'_> {
                     unit: Some(unit),
                     c: None,
                 };
-                let mut sums = sums.to_vec();
-                if step > 1 {
-                    let width = this.region.width;
-                    this.run(pass, 0..step, 0..width, &mut sums);
-                    return sums;
+                if step == 1 {
+                    return this.unit(pass, sums);
                 }
-                this.unit(pass, sums)
+                let width = this.region.width;
+                for phase in &pass.phases {
+                    this.run(phase, 0..step, 0..width, &mut sums);
+                }
+                sums
             });
         }
         sums
@@ -494,12 +519,32 @@ impl Emitter<'_> {
         }
     }
 
-    /// One unit: its width is known, so only long ones need a loop.
-    fn unit(&mut self, pass: &Pass, mut sums: Vec<Value>) -> Vec<Value> {
+    /// One unit, phase by phase.
+    fn unit(&mut self, pass: &Pass, mut row_sums: Sums) -> Sums {
+        for phase in &pass.phases {
+            for &value in &phase.once {
+                self.eval_once(value);
+            }
+            let sums = row_sums.added_in(phase).and(self.begin_sums(&phase.sums));
+            let sums = self.unit_columns(phase, sums);
+            self.end_sums(&phase.sums, &sums);
+            row_sums.update(&sums);
+        }
+        // What is known of this unit says nothing of the next.
+        for (known, scope) in self.uniforms.iter_mut().zip(&self.schedule.scopes) {
+            if *scope == Scope::Unit {
+                *known = None;
+            }
+        }
+        row_sums
+    }
+
+    /// The columns of one unit: its width is known, so only long ones need a loop.
+    fn unit_columns(&mut self, phase: &Phase, mut sums: Sums) -> Sums {
         /// Strips that are written out rather than looped over.
         const UNROLLED: u32 = 2;
         let width = self.region.width;
-        let step = self.strip_columns(pass);
+        let step = self.strip_columns(phase);
         let mut done = 0;
         if width / step > UNROLLED {
             done = width / step * step;
@@ -509,7 +554,7 @@ impl Emitter<'_> {
                 step,
                 nonempty: true,
             };
-            (_, sums) = self.repeat(count, &sums, |this, c, sums| {
+            (_, sums) = self.repeat_sums(count, sums, |this, c, mut sums| {
                 let unit = this.place.clone();
                 this.place.columns = this
                     .distances()
@@ -520,66 +565,18 @@ impl Emitter<'_> {
                     })
                     .collect();
                 this.place.c = Some(c);
-                let mut sums = sums.to_vec();
-                this.run(pass, 0..1, 0..step, &mut sums);
+                this.run(phase, 0..1, 0..step, &mut sums);
                 this.place = unit;
                 sums
             });
         }
         while done < width {
             let end = width.min(done + step);
-            self.run(pass, 0..1, done..end, &mut sums);
+            self.run(phase, 0..1, done..end, &mut sums);
             done = end;
         }
         sums
     }
-
-    /// Writes a loop. Its body gets the counter and the carried values, and yields the values for the next iteration.
-    /// Returns the counter where it ended, and the carried values.
-    fn repeat(
-        &mut self,
-        count: Count,
-        carried: &[Value],
-        body: impl FnOnce(&mut Self, Value, &[Value]) -> Vec<Value>,
-    ) -> (Value, Vec<Value>) {
-        let (head, exit) = (self.b.create_block(), self.b.create_block());
-        for block in [head, exit] {
-            self.b.append_block_param(block, I64);
-            for &value in carried {
-                let ty = self.b.func.dfg.value_type(value);
-                self.b.append_block_param(block, ty);
-            }
-        }
-        let entering = block_args(count.start, carried);
-        if count.nonempty {
-            self.b.ins().jump(head, &entering);
-        } else {
-            self.branch_while(count.start, count.last, head, exit, &entering);
-        }
-
-        self.b.switch_to_block(head);
-        let params = self.b.block_params(head).to_vec();
-        let next_carried = body(self, params[0], &params[1..]);
-        let next = self.b.ins().iadd_imm_s(params[0], count.step as i64);
-        let again = block_args(next, &next_carried);
-        self.branch_while(next, count.last, head, exit, &again);
-
-        self.b.switch_to_block(exit);
-        let params = self.b.block_params(exit);
-        (params[0], params[1..].to_vec())
-    }
-
-    fn branch_while(&mut self, i: Value, last: Value, head: Block, exit: Block, args: &[BlockArg]) {
-        let more = self.b.ins().icmp(IntCC::SignedLessThanOrEqual, i, last);
-        self.b.ins().brif(more, head, args, exit, args);
-    }
-}
-
-fn block_args(first: Value, rest: &[Value]) -> Vec<BlockArg> {
-    std::iter::once(first)
-        .chain(rest.iter().copied())
-        .map(BlockArg::Value)
-        .collect()
 }
 
 /// Of every access: nothing is known about alignment beyond an element's, and nothing can fault in a checked region.

@@ -1,18 +1,21 @@
 //! Machine code of regions for CPUs, by Cranelift.
 //!
 //! [`layout`] gathers what a region's operands look like in memory, [`check`] proves that the region keeps the rules that
-//! `bundle_format::region` states, [`schedule`] cuts it into passes over a row, [`emit`] writes the loops and [`strip`] what is in them (with the
-//! arithmetic of [`math`], and [`quantise`] for stores of blocks), [`isa`] turns them into relocation-free bytes, and [`section`] lays functions out, each once.
+//! `bundle_format::region` states, [`schedule`] cuts it into passes over a row and phases of a unit, [`emit`] writes the walk over rows and columns
+//! ([`loops`] its loops) and [`strip`] what is in them, with the arithmetic of [`math`] and, for stores of blocks, of
+//! [`quantise`]. [`isa`] turns them into relocation-free bytes, and [`section`] lays functions out, each once.
 
 mod check;
 mod emit;
 mod isa;
 mod layout;
+mod loops;
 mod math;
 mod quantise;
 mod schedule;
 mod section;
 mod strip;
+mod sums;
 #[cfg(test)]
 mod tests;
 

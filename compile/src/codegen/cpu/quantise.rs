@@ -14,7 +14,7 @@ use cranelift_frontend::FunctionBuilder;
 use super::emit::{Emitter, flags};
 use super::layout::{Layout, QuantType};
 use super::math::{self, LANES, cast, constant, each, fold_lanes, shuffle_lanes, splat};
-use super::schedule::{Pass, Step};
+use super::schedule::{Phase, Step};
 use super::strip::{Group, Lanes, Point};
 
 /// Blocks of a full strip.
@@ -49,9 +49,9 @@ impl Emitter<'_> {
         }
     }
 
-    /// The stores of quantised blocks in a pass, without elements yet. Where there are some, strips are whole blocks.
-    pub fn quant_stores(&self, pass: &Pass) -> Vec<QuantStore> {
-        let steps = pass.steps.iter();
+    /// The stores of quantised blocks in a phase, without elements yet. Where there are some, strips are whole blocks.
+    pub fn quant_stores(&self, phase: &Phase) -> Vec<QuantStore> {
+        let steps = phase.steps.iter();
         steps
             .filter_map(|step| match *step {
                 Step::Store(index) => match self.region.body[index] {
@@ -119,28 +119,28 @@ impl Emitter<'_> {
 
         // A block's four bytes of scale (and of sum) lie at an eighth of its first column.
         let address = match self.place.column(col.per_unit) {
-            None => row,
+            None => row.first,
             Some(column) => {
                 let eighth = self.b.ins().ushr_imm_u(column, 3);
-                self.b.ins().iadd(row, eighth)
+                self.b.ins().iadd(row.first, eighth)
             }
         };
-        let eighths: Vec<i32> = points
+        let offsets: Vec<i32> = points
             .iter()
             .step_by(BLOCK_VECTORS)
-            .map(|point| self.constant_column(col, *point) as i32 / 8)
+            .map(|point| row.ahead(*point) + self.constant_column(col, *point) as i32 / 8)
             .collect();
-        let adjacent = eighths.windows(2).all(|pair| pair[0] + 4 == pair[1]);
+        let adjacent = offsets.windows(2).all(|pair| pair[0] + 4 == pair[1]);
         let parts = ty.scales_and_sums(cols);
         for (part, values) in parts.into_iter().zip([scales.scale, sums]) {
-            if adjacent && eighths.len() == LANES {
-                let at = part as i32 + eighths[0];
+            if adjacent && offsets.len() == LANES {
+                let at = part as i32 + offsets[0];
                 self.b.ins().store(flags(), values, address, at);
                 continue;
             }
-            for (lane, eighth) in eighths.iter().enumerate() {
+            for (lane, offset) in offsets.iter().enumerate() {
                 let value = self.b.ins().extractlane(values, lane as u8);
-                let at = part as i32 + eighth;
+                let at = part as i32 + offset;
                 self.b.ins().store(flags(), value, address, at);
             }
         }

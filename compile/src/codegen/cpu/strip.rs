@@ -1,6 +1,6 @@
-//! What a pass does for a strip of columns: straight-line code over vectors of four columns.
+//! What a phase does for a strip of columns: straight-line code over vectors of four columns.
 //!
-//! Vectors go through the pass a few at a time ([`GROUP`]), each instruction for all of the group: their latencies overlap,
+//! Vectors go through the phase a few at a time ([`GROUP`]), each instruction for all of the group: their latencies overlap,
 //! they share constants, and few registers are live at once.
 
 use bundle_format::region::{Binary, ColMap, Inst, OperandId, RowMap, Unary, Val};
@@ -8,10 +8,11 @@ use cranelift_codegen::ir::types::{F32, F32X4, F64X2};
 use cranelift_codegen::ir::{InstBuilder, Value};
 
 use super::check::{destination, same_memory};
-use super::emit::{Emitter, PARTIAL_SUMS, flags};
+use super::emit::{Emitter, flags};
 use super::layout::{KvStrides, Layout};
-use super::math::{self, LANES};
-use super::schedule::{Pass, Step};
+use super::math::{self, LANES, Sign};
+use super::schedule::{Phase, Step};
+use super::sums::Sums;
 
 /// Vectors that go through the instructions together.
 const GROUP: usize = 4;
@@ -19,10 +20,28 @@ const GROUP: usize = 4;
 /// Where a vector begins, from the current [`super::emit::Place`] on: the first of its columns.
 #[derive(Clone, Copy, Debug)]
 pub struct Point {
+    /// Rows ahead.
+    pub row: u32,
     /// Units ahead.
     pub unit: u32,
     /// Columns ahead in that unit.
     pub c: u32,
+}
+
+/// Where the rows of an operand or of the tile lie that go together.
+#[derive(Clone, Copy, Debug)]
+pub struct RowAddress {
+    /// Of the first one.
+    pub first: Value,
+    /// Bytes from row to row.
+    pub stride: u64,
+}
+
+impl RowAddress {
+    /// Bytes from the first row to a point's.
+    pub fn ahead(self, point: Point) -> i32 {
+        (point.row as u64 * self.stride) as i32
+    }
 }
 
 /// Which lanes of a vector stand for columns.
@@ -52,11 +71,11 @@ pub struct Group {
 }
 
 impl Emitter<'_> {
-    /// Does a pass for a vector at each of the points. `sums` are [`PARTIAL_SUMS`] vectors for each of the pass's sums.
+    /// Does a phase for a vector at each of the points.
     ///
-    /// Where the pass stores quantised blocks, the points are those of up to [`super::quantise::TOGETHER`] whole blocks.
-    pub fn strip(&mut self, pass: &Pass, points: &[Point], lanes: Lanes, sums: &mut [Value]) {
-        let mut blocks = self.quant_stores(pass);
+    /// Where the phase stores quantised blocks, the points are those of up to [`super::quantise::TOGETHER`] whole blocks.
+    pub fn strip(&mut self, phase: &Phase, points: &[Point], lanes: Lanes, sums: &mut Sums) {
+        let mut blocks = self.quant_stores(phase);
         for (nth, points) in points.chunks(GROUP).enumerate() {
             let first = nth * GROUP;
             let mut group = Group {
@@ -64,13 +83,10 @@ impl Emitter<'_> {
                 lanes,
                 values: vec![Vec::new(); self.region.body.len()],
             };
-            for step in &pass.steps {
+            for step in &phase.steps {
                 match *step {
                     Step::Accumulate { sum, x } => {
-                        let which = pass.sums.iter().position(|s| *s == sum);
-                        let which = which.expect("a pass accumulates its own sums");
-                        let parts = &mut sums[which * PARTIAL_SUMS..][..PARTIAL_SUMS];
-                        self.accumulate(&group, first, x, parts);
+                        self.accumulate(&group, first, x, sum, sums);
                     }
                     Step::Store(store) => {
                         match blocks.iter_mut().find(|blocks| blocks.index == store) {
@@ -91,10 +107,14 @@ impl Emitter<'_> {
         }
     }
 
-    /// Evaluates, before a pass, a value that is the same for the whole row.
+    /// Evaluates, before a pass or a phase, a value that is the same for the whole row or unit.
     pub fn eval_once(&mut self, value: Val) {
         let group = Group {
-            points: vec![Point { unit: 0, c: 0 }],
+            points: vec![Point {
+                row: 0,
+                unit: 0,
+                c: 0,
+            }],
             lanes: Lanes::All,
             values: Vec::new(),
         };
@@ -106,11 +126,24 @@ impl Emitter<'_> {
             Inst::Load { src, row, col } => self.load(group, src, row, col),
             Inst::Tile { offset } => {
                 let tile = self.row.tile.expect("a region that reads a tile has one");
+                let tile = RowAddress {
+                    first: tile,
+                    stride: self.tile_stride(),
+                };
                 let col = ColMap {
                     per_unit: self.region.unit,
                     offset,
                 };
                 self.load_from(group, tile, col)
+            }
+            // The sign goes into the constants of the exponential.
+            Inst::Unary { op: Unary::Exp, x } => {
+                let (x, sign) = match self.region.body[x as usize] {
+                    Inst::Unary { op: Unary::Neg, x } => (x, Sign::Opposite),
+                    _ => (x, Sign::Same),
+                };
+                let xs = self.values(x, group);
+                math::exp(&mut self.b, &xs, sign)
             }
             Inst::Unary { op, x } => {
                 let xs = self.values(x, group);
@@ -141,7 +174,7 @@ impl Emitter<'_> {
     fn unary(&mut self, op: Unary, xs: &[Value]) -> Vec<Value> {
         match op {
             Unary::Neg => math::neg(&mut self.b, xs),
-            Unary::Exp => math::exp(&mut self.b, xs),
+            Unary::Exp => math::exp(&mut self.b, xs, Sign::Same),
             Unary::Sqrt => xs.iter().map(|&x| self.b.ins().sqrt(x)).collect(),
             Unary::Recip => {
                 let one = math::splat(&mut self.b, 1.0);
@@ -192,27 +225,12 @@ impl Emitter<'_> {
         }
     }
 
-    fn accumulate(&mut self, group: &Group, first: usize, x: Val, parts: &mut [Value]) {
-        let xs = self.values(x, group);
-        for (i, mut x) in xs.into_iter().enumerate() {
-            if group.lanes == Lanes::First {
-                let first = math::constant(&mut self.b, F32X4, [u32::MAX, 0, 0, 0]);
-                let nothing = (-0.0f32).to_bits();
-                let rest = math::constant(&mut self.b, F32X4, [0, nothing, nothing, nothing]);
-                x = self.b.ins().band(x, first);
-                x = self.b.ins().bor(x, rest);
-            }
-            let part = &mut parts[(first + i) % PARTIAL_SUMS];
-            *part = self.b.ins().fadd(*part, x);
-        }
-    }
-
     fn load(&mut self, group: &Group, src: OperandId, row: RowMap, col: ColMap) -> Vec<Value> {
         let pointer = self.row_of(src, row);
         self.load_from(group, pointer, col)
     }
 
-    fn load_from(&mut self, group: &Group, row: Value, col: ColMap) -> Vec<Value> {
+    fn load_from(&mut self, group: &Group, row: RowAddress, col: ColMap) -> Vec<Value> {
         group
             .points
             .iter()
@@ -287,33 +305,37 @@ impl Emitter<'_> {
         }
     }
 
-    pub fn row_of(&self, operand: OperandId, map: RowMap) -> Value {
+    pub fn row_of(&self, operand: OperandId, map: RowMap) -> RowAddress {
         let found = self
             .row
             .pointers
             .iter()
             .find(|(o, m, _)| (*o, *m) == (operand, map));
-        found.expect("the row has a pointer for each operand").2
+        RowAddress {
+            first: found.expect("the row has a pointer for each operand").2,
+            stride: self.row_stride(operand, map),
+        }
     }
 
     /// Address and constant offset of a column, of elements of `1 << size_log2` bytes.
     pub fn address(
         &mut self,
-        row: Value,
+        row: RowAddress,
         col: ColMap,
         point: Point,
         size_log2: u8,
     ) -> (Value, i32) {
-        let offset = (self.constant_column(col, point) << size_log2) as i32;
+        let offset = self.constant_column(col, point) << size_log2;
+        let offset = offset as i32 + row.ahead(point);
         let Some(column) = self.place.column(col.per_unit) else {
-            return (row, offset);
+            return (row.first, offset);
         };
         // Written anew for each access, it becomes part of the access's addressing mode.
         let scaled = match size_log2 {
             0 => column,
             log2 => self.b.ins().ishl_imm_u(column, log2 as i64),
         };
-        (self.b.ins().iadd(row, scaled), offset)
+        (self.b.ins().iadd(row.first, scaled), offset)
     }
 
     /// The part of a column's number that is known: it is added to the current place's.

@@ -279,7 +279,7 @@ fn finish_row(
     let token = want
         .sample
         .as_ref()
-        .map(|params| sampler.sample(logits, params, position))
+        .map(|params| sampler.sample(logits, params, &want.recent, position))
         .transpose()
         .map_err(|e| e.to_string())?;
     Ok(RowOutcome {

@@ -131,7 +131,7 @@ impl ReferenceDevice {
             let token = want
                 .sample
                 .as_ref()
-                .map(|params| self.sampler.sample(row, params, position))
+                .map(|params| self.sampler.sample(row, params, &want.recent, position))
                 .transpose()
                 .map_err(|e| {
                     Error::Bug(format!(

@@ -107,7 +107,7 @@ impl Fuzz {
         let bound = |value: Val| self.bounds[value as usize];
         let float = self.operands.floats[x as usize % 3];
         let col = self.col(y, 1);
-        Some(match kind % 14 {
+        Some(match kind % 16 {
             0 => (
                 Inst::Const {
                     value: x as f32 % 3.0 - 1.0,
@@ -171,6 +171,11 @@ impl Fuzz {
                 },
                 None,
             ),
+            13 | 14 => {
+                let x = pick(x)?;
+                let sum = bound(x)? * region.width as f64;
+                (sum < EXACT).then_some((Inst::UnitSum { x }, Some(sum)))?
+            }
             _ => (
                 Inst::StoreKv {
                     dst: self.operands.pools[x as usize % 2],

@@ -4,9 +4,7 @@ use bundle_format::plan::KV_BLOCK;
 use bundle_format::region::{KvPart, Operand, OperandId};
 use half::f16;
 use kernels::abi::RegionFn;
-use kernels::reference::{Operands, Tile, TileRange, q8, run_region};
-
-use super::q16;
+use kernels::reference::{Operands, Tile, TileRange, q8, q16, run_region};
 
 use super::regions::Case;
 use crate::codegen::cpu::{Layout, QuantType, RegionContext};

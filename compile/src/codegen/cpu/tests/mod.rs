@@ -5,7 +5,6 @@ mod exec;
 mod fuzz;
 mod memory;
 mod passes;
-mod q16;
 mod real;
 mod regions;
 mod rules;
@@ -59,6 +58,28 @@ fn check(case: &Case, memory: &Memory, tolerance: f32) -> Memory {
         );
     }
 
+    let parts = in_parts(case, memory, &code);
+    if let Some(difference) = parts.difference(&found) {
+        panic!(
+            "{name} of {} columns, in parts: {difference} (parts, whole)",
+            case.region.cols
+        );
+    }
+    found
+}
+
+/// Checks that the code does the same to the bit when called in parts.
+fn check_parts(case: &Case, memory: &Memory) {
+    let code = compiled(case);
+    let mut whole = memory.clone();
+    whole.call(case, code.function(0), &everything(case));
+    let parts = in_parts(case, memory, &code);
+    let name = &case.region.name;
+    assert_eq!(parts.difference(&whole), None, "{name}");
+}
+
+/// What calls for parts of the iteration space leave.
+fn in_parts(case: &Case, memory: &Memory, code: &Code) -> Memory {
     let mut parts = memory.clone();
     let cols = case.region.cols as usize;
     let unit = case.region.unit as usize;
@@ -76,8 +97,5 @@ fn check(case: &Case, memory: &Memory, tolerance: f32) -> Memory {
             parts.call(case, code.function(0), &range);
         }
     }
-    if let Some(difference) = parts.difference(&found) {
-        panic!("{name} of {cols} columns, in parts: {difference} (parts, whole)");
-    }
-    found
+    parts
 }

@@ -136,6 +136,10 @@ impl Case {
         self.push(Inst::RowSum { x })
     }
 
+    pub fn unit_sum(&mut self, x: Val) -> Val {
+        self.push(Inst::UnitSum { x })
+    }
+
     pub fn store(&mut self, dst: OperandId, col: ColMap, x: Val) {
         self.push(Inst::Store { dst, col, x });
     }
@@ -179,20 +183,29 @@ pub fn add(cols: u32) -> Case {
     case
 }
 
-/// `x / sqrt(mean(x * x) + eps) * w`
-fn norm(case: &mut Case, x: Val, weight: OperandId, col: ColMap) -> Val {
-    let cols = case.region.cols as f32;
-    let square = case.binary(Binary::Mul, x, x);
-    let sum = case.row_sum(square);
-    let n = case.constant(cols);
+/// `1 / sqrt(sum / n + eps)`
+fn norm_factor(case: &mut Case, sum: Val, n: u32) -> Val {
+    let n = case.constant(n as f32);
     let mean = case.binary(Binary::Div, sum, n);
     let eps = case.constant(1e-5);
     let mean = case.binary(Binary::Add, mean, eps);
     let root = case.unary(Unary::Sqrt, mean);
-    let factor = case.unary(Unary::Recip, root);
+    case.unary(Unary::Recip, root)
+}
+
+/// `x * factor * w`
+fn scaled(case: &mut Case, x: Val, factor: Val, weight: OperandId, col: ColMap) -> Val {
     let x = case.binary(Binary::Mul, x, factor);
     let w = case.load_row(weight, RowMap::Zero, col);
     case.binary(Binary::Mul, x, w)
+}
+
+/// `x / sqrt(mean(x * x) + eps) * w`
+fn norm(case: &mut Case, x: Val, weight: OperandId, col: ColMap) -> Val {
+    let square = case.binary(Binary::Mul, x, x);
+    let sum = case.row_sum(square);
+    let factor = norm_factor(case, sum, case.region.cols);
+    scaled(case, x, factor, weight, col)
 }
 
 pub fn rms_norm(cols: u32) -> Case {
@@ -226,6 +239,22 @@ pub fn add_rms_norm_quant(dtype: DType, cols: u32) -> Case {
     case.store(hidden, col, sum);
     let y = norm(&mut case, sum, w, col);
     case.store_quant(out, col, y);
+    case
+}
+
+/// `h = x + norm(y)`, then the norm of h: a second sum of what depends on the first.
+pub fn norm_add_norm_quant(dtype: DType, cols: u32) -> Case {
+    let mut case = Case::new(&named("norm_add_norm", dtype), 32, 32, cols);
+    let (hidden, y) = (case.buffer(DType::F32, cols), case.buffer(DType::F32, cols));
+    let (first, second) = (case.weight(cols), case.weight(cols));
+    let out = case.buffer(dtype, cols);
+    let col = at(32, 0);
+    let (x, y) = (case.load(hidden, col), case.load(y, col));
+    let y = norm(&mut case, y, first, col);
+    let h = case.binary(Binary::Add, x, y);
+    case.store(hidden, col, h);
+    let normed = norm(&mut case, h, second, col);
+    case.store_quant(out, col, normed);
     case
 }
 
@@ -263,11 +292,35 @@ pub fn swiglu_quant(dtype: DType, ffn: u32) -> Case {
     case
 }
 
-/// Both halves of a rotated head.
-fn rotate(case: &mut Case, head_dim: u32) -> (Val, Val) {
+/// `gelu(gate) * up` by the tanh approximation: `tanh(u) = 2 / (1 + exp(-2u)) - 1`.
+pub fn geglu_quant(dtype: DType, ffn: u32) -> Case {
+    let mut case = Case::new(&named("geglu", dtype), 64, 32, ffn * 2);
+    let out = case.buffer(dtype, ffn);
+    let (gate, up) = (case.tile(0), case.tile(32));
+    let square = case.binary(Binary::Mul, gate, gate);
+    let cubic = case.constant(2.0 * 0.797_884_6 * 0.044_715);
+    let linear = case.constant(2.0 * 0.797_884_6);
+    let factor = case.push(Inst::Fma {
+        a: square,
+        b: cubic,
+        c: linear,
+    });
+    let twice = case.binary(Binary::Mul, gate, factor);
+    let negative = case.unary(Unary::Neg, twice);
+    let e = case.unary(Unary::Exp, negative);
+    let one = case.constant(1.0);
+    let denominator = case.binary(Binary::Add, e, one);
+    let sigmoid = case.unary(Unary::Recip, denominator);
+    let gelu = case.binary(Binary::Mul, gate, sigmoid);
+    let y = case.binary(Binary::Mul, gelu, up);
+    case.store_quant(out, at(32, 0), y);
+    case
+}
+
+/// Both halves of a rotated head: of columns `a` and `b` of each half.
+fn rotate(case: &mut Case, head_dim: u32, (a, b): (Val, Val)) -> (Val, Val) {
     let half = head_dim / 2;
     let table = case.buffer(DType::F32, head_dim);
-    let (a, b) = (case.tile(0), case.tile(half));
     let cos = case.load(table, at(0, 0));
     let sin = case.load(table, at(0, half));
     let (ac, bs) = (
@@ -284,22 +337,111 @@ fn rotate(case: &mut Case, head_dim: u32) -> (Val, Val) {
     (first, second)
 }
 
-pub fn rope(heads: u32, head_dim: u32) -> Case {
-    let mut case = Case::new("rope", head_dim, head_dim / 2, heads * head_dim);
-    let out = case.buffer(DType::F32, heads * head_dim);
-    let (first, second) = rotate(&mut case, head_dim);
+/// Both halves of a tile's head.
+fn halves(case: &mut Case, head_dim: u32) -> (Val, Val) {
+    (case.tile(0), case.tile(head_dim / 2))
+}
+
+/// The halves of a head, normed by the head.
+fn norm_halves(case: &mut Case, head_dim: u32) -> (Val, Val) {
+    let half = head_dim / 2;
+    let weight = case.weight(head_dim);
+    let (a, b) = halves(case, head_dim);
+    let square = case.binary(Binary::Mul, a, a);
+    let squares = case.push(Inst::Fma { a: b, b, c: square });
+    let sum = case.unit_sum(squares);
+    let factor = norm_factor(case, sum, head_dim);
+    (
+        scaled(case, a, factor, weight, at(0, 0)),
+        scaled(case, b, factor, weight, at(0, half)),
+    )
+}
+
+/// A bias added to both halves.
+fn add_bias(case: &mut Case, heads: u32, head_dim: u32) -> (Val, Val) {
+    let bias = case.weight(heads * head_dim);
+    let (a, b) = halves(case, head_dim);
+    let mut add = |x: Val, offset: u32| {
+        let bias = case.load_row(bias, RowMap::Zero, at(head_dim, offset));
+        case.binary(Binary::Add, x, bias)
+    };
+    (add(a, 0), add(b, head_dim / 2))
+}
+
+fn rotate_and_store(case: &mut Case, head_dim: u32, head: (Val, Val)) {
+    let out = case.buffer(DType::F32, case.region.cols);
+    let (first, second) = rotate(case, head_dim, head);
     case.store(out, at(head_dim, 0), first);
     case.store(out, at(head_dim, head_dim / 2), second);
+}
+
+fn rotate_and_store_key(case: &mut Case, head_dim: u32, head: (Val, Val)) {
+    let slots = case.buffer(DType::U32, 1);
+    let pool = case.pool(KvPart::Key, case.region.cols / head_dim, head_dim);
+    let (first, second) = rotate(case, head_dim, head);
+    case.store_kv(pool, slots, 0, first);
+    case.store_kv(pool, slots, head_dim / 2, second);
+}
+
+fn by_halves(name: &str, heads: u32, head_dim: u32) -> Case {
+    Case::new(name, head_dim, head_dim / 2, heads * head_dim)
+}
+
+pub fn rope(heads: u32, head_dim: u32) -> Case {
+    let mut case = by_halves("rope", heads, head_dim);
+    let head = halves(&mut case, head_dim);
+    rotate_and_store(&mut case, head_dim, head);
     case
 }
 
 pub fn rope_key(heads: u32, head_dim: u32) -> Case {
-    let mut case = Case::new("rope_key", head_dim, head_dim / 2, heads * head_dim);
-    let slots = case.buffer(DType::U32, 1);
-    let pool = case.pool(KvPart::Key, heads, head_dim);
-    let (first, second) = rotate(&mut case, head_dim);
-    case.store_kv(pool, slots, 0, first);
-    case.store_kv(pool, slots, head_dim / 2, second);
+    let mut case = by_halves("rope_key", heads, head_dim);
+    let head = halves(&mut case, head_dim);
+    rotate_and_store_key(&mut case, head_dim, head);
+    case
+}
+
+pub fn bias_rope(heads: u32, head_dim: u32) -> Case {
+    let mut case = by_halves("bias_rope", heads, head_dim);
+    let head = add_bias(&mut case, heads, head_dim);
+    rotate_and_store(&mut case, head_dim, head);
+    case
+}
+
+pub fn bias_rope_key(heads: u32, head_dim: u32) -> Case {
+    let mut case = by_halves("bias_rope_key", heads, head_dim);
+    let head = add_bias(&mut case, heads, head_dim);
+    rotate_and_store_key(&mut case, head_dim, head);
+    case
+}
+
+pub fn norm_rope(heads: u32, head_dim: u32) -> Case {
+    let mut case = by_halves("norm_rope", heads, head_dim);
+    let head = norm_halves(&mut case, head_dim);
+    rotate_and_store(&mut case, head_dim, head);
+    case
+}
+
+pub fn norm_rope_key(heads: u32, head_dim: u32) -> Case {
+    let mut case = by_halves("norm_rope_key", heads, head_dim);
+    let head = norm_halves(&mut case, head_dim);
+    rotate_and_store_key(&mut case, head_dim, head);
+    case
+}
+
+/// Heads normed in place, by a region of its own.
+pub fn head_norm(heads: u32, head_dim: u32) -> Case {
+    let mut case = Case::new("head_norm", head_dim, head_dim, heads * head_dim);
+    let (x, weight) = (
+        case.buffer(DType::F32, heads * head_dim),
+        case.weight(head_dim),
+    );
+    let value = case.load(x, at(head_dim, 0));
+    let square = case.binary(Binary::Mul, value, value);
+    let sum = case.unit_sum(square);
+    let factor = norm_factor(&mut case, sum, head_dim);
+    let y = scaled(&mut case, value, factor, weight, at(0, 0));
+    case.store(x, at(head_dim, 0), y);
     case
 }
 
@@ -326,7 +468,7 @@ pub fn attention_quant(dtype: DType, heads: u32, head_dim: u32) -> Case {
     case
 }
 
-/// Every region of a model of SmolLM2-135M's sizes, and some of odd ones.
+/// Regions of models of real sizes, SmolLM2-135M's for most, and some of odd ones.
 pub fn model() -> Vec<Case> {
     let plain = vec![
         store(576),
@@ -345,6 +487,12 @@ pub fn model() -> Vec<Case> {
         value(3, 64),
         value(1, 128),
         value(5, 23),
+        bias_rope(14, 64),
+        bias_rope_key(2, 64),
+        head_norm(16, 128),
+        head_norm(4, 256),
+        head_norm(5, 23),
+        head_norm(3, 1),
     ];
     let quantised = [DType::Q8, DType::Q16].into_iter().flat_map(|dtype| {
         [
@@ -356,9 +504,32 @@ pub fn model() -> Vec<Case> {
             quantise(dtype, 1536),
             swiglu_quant(dtype, 1536),
             swiglu_quant(dtype, 32),
+            geglu_quant(dtype, 2048),
+            geglu_quant(dtype, 96),
             attention_quant(dtype, 9, 64),
             attention_quant(dtype, 2, 256),
         ]
     });
     plain.into_iter().chain(quantised).collect()
+}
+
+/// Regions that add up what was scaled by a sum: where terms cancel, the sum's rounding shows.
+pub fn cancelling() -> Vec<Case> {
+    let plain = vec![
+        norm_rope(16, 128),
+        norm_rope(4, 256),
+        norm_rope(3, 80),
+        norm_rope(2, 6),
+        norm_rope_key(8, 128),
+        norm_rope_key(1, 256),
+        norm_rope_key(2, 10),
+    ];
+    let quantised = [DType::Q8, DType::Q16]
+        .into_iter()
+        .flat_map(|dtype| [640, 1152, 32].map(|cols| norm_add_norm_quant(dtype, cols)));
+    plain.into_iter().chain(quantised).collect()
+}
+
+pub fn all() -> Vec<Case> {
+    model().into_iter().chain(cancelling()).collect()
 }

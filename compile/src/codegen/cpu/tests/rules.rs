@@ -94,6 +94,16 @@ fn values_and_operands() {
         "uses 1, a store",
     );
     refused(
+        "void_unit",
+        |case| {
+            let out = case.buffer(DType::F32, 128);
+            let x = case.tile(0);
+            case.store(out, at(64, 0), x);
+            case.unit_sum(1);
+        },
+        "uses 1, a store",
+    );
+    refused(
         "missing",
         |case| {
             case.load(3, at(64, 0));
