@@ -34,7 +34,11 @@ for model in sorted(models.glob('ggml-vocab-*.gguf')):
     inputs = pathlib.Path(f'{model}.inp')
     if name not in UNSUPPORTED and not inputs.exists():
         continue
-    texts = inputs.read_bytes().decode().split('\n__ggml_vocab_test__\n') if inputs.exists() else ['x']
+    texts = ['x']
+    if inputs.exists():
+        texts = inputs.read_bytes().decode().split('\n__ggml_vocab_test__\n')
+        if texts[-1] == '':  # after the last separator
+            texts.pop()
     lines = ''.join(json.dumps(text) + '\n' for text in texts)
     run = subprocess.run([tokenize, model], input=lines, capture_output=True, text=True)
     if name in UNSUPPORTED:

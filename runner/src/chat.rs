@@ -1,12 +1,14 @@
 //! Chats to prompts, by the model's own Jinja template.
 //!
 //! Templates are run as Hugging Face's `transformers` runs them, since they were written for it: blocks are trimmed,
-//! Python's string methods work, and `tojson`, `raise_exception` and `strftime_now` are its own.
+//! Python's string methods work, lists and dicts print as Python's ([`repr`]), and `tojson`, `raise_exception` and
+//! `strftime_now` are its own.
 //!
 //! The control tokens of a template must become tokens, those that a message spells must not ([`literal`]).
 
 mod literal;
 mod python;
+mod repr;
 
 use std::time::SystemTime;
 
@@ -85,6 +87,7 @@ impl<'a> ChatTemplate<'a> {
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
         python::install(&mut environment);
+        repr::install(&mut environment);
         environment
             .add_template_owned(TEMPLATE, python::without_generation_marks(source))
             .map_err(|e| Error::Unsupported(format!("chat template: {}", describe(&e))))?;

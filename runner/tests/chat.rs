@@ -92,6 +92,14 @@ fn python_and_transformers_are_at_hand() {
             r#"[{"name": "f", "args": {"z": [1, 2.5, true, null], "a": "<é\"\n"}, "none": {}}]"#,
         ),
         (
+            "{{ tools }} {{ tools[0].args.z | string }}",
+            r#"[{'name': 'f', 'args': {'z': [1, 2.5, True, None], 'a': '<é"\n'}, 'none': {}}] [1, 2.5, True, None]"#,
+        ),
+        (
+            r#"{{ ["it's", '\'"', "a\u200b\u00a0\x07 \\"] }}{{ 'a' | string }}{{ 1 | string }}"#,
+            r#"["it's", '\'"', 'a\u200b\xa0\x07 \\']a1"#,
+        ),
+        (
             "{{ tools[0].args.z | tojson(indent=2) }}",
             "[\n  1,\n  2.5,\n  true,\n  null\n]",
         ),

@@ -8,7 +8,7 @@ mod merge;
 mod rules;
 mod split;
 mod stream;
-mod unicode;
+pub(crate) mod unicode;
 
 use std::borrow::Cow;
 
