@@ -29,7 +29,7 @@ const STRETCH: u32 = 10;
 
 fn region_benches(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("regions");
-    let cases = regions::model().into_iter();
+    let cases = regions::all().into_iter();
     for mut case in cases.filter(|case| case.region.cols >= 192) {
         let (rows, cols) = match case.region.reads_tile() {
             true => (TILE_ROWS, TILE_COLS.next_multiple_of(case.region.unit)),
