@@ -17,6 +17,7 @@ done
 examples/setup.sh || exit 1
 model=$(examples/fetch-model.sh) || exit 1
 export FASTINFER_MODELS=${model%/*}
+examples/fetch-gemma.sh >&2 || exit 1
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 passed=0
@@ -61,6 +62,7 @@ check "the runner links no compiler" tests/dependencies.sh
 suite "unit, golden, parity, property and doc tests" cargo test --workspace --locked --exclude e2e
 suite "end to end" cargo test --release --locked -p e2e
 if [[ -n $full ]]; then
+  check "ids of llama.cpp's vocabularies" tests/vocab_check.sh
   suite "long tests" cargo test --release --locked -p e2e --features full --test long
 fi
 

@@ -200,7 +200,10 @@ pub enum KvDType {
     F16,
 }
 
-/// How a weight's elements are encoded: GGUF's block types, with their arithmetic.
+/// How a weight's elements are encoded: GGUF's block types, with their arithmetic. A variant's number is part of the
+/// format: new ones go to the end.
+// The names are GGUF's.
+#[allow(non_camel_case_types)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Encoding {
     F32,
@@ -208,6 +211,39 @@ pub enum Encoding {
     Q4_0,
     Q4_1,
     Q8_0,
+    BF16,
+    Q5_0,
+    Q5_1,
+    Q2_K,
+    Q3_K,
+    Q4_K,
+    Q5_K,
+    Q6_K,
+    IQ4_NL,
+    IQ4_XS,
+    MXFP4,
+}
+
+impl Encoding {
+    /// Every encoding, in the order of their numbers.
+    pub const ALL: [Encoding; 16] = [
+        Encoding::F32,
+        Encoding::F16,
+        Encoding::Q4_0,
+        Encoding::Q4_1,
+        Encoding::Q8_0,
+        Encoding::BF16,
+        Encoding::Q5_0,
+        Encoding::Q5_1,
+        Encoding::Q2_K,
+        Encoding::Q3_K,
+        Encoding::Q4_K,
+        Encoding::Q5_K,
+        Encoding::Q6_K,
+        Encoding::IQ4_NL,
+        Encoding::IQ4_XS,
+        Encoding::MXFP4,
+    ];
 }
 
 /// Order of a weight's bytes.

@@ -19,6 +19,10 @@
 //! | 48 | u32 | e: tokens that end generation |
 //! | 52 | u32 | bytes of the chat template; 0: none |
 //! | 56 | u32 × 14 | the id of each [`Special`], or [`NONE`] |
+//! | 112 | u64 | seed of the text table |
+//! | 120 | u32 | c: buckets of the text table |
+//! | 124 | u32 | t: slots of the text table |
+//! | 128 | u128 | [`Tables::space_joins`], if [`Flags::spaces_cut`] |
 //!
 //! The tables follow in this order, each padded with zeros to a multiple of 8 bytes; nothing follows the last:
 //!
@@ -31,11 +35,15 @@
 //! | u32 × 256 | the token of each single byte, or [`NONE`] |
 //! | u16 × b | pilots of the merge table ([`merges`]) |
 //! | (u32 left, u32 right, u32 rank, u32 merged) × s | slots of the merge table; an empty slot is four [`NONE`]s |
+//! | u16 × c | pilots of the text table ([`texts`]) |
+//! | u32 × t | slots of the text table: tokens, or [`NONE`] |
 //! | u32 × p | tokens to match, in ascending order of their bytes |
 //! | u32 × e | tokens that end generation, ascending |
 //! | u8 | the chat template, UTF-8 |
 
 pub mod merges;
+mod perfect;
+pub mod texts;
 mod view;
 mod write;
 
@@ -44,13 +52,13 @@ pub use view::View;
 pub use write::Tables;
 
 /// Version of the layout that this build writes, and the only one that it reads.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// An id that is no token.
 pub const NONE: u32 = u32::MAX;
 
 /// Bytes before the first table.
-pub const HEADER_BYTES: usize = 56 + 4 * Special::ALL.len();
+pub const HEADER_BYTES: usize = 56 + 4 * Special::ALL.len() + 32;
 
 /// What a section can't be opened or written for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -84,17 +92,25 @@ pub enum Error {
 /// How text becomes tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ModelKind {
-    /// Byte-level byte-pair encoding: GGUF's `gpt2`.
+    /// Byte-level byte-pair encoding: GGUF's `gpt2`. Words start as their bytes; pairs merge by a list of merges.
     ByteBpe,
+    /// SentencePiece's: GGUF's `llama`. Text starts as its characters; two neighbours merge where a token spells both, the
+    /// one of the highest score first; characters without a token become their bytes' tokens.
+    Scored,
+    /// Byte-pair encoding of characters: GGUF's `gemma4`. Lines start as their characters; pairs merge by a list of merges;
+    /// characters without a token become their bytes' tokens.
+    CharBpe,
 }
 
 impl ModelKind {
-    pub const ALL: &[ModelKind] = &[ModelKind::ByteBpe];
+    pub const ALL: &[ModelKind] = &[ModelKind::ByteBpe, ModelKind::Scored, ModelKind::CharBpe];
 
     /// The number that the section stores.
     pub fn code(self) -> u32 {
         match self {
             ModelKind::ByteBpe => 1,
+            ModelKind::Scored => 2,
+            ModelKind::CharBpe => 3,
         }
     }
 
@@ -102,35 +118,105 @@ impl ModelKind {
     pub fn name(self) -> &'static str {
         match self {
             ModelKind::ByteBpe => "gpt2",
+            ModelKind::Scored => "llama",
+            ModelKind::CharBpe => "gemma4",
         }
+    }
+
+    /// Whether vocabularies of this kind write a space as U+2581 (`▁`), so that both are the same to them.
+    pub fn marks_spaces(self) -> bool {
+        matches!(self, ModelKind::Scored | ModelKind::CharBpe)
     }
 }
 
 /// How text is split into words; merges don't cross words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PreTokenizer {
+    /// The whole text is a word.
+    Whole,
     /// GPT-2's pattern.
     Gpt2,
     /// Every digit by itself, GPT-2's pattern between them.
     Smollm,
+    /// Llama 3's pattern: digits by three.
+    Llama3,
+    /// Qwen 2's pattern: Llama 3's, but every digit by itself.
+    Qwen2,
+    /// Qwen 3.5's pattern: Qwen 2's, with combining marks in words.
+    Qwen35,
+    /// The patterns of DeepSeek LLM, one after the other.
+    DeepseekLlm,
+    /// The patterns of DeepSeek Coder, one after the other.
+    DeepseekCoder,
+    /// The patterns of DeepSeek V3, one after the other.
+    DeepseekV3,
+    /// Mistral's Tekken: words end where capital letters begin.
+    Tekken,
+    /// GPT-4o's pattern: Tekken's with contractions, and digits by three.
+    Gpt4o,
+    /// Falcon's patterns, one after the other.
+    Falcon,
+    /// What models have that name `default`: Falcon's with another order of digits.
+    Default,
+    /// Lines; runs of newlines are words of their own.
+    Lines,
 }
 
 impl PreTokenizer {
-    pub const ALL: &[PreTokenizer] = &[PreTokenizer::Gpt2, PreTokenizer::Smollm];
+    pub const ALL: &[PreTokenizer] = &[
+        PreTokenizer::Whole,
+        PreTokenizer::Gpt2,
+        PreTokenizer::Smollm,
+        PreTokenizer::Llama3,
+        PreTokenizer::Qwen2,
+        PreTokenizer::Qwen35,
+        PreTokenizer::DeepseekLlm,
+        PreTokenizer::DeepseekCoder,
+        PreTokenizer::DeepseekV3,
+        PreTokenizer::Tekken,
+        PreTokenizer::Gpt4o,
+        PreTokenizer::Falcon,
+        PreTokenizer::Default,
+        PreTokenizer::Lines,
+    ];
 
     /// The number that the section stores.
     pub fn code(self) -> u32 {
         match self {
+            PreTokenizer::Whole => 0,
             PreTokenizer::Gpt2 => 1,
             PreTokenizer::Smollm => 2,
+            PreTokenizer::Llama3 => 3,
+            PreTokenizer::Qwen2 => 4,
+            PreTokenizer::Qwen35 => 5,
+            PreTokenizer::DeepseekLlm => 6,
+            PreTokenizer::DeepseekCoder => 7,
+            PreTokenizer::DeepseekV3 => 8,
+            PreTokenizer::Tekken => 9,
+            PreTokenizer::Gpt4o => 10,
+            PreTokenizer::Falcon => 11,
+            PreTokenizer::Default => 12,
+            PreTokenizer::Lines => 13,
         }
     }
 
-    /// GGUF's `tokenizer.ggml.pre`.
+    /// GGUF's `tokenizer.ggml.pre` of a model that has it.
     pub fn name(self) -> &'static str {
         match self {
+            PreTokenizer::Whole => "none",
             PreTokenizer::Gpt2 => "gpt-2",
             PreTokenizer::Smollm => "smollm",
+            PreTokenizer::Llama3 => "llama-bpe",
+            PreTokenizer::Qwen2 => "qwen2",
+            PreTokenizer::Qwen35 => "qwen35",
+            PreTokenizer::DeepseekLlm => "deepseek-llm",
+            PreTokenizer::DeepseekCoder => "deepseek-coder",
+            PreTokenizer::DeepseekV3 => "deepseek-v3",
+            PreTokenizer::Tekken => "tekken",
+            PreTokenizer::Gpt4o => "gpt-4o",
+            PreTokenizer::Falcon => "falcon",
+            PreTokenizer::Default => "default",
+            PreTokenizer::Lines => "gemma4",
         }
     }
 }
@@ -142,28 +228,43 @@ pub struct Flags {
     pub add_bos: bool,
     /// A prompt ends with [`Special::Eos`].
     pub add_eos: bool,
-    /// Text gets a space in front (unigram models only).
+    /// Text gets a space in front, at its start and after every special token ([`ModelKind::Scored`] only).
     pub add_space_prefix: bool,
     /// The section has a table of scores.
     pub scores: bool,
+    /// A word that a token spells becomes that token, whether merges lead there or not.
+    pub ignore_merges: bool,
+    /// The section says where text may be cut at spaces: [`Tables::space_joins`].
+    pub spaces_cut: bool,
 }
 
 impl Flags {
-    const KNOWN: u32 = 0b1111;
+    const KNOWN: u32 = 0b11_1111;
 
     fn bits(self) -> u32 {
-        self.add_bos as u32
-            | (self.add_eos as u32) << 1
-            | (self.add_space_prefix as u32) << 2
-            | (self.scores as u32) << 3
+        [
+            self.add_bos,
+            self.add_eos,
+            self.add_space_prefix,
+            self.scores,
+            self.ignore_merges,
+            self.spaces_cut,
+        ]
+        .into_iter()
+        .enumerate()
+        .map(|(bit, set)| u32::from(set) << bit)
+        .sum()
     }
 
     fn from_bits(bits: u32) -> Option<Self> {
-        (bits & !Self::KNOWN == 0).then_some(Self {
-            add_bos: bits & 1 != 0,
-            add_eos: bits & 2 != 0,
-            add_space_prefix: bits & 4 != 0,
-            scores: bits & 8 != 0,
+        let set = |bit: u32| bits >> bit & 1 != 0;
+        (bits & !Self::KNOWN == 0).then(|| Self {
+            add_bos: set(0),
+            add_eos: set(1),
+            add_space_prefix: set(2),
+            scores: set(3),
+            ignore_merges: set(4),
+            spaces_cut: set(5),
         })
     }
 }
@@ -182,8 +283,10 @@ impl Attr {
     /// Spells one byte: `<0x0A>`.
     pub const BYTE: Attr = Attr(16);
     pub const UNUSED: Attr = Attr(32);
+    /// White space after the token belongs to it: it vanishes where the token is cut out of text.
+    pub const STRIPS_RIGHT: Attr = Attr(64);
 
-    const KNOWN: u8 = 0b11_1111;
+    const KNOWN: u8 = 0b111_1111;
 
     /// Whether any of `bits` is set.
     pub fn any(self, bits: Attr) -> bool {

@@ -331,34 +331,60 @@ fn roles(plan: &Plan) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// Bytes of one row of `cols` elements as GGUF encodes them; none where `cols` is no multiple of the block.
-pub fn encoded_row_bytes(encoding: Encoding, cols: u32) -> Option<u64> {
-    let (block, bytes) = match encoding {
-        Encoding::F32 => (1, 4),
-        Encoding::F16 => (1, 2),
-        Encoding::Q4_0 => (32, 18),
-        Encoding::Q4_1 => (32, 20),
-        Encoding::Q8_0 => (32, 34),
-    };
-    cols.is_multiple_of(block)
-        .then(|| (cols / block) as u64 * bytes)
+/// The block of an encoding: its elements, its bytes in GGUF, and its bytes in a packed row (`WeightLayout::Interleave8`),
+/// where some scales are widened.
+const fn block(encoding: Encoding) -> (u32, u64, u64) {
+    match encoding {
+        Encoding::F32 => (1, 4, 4),
+        Encoding::F16 | Encoding::BF16 => (1, 2, 2),
+        Encoding::Q4_0 | Encoding::IQ4_NL => (32, 18, 18),
+        Encoding::Q4_1 => (32, 20, 20),
+        Encoding::Q5_0 => (32, 22, 22),
+        Encoding::Q5_1 => (32, 24, 24),
+        Encoding::Q8_0 => (32, 34, 34),
+        Encoding::MXFP4 => (32, 17, 17),
+        Encoding::Q2_K => (256, 84, 84),
+        Encoding::Q3_K => (256, 110, 114),
+        Encoding::Q4_K => (256, 144, 148),
+        Encoding::Q5_K => (256, 176, 180),
+        Encoding::Q6_K => (256, 210, 210),
+        Encoding::IQ4_XS => (256, 136, 138),
+    }
 }
 
 /// Types of activations that weights of an encoding are multiplied with, the cheapest first.
 pub const fn activation_types(encoding: Encoding) -> &'static [DType] {
     match encoding {
-        Encoding::F32 | Encoding::F16 => &[DType::F32],
-        Encoding::Q4_0 | Encoding::Q4_1 | Encoding::Q8_0 => &[DType::Q8, DType::Q16],
+        Encoding::F32 | Encoding::F16 | Encoding::BF16 => &[DType::F32],
+        Encoding::Q4_0
+        | Encoding::Q4_1
+        | Encoding::Q8_0
+        | Encoding::Q5_0
+        | Encoding::Q5_1
+        | Encoding::Q2_K
+        | Encoding::Q3_K
+        | Encoding::Q4_K
+        | Encoding::Q5_K
+        | Encoding::Q6_K
+        | Encoding::IQ4_NL
+        | Encoding::IQ4_XS
+        | Encoding::MXFP4 => &[DType::Q8, DType::Q16],
     }
 }
 
 /// Bytes of a weight of this encoding, layout and shape; none where `cols` is no multiple of the block.
 pub fn packed_len(encoding: Encoding, layout: WeightLayout, rows: u32, cols: u32) -> Option<u64> {
-    let rows = match layout {
-        WeightLayout::RowMajor => rows as u64,
-        WeightLayout::Interleave8 => (rows as u64).next_multiple_of(8),
-    };
-    encoded_row_bytes(encoding, cols)?.checked_mul(rows)
+    let (elements, bytes, packed_bytes) = block(encoding);
+    if !cols.is_multiple_of(elements) {
+        return None;
+    }
+    let blocks = (cols / elements) as u64;
+    match layout {
+        WeightLayout::RowMajor => (blocks * bytes).checked_mul(rows as u64),
+        WeightLayout::Interleave8 => {
+            (blocks * packed_bytes).checked_mul((rows as u64).next_multiple_of(8))
+        }
+    }
 }
 
 /// Checks the weights, and gives the length of the section that holds them: the end of the last, rounded up to

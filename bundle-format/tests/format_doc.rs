@@ -128,18 +128,13 @@ fn contexts() {
 
 #[test]
 fn encodings() {
-    let all = [
-        Encoding::F32,
-        Encoding::F16,
-        Encoding::Q4_0,
-        Encoding::Q4_1,
-        Encoding::Q8_0,
-    ];
+    let all = Encoding::ALL;
     let rows = table(&["encoding", "elements a block"]);
     assert_eq!(rows.len(), all.len());
     for (row, encoding) in rows.iter().zip(all) {
         assert_eq!(row[0], format!("{encoding:?}"));
-        let (block, bytes): (u32, u64) = (row[1].parse().unwrap(), row[2].parse().unwrap());
+        let block: u32 = row[1].parse().unwrap();
+        let [bytes, packed]: [u64; 2] = [2, 3].map(|i| row[i].parse().unwrap());
         let len = |layout, rows, cols| packed_len(encoding, layout, rows, cols);
         assert_eq!(
             len(WeightLayout::RowMajor, 9, 3 * block),
@@ -147,7 +142,7 @@ fn encodings() {
         );
         assert_eq!(
             len(WeightLayout::Interleave8, 9, 3 * block),
-            Some(16 * 3 * bytes)
+            Some(16 * 3 * packed)
         );
         if block > 1 {
             assert_eq!(len(WeightLayout::RowMajor, 9, 3 * block + 1), None);
@@ -185,13 +180,7 @@ fn activations() {
     let rows = table(&["encoding of the weight", "activations"]);
     let encodings = table(&["encoding", "elements a block"]);
     assert_eq!(rows.len(), encodings.len());
-    let all = [
-        Encoding::F32,
-        Encoding::F16,
-        Encoding::Q4_0,
-        Encoding::Q4_1,
-        Encoding::Q8_0,
-    ];
+    let all = Encoding::ALL;
     for (row, encoding) in rows.iter().zip(all) {
         let types: Vec<_> = activation_types(encoding)
             .iter()

@@ -16,6 +16,8 @@ fn tables() -> Tables {
         add_bos: false,
         add_eos: true,
         add_space_prefix: false,
+        ignore_merges: false,
+        space_joins: Some(1 << 127 | 1 << b'a'),
         tokens: [&b"a"[..], b"b", b"ab", b"aba", b"<end>", b""]
             .map(Vec::from)
             .to_vec(),
@@ -30,6 +32,7 @@ fn tables() -> Tables {
         scores: Some(vec![0.0, -1.0, -2.0, -3.0, 0.0, 0.0]),
         byte_tokens,
         merges: vec![(0, 1, 2), (2, 0, 3)],
+        texts: vec![0, 3],
         special,
         end_of_generation: vec![4],
         chat_template: Some("{{ messages }}".into()),
@@ -65,6 +68,11 @@ fn what_is_written_is_read() {
     );
     assert_eq!(view.merge(0, 1).map(|m| (m.rank, m.token)), Some((0, 2)));
     assert_eq!(view.merge(2, 0).map(|m| (m.rank, m.token)), Some((1, 3)));
+    assert_eq!(
+        [&b"a"[..], b"aba", b"ab", b""].map(|text| view.text_token(text)),
+        [Some(0), Some(3), None, None]
+    );
+    assert_eq!(view.space_joins(), tables.space_joins);
     assert_eq!((view.merge(1, 0), view.merge(NONE, NONE)), (None, None));
     assert_eq!(
         (view.special(Special::Eos), view.special(Special::Bos)),
@@ -77,6 +85,26 @@ fn what_is_written_is_read() {
     assert_eq!(view.end_of_generation().collect::<Vec<_>>(), [4]);
     assert!(view.ends_generation(4) && !view.ends_generation(3));
     assert_eq!(view.chat_template(), Some("{{ messages }}"));
+}
+
+/// Tokens that are cut out of text keep their marks; text to look up has spaces.
+#[test]
+fn marks_are_spaces_to_the_text_table() {
+    let mut tables = tables();
+    tables.model = ModelKind::Scored;
+    tables.pre = PreTokenizer::Whole;
+    tables.attrs[3] = Attr::USER_DEFINED;
+    tables.tokens[3] = "▁x▁".into();
+    let section = tables.write().unwrap();
+    let view = View::open(&section).unwrap();
+    assert_eq!(view.text_token(b" x "), Some(3));
+    assert_eq!(view.text_token("▁x▁".as_bytes()), None);
+    assert_eq!(view.token(3), Some("▁x▁".as_bytes()));
+
+    tables.texts = vec![6];
+    assert!(matches!(tables.write(), Err(Error::Invalid(_))));
+    tables.texts = vec![2, 2];
+    assert!(matches!(tables.write(), Err(Error::Invalid(_))));
 }
 
 #[test]

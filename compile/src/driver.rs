@@ -12,6 +12,7 @@ use crate::gguf::Gguf;
 use crate::ir::Graph;
 use crate::passes::Activations;
 use crate::progress::Progress;
+use crate::source::Source;
 use crate::tokenizer::VocabSource;
 use crate::{arch, emit, lower, passes};
 
@@ -62,10 +63,11 @@ pub fn compile_graph(
     mut seen: impl FnMut(passes::Stage),
     mut imported: impl FnMut(&Graph),
 ) -> Result<Compiled, Error> {
-    let graph = arch::build(gguf)?;
+    let limits = limits(gguf, options)?;
+    let graph = arch::build(gguf, limits.context)?;
     imported(&graph);
     let graph = passes::run(graph, &options.passes, &mut seen)?;
-    let mut plan = lower::lower(&graph, options.target, limits(gguf, options)?)?;
+    let mut plan = lower::lower(&graph, options.target, limits)?;
     let code = codegen::generate(&mut plan, options.target)?;
     Ok(Compiled { graph, plan, code })
 }
@@ -77,11 +79,9 @@ pub fn compile(
     options: &Options,
     progress: &dyn Progress,
 ) -> Result<PathBuf, Error> {
-    let file = emit::Source::open(input)?;
+    let source = Source::open(input)?;
+    let gguf = source.parse()?;
     let in_file = |e: Error| e.context(input.display());
-    let gguf = Gguf::parse(file.bytes())
-        .map_err(Error::from)
-        .map_err(in_file)?;
     let compiled = compile_graph(&gguf, options, |_| {}, |_| {}).map_err(in_file)?;
     let vocab = VocabSource::from_metadata(&gguf.metadata)
         .map_err(Error::from)
@@ -114,7 +114,7 @@ pub fn compile(
     emit::write(
         emit::Job {
             gguf: &gguf,
-            source: &file,
+            source: &source,
             compiled: &compiled,
             tokenizer: &table,
             manifest: &manifest,

@@ -5,69 +5,22 @@ use std::io::{self, BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
 use bundle_format::model::Manifest;
-use bundle_format::plan::{Weight, WeightLayout};
+use bundle_format::plan::{Encoding, Weight, WeightLayout};
 use bundle_format::write::{Contents, Writer};
-use memmap2::Mmap;
 use rayon::prelude::*;
 
 use crate::driver::Compiled;
 use crate::error::Error;
 use crate::gguf::Gguf;
-use crate::ir::{Tensor, TensorSource};
+use crate::ir::{RopeFreqs, Tensor, TensorSource};
 use crate::progress::Progress;
+use crate::source::Source;
 
 /// Bytes of packed weights in memory at a time.
 const CHUNK: usize = 8 << 20;
 
 /// Rows of a packed group.
 const GROUP: u32 = 8;
-
-/// A mapped model file.
-pub struct Source {
-    map: Mmap,
-}
-
-impl Source {
-    pub fn open(path: &Path) -> Result<Source, Error> {
-        let describe = |e: io::Error| Error::User(format!("can't read {}: {e}", path.display()));
-        let file = File::open(path).map_err(describe)?;
-        let about = file.metadata().map_err(describe)?;
-        if !about.is_file() {
-            return Err(Error::User(format!(
-                "{} is not a file; expected a GGUF model",
-                path.display()
-            )));
-        }
-        // SAFETY: the map is read-only and private. Another process that cuts the file while we read it makes the read
-        // fail with SIGBUS, which ends this process and leaves no bundle; one that changes it gives a bundle of a model
-        // that never existed, but no access outside the map, since every bound is that of the map.
-        let map = unsafe { Mmap::map(&file) }.map_err(describe)?;
-        Ok(Source { map })
-    }
-
-    pub fn bytes(&self) -> &[u8] {
-        &self.map
-    }
-
-    /// Tells the system that a part of [`Source::bytes`] won't be read soon, so that the memory in use stays near the
-    /// largest tensor, not the model.
-    fn forget(&self, part: &[u8]) {
-        let Some(offset) = (part.as_ptr() as usize).checked_sub(self.map.as_ptr() as usize) else {
-            return;
-        };
-        #[cfg(unix)]
-        if offset + part.len() <= self.map.len() {
-            // SAFETY: the map is read-only and of a file, so what is dropped is read from the file again at the next
-            // access, the same bytes: no one can tell the difference.
-            let advised = unsafe {
-                let advice = memmap2::UncheckedAdvice::DontNeed;
-                self.map.unchecked_advise_range(advice, offset, part.len())
-            };
-            // Refused advice costs memory, nothing else.
-            let _ = advised;
-        }
-    }
-}
 
 /// What goes into a bundle.
 pub struct Job<'a> {
@@ -147,12 +100,11 @@ fn set_permissions(file: &File) -> io::Result<()> {
     Ok(())
 }
 
-/// blake3 of the model file, on all cores.
+/// blake3 of the model's files, one after the other, on all cores.
 fn hash_source(source: &Source, progress: &dyn Progress) -> Result<[u8; 32], Error> {
-    let bytes = source.bytes();
-    progress.begin("hashing", bytes.len() as u64);
+    progress.begin("hashing", source.files().map(|f| f.len() as u64).sum());
     let mut hasher = blake3::Hasher::new();
-    for chunk in bytes.chunks(CHUNK) {
+    for chunk in source.files().flat_map(|file| file.chunks(CHUNK)) {
         stop_if_cancelled(progress)?;
         hasher.update_rayon(chunk);
         source.forget(chunk);
@@ -203,18 +155,23 @@ impl<'a> Packer<'a> {
                 .iter()
                 .find(|t| t.name == slice.tensor);
             let tensor = tensor.ok_or_else(|| bug(format!("no tensor '{}'", slice.tensor)))?;
-            match tensor.source {
-                TensorSource::File => {
-                    let info = job.gguf.tensor(&tensor.name);
-                    let info = info
-                        .ok_or_else(|| bug(format!("no tensor '{}' in the file", tensor.name)))?;
-                    packer.slices.push(SourceRows {
-                        tensor,
-                        data: job.gguf.data(info),
-                    });
+            match &tensor.source {
+                TensorSource::File {
+                    tensor: name,
+                    first_row,
+                } => {
+                    let info = job.gguf.tensor(name);
+                    let info =
+                        info.ok_or_else(|| bug(format!("no tensor '{name}' in the file")))?;
+                    let first = *first_row as usize * packer.row_bytes;
+                    let rows = first..first + tensor.rows as usize * packer.row_bytes;
+                    let data = job.gguf.data(info).get(rows.clone());
+                    let data =
+                        data.ok_or_else(|| bug(format!("no bytes {rows:?} in tensor '{name}'")))?;
+                    packer.slices.push(SourceRows { tensor, data });
                 }
-                TensorSource::RopeFreqs { base, dim } => {
-                    packer.computed = Some(rope_freqs(base, dim))
+                TensorSource::RopeFreqs(freqs) => {
+                    packer.computed = Some(rope_freqs(freqs, job.gguf)?)
                 }
             }
         }
@@ -276,9 +233,9 @@ impl<'a> Packer<'a> {
     /// The slice of a packed row and its row in it.
     fn locate(&self, row: u32) -> (&SourceRows<'a>, u32) {
         let interleave = self.weight.interleave;
-        if interleave > 0 {
+        if let Some(turn) = row.checked_div(interleave) {
             let count = self.slices.len() as u32;
-            let (turn, within) = (row / interleave, row % interleave);
+            let within = row % interleave;
             return (
                 &self.slices[(turn % count) as usize],
                 turn / count * interleave + within,
@@ -296,7 +253,23 @@ impl<'a> Packer<'a> {
 }
 
 /// The bytes of [`TensorSource::RopeFreqs`].
-fn rope_freqs(base: f32, dim: u32) -> Vec<u8> {
-    let freq = |i: u32| (base as f64).powf(-2.0 * i as f64 / dim as f64) as f32;
-    (0..dim / 2).flat_map(|i| freq(i).to_le_bytes()).collect()
+fn rope_freqs(freqs: &RopeFreqs, gguf: &Gguf<'_>) -> Result<Vec<u8>, Error> {
+    let count = freqs.dim as usize / 2;
+    let factors = match &freqs.factors {
+        None => vec![1.0; count],
+        Some(name) => {
+            let bytes = gguf.tensor(name).map(|t| gguf.data(t)).unwrap_or_default();
+            let mut factors = vec![0.0; count];
+            if bytes.len() != 4 * count {
+                return Err(Error::Bug(format!(
+                    "'{name}' has {} bytes, expected {count} f32",
+                    bytes.len()
+                )));
+            }
+            kernels::quant::dequantise_row(Encoding::F32, bytes, &mut factors);
+            factors
+        }
+    };
+    let values = freqs.values(&factors);
+    Ok(values.into_iter().flat_map(f32::to_le_bytes).collect())
 }

@@ -88,7 +88,7 @@ fn print_array(array: &Array<'_>, all: bool) -> String {
         .take(count)
         .map(|v| print_value(&v, all))
         .collect();
-    let more = if array.len() as usize > items.len() {
+    let more = if array.len() > items.len() {
         ", …"
     } else {
         ""

@@ -1,6 +1,7 @@
 //! Compiles a GGUF model into a FastInference bundle.
 //!
-//! In the order in which data flows: [`gguf`] the model file, [`arch`] its graph, [`ir`] what a graph is, [`passes`] its
+//! In the order in which data flows: [`source`] the model's files,
+//! [`gguf`] what is in them, [`arch`] its graph, [`ir`] what a graph is, [`passes`] its
 //! rewriting, [`lower`] the plan, [`codegen`] its code, [`tokenizer`] its vocabulary, [`emit`] the file. [`driver`] is the
 //! pipeline on one screen, [`explain`] shows each of its stages, [`inspect`] what a
 //! model file holds, [`synth`] makes models with random weights.
@@ -17,5 +18,6 @@ pub mod ir;
 pub mod lower;
 pub mod passes;
 pub mod progress;
+pub mod source;
 pub mod synth;
 pub mod tokenizer;

@@ -9,13 +9,12 @@ use std::sync::{Arc, Mutex};
 use bundle_format::target::Target;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use fastc::driver::{self, Options};
-use fastc::emit::Source;
 use fastc::error::Error;
 use fastc::explain::{self, Scope};
-use fastc::gguf::Gguf;
 use fastc::inspect;
 use fastc::passes::{Activations, Settings};
 use fastc::progress::Progress;
+use fastc::source::Source;
 use fastc::synth;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -216,9 +215,7 @@ fn run(command: Command) -> Result<(), Error> {
         } => {
             let source = Source::open(&model)?;
             let in_file = |e: Error| e.context(model.display());
-            let gguf = Gguf::parse(source.bytes())
-                .map_err(Error::from)
-                .map_err(in_file)?;
+            let gguf = source.parse()?;
             let scope = Scope {
                 layer: (!all_layers).then_some(layer),
                 tokens,
@@ -228,8 +225,7 @@ fn run(command: Command) -> Result<(), Error> {
         }
         Command::Inspect { model, all } => {
             let source = Source::open(&model)?;
-            let gguf =
-                Gguf::parse(source.bytes()).map_err(|e| Error::from(e).context(model.display()))?;
+            let gguf = source.parse()?;
             print(&inspect::inspect(&gguf, all))
         }
         Command::Completions { shell } => {
@@ -247,10 +243,7 @@ fn run(command: Command) -> Result<(), Error> {
         } => {
             let bars = Bars::new()?;
             let source = vocab.as_deref().map(Source::open).transpose()?;
-            let gguf = source
-                .as_ref()
-                .map(|s| Gguf::parse(s.bytes()))
-                .transpose()?;
+            let gguf = source.as_ref().map(Source::parse).transpose()?;
             let options = synth::Options {
                 shape: synth::Shape::named(&shape)?,
                 encoding: synth::encoding_named(&quant)?,

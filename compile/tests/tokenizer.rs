@@ -200,3 +200,134 @@ fn errors_are_sorted_by_whose_fault_it_is() {
         Sorted::User(_)
     ));
 }
+
+const UNKNOWN: i32 = 2;
+const USER_DEFINED: i32 = 4;
+
+/// A SentencePiece vocabulary: `▁` is a space in it.
+fn scored() -> VocabSource<'static> {
+    let tokens = [
+        "<unk>", "<s>", "</s>", "<0x0A>", "▁", "a", "b", "ab", "▁a", "a▁b", "zab", "yx", "  ",
+        "<a>",
+    ];
+    let mut types = vec![NORMAL; tokens.len()];
+    types[0] = UNKNOWN;
+    types[1] = CONTROL;
+    types[2] = CONTROL;
+    types[3] = BYTE;
+    types[12] = USER_DEFINED;
+    types[13] = CONTROL;
+    VocabSource {
+        model: "llama".into(),
+        pre: Some("default".into()),
+        tokens: tokens.map(str::as_bytes).to_vec(),
+        types: Some(types),
+        scores: Some(vec![0.0; tokens.len()]),
+        ..VocabSource::default()
+    }
+}
+
+#[test]
+fn sentencepiece_goes_by_texts() {
+    let found = tables(&scored());
+    assert_eq!(found.pre, PreTokenizer::Whole);
+    assert!(found.add_bos && !found.add_eos && found.add_space_prefix);
+    let special = |which: Special| found.special[which.index()];
+    assert_eq!(
+        [Special::Unknown, Special::Bos, Special::Eos].map(special),
+        [Some(0), Some(1), Some(2)]
+    );
+    assert_eq!(found.tokens[8], b" a");
+    assert_eq!(found.tokens[3], b"\n");
+    assert_eq!(found.byte_tokens[b'\n' as usize], Some(3));
+    assert_eq!(found.byte_tokens[b'a' as usize], Some(5)); // for lack of <0x61>
+    // "a▁b" is "a▁" and "b", or "a" and "▁b": neither half is a token. Nor are the halves of "zab", but z is a character.
+    assert_eq!(found.texts, [4, 5, 6, 7, 8, 10, 11]);
+    assert_eq!(found.space_joins, Some(0));
+
+    let mut joining = scored();
+    joining.tokens.push("▁ab▁".as_bytes());
+    joining.tokens.push("ab▁".as_bytes());
+    joining.types = None;
+    joining.scores = None;
+    assert_eq!(tables(&joining).space_joins, Some(1 << b'b'));
+    joining.tokens.push("é▁".as_bytes());
+    assert_eq!(tables(&joining).space_joins, None);
+}
+
+#[test]
+fn a_vocabulary_says_what_it_does_not_want() {
+    let mut source = scored();
+    source.add_bos = Some(false);
+    source.add_space_prefix = Some(false);
+    source.special[Special::Bos.index()] = Some(5);
+    let found = tables(&source);
+    assert!(!found.add_bos && !found.add_space_prefix);
+    assert_eq!(found.special[Special::Bos.index()], Some(5));
+    source.scores.as_mut().unwrap()[4] = f32::NAN;
+    let error = source.build().unwrap_err().to_string();
+    assert!(
+        error.contains("scores") && error.contains("token 4"),
+        "{error}"
+    );
+}
+
+#[test]
+fn phi3_is_known_by_its_name() {
+    let mut source = scored();
+    let strips = |source: &VocabSource<'_>| -> Vec<usize> {
+        let attrs = tables(source).attrs;
+        (0..attrs.len())
+            .filter(|&id| attrs[id].any(Attr::STRIPS_RIGHT))
+            .collect()
+    };
+    assert!(strips(&source).is_empty());
+    source.name = Some("Phi-3 mini");
+    assert_eq!(strips(&source), [2, 12, 13]);
+}
+
+#[test]
+fn names_say_whether_merges_are_ignored() {
+    for (name, splitter, ignore_merges, add_bos) in [
+        ("llama-bpe", PreTokenizer::Llama3, true, true),
+        ("glm4", PreTokenizer::Llama3, true, false),
+        ("dbrx", PreTokenizer::Llama3, false, false),
+        ("tekken", PreTokenizer::Tekken, true, true),
+        ("qwen2", PreTokenizer::Qwen2, false, false),
+        ("deepseek-r1-qwen", PreTokenizer::Qwen2, false, false),
+        ("llama4", PreTokenizer::Gpt4o, false, false),
+        ("default", PreTokenizer::Default, false, false),
+    ] {
+        let mut source = source(&["a", "Ġ", "<end>", "™", "<|x|>"], &[]);
+        source.types = Some(vec![NORMAL, NORMAL, NORMAL, NORMAL, CONTROL]);
+        source.pre = Some(name.into());
+        source.special[Special::Bos.index()] = Some(2);
+        let found = tables(&source);
+        assert_eq!(
+            (found.pre, found.ignore_merges, found.add_bos),
+            (splitter, ignore_merges, add_bos),
+            "{name}"
+        );
+        let texts: &[u32] = if ignore_merges { &[0, 1, 2] } else { &[] };
+        assert_eq!(found.texts, texts, "{name}");
+    }
+}
+
+#[test]
+fn gemma4_takes_lines_of_characters() {
+    let mut source = scored();
+    source.model = "gemma4".into();
+    source.pre = None;
+    source.scores = None;
+    source.merges = vec!["a b".as_bytes(), "▁ a".as_bytes()];
+    source.special[Special::Bos.index()] = Some(1);
+    source.add_bos = Some(false);
+    source.tokens.push(b"\n\n");
+    source.types.as_mut().unwrap().push(NORMAL);
+    let found = tables(&source);
+    assert_eq!(found.pre, PreTokenizer::Lines);
+    assert!(found.add_bos && !found.add_space_prefix);
+    assert_eq!(found.merges, [(5, 6, 7), (4, 5, 8)]);
+    assert_eq!(found.texts, [4, 5, 6, 14]);
+    assert_eq!(found.space_joins, Some(0));
+}

@@ -89,29 +89,44 @@ fn clock() -> f64 {
     4.0 * 2e6 / best
 }
 
-/// MACs a cycle of a full tile.
+/// MACs a cycle of a full tile: with Q8 (or f32) rows, with Q16 rows.
 fn prefill_ceiling(encoding: Encoding, activations: DType) -> f64 {
-    match (encoding, activations) {
-        (Encoding::Q4_0 | Encoding::Q4_1, DType::Q16) => 25.0,
-        (Encoding::Q4_0 | Encoding::Q4_1, _) => 42.0,
-        (Encoding::Q8_0, DType::Q16) => 19.6,
-        (Encoding::Q8_0, _) => 27.3,
-        (Encoding::F16 | Encoding::F32, _) => 16.0,
-    }
+    let (q8, q16) = match encoding {
+        Encoding::F32 | Encoding::F16 | Encoding::BF16 => return 16.0,
+        Encoding::Q4_0 | Encoding::Q4_1 | Encoding::Q4_K => (42.0, 25.0),
+        Encoding::Q5_0 | Encoding::Q5_1 | Encoding::Q5_K => (33.3, 21.0),
+        Encoding::MXFP4 => (36.9, 22.4),
+        Encoding::Q8_0 => (27.3, 19.6),
+        Encoding::Q6_K => (24.1, 15.2),
+        Encoding::Q3_K => (23.7, 15.1),
+        Encoding::IQ4_NL => (24.2, 17.9),
+        Encoding::IQ4_XS => (24.0, 17.1),
+        Encoding::Q2_K => (22.8, 12.6),
+    };
+    if activations == DType::Q16 { q16 } else { q8 }
 }
 
-/// Weight bytes a cycle for a lone token, from the L1 cache.
+/// Weight bytes a cycle for a lone token, from the L1 cache: with Q8 (or f32) rows, with Q16 rows.
 fn decode_ceiling(encoding: Encoding, activations: DType) -> f64 {
-    match (encoding, activations) {
-        (Encoding::Q4_0, DType::Q16) => 10.9,
-        (Encoding::Q4_1, DType::Q16) => 12.1,
-        (Encoding::Q8_0, DType::Q16) => 15.3,
-        (Encoding::Q4_0, _) => 15.5,
-        (Encoding::Q4_1, _) => 16.5,
-        (Encoding::Q8_0, _) => 24.1,
-        (Encoding::F16, _) => 28.4,
-        (Encoding::F32, _) => 56.9,
-    }
+    let (q8, q16) = match encoding {
+        Encoding::F32 => return 56.9,
+        Encoding::F16 => return 28.4,
+        Encoding::BF16 => return 21.3,
+        Encoding::Q4_0 => (15.5, 10.9),
+        Encoding::Q4_1 => (16.5, 12.1),
+        Encoding::Q4_K => (15.3, 11.2),
+        Encoding::Q5_0 => (11.7, 9.0),
+        Encoding::Q5_1 => (12.8, 9.8),
+        Encoding::Q5_K => (12.0, 9.2),
+        Encoding::MXFP4 => (11.3, 8.2),
+        Encoding::Q8_0 => (24.1, 15.3),
+        Encoding::Q6_K => (10.1, 6.9),
+        Encoding::Q3_K => (5.3, 3.7),
+        Encoding::IQ4_NL => (9.0, 6.5),
+        Encoding::IQ4_XS => (8.4, 5.9),
+        Encoding::Q2_K => (5.6, 3.5),
+    };
+    if activations == DType::Q16 { q16 } else { q8 }
 }
 
 /// Every matmul microkernel's operands.
@@ -179,7 +194,7 @@ fn words(bytes: usize) -> Vec<u64> {
 /// Tiles of 64 tokens by 64 features, at the depths of small and large models.
 fn prefill(c: &mut Criterion) {
     for (encoding, dtype) in products() {
-        for k in [256, 576, 1536, 4096, 14336] {
+        for k in [256, 512, 1536, 4096, 14336] {
             let product = Product::new(encoding, dtype, 64, 64, k);
             let work = Work {
                 amount: (64 * 64 * k) as f64,
@@ -200,7 +215,7 @@ fn prefill(c: &mut Criterion) {
 /// A lone token: weights from the L1 cache, and from memory.
 fn decode(c: &mut Criterion) {
     for (encoding, dtype) in products() {
-        for (name, features, k) in [("L1", 64, 96), ("memory", 65536, 1536)] {
+        for (name, features, k) in [("L1", 32, 256), ("memory", 65536, 1536)] {
             let product = Product::new(encoding, dtype, 1, features, k);
             let bytes =
                 pack::packed_len(encoding, features as u64, k as u64).expect("whole blocks");
@@ -275,7 +290,7 @@ fn embed(c: &mut Criterion) {
         else {
             panic!("not an embedding")
         };
-        let (rows, k) = (64, 576);
+        let (rows, k) = (64, 512);
         let w = words(pack::packed_len(encoding, 256, k).expect("whole blocks") as usize);
         let tokens: Vec<u32> = (0..rows).map(|i| i * 37 % 256).collect();
         let mut out = vec![0.0f32; rows as usize * k as usize];

@@ -4,7 +4,7 @@
 //! keeps its meaning for ever: a changed meaning is a new id.
 
 /// Version of this ABI: of the argument structures, of the layouts in [`crate::pack`], and of the signature of regions.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The type of a compiled region, in a calling convention.
 macro_rules! region_fn {
@@ -135,39 +135,83 @@ pub enum MicroFn {
 pub mod id {
     use bundle_format::plan::{DType, Encoding, KvDType};
 
+    // 0x101 and 0x111 (Q16) and up; later encodings 0x120 and 0x140 (Q16) plus the encoding's number.
     pub const MATMUL_F32: u32 = 0x101;
     pub const MATMUL_F16: u32 = 0x102;
     pub const MATMUL_Q4_0: u32 = 0x103;
     pub const MATMUL_Q4_1: u32 = 0x104;
     pub const MATMUL_Q8_0: u32 = 0x105;
+    pub const MATMUL_BF16: u32 = 0x125;
+    pub const MATMUL_Q5_0: u32 = 0x126;
+    pub const MATMUL_Q5_1: u32 = 0x127;
+    pub const MATMUL_Q2_K: u32 = 0x128;
+    pub const MATMUL_Q3_K: u32 = 0x129;
+    pub const MATMUL_Q4_K: u32 = 0x12a;
+    pub const MATMUL_Q5_K: u32 = 0x12b;
+    pub const MATMUL_Q6_K: u32 = 0x12c;
+    pub const MATMUL_IQ4_NL: u32 = 0x12d;
+    pub const MATMUL_IQ4_XS: u32 = 0x12e;
+    pub const MATMUL_MXFP4: u32 = 0x12f;
     pub const MATMUL_Q4_0_Q16: u32 = 0x113;
     pub const MATMUL_Q4_1_Q16: u32 = 0x114;
     pub const MATMUL_Q8_0_Q16: u32 = 0x115;
+    pub const MATMUL_Q5_0_Q16: u32 = 0x146;
+    pub const MATMUL_Q5_1_Q16: u32 = 0x147;
+    pub const MATMUL_Q2_K_Q16: u32 = 0x148;
+    pub const MATMUL_Q3_K_Q16: u32 = 0x149;
+    pub const MATMUL_Q4_K_Q16: u32 = 0x14a;
+    pub const MATMUL_Q5_K_Q16: u32 = 0x14b;
+    pub const MATMUL_Q6_K_Q16: u32 = 0x14c;
+    pub const MATMUL_IQ4_NL_Q16: u32 = 0x14d;
+    pub const MATMUL_IQ4_XS_Q16: u32 = 0x14e;
+    pub const MATMUL_MXFP4_Q16: u32 = 0x14f;
+    // 0x201 plus the encoding's number.
     pub const EMBED_F32: u32 = 0x201;
     pub const EMBED_F16: u32 = 0x202;
     pub const EMBED_Q4_0: u32 = 0x203;
     pub const EMBED_Q4_1: u32 = 0x204;
     pub const EMBED_Q8_0: u32 = 0x205;
+    pub const EMBED_BF16: u32 = 0x206;
+    pub const EMBED_Q5_0: u32 = 0x207;
+    pub const EMBED_Q5_1: u32 = 0x208;
+    pub const EMBED_Q2_K: u32 = 0x209;
+    pub const EMBED_Q3_K: u32 = 0x20a;
+    pub const EMBED_Q4_K: u32 = 0x20b;
+    pub const EMBED_Q5_K: u32 = 0x20c;
+    pub const EMBED_Q6_K: u32 = 0x20d;
+    pub const EMBED_IQ4_NL: u32 = 0x20e;
+    pub const EMBED_IQ4_XS: u32 = 0x20f;
+    pub const EMBED_MXFP4: u32 = 0x210;
     pub const ATTENTION_F16: u32 = 0x301;
     pub const ROPE_TABLE: u32 = 0x401;
 
     /// Multiplies packed weights of an encoding with rows of activations of a type; none where the type is not one of
     /// [`activation_types`](crate::quant::activation_types).
     pub const fn matmul(encoding: Encoding, activations: DType) -> Option<u32> {
-        Some(match (encoding, activations) {
-            (Encoding::F32, DType::F32) => MATMUL_F32,
-            (Encoding::F16, DType::F32) => MATMUL_F16,
-            (Encoding::Q4_0, DType::Q8) => MATMUL_Q4_0,
-            (Encoding::Q4_1, DType::Q8) => MATMUL_Q4_1,
-            (Encoding::Q8_0, DType::Q8) => MATMUL_Q8_0,
-            (Encoding::Q4_0, DType::Q16) => MATMUL_Q4_0_Q16,
-            (Encoding::Q4_1, DType::Q16) => MATMUL_Q4_1_Q16,
-            (Encoding::Q8_0, DType::Q16) => MATMUL_Q8_0_Q16,
-            (Encoding::F32 | Encoding::F16, DType::U32 | DType::Q8 | DType::Q16)
-            | (Encoding::Q4_0 | Encoding::Q4_1 | Encoding::Q8_0, DType::F32 | DType::U32) => {
-                return None;
-            }
-        })
+        let (f32, q8, q16) = match encoding {
+            Encoding::F32 => (Some(MATMUL_F32), None, None),
+            Encoding::F16 => (Some(MATMUL_F16), None, None),
+            Encoding::Q4_0 => (None, Some(MATMUL_Q4_0), Some(MATMUL_Q4_0_Q16)),
+            Encoding::Q4_1 => (None, Some(MATMUL_Q4_1), Some(MATMUL_Q4_1_Q16)),
+            Encoding::Q8_0 => (None, Some(MATMUL_Q8_0), Some(MATMUL_Q8_0_Q16)),
+            Encoding::BF16 => (Some(MATMUL_BF16), None, None),
+            Encoding::Q5_0 => (None, Some(MATMUL_Q5_0), Some(MATMUL_Q5_0_Q16)),
+            Encoding::Q5_1 => (None, Some(MATMUL_Q5_1), Some(MATMUL_Q5_1_Q16)),
+            Encoding::Q2_K => (None, Some(MATMUL_Q2_K), Some(MATMUL_Q2_K_Q16)),
+            Encoding::Q3_K => (None, Some(MATMUL_Q3_K), Some(MATMUL_Q3_K_Q16)),
+            Encoding::Q4_K => (None, Some(MATMUL_Q4_K), Some(MATMUL_Q4_K_Q16)),
+            Encoding::Q5_K => (None, Some(MATMUL_Q5_K), Some(MATMUL_Q5_K_Q16)),
+            Encoding::Q6_K => (None, Some(MATMUL_Q6_K), Some(MATMUL_Q6_K_Q16)),
+            Encoding::IQ4_NL => (None, Some(MATMUL_IQ4_NL), Some(MATMUL_IQ4_NL_Q16)),
+            Encoding::IQ4_XS => (None, Some(MATMUL_IQ4_XS), Some(MATMUL_IQ4_XS_Q16)),
+            Encoding::MXFP4 => (None, Some(MATMUL_MXFP4), Some(MATMUL_MXFP4_Q16)),
+        };
+        match activations {
+            DType::F32 => f32,
+            DType::Q8 => q8,
+            DType::Q16 => q16,
+            DType::U32 => None,
+        }
     }
 
     /// Looks rows up in a packed table of an encoding.
@@ -178,6 +222,17 @@ pub mod id {
             Encoding::Q4_0 => EMBED_Q4_0,
             Encoding::Q4_1 => EMBED_Q4_1,
             Encoding::Q8_0 => EMBED_Q8_0,
+            Encoding::BF16 => EMBED_BF16,
+            Encoding::Q5_0 => EMBED_Q5_0,
+            Encoding::Q5_1 => EMBED_Q5_1,
+            Encoding::Q2_K => EMBED_Q2_K,
+            Encoding::Q3_K => EMBED_Q3_K,
+            Encoding::Q4_K => EMBED_Q4_K,
+            Encoding::Q5_K => EMBED_Q5_K,
+            Encoding::Q6_K => EMBED_Q6_K,
+            Encoding::IQ4_NL => EMBED_IQ4_NL,
+            Encoding::IQ4_XS => EMBED_IQ4_XS,
+            Encoding::MXFP4 => EMBED_MXFP4,
         }
     }
 

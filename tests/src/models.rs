@@ -7,7 +7,19 @@ use std::path::PathBuf;
 /// # Panics
 /// The file is missing: a test that needs it must fail, not pass unrun.
 pub fn smollm2() -> PathBuf {
-    let path = folder().join("smollm2-135m-instruct-q4_1.gguf");
+    model("smollm2-135m-instruct-q4_1.gguf")
+}
+
+/// Gemma 3 270M, Q4_K_M.
+///
+/// # Panics
+/// The file is missing.
+pub fn gemma3() -> PathBuf {
+    model("gemma3-270m-q4_k_m.gguf")
+}
+
+fn model(name: &str) -> PathBuf {
+    let path = folder().join(name);
     assert!(
         path.is_file(),
         "{} is missing: run ./tests/run.sh, which fetches it, or set FASTINFER_MODELS to the folder that has it",

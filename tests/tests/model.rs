@@ -95,8 +95,8 @@ fn run(
             wants: rows
                 .iter()
                 .map(|_| Want {
-                    sample: None,
                     logits: true,
+                    ..Want::default()
                 })
                 .collect(),
             rows,
@@ -344,8 +344,8 @@ fn sequences_in_one_step_do_not_touch_each_other() {
             if done[s] == texts[s].len() {
                 step.rows.push(step.tokens.len() as u32 - 1);
                 step.wants.push(Want {
-                    sample: None,
                     logits: true,
+                    ..Want::default()
                 });
                 finishing.push(s);
             }

@@ -2,6 +2,7 @@
 
 use super::merges::{self, Merge};
 use super::{Attr, Error, Flags, HEADER_BYTES, ModelKind, NONE, PreTokenizer, Special, VERSION};
+use super::{perfect, texts};
 
 /// A tokenizer section that was checked as a whole: every id, offset and length in it holds.
 #[derive(Clone, Copy, Debug)]
@@ -18,6 +19,10 @@ pub struct View<'a> {
     byte_tokens: &'a [[u8; 4]],
     merge_pilots: &'a [[u8; 2]],
     merge_slots: &'a [[u8; 16]],
+    text_seed: u64,
+    space_joins: u128,
+    text_pilots: &'a [[u8; 2]],
+    text_slots: &'a [[u8; 4]],
     matched: &'a [[u8; 4]],
     end_of_generation: &'a [[u8; 4]],
     chat_template: &'a str,
@@ -62,6 +67,10 @@ impl<'a> View<'a> {
         let template = cursor.u32("header")? as usize;
         let special_at = cursor.at;
         let special = cursor.array("special ids", Special::ALL.len())?;
+        let text_seed = cursor.u64("header")?;
+        let text_buckets = cursor.u32("header")? as usize;
+        let text_slots = cursor.u32("header")? as usize;
+        let space_joins = cursor.u128("header")?;
         debug_assert_eq!(cursor.at, HEADER_BYTES);
 
         let starts_at = cursor.at;
@@ -79,6 +88,9 @@ impl<'a> View<'a> {
         let merge_pilots = cursor.table("merge pilots", buckets)?;
         let slots_at = cursor.at;
         let merge_slots = cursor.table("merge slots", slots)?;
+        let text_pilots = cursor.table("text pilots", text_buckets)?;
+        let texts_at = cursor.at;
+        let text_slots = cursor.table("text slots", text_slots)?;
         let matched_at = cursor.at;
         let matched = cursor.table("special tokens", matched)?;
         let ends_at = cursor.at;
@@ -112,6 +124,10 @@ impl<'a> View<'a> {
             byte_tokens,
             merge_pilots,
             merge_slots,
+            text_seed,
+            space_joins,
+            text_pilots,
+            text_slots,
             matched,
             end_of_generation,
             chat_template,
@@ -120,6 +136,7 @@ impl<'a> View<'a> {
         view.check_tokens(starts_at, attrs_at)?;
         view.check_ids("byte token", byte_tokens_at, byte_tokens, true)?;
         view.check_merges(slots_at, merge_count)?;
+        view.check_ids("token of a text", texts_at, text_slots, true)?;
         view.check_matched(matched_at)?;
         view.check_ends(ends_at)?;
         Ok(view)
@@ -171,15 +188,28 @@ impl<'a> View<'a> {
 
     /// What two neighbouring tokens merge into.
     pub fn merge(&self, left: u32, right: u32) -> Option<Merge> {
-        if self.merge_pilots.is_empty() || self.merge_slots.is_empty() {
-            return None;
-        }
         let h = merges::hash(self.merge_seed, left, right);
-        let pilot =
-            u16::from_le_bytes(self.merge_pilots[merges::bucket(h, self.merge_pilots.len())]);
-        let [l, r, rank, token] =
-            words(&self.merge_slots[merges::slot(h, pilot, self.merge_slots.len())]);
+        let at = perfect::slot(h, self.merge_pilots, self.merge_slots.len())?;
+        let [l, r, rank, token] = words(&self.merge_slots[at]);
         (l == left && r == right && token != NONE).then_some(Merge { rank, token })
+    }
+
+    /// Where text may be cut: [`Tables::space_joins`](super::Tables::space_joins).
+    pub fn space_joins(&self) -> Option<u128> {
+        self.flags.spaces_cut.then_some(self.space_joins)
+    }
+
+    /// The token that stands for a text ([`texts`]), if one does. The text is as [`View::token`] gives it: with spaces, not
+    /// with U+2581 for them.
+    pub fn text_token(&self, text: &[u8]) -> Option<u32> {
+        let h = texts::hash(self.text_seed, text);
+        let at = perfect::slot(h, self.text_pilots, self.text_slots.len())?;
+        let id = u32_at(self.text_slots, at)?;
+        let bytes = self.token(id)?;
+        // The bytes nearly always are the key as they are.
+        let found =
+            bytes == text || *texts::key(bytes, self.attr(id)?, self.model.marks_spaces()) == *text;
+        found.then_some(id)
     }
 
     pub fn special(&self, which: Special) -> Option<u32> {
@@ -383,6 +413,10 @@ impl<'a> Cursor<'a> {
 
     fn u32(&mut self, what: &str) -> Result<u32, Error> {
         Ok(u32::from_le_bytes(self.array(what, 1)?[0]))
+    }
+
+    fn u128(&mut self, what: &str) -> Result<u128, Error> {
+        Ok(u128::from_le_bytes(self.array(what, 1)?[0]))
     }
 
     fn u64(&mut self, what: &str) -> Result<u64, Error> {

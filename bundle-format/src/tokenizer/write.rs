@@ -1,9 +1,9 @@
 //! Writes the section.
 
-use super::merges::Table;
 use super::{
     Attr, Error, Flags, HEADER_BYTES, ModelKind, NONE, PreTokenizer, Special, VERSION, View,
 };
+use super::{merges, texts};
 
 /// Everything that the section holds, as the compiler has it. Ids are indices into `tokens`.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,6 +13,10 @@ pub struct Tables {
     pub add_bos: bool,
     pub add_eos: bool,
     pub add_space_prefix: bool,
+    pub ignore_merges: bool,
+    /// The ASCII characters (as bits) that come before a space within some token, if only such ones do. Text may then be
+    /// cut before every space that follows another character, and its parts be merged by themselves.
+    pub space_joins: Option<u128>,
     /// What each token stands for in text.
     pub tokens: Vec<Vec<u8>>,
     /// One a token.
@@ -23,6 +27,8 @@ pub struct Tables {
     pub byte_tokens: [Option<u32>; 256],
     /// (left, right, merged) in the order in which they apply. Pairs are distinct.
     pub merges: Vec<(u32, u32, u32)>,
+    /// Tokens that [`View::text_token`] finds, ascending; their texts are distinct.
+    pub texts: Vec<u32>,
     /// By [`Special::index`].
     pub special: [Option<u32>; Special::ALL.len()],
     /// Tokens that end generation, ascending.
@@ -35,7 +41,11 @@ impl Tables {
     /// The section's bytes: the same for the same tables. Fails where tables contradict each other or don't fit.
     pub fn write(&self) -> Result<Vec<u8>, Error> {
         self.check_lengths()?;
-        let merges = Table::build(&self.merges)?;
+        let merges = merges::Table::build(&self.merges)?;
+        let texts = texts::Table::build(&self.texts, |id| {
+            let (bytes, attr) = (&self.tokens[id as usize], self.attrs[id as usize]);
+            texts::key(bytes, attr, self.model.marks_spaces())
+        })?;
         let matched = self.matched();
         let template = self.chat_template.as_deref().unwrap_or_default();
         let flags = Flags {
@@ -43,6 +53,8 @@ impl Tables {
             add_eos: self.add_eos,
             add_space_prefix: self.add_space_prefix,
             scores: self.scores.is_some(),
+            ignore_merges: self.ignore_merges,
+            spaces_cut: self.space_joins.is_some(),
         };
 
         let mut out = Vec::new();
@@ -70,6 +82,10 @@ impl Tables {
         for id in self.special {
             put_u32(&mut out, id.unwrap_or(NONE));
         }
+        out.extend(texts.seed.to_le_bytes());
+        put_count(&mut out, "text buckets", texts.pilots.len())?;
+        put_count(&mut out, "text slots", texts.slots.len())?;
+        out.extend(self.space_joins.unwrap_or(0).to_le_bytes());
         debug_assert_eq!(out.len(), HEADER_BYTES);
 
         let mut start = 0;
@@ -97,6 +113,12 @@ impl Tables {
             put_u32(&mut out, *word);
         }
         pad(&mut out);
+        out.extend(texts.pilots.iter().flat_map(|p| p.to_le_bytes()));
+        pad(&mut out);
+        for id in &texts.slots {
+            put_u32(&mut out, *id);
+        }
+        pad(&mut out);
         for id in &matched {
             put_u32(&mut out, *id);
         }
@@ -122,7 +144,12 @@ impl Tables {
                 self.attrs.len()
             )));
         }
-        Ok(())
+        match self.texts.iter().find(|&&id| id as usize >= n) {
+            Some(id) => Err(Error::Invalid(format!(
+                "the text table lists token {id} of {n}"
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// The tokens that are matched in text, in ascending order of their bytes.

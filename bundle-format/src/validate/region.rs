@@ -264,7 +264,7 @@ impl Body<'_> {
             }
             Inst::Tile { offset } => self.tile(offset)?,
             Inst::Load { src, row, col } => self.load(src, row, col)?,
-            Inst::Unary { x, .. } => self.uses(&[x])?,
+            Inst::Unary { x, .. } | Inst::UnitSum { x } => self.uses(&[x])?,
             Inst::Binary { a, b, .. } => self.uses(&[a, b])?,
             Inst::Fma { a, b, c } => self.uses(&[a, b, c])?,
             Inst::RowSum { x } => {
@@ -276,7 +276,6 @@ impl Body<'_> {
                 );
                 self.uses(&[x])?
             }
-            Inst::UnitSum { x } => self.uses(&[x])?,
             Inst::Store { dst, col, x } => {
                 self.uses(&[x])?;
                 self.store(dst, col, &[DType::F32])?

@@ -3,6 +3,8 @@
 
 #![allow(dead_code)] // Each test program uses some of it.
 
+pub mod edits;
+
 use std::io::{Cursor, Write};
 
 use bundle_format::codec;
@@ -179,6 +181,7 @@ fn add_weights(plan: &mut Plan, vocab: u32) {
             Q4_0 => cols / 32 * 18,
             Q4_1 => cols / 32 * 20,
             Q8_0 => cols / 32 * 34,
+            other => panic!("{other:?} is not in this plan"),
         } as u64;
         let packed = match layout {
             RowMajor => rows,

@@ -63,7 +63,10 @@ impl<'a, 'g> Importer<'a, 'g> {
             encoding,
             rows,
             cols,
-            source: TensorSource::File,
+            source: TensorSource::File {
+                tensor: name.to_string(),
+                first_row: 0,
+            },
             transform: Transform::None,
         }))
     }
@@ -77,6 +80,16 @@ impl<'a, 'g> Importer<'a, 'g> {
                 "tensor '{name}' is a vector of {other:?}, expected F32"
             ))),
         }
+    }
+
+    /// Checks that an f32 vector is there, for something that reads it later.
+    pub fn check_vector(&mut self, name: &str, len: u32) -> Result<(), Error> {
+        self.vector(&mut Graph::new(""), name, len).map(drop)
+    }
+
+    /// Accepts a tensor, if it is there, without reading it.
+    pub fn leave(&mut self, name: &str) {
+        self.taken.insert(name.to_string());
     }
 
     /// Refuses a file with tensors that the architecture doesn't read: the result would be another model's.

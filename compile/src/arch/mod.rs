@@ -1,7 +1,13 @@
 //! Architectures: from a GGUF's metadata and tensors to the graph of one step. One file each.
 
+mod config;
+mod decoder;
+mod gemma3;
 mod import;
 mod llama;
+mod phi3;
+mod qwen2;
+mod qwen3;
 
 use bundle_format::model::Model;
 
@@ -13,16 +19,35 @@ use crate::ir::Graph;
 struct Arch {
     /// GGUF's `general.architecture`.
     name: &'static str,
-    build: fn(&Gguf<'_>) -> Result<Graph, Error>,
+    /// Given the positions of a sequence.
+    build: fn(&Gguf<'_>, u32) -> Result<Graph, Error>,
 }
 
-const ARCHS: &[Arch] = &[Arch {
-    name: "llama",
-    build: llama::build,
-}];
+const ARCHS: &[Arch] = &[
+    Arch {
+        name: "llama",
+        build: llama::build,
+    },
+    Arch {
+        name: "qwen2",
+        build: qwen2::build,
+    },
+    Arch {
+        name: "qwen3",
+        build: qwen3::build,
+    },
+    Arch {
+        name: "gemma3",
+        build: gemma3::build,
+    },
+    Arch {
+        name: "phi3",
+        build: phi3::build,
+    },
+];
 
-/// The graph of a model, of an architecture that is known by name.
-pub fn build(gguf: &Gguf<'_>) -> Result<Graph, Error> {
+/// The graph of a model for sequences of `context` positions, of an architecture that is known by name.
+pub fn build(gguf: &Gguf<'_>, context: u32) -> Result<Graph, Error> {
     let name: &str = gguf.metadata.required("general.architecture")?;
     let Some(arch) = ARCHS.iter().find(|a| a.name == name) else {
         let known: Vec<&str> = ARCHS.iter().map(|a| a.name).collect();
@@ -31,7 +56,7 @@ pub fn build(gguf: &Gguf<'_>) -> Result<Graph, Error> {
             "architecture '{name}'; this build compiles: {known}"
         )));
     };
-    (arch.build)(gguf)
+    (arch.build)(gguf, context)
 }
 
 /// The facts of a model that its bundle records.

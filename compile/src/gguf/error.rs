@@ -162,7 +162,10 @@ pub enum ErrorKind {
     },
     #[error("expected {expected}, found {found}, which is out of range")]
     OutOfRange { expected: &'static str, found: i128 },
-    #[error("tensor type {type_name} can't be compiled; expected F32, F16, Q4_0, Q4_1 or Q8_0")]
+    #[error(
+        "tensor type {type_name} can't be compiled; expected one of {}",
+        super::tensor_type::encoded_names()
+    )]
     UnsupportedType { type_name: &'static str },
 }
 

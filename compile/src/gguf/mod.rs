@@ -88,6 +88,16 @@ impl<'a> Gguf<'a> {
         })
     }
 
+    /// Takes the tensors of a further part of a split model. The metadata stay the first part's.
+    ///
+    /// # Errors
+    /// A tensor is in both.
+    pub fn append(&mut self, part: Gguf<'a>) -> Result<(), Error> {
+        self.tensors.extend(part.tensors);
+        self.index = index_by_name(&self.tensors)?;
+        Ok(())
+    }
+
     /// In the file's order.
     pub fn tensors(&self) -> &[TensorInfo<'a>] {
         &self.tensors

@@ -28,13 +28,72 @@ pub struct Tensor {
 }
 
 /// Where a tensor's elements come from.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum TensorSource {
-    /// The GGUF tensor of the same name.
-    File,
-    /// `base^(-2i / dim)` for i in 0 .. dim / 2, in f64 rounded to f32: the rotary embedding's frequencies
-    /// (Su et al., RoFormer, section 3.2.2).
-    RopeFreqs { base: f32, dim: u32 },
+    /// A GGUF tensor, from a row on.
+    File { tensor: String, first_row: u32 },
+    /// The rotary embedding's frequencies: see [`RopeFreqs`].
+    RopeFreqs(RopeFreqs),
+}
+
+/// `base^(-2i / dim)` for i in 0 .. dim / 2, in f64 rounded to f32 (Su et al., RoFormer, section 3.2.2), scaled.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeFreqs {
+    pub base: f32,
+    pub dim: u32,
+    pub scaling: RopeScaling,
+    /// A GGUF tensor of dim / 2 factors that the frequencies are divided by.
+    pub factors: Option<String>,
+}
+
+/// How a model's rotary embedding was stretched beyond its first training.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum RopeScaling {
+    None,
+    /// Every frequency is divided by the factor (Chen et al., Extending Context Window via Positional Interpolation).
+    Linear {
+        factor: f32,
+    },
+    /// Low frequencies are divided by the factor, high ones kept, and those between mixed (Peng et al., YaRN, section
+    /// 3.2): the ramp runs over the dimensions that turn `beta_fast` to `beta_slow` times within `original` positions.
+    Yarn {
+        factor: f32,
+        original: u32,
+        beta_fast: f32,
+        beta_slow: f32,
+    },
+}
+
+impl RopeFreqs {
+    /// The frequencies, given the factors that each is divided by.
+    pub fn values(&self, factors: &[f32]) -> Vec<f32> {
+        let (base, dim) = (self.base as f64, self.dim as f64);
+        // The dimension pair that turns `turns` times within `original` positions.
+        let pair_of = |turns: f32, original: u32| {
+            dim * (original as f64 / (turns as f64 * std::f64::consts::TAU)).ln()
+                / (2.0 * base.ln())
+        };
+        let freq = |(i, &divisor): (usize, &f32)| {
+            let plain = base.powf(-2.0 * i as f64 / dim) / divisor as f64;
+            let scaled = match self.scaling {
+                RopeScaling::None => plain,
+                RopeScaling::Linear { factor } => plain / factor as f64,
+                RopeScaling::Yarn {
+                    factor,
+                    original,
+                    beta_fast,
+                    beta_slow,
+                } => {
+                    let low = pair_of(beta_fast, original).floor().max(0.0);
+                    let high = pair_of(beta_slow, original).ceil().min(dim - 1.0);
+                    let ramp = ((i as f64 - low) / (high - low).max(0.001)).clamp(0.0, 1.0);
+                    plain / factor as f64 * ramp + plain * (1.0 - ramp)
+                }
+            };
+            scaled as f32
+        };
+        factors.iter().enumerate().map(freq).collect()
+    }
 }
 
 /// What the packer does to a tensor's rows.

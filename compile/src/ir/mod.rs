@@ -8,5 +8,7 @@ pub mod op;
 pub mod text;
 pub mod verify;
 
-pub use graph::{Graph, Node, Tensor, TensorId, TensorSource, Transform, ValueId};
-pub use op::{Epilogue, Op, Part, Type};
+pub use graph::{
+    Graph, Node, RopeFreqs, RopeScaling, Tensor, TensorId, TensorSource, Transform, ValueId,
+};
+pub use op::{Activation, Epilogue, HeadNorm, Op, Part, Type};

@@ -60,14 +60,20 @@ pub enum Op {
     /// `a, b -> f32`: a + b.
     Add,
     /// `x (, residual) (, rows) -> (sum,) normed`: h = x (+ residual), h / sqrt(mean(h^2) + eps) * weight. With `add` the
-    /// sum is an output; with `gather` only the wanted rows are computed, and the sum is not kept.
+    /// sum is an output; with `gather` only the wanted rows are computed, and the sum is not kept. With `post`, the
+    /// residual is itself normed first, with that weight and the same eps.
     RmsNorm {
         weight: TensorId,
         eps: f32,
         add: bool,
+        post: Option<TensorId>,
         gather: bool,
         to: DType,
     },
+    /// `x -> f32`: x + bias, an f32 vector, in every row.
+    Bias { bias: TensorId },
+    /// `x -> f32`: each head of x normed on its own; the weight has a head's size.
+    HeadNorm { norm: HeadNorm },
     /// `x (f32) -> q8 or q16`
     Quantise { to: DType },
     /// `x (, rope table) (, slots) -> one value a part`: x times the transposed weight of each part. The table is an input
@@ -90,16 +96,66 @@ pub enum Op {
         scale: f32,
         to: DType,
     },
-    /// `gate, up -> f32, q8 or q16`: gate / (1 + e^-gate) * up.
-    SwiGlu { to: DType },
+    /// `gate, up -> f32, q8 or q16`: activation(gate) * up.
+    Glu { activation: Activation, to: DType },
+}
+
+/// The norm of each head: h / sqrt(mean(h^2) + eps) * weight.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct HeadNorm {
+    /// f32, as long as a head.
+    pub weight: TensorId,
+    pub eps: f32,
+}
+
+/// What a gate goes through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// x / (1 + e^-x)
+    Silu,
+    /// x / (1 + e^-2u) with u = sqrt(2 / pi) * (x + 0.044715 x^3): the usual approximation of x times the normal
+    /// distribution's share below x by a tanh (Hendrycks and Gimpel, Gaussian Error Linear Units, section 2), which is
+    /// what GGUF models with a GELU were trained with.
+    GeluTanh,
+}
+
+impl Activation {
+    /// The usual name of activation(gate) * up.
+    pub fn glu_name(self) -> &'static str {
+        match self {
+            Activation::Silu => "swiglu",
+            Activation::GeluTanh => "geglu",
+        }
+    }
 }
 
 /// Consecutive output features of a matmul.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Part {
-    /// One tensor, or gate and up for [`Epilogue::SwiGlu`].
+    /// One tensor, or gate and up for [`Epilogue::Glu`].
     pub tensors: Vec<TensorId>,
+    /// Added to the product first.
+    pub bias: Option<TensorId>,
+    /// Then each head is normed.
+    pub norm: Option<HeadNorm>,
     pub epilogue: Epilogue,
+}
+
+impl Part {
+    /// The product of a tensor, stored.
+    pub fn plain(tensor: TensorId) -> Part {
+        Part {
+            tensors: vec![tensor],
+            bias: None,
+            norm: None,
+            epilogue: Epilogue::Store,
+        }
+    }
+
+    /// Whether it is the product of one tensor, stored.
+    pub fn is_plain(&self) -> bool {
+        *self == Part::plain(self.tensors[0])
+    }
 }
 
 /// What happens to a matmul's results before they leave the cache.
@@ -117,7 +173,7 @@ pub enum Epilogue {
         part: KvPart,
     },
     /// `-> f32, q8 or q16`, half as many features.
-    SwiGlu { to: DType },
+    Glu { activation: Activation, to: DType },
 }
 
 impl Epilogue {
@@ -145,12 +201,14 @@ impl Op {
             Op::GatherRows => "gather_rows",
             Op::Add => "add",
             Op::RmsNorm { .. } => "rms_norm",
+            Op::Bias { .. } => "bias",
+            Op::HeadNorm { .. } => "head_norm",
             Op::Quantise { .. } => "quantise",
             Op::MatMul { .. } => "matmul",
             Op::Rope { .. } => "rope",
             Op::KvWrite { .. } => "kv_write",
             Op::Attention { .. } => "attention",
-            Op::SwiGlu { .. } => "swiglu",
+            Op::Glu { activation, .. } => activation.glu_name(),
         }
     }
 }

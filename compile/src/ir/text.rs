@@ -14,8 +14,10 @@ use std::fmt::Write as _;
 use bundle_format::plan::{DType, Dim, Encoding, Input, KvDType, KvGroup};
 use bundle_format::region::KvPart;
 
-use super::graph::{Graph, Node, Tensor, TensorId, TensorSource, Transform, ValueId};
-use super::op::{Epilogue, Op, Part, Type};
+use super::graph::{
+    Graph, Node, RopeFreqs, RopeScaling, Tensor, TensorId, TensorSource, Transform, ValueId,
+};
+use super::op::{Activation, Epilogue, HeadNorm, Op, Part, Type};
 
 /// The graph as text.
 pub fn print(graph: &Graph) -> String {
@@ -33,9 +35,15 @@ pub fn print(graph: &Graph) -> String {
         );
     }
     for t in &graph.tensors {
-        let source = match t.source {
-            TensorSource::File => "file".to_string(),
-            TensorSource::RopeFreqs { base, dim } => format!("rope_freqs base={base:?} dim={dim}"),
+        let source = match &t.source {
+            TensorSource::File {
+                tensor,
+                first_row: 0,
+            } if *tensor == t.name => "file".to_string(),
+            TensorSource::File { tensor, first_row } => {
+                format!("file tensor={tensor} first={first_row}")
+            }
+            TensorSource::RopeFreqs(freqs) => print_rope_freqs(freqs),
         };
         let transform = match t.transform {
             Transform::None => String::new(),
@@ -85,17 +93,33 @@ pub fn print_node(graph: &Graph, node: &Node) -> String {
             weight,
             eps,
             add,
+            post,
             gather,
             to,
         } => {
             flag(true, &format!("{} eps={eps:?}", tensor(*weight)));
             flag(*add, "add");
+            if let Some(post) = post {
+                flag(true, &format!("post={}", graph.tensor(*post).name));
+            }
             flag(*gather, "gather");
             flag(*to != DType::F32, dtype_name(*to));
         }
+        Op::Bias { bias } => flag(true, &tensor(*bias)),
+        Op::HeadNorm { norm } => flag(true, &format!("{} eps={:?}", tensor(norm.weight), norm.eps)),
         Op::MatMul { parts } => {
             for part in parts {
-                let tensors: Vec<String> = part.tensors.iter().map(|&t| tensor(t)).collect();
+                let mut tensors: Vec<String> = part.tensors.iter().map(|&t| tensor(t)).collect();
+                if let Some(bias) = part.bias {
+                    tensors.push(format!("bias={}", graph.tensor(bias).name));
+                }
+                if let Some(norm) = part.norm {
+                    tensors.push(format!(
+                        "norm={} eps={:?}",
+                        graph.tensor(norm.weight).name,
+                        norm.eps
+                    ));
+                }
                 flag(
                     true,
                     &format!(
@@ -126,9 +150,40 @@ pub fn print_node(graph: &Graph, node: &Node) -> String {
             );
             flag(*to != DType::F32, dtype_name(*to));
         }
-        Op::SwiGlu { to } => flag(*to != DType::F32, dtype_name(*to)),
+        Op::Glu { to, .. } => flag(*to != DType::F32, dtype_name(*to)),
     }
     let _ = write!(out, " # {}", node.name);
+    out
+}
+
+fn print_rope_freqs(freqs: &RopeFreqs) -> String {
+    let RopeFreqs {
+        base,
+        dim,
+        scaling,
+        factors,
+    } = freqs;
+    let mut out = format!("rope_freqs base={base:?} dim={dim}");
+    match scaling {
+        RopeScaling::None => {}
+        RopeScaling::Linear { factor } => {
+            let _ = write!(out, " linear={factor:?}");
+        }
+        RopeScaling::Yarn {
+            factor,
+            original,
+            beta_fast,
+            beta_slow,
+        } => {
+            let _ = write!(
+                out,
+                " yarn={factor:?} original={original} fast={beta_fast:?} slow={beta_slow:?}"
+            );
+        }
+    }
+    if let Some(factors) = factors {
+        let _ = write!(out, " factors={factors}");
+    }
     out
 }
 
@@ -168,8 +223,11 @@ fn print_epilogue(epilogue: Epilogue) -> String {
             let rope = rope.map(|h| format!(" rope={h}")).unwrap_or_default();
             format!("kv={group}.{layer}.{}{rope}", part_name(part))
         }
-        Epilogue::SwiGlu { to: DType::F32 } => "swiglu".to_string(),
-        Epilogue::SwiGlu { to } => format!("swiglu {}", dtype_name(to)),
+        Epilogue::Glu {
+            activation,
+            to: DType::F32,
+        } => activation.glu_name().to_string(),
+        Epilogue::Glu { activation, to } => format!("{} {}", activation.glu_name(), dtype_name(to)),
     }
 }
 
@@ -181,6 +239,17 @@ pub fn encoding_name(encoding: Encoding) -> &'static str {
         Encoding::Q4_0 => "q4_0",
         Encoding::Q4_1 => "q4_1",
         Encoding::Q8_0 => "q8_0",
+        Encoding::BF16 => "bf16",
+        Encoding::Q5_0 => "q5_0",
+        Encoding::Q5_1 => "q5_1",
+        Encoding::Q2_K => "q2_k",
+        Encoding::Q3_K => "q3_k",
+        Encoding::Q4_K => "q4_k",
+        Encoding::Q5_K => "q5_k",
+        Encoding::Q6_K => "q6_k",
+        Encoding::IQ4_NL => "iq4_nl",
+        Encoding::IQ4_XS => "iq4_xs",
+        Encoding::MXFP4 => "mxfp4",
     }
 }
 
@@ -250,11 +319,11 @@ impl Parser {
                     .into_iter()
                     .find(|&e| encoding_name(e) == *encoding);
                 let source = match *source {
-                    "file" => TensorSource::File,
-                    "rope_freqs" => TensorSource::RopeFreqs {
-                        base: number(rest, "base")?,
-                        dim: number(rest, "dim")?,
+                    "file" => TensorSource::File {
+                        tensor: optional(rest, "tensor")?.unwrap_or_else(|| name.clone()),
+                        first_row: optional(rest, "first")?.unwrap_or(0),
                     },
+                    "rope_freqs" => TensorSource::RopeFreqs(parse_rope_freqs(rest)?),
                     other => return Err(format!("unknown source '{other}'")),
                 };
                 let transform = match optional(rest, "rope_halves")? {
@@ -341,8 +410,18 @@ impl Parser {
                 weight: self.tensor(args)?,
                 eps: number(args, "eps")?,
                 add: flag("add"),
+                post: self.named(args, "post")?,
                 gather: flag("gather"),
                 to: result_type(args),
+            },
+            "bias" => Op::Bias {
+                bias: self.tensor(args)?,
+            },
+            "head_norm" => Op::HeadNorm {
+                norm: HeadNorm {
+                    weight: self.tensor(args)?,
+                    eps: number(args, "eps")?,
+                },
             },
             "quantise" => Op::Quantise {
                 to: result_type(args),
@@ -368,7 +447,8 @@ impl Parser {
                 scale: number(args, "scale")?,
                 to: result_type(args),
             },
-            "swiglu" => Op::SwiGlu {
+            "swiglu" | "geglu" => Op::Glu {
+                activation: glu(name),
                 to: result_type(args),
             },
             other => return Err(format!("unknown operation '{other}'")),
@@ -380,12 +460,21 @@ impl Parser {
             .iter()
             .position(|&w| w == "->")
             .ok_or("expected '->'")?;
-        let names = words[..arrow].iter().filter(|&&w| w != "{");
+        let (made_of, args) = (&words[..arrow], &words[arrow + 1..]);
+        let names = made_of.iter().filter(|w| w.starts_with('@'));
         let tensors = names.map(|w| self.tensor(&[w])).collect::<Result<_, _>>()?;
-        let args = &words[arrow + 1..];
+        let bias = self.named(made_of, "bias")?;
+        let norm = match self.named(made_of, "norm")? {
+            Some(weight) => Some(HeadNorm {
+                weight,
+                eps: number(made_of, "eps")?,
+            }),
+            None => None,
+        };
         let epilogue = match args {
             ["store"] => Epilogue::Store,
-            ["swiglu", rest @ ..] => Epilogue::SwiGlu {
+            [name @ ("swiglu" | "geglu"), rest @ ..] => Epilogue::Glu {
+                activation: glu(name),
                 to: result_type(rest),
             },
             _ if args.iter().any(|w| w.starts_with("kv=")) => {
@@ -401,13 +490,24 @@ impl Parser {
                 head_dim: number(args, "rope")?,
             },
         };
-        Ok(Part { tensors, epilogue })
+        Ok(Part {
+            tensors,
+            bias,
+            norm,
+            epilogue,
+        })
     }
 
     fn value(&self, word: &str) -> Result<ValueId, String> {
         Ok(ValueId(plain(
             word.strip_prefix('%').ok_or("expected %N")?,
         )?))
+    }
+
+    /// The tensor of `key=name`.
+    fn named(&self, args: &[&str], key: &str) -> Result<Option<TensorId>, String> {
+        let name: Option<String> = optional(args, key)?;
+        name.map(|n| self.tensor(&[&format!("@{n}")])).transpose()
     }
 
     fn tensor(&self, args: &[&str]) -> Result<TensorId, String> {
@@ -448,6 +548,35 @@ fn parse_type(text: &str) -> Result<Type, String> {
         dtype,
         dim,
         cols: plain(cols)?,
+    })
+}
+
+fn glu(name: &str) -> Activation {
+    if name == "geglu" {
+        Activation::GeluTanh
+    } else {
+        Activation::Silu
+    }
+}
+
+fn parse_rope_freqs(args: &[&str]) -> Result<RopeFreqs, String> {
+    let (linear, yarn) = (optional(args, "linear")?, optional(args, "yarn")?);
+    let scaling = match (linear, yarn) {
+        (None, None) => RopeScaling::None,
+        (Some(factor), None) => RopeScaling::Linear { factor },
+        (None, Some(factor)) => RopeScaling::Yarn {
+            factor,
+            original: number(args, "original")?,
+            beta_fast: number(args, "fast")?,
+            beta_slow: number(args, "slow")?,
+        },
+        (Some(_), Some(_)) => return Err("expected linear= or yarn=, not both".into()),
+    };
+    Ok(RopeFreqs {
+        base: number(args, "base")?,
+        dim: number(args, "dim")?,
+        scaling,
+        factors: optional(args, "factors")?,
     })
 }
 

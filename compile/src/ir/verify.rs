@@ -102,6 +102,7 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
         Op::RmsNorm {
             weight,
             add,
+            post,
             gather,
             to,
             ..
@@ -127,6 +128,11 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
             if rest.next().is_some() || vector(graph, *weight)? != *cols {
                 return wrong();
             }
+            if let Some(post) = post
+                && (!*add || vector(graph, *post)? != *cols)
+            {
+                return Err("norms a residual that it doesn't add or that has another size".into());
+            }
             let out = Type::f32(if *gather { Dim::Rows } else { *dim }, *cols);
             if *to != DType::F32 {
                 whole_blocks(*cols)?;
@@ -134,6 +140,26 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
             let sum = (*add && !*gather).then_some(out);
             sum.into_iter().chain([out.with_dtype(*to)]).collect()
         }
+        Op::Bias { bias } => match inputs {
+            [
+                x @ Type::Rows {
+                    dtype: DType::F32,
+                    cols,
+                    ..
+                },
+            ] if vector(graph, *bias)? == *cols => vec![*x],
+            _ => return wrong(),
+        },
+        Op::HeadNorm { norm } => match inputs {
+            [
+                x @ Type::Rows {
+                    dtype: DType::F32,
+                    cols,
+                    ..
+                },
+            ] if cols % vector(graph, norm.weight)? == 0 => vec![*x],
+            _ => return wrong(),
+        },
         Op::Quantise { to } => match inputs {
             [
                 x @ Type::Rows {
@@ -187,7 +213,27 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
                     }
                     rows += n;
                 }
+                let features = match part.epilogue {
+                    Epilogue::Glu { .. } if part.bias.is_some() || part.norm.is_some() => {
+                        return Err("a gate with a bias or a norm".into());
+                    }
+                    _ => rows,
+                };
+                if let Some(bias) = part.bias
+                    && vector(graph, bias)? != features
+                {
+                    return Err(format!("a bias of another size than {features}"));
+                }
+                let norm_dim = part.norm.map(|n| vector(graph, n.weight)).transpose()?;
+                if norm_dim.is_some_and(|n| features % n != 0) {
+                    return Err(format!(
+                        "norms heads of {norm_dim:?} in {features} features"
+                    ));
+                }
                 let head = |head_dim: u32| {
+                    if norm_dim.is_some_and(|n| n != head_dim) {
+                        return Err(format!("norms heads of {norm_dim:?}, rotates {head_dim}"));
+                    }
                     if rows % head_dim != 0 || table != Some(&Type::f32(Dim::Tokens, head_dim)) {
                         return Err(format!(
                             "rotates heads of {head_dim} in {rows} features with table {table:?}"
@@ -208,9 +254,9 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
                         kv_cols(graph, group, rows)?;
                         Type::Kv
                     }
-                    Epilogue::SwiGlu { to } => {
+                    Epilogue::Glu { to, .. } => {
                         let [gate, up] = part.tensors[..] else {
-                            return Err("swiglu takes two tensors".into());
+                            return Err("a gate takes two tensors".into());
                         };
                         if graph.tensor(gate).rows != graph.tensor(up).rows
                             || graph.tensor(gate).encoding != graph.tensor(up).encoding
@@ -221,7 +267,7 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
                         Type::f32(*dim, rows / 2).with_dtype(to)
                     }
                 });
-                if part.tensors.len() != 1 && !matches!(part.epilogue, Epilogue::SwiGlu { .. }) {
+                if part.tensors.len() != 1 && !matches!(part.epilogue, Epilogue::Glu { .. }) {
                     return Err(format!("a part of {} tensors", part.tensors.len()));
                 }
             }
@@ -273,7 +319,7 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
             }
             vec![inputs[0].with_dtype(*to)]
         }
-        Op::SwiGlu { to } => match inputs {
+        Op::Glu { to, .. } => match inputs {
             [
                 gate @ Type::Rows {
                     dtype: DType::F32, ..

@@ -17,8 +17,8 @@ use bundle_format::region::Region;
 use bundle_format::target::Target;
 
 use crate::error::Error;
-use crate::ir::{Graph, Node, Op, Type, ValueId};
-use regions::Operands;
+use crate::ir::{Epilogue, Graph, Node, Op, Type, ValueId};
+use regions::{Chain, KvPlace, Sink};
 use weights::Weights;
 
 /// Makes the plan of a graph for a target. Variants name microkernels and tile shapes, but no code yet.
@@ -200,6 +200,7 @@ fn lower_node(
             weight,
             eps,
             add,
+            post,
             gather,
             to,
         } => {
@@ -218,6 +219,7 @@ fn lower_node(
                 } else {
                     None
                 },
+                post: post.map(|p| weights.of(&[p])).transpose()?,
                 weight: weights.of(&[*weight])?,
                 eps: *eps,
                 out: of(out, "")?,
@@ -233,43 +235,74 @@ fn lower_node(
                 regions::quantise(input(0)?, of(node.outputs[0], "")?, cols, *to),
             )
         }
-        Op::SwiGlu { to } => {
+        Op::Glu { activation, to } => {
             let (dim, cols) = rows_of(node.outputs[0])?;
+            let out = of(node.outputs[0], "")?;
             region(
                 dim,
-                regions::swiglu(input(0)?, input(1)?, of(node.outputs[0], "")?, cols, *to),
+                regions::glu(*activation, input(0)?, input(1)?, out, cols, *to),
             )
+        }
+        Op::Bias { bias } => {
+            let (dim, cols) = rows_of(node.outputs[0])?;
+            let to = Sink::Buffer(of(node.outputs[0], "")?);
+            let bias = Some(weights.of(&[*bias])?);
+            let chain = Chain {
+                bias,
+                ..chain(Some(input(0)?), to, cols)
+            };
+            region(dim, build(chain, node)?)
+        }
+        Op::HeadNorm { norm } => {
+            let (dim, cols) = rows_of(node.outputs[0])?;
+            let to = Sink::Buffer(of(node.outputs[0], "")?);
+            let head_dim = Some(graph.tensor(norm.weight).cols);
+            let norm = Some((weights.of(&[norm.weight])?, norm.eps));
+            let chain = Chain {
+                norm,
+                head_dim,
+                ..chain(Some(input(0)?), to, cols)
+            };
+            region(dim, build(chain, node)?)
         }
         Op::Rope { head_dim, halves } => {
             if !halves {
+                let name = &node.name;
                 return Err(Error::Bug(format!(
-                    "node '{}' still rotates interleaved pairs",
-                    node.name
+                    "node '{name}' still rotates interleaved pairs"
                 )));
             }
             let (dim, cols) = rows_of(node.outputs[0])?;
-            region(
-                dim,
-                regions::rope(
-                    input(0)?,
-                    input(1)?,
-                    of(node.outputs[0], "")?,
-                    cols,
-                    *head_dim,
-                ),
-            )
+            let to = Sink::Buffer(of(node.outputs[0], "")?);
+            let (table, head_dim) = (Some(input(1)?), Some(*head_dim));
+            let chain = Chain {
+                table,
+                head_dim,
+                ..chain(Some(input(0)?), to, cols)
+            };
+            region(dim, build(chain, node)?)
         }
         Op::KvWrite { group, layer, part } => {
             let (dim, cols) = rows_of(node.inputs[0])?;
-            let head_dim = graph.kv[*group as usize].head_dim;
-            let kv = regions::KvPlace {
+            let place = KvPlace {
                 group: *group,
                 layer: *layer,
                 part: *part,
             };
+            let to = Sink::Kv {
+                place,
+                slots: input(1)?,
+            };
+            let head_dim = Some(graph.kv[*group as usize].head_dim);
             region(
                 dim,
-                regions::kv_write(input(0)?, input(1)?, kv, cols, head_dim),
+                build(
+                    Chain {
+                        head_dim,
+                        ..chain(Some(input(0)?), to, cols)
+                    },
+                    node,
+                )?,
             )
         }
         Op::Attention {
@@ -297,32 +330,50 @@ fn lower_node(
             let mut segments = Vec::new();
             for (part, &result) in parts.iter().zip(&node.outputs) {
                 let cols = part.tensors.iter().map(|&t| graph.tensor(t).rows).sum();
-                let operands = Operands {
+                let suffix = suffix(graph, part.tensors[0], parts.len());
+                let mut out = || of(result, &suffix);
+                let slots = || input(1 + rotates as usize);
+                let (to, head_dim) = match part.epilogue {
+                    Epilogue::Store => (Sink::Buffer(out()?), None),
+                    Epilogue::Rope { head_dim } => (Sink::Buffer(out()?), Some(head_dim)),
+                    Epilogue::KvWrite {
+                        group, layer, part, ..
+                    } => {
+                        let place = KvPlace { group, layer, part };
+                        let head_dim = graph.kv[group as usize].head_dim;
+                        (
+                            Sink::Kv {
+                                place,
+                                slots: slots()?,
+                            },
+                            Some(head_dim),
+                        )
+                    }
+                    Epilogue::Glu { activation, to } => {
+                        let epilogue = regions::glu_epilogue(activation, out()?, cols, to);
+                        segments.push(Segment {
+                            weight: weights.of(&part.tensors)?,
+                            epilogue,
+                        });
+                        continue;
+                    }
+                };
+                let norm = part
+                    .norm
+                    .map(|n| Ok::<_, Error>((weights.of(&[n.weight])?, n.eps)));
+                let norm_dim = part.norm.map(|n| graph.tensor(n.weight).cols);
+                let chain = Chain {
+                    bias: part.bias.map(|b| weights.of(&[b])).transpose()?,
+                    norm: norm.transpose()?,
                     table: if part.epilogue.rotates() {
                         Some(input(1)?)
                     } else {
                         None
                     },
-                    slots: if part.epilogue.writes_kv() {
-                        Some(input(1 + rotates as usize)?)
-                    } else {
-                        None
-                    },
-                    out: match graph.ty(result) {
-                        Type::Kv => None,
-                        Type::Rows { .. } => {
-                            Some(of(result, &suffix(graph, part.tensors[0], parts.len()))?)
-                        }
-                    },
+                    head_dim: head_dim.or(norm_dim),
+                    ..chain(None, to, cols)
                 };
-                let head_dim = |group: u32| graph.kv[group as usize].head_dim;
-                let epilogue = regions::matmul_epilogue(part.epilogue, operands, cols, head_dim)
-                    .ok_or_else(|| {
-                        Error::Bug(format!(
-                            "node '{}' lacks an operand of its epilogue",
-                            node.name
-                        ))
-                    })?;
+                let epilogue = build(chain, node)?;
                 segments.push(Segment {
                     weight: weights.of(&part.tensors)?,
                     epilogue,
@@ -334,6 +385,24 @@ fn lower_node(
             }))
         }
     }
+}
+
+/// A chain of nothing but a store.
+fn chain(from: Option<u32>, to: Sink, cols: u32) -> Chain {
+    Chain {
+        from,
+        bias: None,
+        norm: None,
+        table: None,
+        to,
+        head_dim: None,
+        cols,
+    }
+}
+
+fn build(chain: Chain, node: &Node) -> Result<Region, Error> {
+    let missing = || Error::Bug(format!("node '{}' works on heads of no size", node.name));
+    chain.build().ok_or_else(missing)
 }
 
 /// What tells the results of a matmul of several parts apart: `.attn_q`.

@@ -5,7 +5,7 @@ use bundle_format::region::{
     Binary, ColMap, Inst, KvPart, Operand, OperandId, Region, RowMap, Unary, Val,
 };
 
-use crate::ir::Epilogue;
+use crate::ir::Activation;
 
 /// Makes regions instruction by instruction.
 struct Builder {
@@ -130,14 +130,55 @@ impl Builder {
         });
     }
 
-    /// gate / (1 + e^-gate) * up
-    fn silu_times(&mut self, gate: Val, up: Val) -> Val {
+    /// activation(gate) * up
+    fn gated(&mut self, activation: Activation, gate: Val, up: Val) -> Val {
+        // Both activations are gate / (1 + e^-z).
+        let minus_z = match activation {
+            Activation::Silu => self.unary(Unary::Neg, gate),
+            Activation::GeluTanh => {
+                // -z = -2 sqrt(2 / pi) (x + 0.044715 x^3) = x * (c1 + c3 x^2)
+                let c = 2.0 * (2.0 / std::f64::consts::PI).sqrt();
+                let c1 = self.constant(-c as f32);
+                let c3 = self.constant((-c * 0.044715) as f32);
+                let square = self.binary(Binary::Mul, gate, gate);
+                let factor = self.push(Inst::Fma {
+                    a: square,
+                    b: c3,
+                    c: c1,
+                });
+                self.binary(Binary::Mul, gate, factor)
+            }
+        };
         let one = self.constant(1.0);
-        let minus = self.unary(Unary::Neg, gate);
-        let exp = self.unary(Unary::Exp, minus);
+        let exp = self.unary(Unary::Exp, minus_z);
         let below = self.binary(Binary::Add, one, exp);
-        let silu = self.binary(Binary::Div, gate, below);
-        self.binary(Binary::Mul, silu, up)
+        let activated = self.binary(Binary::Div, gate, below);
+        self.binary(Binary::Mul, activated, up)
+    }
+
+    /// 1 / sqrt(mean of the squares + eps), over `count` values: those of the unit, or of the row.
+    fn inverse_rms(&mut self, values: &[Val], count: u32, eps: f32, of_unit: bool) -> Val {
+        let mut squares = self.binary(Binary::Mul, values[0], values[0]);
+        for &v in &values[1..] {
+            squares = self.push(Inst::Fma {
+                a: v,
+                b: v,
+                c: squares,
+            });
+        }
+        let sum = self.push(match of_unit {
+            true => Inst::UnitSum { x: squares },
+            false => Inst::RowSum { x: squares },
+        });
+        let per_value = self.constant(1.0 / count as f32);
+        let eps = self.constant(eps);
+        let mean = self.push(Inst::Fma {
+            a: sum,
+            b: per_value,
+            c: eps,
+        });
+        let root = self.unary(Unary::Sqrt, mean);
+        self.unary(Unary::Recip, root)
     }
 
     /// Rotates the pair (a, b) = (x[c], x[half + c]) by the angles in a table row of `half` cosines and `half` sines.
@@ -224,64 +265,133 @@ pub fn quantise(x: u32, out: u32, cols: u32, to: DType) -> Region {
     builder.region
 }
 
-/// out = gate / (1 + e^-gate) * up
-pub fn swiglu(gate: u32, up: u32, out: u32, cols: u32, to: DType) -> Region {
-    let mut builder = Builder::new(&named("swiglu", to), Units::for_result(to), cols);
+/// out = activation(gate) * up
+pub fn glu(activation: Activation, gate: u32, up: u32, out: u32, cols: u32, to: DType) -> Region {
+    let name = named(activation.glu_name(), to);
+    let mut builder = Builder::new(&name, Units::for_result(to), cols);
     let own = builder.own();
-    let (gate, up) = (
-        builder.load(gate, RowMap::Same, own),
-        builder.load(up, RowMap::Same, own),
-    );
-    let product = builder.silu_times(gate, up);
+    let gate = builder.load(gate, RowMap::Same, own);
+    let up = builder.load(up, RowMap::Same, own);
+    let product = builder.gated(activation, gate, up);
     builder.store(out, own, product, to);
     builder.region
 }
 
-/// Rotates whole heads.
-pub fn rope(x: u32, table: u32, out: u32, cols: u32, head_dim: u32) -> Region {
-    let half = head_dim / 2;
-    let mut builder = Builder::new(
-        "rope",
-        Units {
-            unit: head_dim,
-            width: half,
-        },
-        cols,
-    );
-    let (low, high) = (
-        ColMap {
-            per_unit: head_dim,
-            offset: 0,
-        },
-        ColMap {
-            per_unit: head_dim,
-            offset: half,
-        },
-    );
-    let (a, b) = (
-        builder.load(x, RowMap::Same, low),
-        builder.load(x, RowMap::Same, high),
-    );
-    let (a, b) = builder.rotate(a, b, table, half);
-    builder.store(out, low, a, DType::F32);
-    builder.store(out, high, b, DType::F32);
+/// The epilogue of interleaved gate and up: blocks of each in turn.
+pub fn glu_epilogue(activation: Activation, out: u32, cols: u32, to: DType) -> Region {
+    let block = Q8_BLOCK as u32;
+    let units = Units {
+        unit: 2 * block,
+        width: block,
+    };
+    let mut builder = Builder::new(&named(activation.glu_name(), to), units, cols);
+    let (gate, up) = (builder.tile(0), builder.tile(block));
+    let product = builder.gated(activation, gate, up);
+    let own = builder.own();
+    builder.store(out, own, product, to);
     builder.region
 }
 
-/// Writes rows of keys or values to their slots.
-pub fn kv_write(x: u32, slots: u32, kv: KvPlace, cols: u32, head_dim: u32) -> Region {
-    let mut builder = Builder::new(
-        "kv_write",
-        Units {
-            unit: head_dim,
-            width: head_dim,
-        },
-        cols,
-    );
-    let own = builder.own();
-    let x = builder.load(x, RowMap::Same, own);
-    builder.store_kv(kv, slots, 0, x);
-    builder.region
+/// What happens to features between their matmul and where they are used: bias, norm of each head, rotation, store. As an
+/// epilogue they come from the tile, as a launch of their own from a buffer.
+#[derive(Clone, Copy)]
+pub struct Chain {
+    /// The buffer they come from; none: the tile.
+    pub from: Option<u32>,
+    /// A weight that is added.
+    pub bias: Option<u32>,
+    /// The weight and the eps of the heads' norm.
+    pub norm: Option<(u32, f32)>,
+    /// The rope table to rotate halves of heads by.
+    pub table: Option<u32>,
+    pub to: Sink,
+    /// Features of a head, where any step works on heads.
+    pub head_dim: Option<u32>,
+    pub cols: u32,
+}
+
+/// Where features go.
+#[derive(Clone, Copy)]
+pub enum Sink {
+    Buffer(u32),
+    Kv { place: KvPlace, slots: u32 },
+}
+
+impl Chain {
+    /// The chain as a region; none if it works on heads and has no head size.
+    pub fn build(&self) -> Option<Region> {
+        let on_heads =
+            self.norm.is_some() || self.table.is_some() || matches!(self.to, Sink::Kv { .. });
+        let head_dim = if on_heads { Some(self.head_dim?) } else { None };
+        let (units, offsets) = match head_dim {
+            None => (Units::FLAT, vec![0]),
+            Some(unit) if self.table.is_some() => (
+                Units {
+                    unit,
+                    width: unit / 2,
+                },
+                vec![0, unit / 2],
+            ),
+            Some(unit) => (Units { unit, width: unit }, vec![0]),
+        };
+        let mut builder = Builder::new(&self.name(), units, self.cols);
+        let at = |offset: u32| ColMap {
+            per_unit: units.unit,
+            offset,
+        };
+        let mut values: Vec<Val> = Vec::new();
+        for &offset in &offsets {
+            let mut value = match self.from {
+                Some(buffer) => builder.load(buffer, RowMap::Same, at(offset)),
+                None => builder.tile(offset),
+            };
+            if let Some(bias) = self.bias {
+                let bias = builder.weight(bias, at(offset));
+                value = builder.binary(Binary::Add, value, bias);
+            }
+            values.push(value);
+        }
+        if let (Some((weight, eps)), Some(head_dim)) = (self.norm, head_dim) {
+            let inverse = builder.inverse_rms(&values, head_dim, eps, true);
+            for (value, &offset) in values.iter_mut().zip(&offsets) {
+                let weight = builder.weight(
+                    weight,
+                    ColMap {
+                        per_unit: 0,
+                        offset,
+                    },
+                );
+                let normed = builder.binary(Binary::Mul, *value, inverse);
+                *value = builder.binary(Binary::Mul, normed, weight);
+            }
+        }
+        if let (Some(table), [a, b]) = (self.table, &values[..]) {
+            let (low, high) = builder.rotate(*a, *b, table, units.width);
+            values = vec![low, high];
+        }
+        for (value, offset) in values.into_iter().zip(offsets) {
+            match self.to {
+                Sink::Buffer(out) => builder.store(out, at(offset), value, DType::F32),
+                Sink::Kv { place, slots } => builder.store_kv(place, slots, offset, value),
+            }
+        }
+        Some(builder.region)
+    }
+
+    /// The steps by name, `bias_rope_kv_write`; a plain store is `store`.
+    fn name(&self) -> String {
+        let mut steps = Vec::new();
+        let mut step = |on: bool, name| on.then(|| steps.push(name));
+        step(self.bias.is_some(), "bias");
+        step(self.norm.is_some(), "norm");
+        step(self.table.is_some(), "rope");
+        step(matches!(self.to, Sink::Kv { .. }), "kv_write");
+        if steps.is_empty() {
+            "store".to_string()
+        } else {
+            steps.join("_")
+        }
+    }
 }
 
 /// Stores attention's results, a head a unit.
@@ -305,6 +415,8 @@ pub struct RmsNorm {
     pub x: u32,
     /// Added to x first.
     pub residual: Option<u32>,
+    /// The weight of the residual's own norm, before it is added.
+    pub post: Option<u32>,
     /// The token rows to compute, instead of all.
     pub rows: Option<u32>,
     /// Where x + residual goes.
@@ -318,10 +430,10 @@ pub struct RmsNorm {
 
 impl RmsNorm {
     pub fn build(&self) -> Region {
-        let name = if self.residual.is_some() {
-            "add_rms_norm"
-        } else {
-            "rms_norm"
+        let name = match (self.residual, self.post) {
+            (_, Some(_)) => "norm_add_rms_norm",
+            (Some(_), None) => "add_rms_norm",
+            (None, None) => "rms_norm",
         };
         let name = named(name, self.to);
         let mut builder = Builder::new(&name, Units::for_result(self.to), self.cols);
@@ -332,143 +444,26 @@ impl RmsNorm {
         };
         let mut h = builder.load(self.x, row, own);
         if let Some(residual) = self.residual {
-            let residual = builder.load(residual, row, own);
+            let mut residual = builder.load(residual, row, own);
+            if let Some(post) = self.post {
+                residual = self.normed(&mut builder, residual, post);
+            }
             h = builder.binary(Binary::Add, h, residual);
         }
         if let Some(sum) = self.sum {
             builder.store(sum, own, h, DType::F32);
         }
-        let square = builder.binary(Binary::Mul, h, h);
-        let squares = builder.push(Inst::RowSum { x: square });
-        let per_column = builder.constant(1.0 / self.cols as f32);
-        let eps = builder.constant(self.eps);
-        let mean = builder.push(Inst::Fma {
-            a: squares,
-            b: per_column,
-            c: eps,
-        });
-        let root = builder.unary(Unary::Sqrt, mean);
-        let inverse = builder.unary(Unary::Recip, root);
-        let normed = builder.binary(Binary::Mul, h, inverse);
-        let weight = builder.weight(self.weight, own);
-        let out = builder.binary(Binary::Mul, normed, weight);
+        let out = self.normed(&mut builder, h, self.weight);
         builder.store(self.out, own, out, self.to);
         builder.region
     }
-}
 
-/// The buffers that a matmul's epilogue may read and write.
-#[derive(Clone, Copy)]
-pub struct Operands {
-    pub table: Option<u32>,
-    pub slots: Option<u32>,
-    pub out: Option<u32>,
-}
-
-/// The epilogue of `cols` output features; none if an operand that it needs is missing. `head_dim` gives the head size of a
-/// KV group.
-pub fn matmul_epilogue(
-    epilogue: Epilogue,
-    operands: Operands,
-    cols: u32,
-    head_dim: impl Fn(u32) -> u32,
-) -> Option<Region> {
-    match epilogue {
-        Epilogue::Store => {
-            let mut builder = Builder::new("store", Units::FLAT, cols);
-            let own = builder.own();
-            let x = builder.tile(0);
-            builder.store(operands.out?, own, x, DType::F32);
-            Some(builder.region)
-        }
-        Epilogue::Rope { head_dim } => {
-            let half = head_dim / 2;
-            let mut builder = Builder::new(
-                "rope",
-                Units {
-                    unit: head_dim,
-                    width: half,
-                },
-                cols,
-            );
-            let (a, b) = (builder.tile(0), builder.tile(half));
-            let (a, b) = builder.rotate(a, b, operands.table?, half);
-            builder.store(
-                operands.out?,
-                ColMap {
-                    per_unit: head_dim,
-                    offset: 0,
-                },
-                a,
-                DType::F32,
-            );
-            builder.store(
-                operands.out?,
-                ColMap {
-                    per_unit: head_dim,
-                    offset: half,
-                },
-                b,
-                DType::F32,
-            );
-            Some(builder.region)
-        }
-        Epilogue::KvWrite {
-            rope: None,
-            group,
-            layer,
-            part,
-        } => {
-            let head_dim = head_dim(group);
-            let mut builder = Builder::new(
-                "kv_write",
-                Units {
-                    unit: head_dim,
-                    width: head_dim,
-                },
-                cols,
-            );
-            let x = builder.tile(0);
-            builder.store_kv(KvPlace { group, layer, part }, operands.slots?, 0, x);
-            Some(builder.region)
-        }
-        Epilogue::KvWrite {
-            rope: Some(head_dim),
-            group,
-            layer,
-            part,
-        } => {
-            let half = head_dim / 2;
-            let mut builder = Builder::new(
-                "rope_kv_write",
-                Units {
-                    unit: head_dim,
-                    width: half,
-                },
-                cols,
-            );
-            let (a, b) = (builder.tile(0), builder.tile(half));
-            let (a, b) = builder.rotate(a, b, operands.table?, half);
-            let kv = KvPlace { group, layer, part };
-            builder.store_kv(kv, operands.slots?, 0, a);
-            builder.store_kv(kv, operands.slots?, half, b);
-            Some(builder.region)
-        }
-        Epilogue::SwiGlu { to } => {
-            let block = Q8_BLOCK as u32;
-            let mut builder = Builder::new(
-                &named("swiglu", to),
-                Units {
-                    unit: 2 * block,
-                    width: block,
-                },
-                cols,
-            );
-            let (gate, up) = (builder.tile(0), builder.tile(block));
-            let product = builder.silu_times(gate, up);
-            let own = builder.own();
-            builder.store(operands.out?, own, product, to);
-            Some(builder.region)
-        }
+    /// x / sqrt(mean(x^2) + eps) * weight
+    fn normed(&self, builder: &mut Builder, x: Val, weight: u32) -> Val {
+        let own = builder.own();
+        let inverse = builder.inverse_rms(&[x], self.cols, self.eps, false);
+        let normed = builder.binary(Binary::Mul, x, inverse);
+        let weight = builder.weight(weight, own);
+        builder.binary(Binary::Mul, normed, weight)
     }
 }

@@ -29,10 +29,23 @@ impl Weights {
             match &node.op {
                 Op::Embed { table, .. } => weights.add(graph, &[*table])?,
                 Op::RopeTable { freqs, .. } => weights.add(graph, &[*freqs])?,
-                Op::RmsNorm { weight, .. } => weights.add(graph, &[*weight])?,
+                Op::RmsNorm { weight, post, .. } => {
+                    for weight in post.iter().chain([weight]) {
+                        weights.add(graph, &[*weight])?;
+                    }
+                }
+                Op::Bias { bias } => weights.add(graph, &[*bias])?,
+                Op::HeadNorm { norm } => weights.add(graph, &[norm.weight])?,
                 Op::MatMul { parts } => {
                     for part in parts {
                         weights.add(graph, &part.tensors)?;
+                        for vector in part
+                            .bias
+                            .iter()
+                            .chain(part.norm.as_ref().map(|n| &n.weight))
+                        {
+                            weights.add(graph, &[*vector])?;
+                        }
                     }
                 }
                 Op::Input(_)
@@ -42,7 +55,7 @@ impl Weights {
                 | Op::Rope { .. }
                 | Op::KvWrite { .. }
                 | Op::Attention { .. }
-                | Op::SwiGlu { .. } => {}
+                | Op::Glu { .. } => {}
             }
         }
         let mut offset = 0;

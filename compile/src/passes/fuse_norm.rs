@@ -1,9 +1,11 @@
 //! The residual sum and the gather of the wanted rows, in the norm that reads them.
 
-use crate::ir::{Graph, Op, verify};
+use bundle_format::plan::DType;
+
+use crate::ir::{Graph, Op, TensorId, ValueId, verify};
 
 /// `add` then `rms_norm` becomes one node that gives the sum and its norm; `add`, `gather_rows`, `rms_norm` one that
-/// computes only the wanted rows.
+/// computes only the wanted rows. A residual that was itself normed (Gemma's post-norms) is normed there too.
 pub fn fuse_add_norm(graph: &mut Graph) {
     let mut dead = Vec::new();
     for index in 0..graph.nodes.len() {
@@ -11,6 +13,7 @@ pub fn fuse_add_norm(graph: &mut Graph) {
             weight,
             eps,
             add: false,
+            post: None,
             gather: false,
             to,
         } = graph.nodes[index].op
@@ -39,6 +42,7 @@ pub fn fuse_add_norm(graph: &mut Graph) {
         let add = add.filter(|_| graph.users(x).iter().all(|&user| user >= index));
         let mut inputs = vec![x];
         let mut outputs = graph.nodes[index].outputs.clone();
+        let mut post = None;
         if let Some(add) = add {
             inputs = graph.nodes[add].inputs.clone();
             if rows.is_none() {
@@ -47,12 +51,20 @@ pub fn fuse_add_norm(graph: &mut Graph) {
             graph.nodes[add].inputs.clear();
             graph.nodes[add].outputs.clear();
             dead.push(add);
+            if let Some((norm, which, weight)) = normed_residual(graph, &inputs, eps) {
+                // The sum is the same whichever comes first; the normed one goes second.
+                inputs = vec![inputs[1 - which], graph.nodes[norm].inputs[0]];
+                post = Some(weight);
+                graph.nodes[norm].inputs.clear();
+                dead.push(norm);
+            }
         }
         inputs.extend(rows);
         let fused = Op::RmsNorm {
             weight,
             eps,
             add: add.is_some(),
+            post,
             gather: rows.is_some(),
             to,
         };
@@ -60,4 +72,26 @@ pub fn fuse_add_norm(graph: &mut Graph) {
         (node.op, node.inputs, node.outputs) = (fused, inputs, outputs);
     }
     graph.remove_nodes(&dead);
+}
+
+/// A plain norm of the same eps among two summands that nothing else reads: its node, which summand, its weight.
+fn normed_residual(
+    graph: &Graph,
+    summands: &[ValueId],
+    eps: f32,
+) -> Option<(usize, usize, TensorId)> {
+    summands.iter().enumerate().find_map(|(which, &value)| {
+        let node = graph.nodes.iter().position(|n| n.outputs == [value])?;
+        match graph.nodes[node].op {
+            Op::RmsNorm {
+                weight,
+                eps: own,
+                add: false,
+                post: None,
+                gather: false,
+                to: DType::F32,
+            } if own == eps && !verify::is_used(graph, value) => Some((node, which, weight)),
+            _ => None,
+        }
+    })
 }

@@ -27,19 +27,19 @@ pub fn fuse_quantise(graph: &mut Graph) {
                 *to = wanted;
                 true
             }
-            Op::SwiGlu { to } => {
+            Op::Glu { to, .. } => {
                 *to = wanted;
                 true
             }
             // An epilogue sees one head at a time, so a block must not cross heads.
             Op::Attention { to, group, .. }
-                if kv[*group as usize].head_dim as usize % Q8_BLOCK == 0 =>
+                if (kv[*group as usize].head_dim as usize).is_multiple_of(Q8_BLOCK) =>
             {
                 *to = wanted;
                 true
             }
             Op::MatMul { parts } => match &mut parts[at].epilogue {
-                Epilogue::SwiGlu { to } => {
+                Epilogue::Glu { to, .. } => {
                     *to = wanted;
                     true
                 }
@@ -51,6 +51,8 @@ pub fn fuse_quantise(graph: &mut Graph) {
             | Op::RopeTable { .. }
             | Op::GatherRows
             | Op::Add
+            | Op::Bias { .. }
+            | Op::HeadNorm { .. }
             | Op::Quantise { .. }
             | Op::Rope { .. }
             | Op::KvWrite { .. } => false,

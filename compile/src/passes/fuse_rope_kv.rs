@@ -1,8 +1,8 @@
-//! Rotation and KV write in the epilogues of the matmuls that make queries, keys and values.
+//! Bias, head norm, rotation and KV write in the epilogues of the matmuls whose results they work on.
 
 use crate::ir::{Epilogue, Graph, Op, ValueId};
 
-/// Follows each plain part of a matmul into the rotation and the KV write that are its result's only users.
+/// Follows each plain part of a matmul into what its result alone goes through: bias, head norm, rotation, KV write.
 pub fn fuse_rope_kv(graph: &mut Graph) {
     let mut dead = Vec::new();
     for index in 0..graph.nodes.len() {
@@ -15,6 +15,21 @@ pub fn fuse_rope_kv(graph: &mut Graph) {
                 continue;
             }
             let mut value = graph.nodes[index].outputs[result];
+            if let Some(user) = graph.only_user(value)
+                && let Op::Bias { bias } = graph.nodes[user].op
+                && part.norm.is_none()
+            {
+                part.bias = Some(bias);
+                value = graph.nodes[user].outputs[0];
+                dead.push(user);
+            }
+            if let Some(user) = graph.only_user(value)
+                && let Op::HeadNorm { norm } = graph.nodes[user].op
+            {
+                part.norm = Some(norm);
+                value = graph.nodes[user].outputs[0];
+                dead.push(user);
+            }
             if let Some(user) = graph.only_user(value)
                 && let Op::Rope {
                     head_dim,

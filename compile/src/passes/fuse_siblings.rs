@@ -5,13 +5,17 @@ use crate::ir::{Graph, Op, ValueId};
 /// Joins the matmuls whose results (rotated or not) become queries, keys and values.
 pub fn fuse_qkv(graph: &mut Graph) {
     join(graph, "qkv", |graph, value| {
-        let after_rope = |v: ValueId| match graph.only_user(v) {
-            Some(user) if matches!(graph.nodes[user].op, Op::Rope { .. }) => {
-                graph.nodes[user].outputs[0]
-            }
-            _ => v,
-        };
-        let users = graph.users(after_rope(value));
+        // Through what lies between the product and its use.
+        let mut at = value;
+        while let Some(user) = graph.only_user(at)
+            && matches!(
+                graph.nodes[user].op,
+                Op::Bias { .. } | Op::HeadNorm { .. } | Op::Rope { .. }
+            )
+        {
+            at = graph.nodes[user].outputs[0];
+        }
+        let users = graph.users(at);
         users
             .iter()
             .any(|&u| matches!(graph.nodes[u].op, Op::KvWrite { .. } | Op::Attention { .. }))
@@ -24,7 +28,7 @@ pub fn fuse_gate_up(graph: &mut Graph) {
         graph
             .users(value)
             .iter()
-            .any(|&u| matches!(graph.nodes[u].op, Op::SwiGlu { .. }))
+            .any(|&u| matches!(graph.nodes[u].op, Op::Glu { .. }))
     });
 }
 

@@ -1,4 +1,4 @@
-//! SwiGLU in the epilogue of the matmul that makes gate and up.
+//! SwiGLU or GeGLU in the epilogue of the matmul that makes gate and up.
 
 use crate::ir::{Epilogue, Graph, Op, Part};
 
@@ -7,7 +7,7 @@ use crate::ir::{Epilogue, Graph, Op, Part};
 pub fn fuse_swiglu(graph: &mut Graph) {
     let mut dead = Vec::new();
     for index in 0..graph.nodes.len() {
-        let Op::SwiGlu { to } = graph.nodes[index].op else {
+        let Op::Glu { activation, to } = graph.nodes[index].op else {
             continue;
         };
         let (gate, up) = (graph.nodes[index].inputs[0], graph.nodes[index].inputs[1]);
@@ -19,21 +19,12 @@ pub fn fuse_swiglu(graph: &mut Graph) {
         let Op::MatMul { parts } = &graph.nodes[maker].op else {
             continue;
         };
-        let [
-            Part {
-                tensors: a,
-                epilogue: Epilogue::Store,
-            },
-            Part {
-                tensors: b,
-                epilogue: Epilogue::Store,
-            },
-        ] = &parts[..]
-        else {
+        let [a, b] = &parts[..] else { continue };
+        if !a.is_plain() || !b.is_plain() {
             continue;
-        };
-        let tensors = vec![a[0], b[0]];
-        let (gate, up) = (graph.tensor(a[0]), graph.tensor(b[0]));
+        }
+        let tensors = vec![a.tensors[0], b.tensors[0]];
+        let (gate, up) = (graph.tensor(tensors[0]), graph.tensor(tensors[1]));
         if gate.encoding != up.encoding || gate.rows % 32 != 0 {
             continue;
         }
@@ -42,7 +33,9 @@ pub fn fuse_swiglu(graph: &mut Graph) {
         node.op = Op::MatMul {
             parts: vec![Part {
                 tensors,
-                epilogue: Epilogue::SwiGlu { to },
+                bias: None,
+                norm: None,
+                epilogue: Epilogue::Glu { activation, to },
             }],
         };
         node.outputs = outputs;

@@ -61,19 +61,19 @@ pub const PASSES: &[Pass] = &[
     },
     Pass {
         name: "fuse-swiglu",
-        about: "SwiGLU in the epilogue of gate and up, which then interleave",
+        about: "SwiGLU or GeGLU in the epilogue of gate and up, which then interleave",
         optional: true,
         run: |graph, _| fuse_swiglu::fuse_swiglu(graph),
     },
     Pass {
         name: "fuse-rope-kv",
-        about: "rotate and write KV in the epilogues of query, key and value",
+        about: "bias, head norm, rotation and KV write in the epilogues of query, key and value",
         optional: true,
         run: |graph, _| fuse_rope_kv::fuse_rope_kv(graph),
     },
     Pass {
         name: "fuse-add-norm",
-        about: "add the residual, and gather the wanted rows, in the norm",
+        about: "add the residual (norming it first, if the model does), and gather the wanted rows, in the norm",
         optional: true,
         run: |graph, _| fuse_norm::fuse_add_norm(graph),
     },

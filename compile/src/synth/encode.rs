@@ -1,8 +1,10 @@
-//! Encodes f32 elements in GGUF's types, with the arithmetic that other tools use, so that the same weights give the same
-//! bytes.
+//! Encodes f32 elements in GGUF's types. F32 to Q8_0 use the arithmetic that other tools use, so that the same weights give
+//! the same bytes; the encodings of [`super::encode_k`] have no such common one.
 
 use bundle_format::plan::Encoding;
-use half::f16;
+use half::{bf16, f16};
+
+use super::encode_k as k;
 
 /// Elements of a quantised block.
 const BLOCK: usize = 32;
@@ -12,9 +14,20 @@ pub fn encode(encoding: Encoding, x: &[f32], out: &mut [u8]) {
     match encoding {
         Encoding::F32 => elements(x, out, f32::to_le_bytes),
         Encoding::F16 => elements(x, out, |v| f16::from_f32(v).to_le_bytes()),
+        Encoding::BF16 => elements(x, out, |v| bf16::from_f32(v).to_le_bytes()),
         Encoding::Q4_0 => blocks(x, out, q4_0),
         Encoding::Q4_1 => blocks(x, out, q4_1),
         Encoding::Q8_0 => blocks(x, out, q8_0),
+        Encoding::Q5_0 => blocks(x, out, q5_0),
+        Encoding::Q5_1 => blocks(x, out, q5_1),
+        Encoding::IQ4_NL => blocks(x, out, k::iq4_nl),
+        Encoding::MXFP4 => blocks(x, out, k::mxfp4),
+        Encoding::Q2_K => blocks(x, out, k::q2_k),
+        Encoding::Q3_K => blocks(x, out, k::q3_k),
+        Encoding::Q4_K => blocks(x, out, k::q4_k),
+        Encoding::Q5_K => blocks(x, out, k::q5_k),
+        Encoding::Q6_K => blocks(x, out, k::q6_k),
+        Encoding::IQ4_XS => blocks(x, out, k::iq4_xs),
     }
 }
 
@@ -24,7 +37,11 @@ fn elements<const N: usize>(x: &[f32], out: &mut [u8], encode: impl Fn(f32) -> [
     }
 }
 
-fn blocks<const N: usize>(x: &[f32], out: &mut [u8], encode: impl Fn(&[f32; BLOCK], &mut [u8; N])) {
+fn blocks<const E: usize, const N: usize>(
+    x: &[f32],
+    out: &mut [u8],
+    encode: impl Fn(&[f32; E], &mut [u8; N]),
+) {
     for (block, bytes) in x.as_chunks().0.iter().zip(out.as_chunks_mut().0) {
         encode(block, bytes);
     }
@@ -33,15 +50,7 @@ fn blocks<const N: usize>(x: &[f32], out: &mut [u8], encode: impl Fn(&[f32; BLOC
 /// f16 scale d, then 16 bytes of two elements each (i low, i + 16 high): x = d (q - 8). The element of the largest
 /// magnitude becomes exactly -8 d.
 fn q4_0(x: &[f32; BLOCK], out: &mut [u8; 18]) {
-    let (low, high) = range(x);
-    let extreme = if high > -low {
-        high
-    } else if high < -low {
-        low
-    } else {
-        // Of two opposite ones, the first.
-        x.iter().copied().find(|v| v.abs() == high).unwrap_or(0.0)
-    };
+    let extreme = extreme(x);
     let d = extreme / -8.0;
     let inverse = reciprocal(d);
     let (scale, quants) = out.split_at_mut(2);
@@ -73,16 +82,67 @@ fn q8_0(x: &[f32; BLOCK], out: &mut [u8; 34]) {
     }
 }
 
-fn pack_nibbles(x: &[f32; BLOCK], out: &mut [u8], level: impl Fn(f32) -> f32) {
-    // Levels are positive, so that the cut to an integer is a floor; the largest can reach 16. All are made before any is
-    // packed, which gives loops that the compiler makes vectors of.
-    let quants = x.map(|v| {
+/// As Q4_0 with 5 bits: behind the scale, 32 fifth bits.
+fn q5_0(x: &[f32; BLOCK], out: &mut [u8; 22]) {
+    let d = extreme(x) / -16.0;
+    let inverse = reciprocal(d);
+    out[..2].copy_from_slice(&f16::from_f32(d).to_le_bytes());
+    pack_five_bits(levels(x, 31, |v| v * inverse + 16.5), &mut out[2..]);
+}
+
+/// As Q4_1 with 5 bits: behind step and minimum, 32 fifth bits.
+fn q5_1(x: &[f32; BLOCK], out: &mut [u8; 24]) {
+    let (low, high) = range(x);
+    let d = (high - low) / 31.0;
+    let inverse = reciprocal(d);
+    out[..2].copy_from_slice(&f16::from_f32(d).to_le_bytes());
+    out[2..4].copy_from_slice(&f16::from_f32(low).to_le_bytes());
+    pack_five_bits(levels(x, 31, |v| (v - low) * inverse + 0.5), &mut out[4..]);
+}
+
+/// The element of the largest magnitude; of two opposite ones, the first.
+fn extreme(x: &[f32; BLOCK]) -> f32 {
+    let (low, high) = range(x);
+    if high > -low {
+        high
+    } else if high < -low {
+        low
+    } else {
+        x.iter().copied().find(|v| v.abs() == high).unwrap_or(0.0)
+    }
+}
+
+/// Levels are positive, so that the cut to an integer is a floor; they can exceed `most`. All are made before any is packed,
+/// which gives loops that the compiler makes vectors of.
+fn levels(x: &[f32; BLOCK], most: i32, level: impl Fn(f32) -> f32) -> [i32; BLOCK] {
+    x.map(|v| {
         let level = level(v);
-        (if level < 15.0 { level } else { 15.0 }) as i32
-    });
+        (if level < most as f32 {
+            level
+        } else {
+            most as f32
+        }) as i32
+    })
+}
+
+fn pack_nibbles(x: &[f32; BLOCK], out: &mut [u8], level: impl Fn(f32) -> f32) {
+    let quants = levels(x, 15, level);
     let (first, second) = quants.split_at(BLOCK / 2);
     for ((&low, &high), byte) in first.iter().zip(second).zip(out) {
         *byte = (low | high << 4) as u8;
+    }
+}
+
+/// Four bytes of fifth bits, in order, then nibbles.
+fn pack_five_bits(quants: [i32; BLOCK], out: &mut [u8]) {
+    let mut fifths = 0u32;
+    for (i, quant) in quants.iter().enumerate() {
+        fifths |= (*quant as u32 >> 4) << i;
+    }
+    out[..4].copy_from_slice(&fifths.to_le_bytes());
+    let (first, second) = quants.split_at(BLOCK / 2);
+    for ((&low, &high), byte) in first.iter().zip(second).zip(&mut out[4..]) {
+        *byte = (low & 15 | (high & 15) << 4) as u8;
     }
 }
 
@@ -191,41 +251,19 @@ mod tests {
         );
     }
 
-    #[test]
-    fn zeros_stay_zero() {
-        let decode = |encoding| {
-            let bytes = encoded(encoding, &[0.0; BLOCK]);
-            decoded(encoding, &bytes)
-        };
-        for encoding in [Encoding::Q4_0, Encoding::Q4_1, Encoding::Q8_0] {
-            assert!(decode(encoding).iter().all(|&(v, _)| v == 0.0));
-        }
+    fn decoded(encoding: Encoding, bytes: &[u8]) -> Vec<f32> {
+        let ty = TensorType::from(encoding);
+        let mut x = vec![0.0; bytes.len() / ty.block_bytes as usize * ty.block as usize];
+        kernels::quant::dequantise_row(encoding, bytes, &mut x);
+        x
     }
 
-    /// Elements and the step of their block.
-    fn decoded(encoding: Encoding, bytes: &[u8]) -> Vec<(f32, f32)> {
-        let nibbles = |quants: &[u8]| -> Vec<f32> {
-            let low = quants.iter().map(|b| (b & 15) as f32);
-            low.chain(quants.iter().map(|b| (b >> 4) as f32)).collect()
-        };
-        let block = |block: &[u8]| -> Vec<(f32, f32)> {
-            let d = f16_at(block, 0);
-            let levels: Vec<f32> = match encoding {
-                Encoding::Q4_0 => nibbles(&block[2..]).iter().map(|q| (q - 8.0) * d).collect(),
-                Encoding::Q4_1 => {
-                    let m = f16_at(block, 2);
-                    nibbles(&block[4..]).iter().map(|q| q * d + m).collect()
-                }
-                Encoding::Q8_0 => block[2..].iter().map(|&q| q as i8 as f32 * d).collect(),
-                Encoding::F32 | Encoding::F16 => unreachable!("not quantised"),
-            };
-            levels.into_iter().map(|v| (v, d.abs())).collect()
-        };
-        let ty = TensorType::from(encoding);
-        bytes
-            .chunks(ty.block_bytes as usize)
-            .flat_map(block)
-            .collect()
+    #[test]
+    fn zeros_stay_zero() {
+        for encoding in Encoding::ALL {
+            let x = decoded(encoding, &encoded(encoding, &[0.0; 256]));
+            assert!(x.iter().all(|v| *v == 0.0), "{encoding:?}");
+        }
     }
 
     #[test]
@@ -233,23 +271,65 @@ mod tests {
         let mut x = vec![0.0; 512 * BLOCK];
         Stream::new(3, "errors", 0.01, 0.05).fill(0, &mut x);
         for (encoding, levels) in [
-            (Encoding::Q4_0, 8.0),
+            (Encoding::Q4_0, 8.0f32),
+            (Encoding::Q5_0, 16.0),
             (Encoding::Q4_1, 15.0),
+            (Encoding::Q5_1, 31.0),
             (Encoding::Q8_0, 127.0),
         ] {
+            let bytes = encoded(encoding, &x);
+            let block_bytes = TensorType::from(encoding).block_bytes as usize;
             let mut worst: f32 = 0.0;
-            for (&v, (w, step)) in x.iter().zip(decoded(encoding, &encoded(encoding, &x))) {
+            for (i, (&v, w)) in x.iter().zip(decoded(encoding, &bytes)).enumerate() {
+                let step = f16_at(&bytes, i / BLOCK * block_bytes).abs();
                 // Half a step, and what rounding the scale (and the minimum, which is smaller) to f16 moves the
                 // outermost level by: a relative 2^-11.
                 let mut bound = step * (0.5 + 2.0 * levels / 2048.0);
-                // The side of Q4_0 that has seven levels is cut.
-                if encoding == Encoding::Q4_0 && v.abs() > 7.5 * step {
+                // The side of Q4_0 and Q5_0 that has a level less is cut.
+                let symmetric = matches!(encoding, Encoding::Q4_0 | Encoding::Q5_0);
+                if symmetric && v.abs() > (levels - 0.5) * step {
                     bound = step * (1.0 + levels / 2048.0);
                 }
                 assert!((v - w).abs() <= bound, "{encoding:?}: {v} became {w}");
                 worst = worst.max((v - w).abs() / step);
             }
             assert!(worst > 0.4, "{encoding:?}: the test looked at something");
+        }
+    }
+
+    /// The root of the mean squared error of bell-shaped elements, over their deviation. The bounds are a few percent above
+    /// what the encoders reach; a part with a wrong scale or misplaced bits is far beyond.
+    #[test]
+    fn errors_are_those_of_the_bits() {
+        let mut x = vec![0.0; 64 * 256];
+        Stream::new(3, "errors", 0.0, 0.05).fill(0, &mut x);
+        let square = |x: &mut dyn Iterator<Item = f32>| x.map(|v| v * v).sum::<f32>();
+        for (encoding, bound) in [
+            (Encoding::F32, 0.0),
+            (Encoding::F16, 3e-4),
+            (Encoding::BF16, 2e-3),
+            (Encoding::Q2_K, 0.33),
+            (Encoding::Q3_K, 0.20),
+            (Encoding::IQ4_NL, 0.09),
+            (Encoding::IQ4_XS, 0.09),
+            (Encoding::MXFP4, 0.13),
+            (Encoding::Q4_0, 0.10),
+            (Encoding::Q4_1, 0.085),
+            (Encoding::Q4_K, 0.085),
+            (Encoding::Q5_0, 0.05),
+            (Encoding::Q5_1, 0.042),
+            (Encoding::Q5_K, 0.042),
+            (Encoding::Q6_K, 0.025),
+            (Encoding::Q8_0, 0.006),
+        ] {
+            let y = decoded(encoding, &encoded(encoding, &x));
+            let error = square(&mut x.iter().zip(y).map(|(x, y)| x - y));
+            let error = (error / square(&mut x.iter().copied())).sqrt();
+            assert!(error <= bound, "{encoding:?}: {error}");
+            assert!(
+                error >= bound * 0.6,
+                "{encoding:?}: {error}, suspiciously good"
+            );
         }
     }
 }

@@ -4,6 +4,7 @@
 //! bytes, and here the file. The same options give the same bytes, whatever the threads.
 
 pub mod encode;
+mod encode_k;
 pub mod random;
 pub mod shape;
 mod tokenizer;
@@ -63,8 +64,9 @@ pub fn encoding_named(name: &str) -> Result<Encoding, Error> {
         .filter(|ty| ty.name.eq_ignore_ascii_case(name))
         .find_map(|ty| ty.encoding())
         .ok_or_else(|| {
+            let names = crate::gguf::tensor_type::encoded_names();
             Error::User(format!(
-                "unknown quantisation `{name}`; expected one of F32, F16, Q4_0, Q4_1, Q8_0"
+                "unknown quantisation `{name}`; expected one of {names}"
             ))
         })
 }
@@ -140,6 +142,17 @@ fn file_type(encoding: Encoding) -> u32 {
         Encoding::Q4_0 => 2,
         Encoding::Q4_1 => 3,
         Encoding::Q8_0 => 7,
+        Encoding::BF16 => 32,
+        Encoding::Q5_0 => 8,
+        Encoding::Q5_1 => 9,
+        Encoding::Q2_K => 10,
+        Encoding::Q3_K => 11,
+        Encoding::Q4_K => 14,
+        Encoding::Q5_K => 16,
+        Encoding::Q6_K => 18,
+        Encoding::IQ4_NL => 25,
+        Encoding::IQ4_XS => 30,
+        Encoding::MXFP4 => 38,
     }
 }
 

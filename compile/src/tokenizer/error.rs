@@ -27,6 +27,8 @@ pub enum Error {
     TokenType { id: u32, found: i32 },
     #[error("token {id} is of the byte type, but is {text:?}; expected <0x00> to <0xFF>")]
     ByteToken { id: u32, text: String },
+    #[error("tokenizer.ggml.scores: the score of token {id} is not a number")]
+    Score { id: u32 },
     #[error("special token {id} is not UTF-8")]
     SpecialUtf8 { id: u32 },
     #[error("the id of the {which:?} token is {id}, in a vocabulary of {tokens} tokens")]

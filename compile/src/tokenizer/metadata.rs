@@ -48,6 +48,7 @@ impl<'a> VocabSource<'a> {
             pre: metadata
                 .optional::<&str>("tokenizer.ggml.pre")?
                 .map(str::to_owned),
+            name: metadata.optional("general.name")?,
             tokens: metadata
                 .required::<Strings>("tokenizer.ggml.tokens")?
                 .collect(),

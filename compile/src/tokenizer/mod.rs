@@ -1,56 +1,24 @@
 //! From a GGUF vocabulary to the bundle's tokenizer section.
 //!
 //! [`VocabSource`] is what a model file says, unchecked. [`VocabSource::build`] makes the section of it, in this order:
-//! names become [`ModelKind`] and [`PreTokenizer`], texts become ids ([`index`]), [`special`] finds the tokens with a role
-//! and those that end generation, [`alphabet`] spells tokens as bytes, merges are resolved.
+//! names become a [`ModelKind`] and a way to split text ([`pre`]), texts become ids ([`index`]), [`special`] finds the tokens
+//! with a role and those that end generation, [`spell`] makes bytes of tokens, merges are resolved, [`texts`] finds the
+//! tokens that text is looked up in.
 
-mod alphabet;
 mod error;
 mod index;
 mod metadata;
+mod pre;
 mod special;
+mod spell;
+mod texts;
 
 use std::collections::HashSet;
 
-use bundle_format::tokenizer::{Attr, ModelKind, PreTokenizer, Special, Tables};
+use bundle_format::tokenizer::{Attr, ModelKind, Special, Tables};
 
 pub use error::Error;
 use index::Index;
-
-/// A pre-tokeniser that models name.
-struct Pre {
-    /// `tokenizer.ggml.pre`
-    name: &'static str,
-    splitter: PreTokenizer,
-}
-
-/// Every pre-tokeniser name that can be compiled.
-const PRE: &[Pre] = &[
-    Pre {
-        name: "gpt-2",
-        splitter: PreTokenizer::Gpt2,
-    },
-    Pre {
-        name: "mpt",
-        splitter: PreTokenizer::Gpt2,
-    },
-    Pre {
-        name: "smollm",
-        splitter: PreTokenizer::Smollm,
-    },
-    Pre {
-        name: "command-r",
-        splitter: PreTokenizer::Smollm,
-    },
-    Pre {
-        name: "refact",
-        splitter: PreTokenizer::Smollm,
-    },
-    Pre {
-        name: "starcoder",
-        splitter: PreTokenizer::Smollm,
-    },
-];
 
 /// A vocabulary as a model file gives it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -59,6 +27,8 @@ pub struct VocabSource<'a> {
     pub model: String,
     /// `tokenizer.ggml.pre`
     pub pre: Option<String>,
+    /// `general.name`: Phi-3's tokens work in a way of their own, and it is known by nothing else.
+    pub name: Option<&'a str>,
     /// Texts of the tokens; those of a `gpt2` model are in GPT-2's byte alphabet.
     pub tokens: Vec<&'a [u8]>,
     /// GGUF's token types, one a token; none: all are normal.
@@ -85,12 +55,16 @@ impl VocabSource<'_> {
     /// The section's tables.
     pub fn tables(&self) -> Result<Tables, Error> {
         let model = self.model_kind()?;
-        let pre = self.pre_tokenizer()?;
+        let manner = pre::manner(model, self.pre.as_deref())?;
         let index = Index::new(&self.tokens)?;
         let mut attrs = self.attrs()?;
         self.check_special()?;
-        let roles = special::find(&index, self.special, &mut attrs);
-        let add_bos = self.add_bos.unwrap_or(false);
+        let roles = special::find(&index, self.named_roles(model), &mut attrs);
+        if self.name.is_some_and(special::is_phi3) {
+            special::strip_right(&index, &mut attrs);
+        }
+        // Gemma 4 needs its BOS token, and there are files that deny it.
+        let add_bos = self.add_bos.unwrap_or(manner.add_bos) || model == ModelKind::CharBpe;
         let add_eos = self.add_eos.unwrap_or(false);
         for (wanted, which) in [(add_bos, Special::Bos), (add_eos, Special::Eos)] {
             if wanted && roles.special[which.index()].is_none() {
@@ -99,27 +73,37 @@ impl VocabSource<'_> {
         }
         if let Some(scores) = &self.scores {
             check_count("scores", scores.len(), self.tokens.len())?;
+            if let Some(id) = scores.iter().position(|score| score.is_nan()) {
+                return Err(Error::Score { id: id as u32 });
+            }
         }
         let tokens = (0..self.tokens.len())
-            .map(|id| spell(id as u32, index.text(id as u32), attrs[id]))
+            .map(|id| spell::spell(model, id as u32, index.text(id as u32), attrs[id]))
             .collect::<Result<_, _>>()?;
+        let merges = match model {
+            ModelKind::ByteBpe | ModelKind::CharBpe => resolve_merges(&self.merges, &index)?,
+            ModelKind::Scored => Vec::new(),
+        };
+        let texts = texts::find(model, manner.ignore_merges, &index, &attrs, &merges);
 
         Ok(Tables {
             model,
-            pre,
+            pre: manner.splitter,
             add_bos,
             add_eos,
-            add_space_prefix: self.add_space_prefix.unwrap_or(false),
+            add_space_prefix: model == ModelKind::Scored && self.add_space_prefix.unwrap_or(true),
+            ignore_merges: manner.ignore_merges,
+            space_joins: texts.space_joins,
             tokens,
             attrs,
             scores: self.scores.clone(),
             byte_tokens: std::array::from_fn(|byte| {
-                let mut utf8 = [0; 4];
-                index.id(alphabet::letter(byte as u8)
-                    .encode_utf8(&mut utf8)
-                    .as_bytes())
+                spell::byte_spellings(model, byte as u8)
+                    .iter()
+                    .find_map(|text| index.id(text))
             }),
-            merges: resolve_merges(&self.merges, &index)?,
+            merges,
+            texts: texts.tokens,
             special: roles.special,
             end_of_generation: roles.end_of_generation,
             chat_template: self.chat_template.map(str::to_owned),
@@ -141,21 +125,16 @@ impl VocabSource<'_> {
             })
     }
 
-    fn pre_tokenizer(&self) -> Result<PreTokenizer, Error> {
-        PRE.iter()
-            .find(|pre| Some(pre.name) == self.pre.as_deref())
-            .map(|pre| pre.splitter)
-            .ok_or_else(|| Error::UnknownPre {
-                found: self
-                    .pre
-                    .as_ref()
-                    .map_or("missing".into(), |name| format!("{name:?}")),
-                supported: PRE
-                    .iter()
-                    .map(|pre| pre.name)
-                    .collect::<Vec<_>>()
-                    .join(", "),
-            })
+    /// The roles that the file names, or that its kind takes for granted.
+    fn named_roles(&self, kind: ModelKind) -> [Option<u32>; Special::ALL.len()] {
+        let mut special = self.special;
+        if kind == ModelKind::Scored {
+            for (which, id) in [(Special::Unknown, 0), (Special::Bos, 1), (Special::Eos, 2)] {
+                let place = &mut special[which.index()];
+                *place = place.or((id < self.tokens.len()).then_some(id as u32));
+            }
+        }
+        special
     }
 
     fn attrs(&self) -> Result<Vec<Attr>, Error> {
@@ -205,28 +184,6 @@ fn check_count(what: &'static str, found: usize, tokens: usize) -> Result<(), Er
         });
     }
     Ok(())
-}
-
-/// The bytes that a token stands for in text.
-fn spell(id: u32, text: &[u8], attr: Attr) -> Result<Vec<u8>, Error> {
-    if attr.is_matched() {
-        // Looked for in text, so that it must lie between characters.
-        return match std::str::from_utf8(text) {
-            Ok(text) => Ok(text.into()),
-            Err(_) => Err(Error::SpecialUtf8 { id }),
-        };
-    }
-    if attr.any(Attr::BYTE) {
-        return match alphabet::hex_byte(text) {
-            Some(byte) => Ok(vec![byte]),
-            None => Err(Error::ByteToken {
-                id,
-                text: text.escape_ascii().to_string(),
-            }),
-        };
-    }
-    // Text beyond the alphabet stands for itself: some vocabularies list such tokens, which no merge makes.
-    Ok(alphabet::decode(text).unwrap_or_else(|| text.into()))
 }
 
 /// Merges as ids, by rank. Of a pair that is listed twice the first counts.

@@ -2,8 +2,8 @@
 //!
 //! The rules and the texts are those that llama.cpp goes by, so that answers end where its answers end. Where several
 //! tokens could have a role, the first text of the list has it (there it depends on a hash map's order). Of llama.cpp's
-//! defaults for ids that a file doesn't name (BOS and EOS of every `gpt2` model are 11) none is taken over: that id is a
-//! comma in most vocabularies.
+//! defaults for ids that a `gpt2` file doesn't name (BOS and EOS are 11) none is taken over: that id is a comma in most
+//! vocabularies.
 
 use std::collections::BTreeSet;
 
@@ -202,6 +202,22 @@ fn keep_ambiguous(index: &Index<'_>, ends: &mut BTreeSet<u32>, attrs: &mut [Attr
     {
         ends.remove(&s);
         attrs[s as usize] = Attr::NORMAL;
+    }
+}
+
+/// Whether a model's name says that it is a Phi-3.
+pub fn is_phi3(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    name.contains("phi-3") || name.contains("phi3")
+}
+
+/// Lets special tokens take the white space after them, as Phi-3's do but for three.
+pub fn strip_right(index: &Index<'_>, attrs: &mut [Attr]) {
+    const KEEPING: &[&[u8]] = &[b"<unk>", b"<s>", b"<|endoftext|>"];
+    for (text, attr) in index.texts().zip(attrs) {
+        if attr.is_matched() && !KEEPING.contains(&text) {
+            add_attr(attr, Attr::STRIPS_RIGHT);
+        }
     }
 }
 

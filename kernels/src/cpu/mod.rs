@@ -4,13 +4,15 @@
 //! table. Each exists at every instruction-set [`Level`], under one id of [`crate::abi::id`], with **the same bits** from
 //! all of them. The orders of summation that this rests on:
 //!
-//! - **Quantised matmul.** One f32 accumulator an output, from +0. For each block of 32 k, ascending: `isum` is the exact
-//!   int32 inner product of the quants; `acc = fma(isum as f32, d * s, acc)` with the block's scale d and the
-//!   activations' scale s; then, for Q4_1, `acc = fma(m, sum, acc)` with the activations' scaled sum, and for Q4_0 the
-//!   same with m = -8 d (exact). With Q16 activations, isum is the inner product with their 15-bit quants, 128 * high + low:
-//!   at most 32 * 15 * 16256 < 2^23 for 4-bit weights, so that `isum as f32` is exact, and 32 * 128 * 16256 < 2^27 for
-//!   8-bit ones, where it rounds to nearest, ties to even.
-//! - **F16 and F32 matmul.** One accumulator an output, from +0: `acc = fma(w, x, acc)` for each k, ascending. Speed comes
+//! - **Quantised matmul.** One f32 accumulator an output, from +0. For each 32 k, ascending: `isum` is the exact int32
+//!   inner product of the quants, with the integer scales of each 16 or 32 k multiplied in where the encoding has such; `acc =
+//!   fma(isum as f32, d * s, acc)` with the block's factor d and the activations' scale s. Then what is added to all
+//!   elements: m in Q4_1 and Q5_1, -m * n (n the integer minimum, an exact product) in Q4_K and Q5_K, and where quants are
+//!   raised to be unsigned -8 d in Q4_0, -16 d in Q5_0, -12 d in MXFP4 (all exact): `acc = fma(that, sum, acc)` with the
+//!   activations' scaled sum. In Q2_K, whose minima are of 16 k: `acc = fma(imin as f32, -m * s, acc)`, imin the exact
+//!   int32 sum of minima times activations. With Q16 activations, 128 * high + low, every isum stays below 2^31
+//!   (32 * 32 * 128 * 16256 in Q6_K) and `isum as f32` rounds to nearest, ties to even.
+//! - **F32, F16 and BF16 matmul.** One accumulator an output, from +0: `acc = fma(w, x, acc)` for each k, ascending. Speed comes
 //!   from the independent chains of many outputs.
 //! - **Attention.** The query is multiplied by the scale first. A score is `s = fma(q, k, s)` over ascending dimensions,
 //!   from +0. Positions are cut into tiles of [`TILE`], from position 0, whatever the window. Tiles that hold no position
@@ -128,95 +130,68 @@ pub fn lookup_at(level: Level, id: u32) -> Option<&'static MicroKernel> {
 
 /// The rows of a table. Both levels name the same functions, so the macro cannot leave one out.
 macro_rules! microkernels {
-    ($level:expr, $module:ident) => {{
-        const fn row(id: u32, name: &'static str, func: MicroFn) -> MicroKernel {
-            MicroKernel {
-                id,
-                name,
-                level: $level,
-                func,
-            }
+    ($level:expr, $module:ident) => {
+        microkernels! {
+            $level, $module,
+            MatMul MATMUL_F32 matmul_f32,
+            MatMul MATMUL_F16 matmul_f16,
+            MatMul MATMUL_BF16 matmul_bf16,
+            MatMul MATMUL_Q4_0 matmul_q4_0,
+            MatMul MATMUL_Q4_1 matmul_q4_1,
+            MatMul MATMUL_Q5_0 matmul_q5_0,
+            MatMul MATMUL_Q5_1 matmul_q5_1,
+            MatMul MATMUL_Q8_0 matmul_q8_0,
+            MatMul MATMUL_Q2_K matmul_q2_k,
+            MatMul MATMUL_Q3_K matmul_q3_k,
+            MatMul MATMUL_Q4_K matmul_q4_k,
+            MatMul MATMUL_Q5_K matmul_q5_k,
+            MatMul MATMUL_Q6_K matmul_q6_k,
+            MatMul MATMUL_IQ4_NL matmul_iq4_nl,
+            MatMul MATMUL_IQ4_XS matmul_iq4_xs,
+            MatMul MATMUL_MXFP4 matmul_mxfp4,
+            MatMul MATMUL_Q4_0_Q16 matmul_q4_0_q16,
+            MatMul MATMUL_Q4_1_Q16 matmul_q4_1_q16,
+            MatMul MATMUL_Q5_0_Q16 matmul_q5_0_q16,
+            MatMul MATMUL_Q5_1_Q16 matmul_q5_1_q16,
+            MatMul MATMUL_Q8_0_Q16 matmul_q8_0_q16,
+            MatMul MATMUL_Q2_K_Q16 matmul_q2_k_q16,
+            MatMul MATMUL_Q3_K_Q16 matmul_q3_k_q16,
+            MatMul MATMUL_Q4_K_Q16 matmul_q4_k_q16,
+            MatMul MATMUL_Q5_K_Q16 matmul_q5_k_q16,
+            MatMul MATMUL_Q6_K_Q16 matmul_q6_k_q16,
+            MatMul MATMUL_IQ4_NL_Q16 matmul_iq4_nl_q16,
+            MatMul MATMUL_IQ4_XS_Q16 matmul_iq4_xs_q16,
+            MatMul MATMUL_MXFP4_Q16 matmul_mxfp4_q16,
+            Embed EMBED_F32 embed_f32,
+            Embed EMBED_F16 embed_f16,
+            Embed EMBED_BF16 embed_bf16,
+            Embed EMBED_Q4_0 embed_q4_0,
+            Embed EMBED_Q4_1 embed_q4_1,
+            Embed EMBED_Q5_0 embed_q5_0,
+            Embed EMBED_Q5_1 embed_q5_1,
+            Embed EMBED_Q8_0 embed_q8_0,
+            Embed EMBED_Q2_K embed_q2_k,
+            Embed EMBED_Q3_K embed_q3_k,
+            Embed EMBED_Q4_K embed_q4_k,
+            Embed EMBED_Q5_K embed_q5_k,
+            Embed EMBED_Q6_K embed_q6_k,
+            Embed EMBED_IQ4_NL embed_iq4_nl,
+            Embed EMBED_IQ4_XS embed_iq4_xs,
+            Embed EMBED_MXFP4 embed_mxfp4,
+            Attention ATTENTION_F16 attention_f16,
+            RopeTable ROPE_TABLE rope_table,
         }
-        [
-            row(
-                id::MATMUL_F32,
-                "matmul_f32",
-                MicroFn::MatMul($module::matmul_f32),
-            ),
-            row(
-                id::MATMUL_F16,
-                "matmul_f16",
-                MicroFn::MatMul($module::matmul_f16),
-            ),
-            row(
-                id::MATMUL_Q4_0,
-                "matmul_q4_0",
-                MicroFn::MatMul($module::matmul_q4_0),
-            ),
-            row(
-                id::MATMUL_Q4_1,
-                "matmul_q4_1",
-                MicroFn::MatMul($module::matmul_q4_1),
-            ),
-            row(
-                id::MATMUL_Q8_0,
-                "matmul_q8_0",
-                MicroFn::MatMul($module::matmul_q8_0),
-            ),
-            row(
-                id::MATMUL_Q4_0_Q16,
-                "matmul_q4_0_q16",
-                MicroFn::MatMul($module::matmul_q4_0_q16),
-            ),
-            row(
-                id::MATMUL_Q4_1_Q16,
-                "matmul_q4_1_q16",
-                MicroFn::MatMul($module::matmul_q4_1_q16),
-            ),
-            row(
-                id::MATMUL_Q8_0_Q16,
-                "matmul_q8_0_q16",
-                MicroFn::MatMul($module::matmul_q8_0_q16),
-            ),
-            row(
-                id::EMBED_F32,
-                "embed_f32",
-                MicroFn::Embed($module::embed_f32),
-            ),
-            row(
-                id::EMBED_F16,
-                "embed_f16",
-                MicroFn::Embed($module::embed_f16),
-            ),
-            row(
-                id::EMBED_Q4_0,
-                "embed_q4_0",
-                MicroFn::Embed($module::embed_q4_0),
-            ),
-            row(
-                id::EMBED_Q4_1,
-                "embed_q4_1",
-                MicroFn::Embed($module::embed_q4_1),
-            ),
-            row(
-                id::EMBED_Q8_0,
-                "embed_q8_0",
-                MicroFn::Embed($module::embed_q8_0),
-            ),
-            row(
-                id::ATTENTION_F16,
-                "attention_f16",
-                MicroFn::Attention($module::attention_f16),
-            ),
-            row(
-                id::ROPE_TABLE,
-                "rope_table",
-                MicroFn::RopeTable($module::rope_table),
-            ),
-        ]
-    }};
+    };
+    ($level:expr, $module:ident, $($kind:ident $id:ident $func:ident,)*) => {
+        [$(MicroKernel {
+            id: id::$id,
+            name: stringify!($func),
+            level: $level,
+            func: MicroFn::$kind($module::$func),
+        }),*]
+    };
 }
 
-static SCALAR: [MicroKernel; 15] = microkernels!(Level::Scalar, scalar);
+static SCALAR: [MicroKernel; 47] = microkernels!(Level::Scalar, scalar);
 #[cfg(target_arch = "x86_64")]
-static AVX2: [MicroKernel; 15] = microkernels!(Level::Avx2, avx2);
+static AVX2: [MicroKernel; 47] = microkernels!(Level::Avx2, avx2);

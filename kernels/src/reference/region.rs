@@ -129,7 +129,7 @@ impl Row<'_> {
             }
             Inst::UnitSum { x } => {
                 let width = self.region.width as usize;
-                for unit in value(x).chunks(width) {
+                for unit in value(x).chunks_exact(width) {
                     let sum: f64 = unit.iter().map(|x| f64::from(*x)).sum();
                     out.extend(std::iter::repeat_n(sum as f32, width));
                 }
@@ -346,16 +346,10 @@ mod tests {
     }
 
     #[test]
-    fn unit_sums() {
+    fn unit_sums_of_an_epilogue() {
+        let tile: Vec<f32> = (0..2 * 8).map(|i| i as f32).collect();
         let body = vec![
-            Inst::Load {
-                src: 0,
-                row: RowMap::Same,
-                col: ColMap {
-                    per_unit: 3,
-                    offset: 0,
-                },
-            },
+            Inst::Tile { offset: 2 },
             Inst::UnitSum { x: 0 },
             Inst::Store {
                 dst: 3,
@@ -368,15 +362,22 @@ mod tests {
         ];
         let mut log = Log::default();
         let range = TileRange {
-            rows: 1..2,
-            cols: 3..9,
+            rows: 0..2,
+            cols: 0..8,
         };
-        run_region(&region(3, 2, 9, body), &range, None, &mut log);
-        // Columns 3 and 4, then 6 and 7, of row 1: each unit's sum at both of its c.
-        assert_eq!(
-            log.stored,
-            [(1, 2, 207.0), (1, 3, 207.0), (1, 4, 213.0), (1, 5, 213.0)]
-        );
+        let tile = Tile {
+            data: &tile,
+            stride: 8,
+        };
+        run_region(&region(4, 2, 8, body), &range, Some(tile), &mut log);
+        // Columns 2 and 3 of each unit of 4.
+        let sums = [(0, 5.0), (0, 13.0), (1, 21.0), (1, 29.0)];
+        let stored: Vec<_> = sums
+            .iter()
+            .enumerate()
+            .flat_map(|(i, &(row, sum))| (0..2).map(move |c| (row, i % 2 * 2 + c, sum)))
+            .collect();
+        assert_eq!(log.stored, stored);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Random inputs, the same at every run.
 
 use bundle_format::plan::{DType, Encoding, row_bytes};
-use half::f16;
+use half::{bf16, f16};
 use kernels::pack;
 use kernels::quant::{self, block_bytes};
 use kernels::reference::{q8, q16};
@@ -43,7 +43,7 @@ pub fn weight_bytes(
     let len = rows * quant::row_bytes(encoding, cols as u64).expect("whole blocks") as usize;
     let mut bytes: Vec<u8> = (0..len).map(|_| random.next() as u8).collect();
     if extreme {
-        // Nibbles of 15, bytes of -1 or -128.
+        // All bits set; Q8_0's bytes are -128 instead of -1.
         let fill = if encoding == Encoding::Q8_0 {
             0x80
         } else {
@@ -51,18 +51,42 @@ pub fn weight_bytes(
         };
         bytes.fill(fill);
     }
-    for block in bytes.chunks_exact_mut(block_bytes(encoding)) {
-        let mut half = |at: usize| {
-            let value = f16::from_f32(random.unit() * 0.1);
-            block[at..at + 2].copy_from_slice(&value.to_le_bytes());
-        };
+    let block_len = block_bytes(encoding);
+    if extreme && encoding == Encoding::Q6_K {
+        // The largest products: quants of -32 with scales of -128.
+        for block in bytes.chunks_exact_mut(block_len) {
+            block.fill(0);
+            block[192..208].fill(0x80);
+        }
+    }
+    if extreme && encoding == Encoding::IQ4_XS {
+        // -127 with -32.
+        bytes.fill(0);
+    }
+    // Offsets of f16 factors, and their size: the larger the integers they multiply, the smaller.
+    let (halves, size): (&[usize], f32) = match encoding {
+        Encoding::F32 | Encoding::BF16 | Encoding::MXFP4 => (&[], 0.0),
+        Encoding::F16 | Encoding::Q4_0 | Encoding::Q5_0 | Encoding::Q8_0 | Encoding::IQ4_NL => {
+            (&[0], 0.1)
+        }
+        Encoding::Q4_1 | Encoding::Q5_1 => (&[0, 2], 0.1),
+        Encoding::Q4_K | Encoding::Q5_K => (&[0, 2], 0.01),
+        Encoding::IQ4_XS => (&[0], 0.01),
+        Encoding::Q2_K => (&[80, 82], 0.01),
+        Encoding::Q3_K => (&[108], 0.01),
+        Encoding::Q6_K => (&[208], 0.01),
+    };
+    for block in bytes.chunks_exact_mut(block_len) {
         match encoding {
             Encoding::F32 => block.copy_from_slice(&random.unit().to_le_bytes()),
-            Encoding::F16 | Encoding::Q4_0 | Encoding::Q8_0 => half(0),
-            Encoding::Q4_1 => {
-                half(0);
-                half(2);
-            }
+            Encoding::BF16 => block.copy_from_slice(&bf16::from_f32(random.unit()).to_le_bytes()),
+            // Around 1/16; the least ones are subnormal numbers.
+            Encoding::MXFP4 => block[0] = [0, 1, 2, 120, 121, 122, 123, 124][random.below(8)],
+            _ => {}
+        }
+        for &at in halves {
+            let value = f16::from_f32(random.unit() * size);
+            block[at..at + 2].copy_from_slice(&value.to_le_bytes());
         }
     }
     bytes

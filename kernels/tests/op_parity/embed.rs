@@ -3,6 +3,7 @@
 use bundle_format::plan::{Encoding, WeightLayout};
 use kernels::abi::{EmbedArgs, MicroFn};
 use kernels::cpu::MicroKernel;
+use kernels::quant::{BLOCK, block_elements};
 use kernels::reference::{WeightView, embed_row};
 
 use crate::data::{Random, bits, packed, weight_bytes};
@@ -11,7 +12,13 @@ pub fn check(kernel: &MicroKernel, encoding: Encoding) {
     let MicroFn::Embed(func) = kernel.func else {
         panic!("{} is no embedding", kernel.name)
     };
-    for (vocab, k) in [(1, 32), (8, 64), (37, 576), (100, 96)] {
+    let depth = |blocks: usize| blocks * block_elements(encoding).max(BLOCK);
+    for (vocab, k) in [
+        (1, depth(1)),
+        (8, depth(2)),
+        (37, depth(5)),
+        (100, depth(3)),
+    ] {
         for (rows, scale) in [(1, 1.0), (3, 1.0), (70, 0.3), (0, 1.0)] {
             let mut random = Random(vocab as u64 * 71 + rows as u64);
             let table = weight_bytes(&mut random, encoding, vocab, k, false);

@@ -29,7 +29,8 @@ pub fn check(kernel: &MicroKernel, encoding: Encoding, activations: DType) {
     assert_eq!(id::matmul(encoding, activations), Some(kernel.id));
     let depths: &[usize] = match block_elements(encoding) {
         1 => &[1, 5, 32, 37, 576],
-        _ => &[32, 64, 96, 576],
+        BLOCK => &[32, 64, 96, 576],
+        _ => &[256, 512, 768],
     };
     for k in depths {
         for (tokens, features, col0, cols) in TILES {
@@ -39,7 +40,8 @@ pub fn check(kernel: &MicroKernel, encoding: Encoding, activations: DType) {
         }
     }
     for inputs in [Inputs::Extreme, Inputs::ExtremeLow] {
-        Case::new(encoding, activations, 64, 10, 16, inputs).check(kernel, 0, 16);
+        let k = 2 * block_elements(encoding).max(BLOCK);
+        Case::new(encoding, activations, k, 10, 16, inputs).check(kernel, 0, 16);
     }
 }
 

@@ -10,8 +10,8 @@ use bundle_format::tokenizer::{Attr, View};
 
 /// A stretch of text that is one token, or that is still to be split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Piece<'t> {
-    Text(&'t str),
+pub enum Piece<T> {
+    Text(T),
     Token(u32),
 }
 
@@ -39,7 +39,7 @@ impl<'a> Matcher<'a> {
         text: &'t str,
         literal: &[usize],
         parse_special: bool,
-    ) -> Vec<Piece<'t>> {
+    ) -> Vec<Piece<&'t str>> {
         let mut matches = self.matches(text.as_bytes(), literal, parse_special);
         matches.sort_unstable_by_key(|m| m.start);
         let mut pieces = Vec::with_capacity(2 * matches.len() + 1);
@@ -51,6 +51,13 @@ impl<'a> Matcher<'a> {
             }
             pieces.push(Piece::Token(found.id));
             end = found.start + found.len;
+            let attr = self.vocab.attr(found.id).unwrap_or_default();
+            if attr.any(Attr::STRIPS_RIGHT) {
+                // C's isspace, which Rust's takes for one character less: the vertical tab.
+                let is_space = |c: char| c.is_ascii_whitespace() || c == '\u{b}';
+                let rest = &text[end..];
+                end += rest.len() - rest.trim_start_matches(is_space).len();
+            }
         }
         if end < text.len() {
             pieces.push(Piece::Text(&text[end..]));

@@ -1,21 +1,24 @@
 //! Text to tokens and back, over the bundle's mapped vocabulary ([`bundle_format::tokenizer`]).
 //!
-//! In the order in which text passes: [`matched`] cuts special tokens out, [`split`] cuts the rest into words, [`bpe`]
-//! merges each word's bytes into tokens. [`stream`] turns tokens back into text.
+//! In the order in which text passes: [`matched`] cuts special tokens out, [`split`] cuts the rest into words, [`merge`]
+//! makes tokens of each word by the [`rules`] of the vocabulary's kind. [`stream`] turns tokens back into text.
 
-mod bpe;
 mod matched;
+mod merge;
+mod rules;
 mod split;
 mod stream;
 mod unicode;
+
+use std::borrow::Cow;
 
 use bundle_format::tokenizer::{Attr, ModelKind, Special, View};
 
 use crate::Error;
 use crate::chat::Prompt;
-use bpe::Merger;
 pub(crate) use matched::Matcher;
 use matched::Piece;
+use merge::{Merger, Rule};
 pub use stream::DecodeStream;
 
 /// A model's tokenizer. Opening it builds nothing; it may be shared by threads.
@@ -102,21 +105,68 @@ impl<'a> Tokenizer<'a> {
         if options.add_special && flags.add_bos {
             ids.extend(self.vocab.special(Special::Bos));
         }
-        let mut merger = Merger::new(self.vocab);
-        for piece in self.matcher.pieces(text, literal, options.parse_special) {
-            match (piece, self.vocab.model()) {
-                (Piece::Token(id), _) => ids.push(id),
-                (Piece::Text(text), ModelKind::ByteBpe) => {
-                    split::words(self.vocab.pre(), text, &mut |word| {
-                        merger.word(word.as_bytes(), &mut ids)
-                    });
-                }
+        let pieces = self.matcher.pieces(text, literal, options.parse_special);
+        match self.vocab.model() {
+            ModelKind::ByteBpe => self.encode_pieces(&pieces, rules::ByteBpe, &mut ids),
+            ModelKind::Scored => {
+                let pieces = self.spaced_pieces(&pieces);
+                self.encode_pieces(&pieces, rules::Scored, &mut ids);
+            }
+            ModelKind::CharBpe => {
+                let pieces = self.spaced_pieces(&pieces);
+                self.encode_pieces(&pieces, rules::CharBpe, &mut ids);
             }
         }
         if options.add_special && flags.add_eos {
             ids.extend(self.vocab.special(Special::Eos));
         }
         ids
+    }
+
+    /// Pieces as vocabularies that mark spaces take them: the mark is a space, and a space may be put in front.
+    fn spaced_pieces<'t>(&self, pieces: &[Piece<&'t str>]) -> Vec<Piece<Cow<'t, str>>> {
+        let mut spaced = Vec::with_capacity(pieces.len());
+        let mut prefix = self.vocab.flags().add_space_prefix;
+        for piece in pieces {
+            spaced.push(match *piece {
+                Piece::Token(id) => Piece::Token(id),
+                Piece::Text(text) => {
+                    let mut text = Cow::Borrowed(text);
+                    if text.contains('\u{2581}') {
+                        text = text.replace('\u{2581}', " ").into();
+                    }
+                    if prefix {
+                        text = format!(" {text}").into();
+                    }
+                    Piece::Text(text)
+                }
+            });
+            prefix = self.vocab.flags().add_space_prefix && matches!(piece, Piece::Token(_));
+        }
+        spaced
+    }
+
+    fn encode_pieces<'t, T: AsRef<str> + 't>(
+        &self,
+        pieces: &'t [Piece<T>],
+        rule: impl Rule,
+        ids: &mut Vec<u32>,
+    ) {
+        let joins = self.vocab.space_joins();
+        let mut merger = Merger::new(self.vocab, rule);
+        for piece in pieces {
+            match piece {
+                Piece::Token(id) => ids.push(*id),
+                Piece::Text(text) => {
+                    split::words(self.vocab.pre(), text.as_ref(), &mut |word| match joins {
+                        Some(joins) => split::cut_before_spaces(word, joins, &mut |word| {
+                            merger.word(word, ids);
+                        }),
+                        None => merger.word(word, ids),
+                    });
+                }
+            }
+        }
     }
 
     /// The bytes that a token adds to a text: none for unused tokens, and for control tokens unless `show_special`.
@@ -135,7 +185,7 @@ impl<'a> Tokenizer<'a> {
         Ok(if shown { bytes } else { &[] })
     }
 
-    /// The bytes that tokens spell.
+    /// The bytes that tokens spell, one after the other.
     pub fn decode_bytes(&self, ids: &[u32], show_special: bool) -> Result<Vec<u8>, Error> {
         let mut out = Vec::new();
         for &id in ids {
@@ -144,12 +194,20 @@ impl<'a> Tokenizer<'a> {
         Ok(out)
     }
 
-    /// The text that tokens spell, with U+FFFD for bytes that are no UTF-8.
+    /// The text of a whole encoded text, with U+FFFD for bytes that are no UTF-8. The space that [`Tokenizer::encode`] puts
+    /// in front of it is taken off.
     pub fn decode(&self, ids: &[u32], show_special: bool) -> Result<String, Error> {
-        Ok(String::from_utf8_lossy(&self.decode_bytes(ids, show_special)?).into_owned())
+        let is_hidden = |&id: &u32| self.vocab.attr(id).is_some_and(Attr::is_hidden);
+        let before = ids.iter().take_while(|id| is_hidden(id)).count();
+        let (special, ids) = ids.split_at(before);
+        let mut out = self.decode_bytes(special, show_special)?;
+        let text = self.decode_bytes(ids, show_special)?;
+        let prefix = self.vocab.flags().add_space_prefix && text.starts_with(b" ");
+        out.extend_from_slice(&text[usize::from(prefix)..]);
+        Ok(String::from_utf8_lossy(&out).into_owned())
     }
 
-    /// Decodes tokens as they come.
+    /// Decodes the tokens of an answer as they come. It continues a text, so that a space in front is its own.
     pub fn decode_stream(&self, show_special: bool) -> DecodeStream<'a> {
         DecodeStream::new(*self, show_special)
     }

@@ -3,7 +3,8 @@
 use super::Tokenizer;
 use crate::Error;
 
-/// Turns tokens into text as they come. The pieces together are what [`Tokenizer::decode`] makes of all tokens at once.
+/// Turns tokens into text as they come. The pieces together are the text of all tokens' bytes
+/// ([`Tokenizer::decode_bytes`]).
 #[derive(Clone, Debug)]
 pub struct DecodeStream<'a> {
     tokenizer: Tokenizer<'a>,

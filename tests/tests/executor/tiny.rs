@@ -19,7 +19,6 @@ use bundle_format::region::{
 use bundle_format::target::Target;
 use bundle_format::write::Contents;
 use fastc::codegen::cpu::{CodeSection, RegionContext};
-use half::f16;
 use kernels::abi::id;
 use kernels::{pack, quant};
 use region_builder::{BLOCKS, FLAT, RegionBuilder};
@@ -482,35 +481,13 @@ impl<'a> Builder<'a> {
     /// A random matrix, its products about as large as what it is multiplied with.
     fn matrix(&mut self, name: &str, rows: u32, cols: u32) -> u32 {
         let scale = (cols as f32).powf(-0.5);
-        let mut bytes = Vec::new();
-        for _ in 0..rows * cols / quant::block_elements(self.spec.encoding) as u32 {
-            self.block(scale, &mut bytes);
-        }
+        let values: Vec<f32> = (0..rows * cols).map(|_| self.normal() * scale).collect();
+        let row_bytes = quant::row_bytes(self.spec.encoding, cols as u64).expect("whole blocks");
+        let mut bytes = vec![0; rows as usize * row_bytes as usize];
+        fastc::synth::encode::encode(self.spec.encoding, &values, &mut bytes);
         let packed = pack::pack(self.spec.encoding, rows as usize, cols as usize, &bytes);
         let layout = WeightLayout::Interleave8;
         self.weight(name, self.spec.encoding, layout, (rows, cols), packed)
-    }
-
-    /// A block of elements of about `scale`.
-    fn block(&mut self, scale: f32, bytes: &mut Vec<u8>) {
-        let f16 = |x: f32| f16::from_f32(x).to_le_bytes();
-        match self.spec.encoding {
-            Encoding::F32 => bytes.extend((self.normal() * scale).to_le_bytes()),
-            Encoding::F16 => bytes.extend(f16(self.normal() * scale)),
-            Encoding::Q4_0 => {
-                bytes.extend(f16(scale / 4.0));
-                bytes.extend((0..16).map(|_| self.next() as u8));
-            }
-            Encoding::Q4_1 => {
-                bytes.extend(f16(scale / 4.0));
-                bytes.extend(f16(-scale * 1.9));
-                bytes.extend((0..16).map(|_| self.next() as u8));
-            }
-            Encoding::Q8_0 => {
-                bytes.extend(f16(scale / 64.0));
-                bytes.extend((0..32).map(|_| self.next() as u8));
-            }
-        }
     }
 
     fn weight(

@@ -1,4 +1,4 @@
-//! F16 and F32 weights times f32 rows.
+//! F32, F16 and BF16 weights times f32 rows.
 //!
 //! Every output is one chain of fused multiply-adds, so a tile is several groups by several tokens: at least eight chains
 //! cover the latency of the instruction.
@@ -18,7 +18,17 @@ const TOKENS: usize = 6;
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
 pub unsafe fn matmul_f16(args: &MatMulArgs) {
     // SAFETY: the caller's promise.
-    unsafe { matmul::<true>(args) }
+    unsafe { matmul::<F16>(args) }
+}
+
+/// BF16 weights times f32 rows.
+///
+/// # Safety
+/// As the scalar twin, and the processor has the level.
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+pub unsafe fn matmul_bf16(args: &MatMulArgs) {
+    // SAFETY: the caller's promise.
+    unsafe { matmul::<BF16>(args) }
 }
 
 /// F32 weights times f32 rows.
@@ -28,30 +38,75 @@ pub unsafe fn matmul_f16(args: &MatMulArgs) {
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
 pub unsafe fn matmul_f32(args: &MatMulArgs) {
     // SAFETY: the caller's promise.
-    unsafe { matmul::<false>(args) }
+    unsafe { matmul::<F32>(args) }
 }
 
-/// Bytes of a weight.
-const fn size(half: bool) -> usize {
-    if half { 2 } else { 4 }
+/// A type of weights.
+trait Element {
+    /// Bytes of a weight.
+    const SIZE: usize;
+
+    /// Eight weights.
+    ///
+    /// # Safety
+    /// `at` points at them, and the processor has the level.
+    unsafe fn load(at: *const u8) -> __m256;
+}
+
+enum F32 {}
+enum F16 {}
+enum BF16 {}
+
+impl Element for F32 {
+    const SIZE: usize = 4;
+
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    unsafe fn load(at: *const u8) -> __m256 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_loadu_ps(at.cast()) }
+    }
+}
+
+impl Element for F16 {
+    const SIZE: usize = 2;
+
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    unsafe fn load(at: *const u8) -> __m256 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
+    }
+}
+
+impl Element for BF16 {
+    const SIZE: usize = 2;
+
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    unsafe fn load(at: *const u8) -> __m256 {
+        // SAFETY: the caller's promise.
+        let halves = unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast())) };
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
+    }
 }
 
 /// # Safety
 /// As [`matmul_f16`].
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-unsafe fn matmul<const HALF: bool>(args: &MatMulArgs) {
+unsafe fn matmul<E: Element>(args: &MatMulArgs) {
     let rows = args.rows as usize;
     let mut row = 0;
     while row < rows {
         // SAFETY: the caller's promise; the rows are there.
         unsafe {
             match rows - row {
-                1 => all_groups::<HALF, 8, 4, 1>(args, row),
-                2 => all_groups::<HALF, 4, 2, 2>(args, row),
-                3 => all_groups::<HALF, 4, 2, 3>(args, row),
-                4 => all_groups::<HALF, 2, 1, 4>(args, row),
-                5 => all_groups::<HALF, 2, 1, 5>(args, row),
-                _ => all_groups::<HALF, 2, 1, TOKENS>(args, row),
+                1 => all_groups::<E, 8, 4, 1>(args, row),
+                2 => all_groups::<E, 4, 2, 2>(args, row),
+                3 => all_groups::<E, 4, 2, 3>(args, row),
+                4 => all_groups::<E, 2, 1, 4>(args, row),
+                5 => all_groups::<E, 2, 1, 5>(args, row),
+                _ => all_groups::<E, 2, 1, TOKENS>(args, row),
             }
         }
         row += TOKENS;
@@ -63,7 +118,7 @@ unsafe fn matmul<const HALF: bool>(args: &MatMulArgs) {
 /// # Safety
 /// As [`matmul_f16`], and these rows are of the tile.
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-unsafe fn all_groups<const HALF: bool, const G: usize, const H: usize, const T: usize>(
+unsafe fn all_groups<E: Element, const G: usize, const H: usize, const T: usize>(
     args: &MatMulArgs,
     row: usize,
 ) {
@@ -74,7 +129,7 @@ unsafe fn all_groups<const HALF: bool, const G: usize, const H: usize, const T: 
         // SAFETY: the caller promises the groups from `col0` on, and rows of x and out.
         unsafe {
             Tile {
-                w: args.w.add((first + g) * k * GROUP * size(HALF)),
+                w: args.w.add((first + g) * k * GROUP * E::SIZE),
                 k,
                 x: args.x.add(row * args.x_stride as usize),
                 x_stride: args.x_stride as usize,
@@ -86,17 +141,17 @@ unsafe fn all_groups<const HALF: bool, const G: usize, const H: usize, const T: 
     let mut g = 0;
     while g + G <= groups {
         // SAFETY: G groups from g on are there.
-        unsafe { tile(g).run::<HALF, G, T>() };
+        unsafe { tile(g).run::<E, G, T>() };
         g += G;
     }
     while g + H <= groups {
         // SAFETY: H groups from g on are there.
-        unsafe { tile(g).run::<HALF, H, T>() };
+        unsafe { tile(g).run::<E, H, T>() };
         g += H;
     }
     for g in g..groups {
         // SAFETY: group g is there.
-        unsafe { tile(g).run::<HALF, 1, T>() };
+        unsafe { tile(g).run::<E, 1, T>() };
     }
 }
 
@@ -115,18 +170,13 @@ impl Tile {
     /// `w` has G packed groups of k columns, `x` T rows of k f32, `out` T rows of 8 G columns.
     #[inline]
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    unsafe fn run<const HALF: bool, const G: usize, const T: usize>(&self) {
-        let vector = GROUP * size(HALF);
+    unsafe fn run<E: Element, const G: usize, const T: usize>(&self) {
+        let vector = GROUP * E::SIZE;
         let mut acc = [[_mm256_setzero_ps(); G]; T];
         for i in 0..self.k {
             // SAFETY: vector i of group g.
-            let w: [__m256; G] = std::array::from_fn(|g| unsafe {
-                let at = self.w.add((g * self.k + i) * vector);
-                match HALF {
-                    true => _mm256_cvtph_ps(_mm_loadu_si128(at.cast())),
-                    false => _mm256_loadu_ps(at.cast()),
-                }
-            });
+            let w: [__m256; G] =
+                std::array::from_fn(|g| unsafe { E::load(self.w.add((g * self.k + i) * vector)) });
             for (t, acc) in acc.iter_mut().enumerate() {
                 // SAFETY: element i of row t of x.
                 let x = unsafe {

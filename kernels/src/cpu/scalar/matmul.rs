@@ -2,55 +2,69 @@
 
 use std::slice;
 
-use half::f16;
+use bundle_format::plan::Encoding;
+use half::{bf16, f16};
 
 use crate::abi::MatMulArgs;
-use crate::pack::GROUP;
-use crate::quant::BLOCK;
+use crate::pack::{self, GROUP, Min, packed_block_bytes};
+use crate::quant::{BLOCK, block_elements};
 
-/// Bytes before the quants of a packed block, and bytes of the block.
-const Q4_0: (usize, usize) = (16, 144);
-const Q4_1: (usize, usize) = (32, 160);
-const Q8_0: (usize, usize) = (16, 272);
-
-/// F32 weights times f32 rows.
-///
-/// # Safety
-/// As [`tiles`].
-pub unsafe fn matmul_f32(args: &MatMulArgs) {
-    // SAFETY: the caller's promise.
-    unsafe { float(args, 4, |w| f32::from_le_bytes([w[0], w[1], w[2], w[3]])) }
-}
-
-/// F16 weights times f32 rows.
-///
-/// # Safety
-/// As [`tiles`].
-pub unsafe fn matmul_f16(args: &MatMulArgs) {
-    // SAFETY: the caller's promise.
-    unsafe { float(args, 2, |w| f16::from_le_bytes([w[0], w[1]]).to_f32()) }
-}
-
-macro_rules! quantised {
-    ($($name:ident: $doc:literal, $block:ident, $activations:expr, $dot:ident, $min:expr;)*) => {$(
+macro_rules! float_of {
+    ($($name:ident: $doc:literal, $size:literal, $value:expr;)*) => {$(
         #[doc = $doc]
         ///
         /// # Safety
-        /// As [`tiles`].
+        /// `w` holds the packed groups of features `col0 .. col0 + cols`, `rows` rows of `x` have `k` f32, and rows of
+        /// `out` have `cols` elements rounded up to 8.
         pub unsafe fn $name(args: &MatMulArgs) {
             // SAFETY: the caller's promise.
-            unsafe { quantised(args, $block, $activations, $dot, $min) }
+            unsafe { float::<$size>(args, $value) }
         }
     )*};
 }
 
-quantised! {
-    matmul_q4_0: "Q4_0 weights times Q8 rows.", Q4_0, Activations::Q8, dot_nibbles, Some(min_of_scale);
-    matmul_q4_1: "Q4_1 weights times Q8 rows.", Q4_1, Activations::Q8, dot_nibbles, Some(min_of_block);
-    matmul_q8_0: "Q8_0 weights times Q8 rows.", Q8_0, Activations::Q8, dot_bytes, None;
-    matmul_q4_0_q16: "Q4_0 weights times Q16 rows.", Q4_0, Activations::Q16, dot_nibbles, Some(min_of_scale);
-    matmul_q4_1_q16: "Q4_1 weights times Q16 rows.", Q4_1, Activations::Q16, dot_nibbles, Some(min_of_block);
-    matmul_q8_0_q16: "Q8_0 weights times Q16 rows.", Q8_0, Activations::Q16, dot_bytes, None;
+float_of! {
+    matmul_f32: "F32 weights times f32 rows.", 4, f32::from_le_bytes;
+    matmul_f16: "F16 weights times f32 rows.", 2, |w| f16::from_le_bytes(w).to_f32();
+    matmul_bf16: "BF16 weights times f32 rows.", 2, |w| bf16::from_le_bytes(w).to_f32();
+}
+
+macro_rules! quantised_of {
+    ($($q8:ident, $q16:ident: $encoding:ident,)*) => {$(
+        /// Quantised weights times Q8 rows.
+        ///
+        /// # Safety
+        /// As [`quantised`].
+        pub unsafe fn $q8(args: &MatMulArgs) {
+            // SAFETY: the caller's promise.
+            unsafe { quantised(args, Encoding::$encoding, Activations::Q8) }
+        }
+
+        /// Quantised weights times Q16 rows.
+        ///
+        /// # Safety
+        /// As [`quantised`].
+        pub unsafe fn $q16(args: &MatMulArgs) {
+            // SAFETY: the caller's promise.
+            unsafe { quantised(args, Encoding::$encoding, Activations::Q16) }
+        }
+    )*};
+}
+
+quantised_of! {
+    matmul_q4_0, matmul_q4_0_q16: Q4_0,
+    matmul_q4_1, matmul_q4_1_q16: Q4_1,
+    matmul_q5_0, matmul_q5_0_q16: Q5_0,
+    matmul_q5_1, matmul_q5_1_q16: Q5_1,
+    matmul_q8_0, matmul_q8_0_q16: Q8_0,
+    matmul_q2_k, matmul_q2_k_q16: Q2_K,
+    matmul_q3_k, matmul_q3_k_q16: Q3_K,
+    matmul_q4_k, matmul_q4_k_q16: Q4_K,
+    matmul_q5_k, matmul_q5_k_q16: Q5_K,
+    matmul_q6_k, matmul_q6_k_q16: Q6_K,
+    matmul_iq4_nl, matmul_iq4_nl_q16: IQ4_NL,
+    matmul_iq4_xs, matmul_iq4_xs_q16: IQ4_XS,
+    matmul_mxfp4, matmul_mxfp4_q16: MXFP4,
 }
 
 /// Types of quantised rows.
@@ -60,132 +74,147 @@ enum Activations {
     Q16,
 }
 
-/// Calls `group(weights, x, out)` for each group of the tile and each row: the group's packed bytes, the row of
-/// activations and the eight outputs.
+/// The packed groups of the tile.
 ///
 /// # Safety
-/// `w` holds the groups of features `col0 .. col0 + cols`, `rows` rows of `x` have `x_bytes` bytes, and rows of `out` have
-/// `cols` elements rounded up to 8.
-unsafe fn tiles(
-    args: &MatMulArgs,
-    group_bytes: usize,
-    x_bytes: usize,
-    mut group: impl FnMut(&[u8], &[u8], &mut [f32]),
-) {
+/// `w` holds the groups of features `col0 .. col0 + cols`, which live as long as the caller uses them.
+unsafe fn groups<'a>(args: &MatMulArgs, group_bytes: usize) -> impl Iterator<Item = &'a [u8]> {
     let first = args.col0 as usize / GROUP;
-    for g in 0..(args.cols as usize).div_ceil(GROUP) {
-        // SAFETY: the caller's promise on `w`.
-        let w =
-            unsafe { slice::from_raw_parts(args.w.add((first + g) * group_bytes), group_bytes) };
-        for row in 0..args.rows as usize {
-            // SAFETY: the caller's promises on `x` and `out`.
-            let (x, out) = unsafe {
-                (
-                    slice::from_raw_parts(args.x.add(row * args.x_stride as usize), x_bytes),
-                    slice::from_raw_parts_mut(
-                        args.out.add(row * args.out_stride as usize + g * GROUP),
-                        GROUP,
-                    ),
-                )
-            };
-            group(w, x, out);
+    let w = args.w;
+    (0..(args.cols as usize).div_ceil(GROUP)).map(move |g| {
+        // SAFETY: the caller's promise.
+        unsafe { slice::from_raw_parts(w.add((first + g) * group_bytes), group_bytes) }
+    })
+}
+
+/// Row `row` of the activations and its outputs of group `g`.
+///
+/// # Safety
+/// `rows` rows of `x` have `x_bytes` bytes, and rows of `out` have `cols` elements rounded up to 8; no other reference to
+/// these outputs lives.
+unsafe fn row<'a>(
+    args: &MatMulArgs,
+    row: usize,
+    g: usize,
+    x_bytes: usize,
+) -> (&'a [u8], &'a mut [f32]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let x = args.x.add(row * args.x_stride as usize);
+        let out = args.out.add(row * args.out_stride as usize + g * GROUP);
+        (
+            slice::from_raw_parts(x, x_bytes),
+            slice::from_raw_parts_mut(out, GROUP),
+        )
+    }
+}
+
+/// # Safety
+/// As [`groups`] and [`row`], with rows of k f32.
+unsafe fn float<const N: usize>(args: &MatMulArgs, value: impl Fn([u8; N]) -> f32) {
+    let k = args.k as usize;
+    // SAFETY: the caller's promise.
+    for (g, w) in unsafe { groups(args, k * N * GROUP) }.enumerate() {
+        for i in 0..args.rows as usize {
+            // SAFETY: the caller's promise.
+            let (x, out) = unsafe { row(args, i, g, k * 4) };
+            out.fill(0.0);
+            for (w, x) in w.chunks_exact(N * GROUP).zip(x.as_chunks().0) {
+                let x = f32::from_le_bytes(*x);
+                for (w, acc) in w.as_chunks().0.iter().zip(out.iter_mut()) {
+                    *acc = value(*w).mul_add(x, *acc);
+                }
+            }
         }
     }
 }
 
+/// Outputs are their own accumulators: each 32 k of a row of weights are unpacked once for all rows of activations.
+///
 /// # Safety
-/// As [`tiles`].
-unsafe fn float(args: &MatMulArgs, size: usize, value: impl Fn(&[u8]) -> f32) {
-    let k = args.k as usize;
-    // SAFETY: the caller's promise; a row of x is k f32.
-    unsafe {
-        tiles(args, k * size * GROUP, k * 4, |w, x, out| {
-            out.fill(0.0);
-            for (w, x) in w.chunks_exact(size * GROUP).zip(x.chunks_exact(4)) {
-                let x = f32_at(x, 0);
-                for (w, acc) in w.chunks_exact(size).zip(out.iter_mut()) {
-                    *acc = value(w).mul_add(x, *acc);
-                }
-            }
-        })
-    }
-}
-
-/// # Safety
-/// As [`tiles`].
-unsafe fn quantised(
-    args: &MatMulArgs,
-    (header, block_bytes): (usize, usize),
-    activations: Activations,
-    dot: fn(&[u8], usize, &[u8]) -> i32,
-    min: Option<fn(&[u8], usize) -> f32>,
-) {
-    let k = args.k as usize;
-    let blocks = k / BLOCK;
+/// As [`groups`] and [`row`], with rows of the type.
+unsafe fn quantised(args: &MatMulArgs, encoding: Encoding, activations: Activations) {
+    let (k, rows) = (args.k as usize, args.rows as usize);
     let quants_bytes = match activations {
         Activations::Q8 => k,
         Activations::Q16 => 2 * k,
     };
-    // SAFETY: the caller's promise; a row has its quants, scales and sums.
-    unsafe {
-        let x_bytes = quants_bytes + blocks * 8;
-        tiles(args, blocks * block_bytes, x_bytes, |w, x, out| {
-            let (quants, factors) = x.split_at(quants_bytes);
-            let (scales, sums) = factors.split_at(blocks * 4);
-            out.fill(0.0);
-            for (b, block) in w.chunks_exact(block_bytes).enumerate() {
-                let quants = &quants[b * BLOCK..];
-                let (scale, sum) = (f32_at(scales, b), f32_at(sums, b));
-                for (r, acc) in out.iter_mut().enumerate() {
-                    let dot = |quants: &[u8]| dot(&block[header..], r, &quants[..BLOCK]);
-                    let isum = match activations {
-                        Activations::Q8 => dot(quants),
-                        Activations::Q16 => 128 * dot(quants) + dot(&quants[k..]),
+    let x_bytes = quants_bytes + k / BLOCK * 8;
+    let block_bytes = packed_block_bytes(encoding);
+    let parts = block_elements(encoding) / BLOCK;
+    // SAFETY: the caller's promise.
+    let groups = unsafe { groups(args, k / BLOCK / parts * block_bytes) };
+    for (g, w) in groups.enumerate() {
+        for i in 0..rows {
+            // SAFETY: the caller's promise.
+            unsafe { row(args, i, g, x_bytes) }.1.fill(0.0);
+        }
+        for b in 0..k / BLOCK {
+            let block = &w[b / parts * block_bytes..][..block_bytes];
+            for r in 0..GROUP {
+                let part = Unpacked::new(encoding, block, b % parts, r);
+                for i in 0..rows {
+                    // SAFETY: the caller's promise.
+                    let (x, out) = unsafe { row(args, i, g, x_bytes) };
+                    let (quants, factors) = x.split_at(quants_bytes);
+                    let quants = |i: usize| match activations {
+                        Activations::Q8 => i32::from(quants[b * BLOCK + i] as i8),
+                        Activations::Q16 => {
+                            let [high, low] =
+                                [0, k].map(|at| i32::from(quants[at + b * BLOCK + i] as i8));
+                            128 * high + low
+                        }
                     };
-                    *acc = (isum as f32).mul_add(half_at(block, r) * scale, *acc);
-                    if let Some(min) = min {
-                        *acc = min(block, r).mul_add(sum, *acc);
-                    }
+                    let (scale, sum) = (f32_at(factors, b), f32_at(factors, k / BLOCK + b));
+                    out[r] = part.add(std::array::from_fn(quants), scale, sum, out[r]);
                 }
             }
-        })
+        }
     }
 }
 
-/// What a Q4_0 block adds to all its elements.
-fn min_of_scale(block: &[u8], r: usize) -> f32 {
-    -8.0 * half_at(block, r)
+/// 32 weights of a row, as they are multiplied.
+struct Unpacked {
+    d: f32,
+    quants: [i32; BLOCK],
+    scales: [i32; 2],
+    min: Min,
 }
 
-/// What a Q4_1 block adds to all its elements.
-fn min_of_block(block: &[u8], r: usize) -> f32 {
-    half_at(block, GROUP + r)
-}
-
-/// The inner product of row r's 4-bit quants and 32 activations.
-fn dot_nibbles(vectors: &[u8], r: usize, x: &[u8]) -> i32 {
-    let mut sum = 0;
-    for i in 0..BLOCK / 2 {
-        let byte = vectors[i / 4 * 32 + 4 * r + i % 4];
-        sum += i32::from(byte & 15) * i32::from(x[i] as i8);
-        sum += i32::from(byte >> 4) * i32::from(x[i + BLOCK / 2] as i8);
+impl Unpacked {
+    fn new(encoding: Encoding, block: &[u8], b: usize, r: usize) -> Unpacked {
+        let part = pack::part(encoding, block, b, r);
+        let raised = part.raised();
+        Unpacked {
+            d: part.d,
+            quants: std::array::from_fn(|i| part.quant(i) + raised),
+            scales: part.scales,
+            min: match raised {
+                0 => part.min,
+                _ => Min::Added(part.d * -raised as f32),
+            },
+        }
     }
-    sum
-}
 
-/// The inner product of row r's 8-bit quants and 32 activations.
-fn dot_bytes(vectors: &[u8], r: usize, x: &[u8]) -> i32 {
-    let quant = |i: usize| vectors[i / 4 * 32 + 4 * r + i % 4] as i8;
-    (0..BLOCK)
-        .map(|i| i32::from(quant(i)) * i32::from(x[i] as i8))
-        .sum()
-}
-
-fn half_at(block: &[u8], index: usize) -> f32 {
-    f16::from_le_bytes([block[2 * index], block[2 * index + 1]]).to_f32()
+    /// Adds the product with 32 activations to an accumulator.
+    fn add(&self, x: [i32; BLOCK], scale: f32, sum: f32, acc: f32) -> f32 {
+        let halves = |of: &dyn Fn(usize) -> i32, factors: [i32; 2]| -> i32 {
+            let half = |h: usize| (h * 16..h * 16 + 16).map(of).sum::<i32>();
+            factors[0] * half(0) + factors[1] * half(1)
+        };
+        let isum = halves(&|i| self.quants[i] * x[i], self.scales);
+        let acc = (isum as f32).mul_add(self.d * scale, acc);
+        match self.min {
+            Min::None => acc,
+            Min::Added(min) => min.mul_add(sum, acc),
+            Min::Halves { factor, mins } => {
+                let imin = halves(&|i| x[i], mins);
+                (imin as f32).mul_add(factor * scale, acc)
+            }
+        }
+    }
 }
 
 fn f32_at(bytes: &[u8], index: usize) -> f32 {
-    let word = &bytes[4 * index..][..4];
-    f32::from_le_bytes([word[0], word[1], word[2], word[3]])
+    crate::quant::f32_at(bytes, 4 * index)
 }

@@ -1,0 +1,238 @@
+//! Quantised weights times Q8 and Q16 rows.
+//!
+//! A tile is one group of eight rows of weights by up to [`TOKENS`] tokens. Of each 32 k the weights are unpacked once, to
+//! vectors with 4 k of every row, and used by all tokens of the tile. A [`Format`] says how an encoding unpacks, [`dot`]
+//! how unpacked weights and activations are multiplied; the loops here are the same for all.
+
+mod dot;
+mod formats;
+mod unpack;
+
+pub use formats::{
+    IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
+};
+
+use std::arch::x86_64::*;
+
+use crate::abi::MatMulArgs;
+use crate::pack::GROUP;
+use crate::quant::BLOCK;
+
+/// Tokens of a full tile.
+const TOKENS: usize = 4;
+
+/// How far ahead of the part in work a lone token's weights are fetched, in bytes: a lone token waits for memory alone.
+const PREFETCH: usize = 2048;
+
+/// How a packed block of eight rows ([`crate::pack`]) unpacks. A *part* is 32 k of it.
+///
+/// # Safety
+/// All functions need the level's instructions; `at` points at a block, `part` at a part.
+pub trait Format {
+    /// Parts of a block.
+    const PARTS: usize;
+    /// Bytes before the parts.
+    const HEADER: usize;
+    /// Bytes of a part.
+    const PART: usize;
+    const QUANTS: Quants;
+    const SCALES: Scales;
+
+    unsafe fn head(at: *const u8) -> Head;
+
+    /// Words 4H .. 4H + 4 of the part's quants: lane r of word j is elements 4j .. 4j + 4 of row r.
+    unsafe fn half<const H: usize>(part: *const u8) -> [__m256i; 4];
+
+    /// All eight words in memory: unpacked to `scratch`, or where they are.
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    unsafe fn words(part: *const u8, scratch: &mut [__m256i; 8]) -> *const __m256i {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (low, high) = scratch.split_at_mut(4);
+            low.copy_from_slice(&Self::half::<0>(part));
+            high.copy_from_slice(&Self::half::<1>(part));
+        }
+        scratch.as_ptr()
+    }
+
+    /// Integer scales of half H (of the whole part, unless `SCALES` is `Halves`), twice in a lane, in 16 bits.
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    unsafe fn scale<const H: usize>(_part: *const u8) -> __m256i {
+        _mm256_set1_epi16(1)
+    }
+
+    /// What is added to every element, to be multiplied with the activations' scaled sum.
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    unsafe fn min(_head: &Head, _part: *const u8) -> Option<__m256> {
+        None
+    }
+
+    /// Integer minima of half H, as in `scale`, to be multiplied with `Head::m`.
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    unsafe fn half_min<const H: usize>(_part: *const u8) -> Option<__m256i> {
+        None
+    }
+}
+
+/// What the numbers of [`Format::half`] are, which decides how they are multiplied.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Quants {
+    /// 0 to 15.
+    Nibbles,
+    /// 0 to 31.
+    Low,
+    /// -32 to 32.
+    SignedLow,
+    /// -128 to 127.
+    Signed,
+}
+
+/// How many integer scales a part has. Products with signed ones take the sums with Q16 rows to 2^31 - 1 at most:
+/// 32 * 32 * 128 * 16256 = 2 130 706 432 for Q6_K.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Scales {
+    None,
+    Whole,
+    Halves,
+}
+
+/// The factors of a block, a lane a row.
+pub struct Head {
+    pub d: __m256,
+    /// The factor of the minima, negative where those are subtracted.
+    pub m: __m256,
+}
+
+/// Weights of a format times rows whose quants have BYTES bytes: 1 in Q8, 2 in Q16.
+///
+/// # Safety
+/// As the scalar twin, and the processor has the level.
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
+    let blocks = args.k as usize / (F::PARTS * BLOCK);
+    let group_bytes = blocks * (F::HEADER + F::PARTS * F::PART);
+    let first = args.col0 as usize / GROUP;
+    let rows = args.rows as usize;
+    // A variable, so that loops over words stay loops: unrolled, the compiler spills their registers.
+    let half_words = std::hint::black_box(4);
+    for g in 0..(args.cols as usize).div_ceil(GROUP) {
+        for row in (0..rows).step_by(TOKENS) {
+            // SAFETY: the caller promises the groups from `col0` on, and rows of x and out.
+            unsafe {
+                let tile = Tile {
+                    half_words,
+                    w: args.w.add((first + g) * group_bytes),
+                    blocks,
+                    k: args.k as usize,
+                    x: args.x.add(row * args.x_stride as usize),
+                    x_stride: args.x_stride as usize,
+                    out: args.out.add(row * args.out_stride as usize + g * GROUP),
+                    out_stride: args.out_stride as usize,
+                };
+                match rows - row {
+                    1 => tile.run::<F, BYTES, 1>(),
+                    2 => tile.run::<F, BYTES, 2>(),
+                    3 => tile.run::<F, BYTES, 3>(),
+                    _ => tile.run::<F, BYTES, TOKENS>(),
+                }
+            }
+        }
+    }
+}
+
+/// One group of weights and some tokens.
+struct Tile {
+    /// Half the words of a part: 4.
+    half_words: usize,
+    w: *const u8,
+    /// Blocks of a row of weights.
+    blocks: usize,
+    k: usize,
+    x: *const u8,
+    x_stride: usize,
+    out: *mut f32,
+    out_stride: usize,
+}
+
+impl Tile {
+    /// # Safety
+    /// `w` is a packed group of `blocks` blocks, `x` has T rows of k quants of BYTES bytes, `out` T rows of 8 columns.
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    unsafe fn run<F: Format, const BYTES: usize, const T: usize>(&self) {
+        let mut acc = [_mm256_setzero_ps(); T];
+        for block in 0..self.blocks {
+            // SAFETY: the block is within the group, and each part within the block.
+            unsafe {
+                let at = self.w.add(block * (F::HEADER + F::PARTS * F::PART));
+                let head = F::head(at);
+                for i in 0..F::PARTS {
+                    let part = at.add(F::HEADER + i * F::PART);
+                    self.add::<F, BYTES, T>(&head, part, block * F::PARTS + i, &mut acc);
+                }
+            }
+        }
+        for (t, acc) in acc.iter().enumerate() {
+            // SAFETY: row t of out has 8 columns.
+            unsafe { _mm256_storeu_ps(self.out.add(t * self.out_stride), *acc) };
+        }
+    }
+
+    /// Adds the products with 32 activations of each token, number `b` of their blocks.
+    ///
+    /// # Safety
+    /// As [`Tile::run`]; `part` is a part of the group's.
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    unsafe fn add<F: Format, const BYTES: usize, const T: usize>(
+        &self,
+        head: &Head,
+        part: *const u8,
+        b: usize,
+        acc: &mut [__m256; T],
+    ) {
+        if T == 1 {
+            for line in 0..F::PART.div_ceil(64) {
+                _mm_prefetch::<_MM_HINT_T0>(part.wrapping_add(PREFETCH + line * 64).cast());
+            }
+        }
+        // SAFETY: the caller's promise; the quants of a row are followed by a scale and a sum for each 32.
+        unsafe {
+            let isums = self.isums::<F, BYTES, T>(part, b);
+            let imins = self.imins::<F, BYTES, T>(part, b);
+            let min = F::min(head, part);
+            for (t, acc) in acc.iter_mut().enumerate() {
+                let factors = self.x.add(t * self.x_stride + BYTES * self.k).cast::<f32>();
+                let scale = _mm256_broadcast_ss(&*factors.add(b));
+                let factor = _mm256_mul_ps(head.d, scale);
+                *acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(isums[t]), factor, *acc);
+                if let Some(min) = min {
+                    let sum = _mm256_broadcast_ss(&*factors.add(self.k / BLOCK + b));
+                    *acc = _mm256_fmadd_ps(min, sum, *acc);
+                }
+                if let Some(imins) = imins {
+                    let factor = _mm256_mul_ps(head.m, scale);
+                    *acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(imins[t]), factor, *acc);
+                }
+            }
+        }
+    }
+
+    /// Word `j` (4 quants) of block `b` of token `t`, in every lane. `byte`: 0 is the only one of Q8 and the high one of Q16.
+    ///
+    /// # Safety
+    /// The rows of x have them.
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    unsafe fn word(&self, t: usize, byte: usize, b: usize, j: usize) -> __m256i {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let quants = self.x.add(t * self.x_stride + byte * self.k + b * BLOCK);
+            _mm256_set1_epi32(quants.cast::<i32>().add(j).read_unaligned())
+        }
+    }
+}
