@@ -297,7 +297,7 @@ mod tests {
         }
     }
 
-    /// The root of the mean squared error of bell-shaped elements, over their deviation. The bounds are a few percent above
+    /// The root of the mean squared error of bell-shaped elements, over their deviation. The bounds are up to two thirds above
     /// what the encoders reach; a part with a wrong scale or misplaced bits is far beyond.
     #[test]
     fn errors_are_those_of_the_bits() {
