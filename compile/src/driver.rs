@@ -127,9 +127,7 @@ pub fn compile(
 
 /// The plan's largest step.
 fn limits(gguf: &Gguf<'_>, options: &Options) -> Result<Limits, Error> {
-    let arch: &str = gguf.metadata.required("general.architecture")?;
-    let key = format!("{arch}.context_length");
-    let trained: u32 = gguf.metadata.required(&key)?;
+    let (trained, key) = arch::trained_context(gguf)?;
     let context = options.context.unwrap_or(trained);
     if context == 0 || context > trained {
         return Err(Error::User(match options.context {

@@ -90,7 +90,12 @@ impl<'a> ChatTemplate<'a> {
         repr::install(&mut environment);
         environment
             .add_template_owned(TEMPLATE, python::without_generation_marks(source))
-            .map_err(|e| Error::Unsupported(format!("chat template: {}", describe(&e))))?;
+            .map_err(|e| {
+                Error::Unsupported(format!(
+                    "the model's chat template: {}; give the prompt as it is, with --raw",
+                    describe(&e)
+                ))
+            })?;
         Ok(Self {
             tokenizer: *tokenizer,
             source: source.to_owned(),
@@ -133,7 +138,10 @@ impl<'a> ChatTemplate<'a> {
                     "the model's chat template refuses the messages: {}",
                     describe(&e)
                 )),
-                _ => Error::Unsupported(format!("chat template: {}", describe(&e))),
+                _ => Error::Unsupported(format!(
+                    "the model's chat template: {}; give the prompt as it is, with --raw",
+                    describe(&e)
+                )),
             })?;
         Ok(marker.unmark(&rendered))
     }

@@ -1,6 +1,7 @@
 //! Opens a bundle: maps the file, checks it, and checks that this machine and this build can run it.
 
 use std::fs::File;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use bundle_format::model::Manifest;
@@ -10,6 +11,9 @@ use bundle_format::{Bundle, ErrorKind};
 use memmap2::{Advice, Mmap, MmapOptions};
 
 use crate::Error;
+
+/// What a GGUF file starts with: the likeliest thing to be given instead of a bundle.
+const GGUF: &[u8] = b"GGUF";
 
 /// An opened bundle and the map of its file, which every device that runs it keeps alive.
 ///
@@ -30,7 +34,13 @@ impl Loaded {
     /// version, or for a target, a processor feature or a kernel ABI that isn't here. Each says what to do.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let named = |text: String| Error::User(format!("{}: {text}", path.display()));
-        let file = File::open(path).map_err(|e| named(format!("can't open: {e}")))?;
+        let file = File::open(path).map_err(|e| {
+            let advice = match e.kind() {
+                io::ErrorKind::NotFound => "; check the name, or make it with `fastc compile`",
+                _ => "",
+            };
+            named(format!("can't open: {e}{advice}"))
+        })?;
         let metadata = file
             .metadata()
             .map_err(|e| named(format!("can't read: {e}")))?;
@@ -49,6 +59,11 @@ impl Loaded {
         // size, index or instruction comes from the map; weights are numbers, and any numbers may be multiplied.
         let map = unsafe { MmapOptions::new().map(&file) }
             .map_err(|e| named(format!("can't map: {e}")))?;
+        if map.starts_with(GGUF) {
+            return Err(named(
+                "this is a GGUF model, not a bundle; compile it first: fastc compile MODEL.gguf -o MODEL.fib".into(),
+            ));
+        }
         let bundle = Bundle::open(&map).map_err(|e| match e.kind() {
             ErrorKind::Corrupt | ErrorKind::Io => named(e.to_string()),
             ErrorKind::Unsupported => Error::Unsupported(format!("{}: {e}", path.display())),

@@ -34,6 +34,18 @@ fn help_and_version_are_results() {
 }
 
 #[test]
+fn shells_get_completions() {
+    for shell in ["bash", "zsh", "fish"] {
+        let output = fastrun(&["completions", shell]);
+        assert_eq!(output.status.code(), Some(0), "{shell}");
+        let script = String::from_utf8(output.stdout).expect("scripts are UTF-8");
+        for name in ["repeat-penalty", "perplexity"] {
+            assert!(script.contains(name), "{shell}: {name}");
+        }
+    }
+}
+
+#[test]
 fn wrong_usage_exits_with_2_and_names_the_argument() {
     let cases: &[(&[&str], &str)] = &[
         (&[], "Usage: fastrun"),
@@ -46,6 +58,17 @@ fn wrong_usage_exits_with_2_and_names_the_argument() {
         (&["m.fib", "--temp", "nan"], "--temp"),
         (&["m.fib", "--top-p", "0"], "a probability is above 0"),
         (&["m.fib", "--top-k", "x"], "--top-k"),
+        (&["m.fib", "--min-p", "1.5"], "from 0 to 1"),
+        (&["m.fib", "--repeat-penalty", "0"], "1 changes nothing"),
+        (&["m.fib", "--presence-penalty", "inf"], "0 changes nothing"),
+        (
+            &["m.fib", "--frequency-penalty", "x"],
+            "--frequency-penalty",
+        ),
+        (&["m.fib", "--repeat-last-n", "-2"], "--repeat-last-n"),
+        (&["m.fib", "--stop", ""], "--stop"),
+        (&["m.fib", "--raw", "--system", "x"], "--raw"),
+        (&["completions", "tcsh"], "bash"),
         (&["m.fib", "-n", "-2"], "-2"),
         (&["m.fib", "--threads", "0"], "from 1 up"),
         (&["m.fib", "--device", "abacus"], "cpu, reference"),
@@ -99,4 +122,15 @@ fn a_file_that_is_no_bundle_is_refused() {
         1,
     );
     assert!(stderr.contains("not a bundle"), "{stderr}");
+}
+
+#[test]
+fn a_model_that_was_not_compiled_is_refused_with_the_command_to_do_so() {
+    let path = std::env::temp_dir().join(format!("fastrun-cli-{}.gguf", std::process::id()));
+    std::fs::write(&path, b"GGUF\x03\0\0\0").expect("the temporary folder is writable");
+    let stderr = fails(&[&path.to_string_lossy(), "-p", "x"], 1);
+    std::fs::remove_file(&path).expect("it was written");
+    assert!(stderr.contains("fastc compile"), "{stderr}");
+    let missing = fails(&["no-such.fib", "-p", "x"], 1);
+    assert!(missing.contains("check the name"), "{missing}");
 }

@@ -402,24 +402,20 @@ fn explain_and_inspect_show_every_stage() {
 #[test]
 fn every_encoding_agrees_with_the_reference() {
     let folder = tempfile::tempdir().unwrap();
-    for quant in ["f32", "f16", "q4_0", "q4_1", "q8_0"] {
-        let model = tiny(folder.path(), quant);
+    for encoding in kernels::quant::ENCODINGS {
+        let quant = format!("{encoding:?}").to_lowercase();
+        let model = folder.path().join(format!("{quant}.gguf"));
+        succeed(fastc(&[
+            "synth",
+            "tiny256",
+            "--quant",
+            &quant,
+            "-o",
+            text(&model),
+        ]));
         let path = folder.path().join(format!("{quant}.fib"));
         e2e::compile(&model, &path, &[]);
-        let logits = |device: &str| -> Vec<f64> {
-            let args = [
-                "logits",
-                text(&path),
-                "--tokens",
-                "1,7,30,99,2,5,60,61,200,3,4,8,250,9,10,11,12,13",
-                "--json",
-                "--device",
-                device,
-            ];
-            let pairs: Vec<(u32, f64)> = serde_json::from_str(&succeed(fastrun(&args))).unwrap();
-            pairs.into_iter().map(|(_, logit)| logit).collect()
-        };
-        let (found, expected) = (logits("cpu"), logits("reference"));
+        let (found, expected) = (logits(&path, "cpu"), logits(&path, "reference"));
         assert_eq!(found.len(), expected.len());
         let largest = expected.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
         let worst = found
@@ -432,4 +428,78 @@ fn every_encoding_agrees_with_the_reference() {
             "{quant}: {worst} of {largest}"
         );
     }
+}
+
+/// Logits after some tokens, by id.
+fn logits(bundle: &Path, device: &str) -> Vec<f64> {
+    let tokens = "1,7,30,99,2,5,60,61,200,3,4,8,250,9,10,11,12,13";
+    let args = [
+        "logits",
+        text(bundle),
+        "--tokens",
+        tokens,
+        "--json",
+        "--device",
+        device,
+    ];
+    let pairs: Vec<(u32, f64)> = serde_json::from_str(&succeed(fastrun(&args))).unwrap();
+    pairs.into_iter().map(|(_, logit)| logit).collect()
+}
+
+/// A model cut into two files gives the logits of the whole one; a missing or a foreign part is refused by name.
+#[test]
+fn a_split_model_is_one_model() {
+    use fastc::gguf::{Gguf, Writer};
+    let folder = tempfile::tempdir().unwrap();
+    let model = tiny(folder.path(), "q8_0");
+    let bytes = std::fs::read(&model).unwrap();
+    let whole = Gguf::parse(&bytes).unwrap();
+    let half = whole.tensors().len() / 2;
+    let parts = [&whole.tensors()[..half], &whole.tensors()[half..]];
+    let name = |n: usize| folder.path().join(format!("part-0000{n}-of-00002.gguf"));
+    for (index, tensors) in parts.into_iter().enumerate() {
+        let mut writer = Writer::new();
+        if index == 0 {
+            for (key, value) in whole.metadata.iter() {
+                writer.put(key, &value).unwrap();
+            }
+        }
+        writer.put("split.no", &(index as u16)).unwrap();
+        writer.put("split.count", &2u16).unwrap();
+        for tensor in tensors {
+            writer
+                .tensor(tensor.name, tensor.dims(), tensor.ty)
+                .unwrap();
+        }
+        let mut file = std::fs::File::create(name(index + 1)).unwrap();
+        let mut next = tensors.iter();
+        writer
+            .write(&mut file, |_, out| -> Result<(), fastc::error::Error> {
+                let data = whole.data(next.next().expect("as many as were planned"));
+                out.write_all(data)
+                    .map_err(|e| fastc::error::Error::User(e.to_string()))
+            })
+            .unwrap();
+    }
+    let (one, two) = (folder.path().join("one.fib"), folder.path().join("two.fib"));
+    e2e::compile(&model, &one, &[]);
+    e2e::compile(&name(2), &two, &[]);
+    assert_eq!(logits(&one, "cpu"), logits(&two, "cpu"));
+
+    std::fs::copy(name(1), folder.path().join("twice-00001-of-00002.gguf")).unwrap();
+    std::fs::copy(name(1), folder.path().join("twice-00002-of-00002.gguf")).unwrap();
+    let out = folder.path().join("x.fib");
+    let error = fail(fastc(&[
+        "compile",
+        text(&folder.path().join("twice-00001-of-00002.gguf")),
+        "-o",
+        text(&out),
+    ]));
+    assert!(
+        error.contains("twice-00002-of-00002.gguf") && error.contains("split.no"),
+        "{error}"
+    );
+    std::fs::remove_file(name(1)).unwrap();
+    let error = fail(fastc(&["compile", text(&name(2)), "-o", text(&out)]));
+    assert!(error.contains("part-00001-of-00002.gguf"), "{error}");
 }

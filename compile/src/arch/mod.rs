@@ -46,17 +46,33 @@ const ARCHS: &[Arch] = &[
     },
 ];
 
-/// The graph of a model for sequences of `context` positions, of an architecture that is known by name.
-pub fn build(gguf: &Gguf<'_>, context: u32) -> Result<Graph, Error> {
+/// The architecture that a file names.
+///
+/// # Errors
+/// It names none, or one that is not known.
+fn of(gguf: &Gguf<'_>) -> Result<&'static Arch, Error> {
     let name: &str = gguf.metadata.required("general.architecture")?;
-    let Some(arch) = ARCHS.iter().find(|a| a.name == name) else {
+    ARCHS.iter().find(|a| a.name == name).ok_or_else(|| {
         let known: Vec<&str> = ARCHS.iter().map(|a| a.name).collect();
         let known = known.join(", ");
-        return Err(Error::Unsupported(format!(
+        Error::Unsupported(format!(
             "architecture '{name}'; this build compiles: {known}"
-        )));
-    };
-    (arch.build)(gguf, context)
+        ))
+    })
+}
+
+/// The positions that a model was trained for, and the metadata key that says so.
+///
+/// # Errors
+/// The architecture is not known, or the key is missing.
+pub fn trained_context(gguf: &Gguf<'_>) -> Result<(u32, String), Error> {
+    let key = format!("{}.context_length", of(gguf)?.name);
+    Ok((gguf.metadata.required(&key)?, key))
+}
+
+/// The graph of a model for sequences of `context` positions, of an architecture that is known by name.
+pub fn build(gguf: &Gguf<'_>, context: u32) -> Result<Graph, Error> {
+    (of(gguf)?.build)(gguf, context)
 }
 
 /// The facts of a model that its bundle records.

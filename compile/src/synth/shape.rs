@@ -36,6 +36,20 @@ impl Shape {
             rms_epsilon: 1e-5,
             tied: false,
         },
+        // The least that has whole blocks of 256.
+        Shape {
+            name: "tiny256",
+            layers: 2,
+            embedding: 256,
+            heads: 4,
+            kv_heads: 2,
+            feed_forward: 512,
+            vocab: None,
+            context: 512,
+            rope_base: 10_000.0,
+            rms_epsilon: 1e-5,
+            tied: false,
+        },
         Shape {
             name: "smollm2-135m",
             layers: 30,

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs::DirBuilder;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fastrun::Error;
 use rustyline::completion::Completer;
@@ -14,7 +15,7 @@ use rustyline::history::FileHistory;
 use rustyline::validate::Validator;
 use rustyline::{
     Behavior, Cmd, ColorMode, CompletionType, ConditionalEventHandler, Config, Context, Event,
-    EventContext, EventHandler, Helper, KeyCode, KeyEvent, Modifiers, Movement, RepeatCount,
+    EventContext, EventHandler, Helper, KeyCode, KeyEvent, Modifiers, RepeatCount,
 };
 
 use super::command;
@@ -40,6 +41,8 @@ pub struct Editor {
     prompt: (&'static str, String),
     /// None: the history ends with the chat.
     history: Option<PathBuf>,
+    /// See [`Continuation`].
+    continued: Arc<Mutex<Vec<String>>>,
 }
 
 impl Editor {
@@ -52,16 +55,19 @@ impl Editor {
             KeyEvent(KeyCode::Enter, Modifiers::ALT),
             EventHandler::Simple(Cmd::Newline),
         );
+        let continued = Arc::default();
         for enter in [
             KeyEvent(KeyCode::Enter, Modifiers::NONE),
             KeyEvent::ctrl('J'),
         ] {
-            editor.bind_sequence(enter, EventHandler::Conditional(Box::new(Continuation)));
+            let handler = Continuation(Arc::clone(&continued));
+            editor.bind_sequence(enter, EventHandler::Conditional(Box::new(handler)));
         }
         let mut editor = Editor {
             editor,
             prompt: ("> ", style.prompt("> ")),
             history: None,
+            continued,
         };
         if with_history && let Some(path) = history_file(|name| std::env::var_os(name)) {
             editor.use_history(path);
@@ -84,8 +90,10 @@ impl Editor {
 
     /// Lets the user type. What is typed becomes part of the history.
     pub fn read(&mut self) -> Result<Input, Error> {
+        lock(&self.continued).clear();
         match self.editor.readline(&self.prompt) {
             Ok(text) => {
+                let text = without_backslashes(text, std::mem::take(&mut lock(&self.continued)));
                 self.remember(&text);
                 Ok(Input::Text(text))
             }
@@ -166,8 +174,9 @@ fn make_folder_of(path: &Path) -> io::Result<()> {
         .map_or(Ok(()), |folder| builder.create(folder))
 }
 
-/// Enter after a backslash: a new line instead of both.
-struct Continuation;
+/// Enter after a backslash: a new line. The text up to each such backslash is noted, so that those that are to vanish can
+/// be told from those of a pasted program.
+struct Continuation(Arc<Mutex<Vec<String>>>);
 
 impl ConditionalEventHandler for Continuation {
     fn handle(
@@ -178,9 +187,30 @@ impl ConditionalEventHandler for Continuation {
         context: &EventContext,
     ) -> Option<Cmd> {
         let (line, at) = (context.line(), context.pos());
-        (at == line.len() && line.ends_with('\\'))
-            .then(|| Cmd::Replace(Movement::BackwardChar(1), Some("\n".into())))
+        (at == line.len() && line.ends_with('\\')).then(|| {
+            lock(&self.0).push(line.to_owned());
+            Cmd::Newline
+        })
     }
+}
+
+/// A text without the backslashes that `continued` parts of it end in. One that was edited since stays: the user saw it.
+fn without_backslashes(mut text: String, mut continued: Vec<String>) -> String {
+    // From the last one, so that the others stay where they were noted.
+    continued.sort_by_key(|part| std::cmp::Reverse(part.len()));
+    continued.dedup();
+    for part in continued {
+        let rest = text.strip_prefix(&part);
+        if rest.is_some_and(|rest| rest.starts_with('\n')) {
+            text.remove(part.len() - 1);
+        }
+    }
+    text
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing that is done with it panics half-way.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Completes the names of commands.
@@ -237,6 +267,20 @@ mod tests {
         assert_eq!(file(Some("s"), Some("/h")), below_home);
         assert_eq!(file(None, None), None);
         assert_eq!(file(None, Some("")), None);
+    }
+
+    #[test]
+    fn typed_backslashes_vanish_and_pasted_ones_stay() {
+        let join = |text: &str, continued: &[&str]| {
+            let continued = continued.iter().map(|s| s.to_string()).collect();
+            without_backslashes(text.to_owned(), continued)
+        };
+        assert_eq!(join("a\\\nb\\\nc", &["a\\", "a\\\nb\\"]), "a\nb\nc");
+        assert_eq!(join("a\\\nb\\\nc", &["a\\\nb\\"]), "a\\\nb\nc");
+        assert_eq!(join("a\\\nb", &[]), "a\\\nb");
+        // Edited, or typed twice.
+        assert_eq!(join("A\\\nb", &["a\\"]), "A\\\nb");
+        assert_eq!(join("a\\\\\nb", &["a\\\\", "a\\\\"]), "a\\\nb");
     }
 
     #[test]
