@@ -133,13 +133,16 @@ pub fn manner(kind: ModelKind, pre: Option<&str>) -> Result<Manner, Error> {
     }
 }
 
+/// Old files name none. llama.cpp then splits in a way that few models were trained with, which nobody should get unasked.
+const MISSING: &str = "missing (llama.cpp takes \"default\" then, at a loss of quality; write the right name into the file)";
+
 fn named(pre: Option<&str>) -> Result<Manner, Error> {
     NAMES
         .iter()
         .find(|(_, names)| pre.is_some_and(|pre| names.contains(&pre)))
         .map(|&(manner, _)| manner)
         .ok_or_else(|| Error::UnknownPre {
-            found: pre.map_or("missing".into(), |name| format!("{name:?}")),
+            found: pre.map_or_else(|| MISSING.into(), |name| format!("{name:?}")),
             supported: NAMES
                 .iter()
                 .flat_map(|(_, names)| names.iter().copied())
