@@ -4,6 +4,7 @@
 use bundle_format::plan::{DType, Dim, Encoding, Input, KvDType, KvGroup};
 use bundle_format::region::KvPart;
 
+use super::config::Sizes;
 use super::import::Importer;
 use crate::error::Error;
 use crate::gguf::Gguf;
@@ -67,6 +68,46 @@ pub struct LayerKind {
 }
 
 impl Decoder {
+    /// A model of these sizes with one rotary embedding and nothing special: each architecture says what it has besides.
+    pub fn plain(arch: &'static str, sizes: Sizes, rope: Rope) -> Decoder {
+        let Sizes {
+            layers,
+            embedding,
+            feed_forward,
+            heads,
+            kv_heads,
+            head_dim,
+            vocab,
+            eps,
+        } = sizes;
+        let kind = LayerKind {
+            window: None,
+            rope: 0,
+        };
+        Decoder {
+            arch,
+            layers,
+            embedding,
+            feed_forward,
+            heads,
+            kv_heads,
+            head_dim,
+            vocab,
+            eps,
+            embedding_scale: 1.0,
+            attention_scale: 1.0 / (head_dim as f32).sqrt(),
+            ropes: vec![rope],
+            rope_halves: true,
+            kinds: vec![kind; layers as usize],
+            qkv_bias: false,
+            qk_norm: false,
+            post_norms: false,
+            joined: false,
+            activation: Activation::Silu,
+            unused: &[],
+        }
+    }
+
     /// The model's graph, with every tensor of the file in its place.
     pub fn build(&self, gguf: &Gguf<'_>) -> Result<Graph, Error> {
         let mut builder = Builder {

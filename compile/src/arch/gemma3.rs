@@ -2,7 +2,7 @@
 //! own. Norms before and after attention and feed forward, and of each head's query and key; GeGLU; embeddings are scaled.
 //! (GGUF files hold the norms' weights with their offset of one added.)
 
-use super::config::{Config, Sizes};
+use super::config::Config;
 use super::decoder::{Decoder, LayerKind, Rope};
 use crate::error::Error;
 use crate::gguf::Gguf;
@@ -19,33 +19,22 @@ const LAYERS_OF_27B: u32 = 62;
 
 /// The graph of a gemma3 model.
 pub fn build(gguf: &Gguf<'_>, _context: u32) -> Result<Graph, Error> {
-    let config = Config {
-        gguf,
-        arch: "gemma3",
-    };
-    let Sizes {
-        layers,
-        embedding,
-        feed_forward,
-        heads,
-        kv_heads,
-        head_dim,
-        vocab,
-        eps,
-    } = config.sizes()?;
+    let arch = "gemma3";
+    let config = Config { gguf, arch };
+    let sizes = config.sizes()?;
     let window = config
         .optional("attention.sliding_window")?
         .filter(|&w| w > 0);
+    let whole = config.rope(sizes.head_dim, None)?;
     let windowed = Rope {
         freqs: RopeFreqs {
             base: WINDOWED_BASE,
-            dim: head_dim,
+            dim: sizes.head_dim,
             scaling: RopeScaling::None,
             factors: None,
         },
         mscale: 1.0,
     };
-    let whole = config.rope(head_dim, None)?;
     let kind = |layer: u32| match window {
         Some(_) if layer % PATTERN < PATTERN - 1 => LayerKind { window, rope: 0 },
         _ => LayerKind {
@@ -53,32 +42,19 @@ pub fn build(gguf: &Gguf<'_>, _context: u32) -> Result<Graph, Error> {
             rope: 1,
         },
     };
-    let scaled_by = if layers == LAYERS_OF_27B {
-        embedding / heads
-    } else {
-        head_dim
+    let scaled_by = match sizes.layers {
+        LAYERS_OF_27B => sizes.embedding / sizes.heads,
+        _ => sizes.head_dim,
     };
     let decoder = Decoder {
-        arch: "gemma3",
-        layers,
-        embedding,
-        feed_forward,
-        heads,
-        kv_heads,
-        head_dim,
-        vocab,
-        eps,
-        embedding_scale: (embedding as f32).sqrt(),
+        embedding_scale: (sizes.embedding as f32).sqrt(),
         attention_scale: 1.0 / (scaled_by as f32).sqrt(),
-        ropes: vec![windowed, whole],
-        rope_halves: true,
-        kinds: (0..layers).map(kind).collect(),
-        qkv_bias: false,
+        kinds: (0..sizes.layers).map(kind).collect(),
+        ropes: vec![windowed, whole.clone()],
         qk_norm: true,
         post_norms: true,
-        joined: false,
         activation: Activation::GeluTanh,
-        unused: &[],
+        ..Decoder::plain(arch, sizes, whole)
     };
     decoder.build(gguf)
 }
