@@ -483,9 +483,9 @@ fn what_this_machine_lacks_is_refused_by_name() {
 }
 
 #[test]
-fn a_launch_without_its_code_is_a_bug() {
+fn a_launch_without_its_own_code_is_a_bug() {
     type Change = fn(&mut bundle_format::plan::Plan);
-    let missing: [(Change, &str); 3] = [
+    let missing: [(Change, &str); 5] = [
         (
             |p| p.launches[2].variants[0].parts[0].code = None,
             "launch blk.0.norm: a part has no code",
@@ -499,6 +499,19 @@ fn a_launch_without_its_code_is_a_bug() {
                 p.launches[3].variants[0].parts[1].micro = Some(kernels::abi::id::ROPE_TABLE);
             },
             "launch blk.0.qkv: its microkernel is a RopeTable",
+        ),
+        (
+            |p| {
+                p.launches[3].variants[0].parts[1].micro = Some(kernels::abi::id::MATMUL_Q8_0);
+            },
+            "launch blk.0.qkv: its microkernel matmul_q8_0 does not fit weight",
+        ),
+        (
+            |p| {
+                p.launches[0].variants[0].parts[0].micro =
+                    Some(kernels::abi::id::embed(Encoding::F32));
+            },
+            "launch embed: its microkernel embed_f32 does not fit weight",
         ),
     ];
     for (plan, what) in missing {

@@ -6,9 +6,9 @@
 use std::ptr::NonNull;
 
 use bundle_format::Bundle;
-use bundle_format::plan::{self, CodeRef, Dim, Op, Part, Plan};
+use bundle_format::plan::{self, CodeRef, Dim, Op, Part, Plan, WeightLayout};
 use bundle_format::region::{self, KvPart, Operand};
-use kernels::abi::{EmbedArgs, MicroFn, RegionFn, RopeTableArgs};
+use kernels::abi::{EmbedArgs, MicroFn, RegionFn, RopeTableArgs, id};
 
 use super::memory::{Code, Mapping};
 use super::pools::Pools;
@@ -120,7 +120,12 @@ impl Resolver<'_> {
                     rows: 0,
                     scale: *scale,
                 };
-                let variants = self.variants(launch, |_, parts| embed_fn(micro(&parts[0])?))?;
+                let weight = &self.plan.weights[*table as usize];
+                let variants = self.variants(launch, |_, parts| {
+                    let micro = embed_fn(micro(&parts[0])?)?;
+                    fits(&parts[0], weight, Some(id::embed(weight.encoding)))?;
+                    Ok(micro)
+                })?;
                 Ok((Extent::Tokens, Work::Embed(Embed { variants, args })))
             }
             Op::RopeTable {
@@ -183,9 +188,13 @@ impl Resolver<'_> {
             this.tile(launch);
             parts
                 .iter()
-                .map(|part| {
+                .zip(segments)
+                .map(|(part, segment)| {
+                    let micro = matmul_fn(micro(part)?)?;
+                    let weight = &this.plan.weights[segment.weight as usize];
+                    fits(part, weight, id::matmul(weight.encoding, input.dtype))?;
                     Ok(SegmentCode {
-                        micro: matmul_fn(micro(part)?)?,
+                        micro,
                         epilogue: this.function(part.code)?,
                     })
                 })
@@ -391,6 +400,22 @@ fn micro(part: &Part) -> Result<MicroFn, Refusal> {
         ))
     })?;
     Ok(kernel.func)
+}
+
+/// Checks that a part's microkernel is the one for its weight: another would read beyond it or misread it.
+fn fits(part: &Part, weight: &plan::Weight, expected: Option<u32>) -> Result<(), Refusal> {
+    if part.micro == expected && weight.layout == WeightLayout::Interleave8 {
+        return Ok(());
+    }
+    let name = |id: Option<u32>| id.and_then(kernels::cpu::lookup).map_or("none", |k| k.name);
+    Err(Refusal::Bug(format!(
+        "its microkernel {} does not fit weight {} ({:?}, {:?}), expected {} on Interleave8",
+        name(part.micro),
+        weight.name,
+        weight.encoding,
+        weight.layout,
+        name(expected)
+    )))
 }
 
 /// A function that takes one kind of microkernel's entry point, and refuses the others.
