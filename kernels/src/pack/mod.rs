@@ -31,6 +31,7 @@
 //! plane of 4 bits, lane r of vector v has elements 8v..8v+4 of the row in the low halves and 8v+4..8v+8 in the high ones.
 //! The layout says nothing about a processor: any machine with vectors of 16 bytes or more reads it well.
 
+pub mod fragment;
 mod layout;
 
 use bundle_format::plan::{Encoding, WeightLayout};
