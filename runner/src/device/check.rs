@@ -203,6 +203,7 @@ mod tests {
             kv: vec![StepKv {
                 slots: vec![5 * 16 + 15, 2 * 16, 9 * 16],
                 tables: vec![[5, 2].into(), [9].into()],
+                copies: Vec::new(),
             }],
             rows: vec![1, 2],
             wants: vec![Want::default(); 2],

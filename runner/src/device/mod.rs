@@ -5,6 +5,7 @@
 
 mod check;
 pub mod cpu;
+mod mask;
 pub mod reference;
 mod tickets;
 
@@ -12,6 +13,8 @@ use std::sync::Arc;
 
 use bundle_format::plan::{Op, Output, Plan, Role};
 use bundle_format::region::{Inst, Operand, Region};
+
+pub use mask::TokenMask;
 
 /// One step: T tokens of S sequences, and the rows of which results are wanted.
 ///
@@ -50,6 +53,15 @@ pub struct StepKv {
     pub slots: Vec<u32>,
     /// `[S]` block numbers of each sequence, from position 0 to the block that holds its last token of this step.
     pub tables: Vec<Arc<[u32]>>,
+    /// Blocks to copy before the step writes or reads any, in order: a sequence goes on in a copy of a block that it shares.
+    pub copies: Vec<BlockCopy>,
+}
+
+/// A KV block whose content another one takes over, in all layers of the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockCopy {
+    pub from: u32,
+    pub to: u32,
 }
 
 /// What a step yields for one row.
@@ -60,8 +72,18 @@ pub struct Want {
     /// Ids of the sequence's last tokens, this row's included, as far back as the parameters look
     /// ([`SampleParams::looks_back`]); in any order.
     pub recent: Vec<u32>,
-    /// Return the row of logits, `[V]` f32.
+    /// Added to the logits of these tokens before anything else; each id once. None where it is empty.
+    pub bias: Arc<[(u32, f32)]>,
+    /// The tokens that may be drawn; none: all. The device waits for it where it would draw, so that it can be computed
+    /// while the model runs.
+    pub mask: Option<Arc<TokenMask>>,
+    /// Return log-probabilities: of the drawn token and of this many of the likeliest. They are of the model's own
+    /// distribution, whatever the parameters, the bias and the mask make of it.
+    pub logprobs: Option<u32>,
+    /// Return the row of logits, `[V]` f32, as the model gave them.
     pub logits: bool,
+    /// Return the hidden state that the output head reads, `[D]` f32 (after the final norm).
+    pub hidden: bool,
 }
 
 /// How to draw a token from a row of logits.
@@ -76,6 +98,9 @@ pub struct SampleParams {
     pub top_k: u32,
     /// Keep the smallest set of likeliest tokens whose probability reaches p; 1: all.
     pub top_p: f32,
+    /// Keep the tokens whose surprise is nearest to the distribution's entropy, as many as together reach p (locally typical
+    /// sampling, Meister et al. 2022); 1: all.
+    pub typical_p: f32,
     /// Keep tokens that are at least this many times as probable as the likeliest one; 0: all.
     pub min_p: f32,
     /// Divides the logits; 0: the likeliest token (the lowest id where several are).
@@ -90,6 +115,7 @@ impl Default for SampleParams {
             penalties: Penalties::default(),
             top_k: 0,
             top_p: 1.0,
+            typical_p: 1.0,
             min_p: 0.0,
             temperature: 1.0,
             seed: 0,
@@ -154,7 +180,18 @@ pub struct Outcome {
 #[derive(Clone, Debug, Default)]
 pub struct RowOutcome {
     pub token: Option<u32>,
+    pub logprobs: Option<LogProbs>,
     pub logits: Option<Vec<f32>>,
+    pub hidden: Option<Vec<f32>>,
+}
+
+/// Natural logarithms of probabilities.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LogProbs {
+    /// Of the drawn token; 0 where none was drawn.
+    pub token: f32,
+    /// The likeliest tokens, likeliest first, lower ids first among equals.
+    pub top: Vec<(u32, f32)>,
 }
 
 /// Runs the steps of one bundle.

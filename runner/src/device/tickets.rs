@@ -102,7 +102,7 @@ mod tests {
         Outcome {
             rows: vec![RowOutcome {
                 token,
-                logits: None,
+                ..RowOutcome::default()
             }],
         }
     }

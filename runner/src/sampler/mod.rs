@@ -37,6 +37,7 @@ pub fn check(params: &SampleParams) -> Result<(), String> {
         penalties,
         top_k: _,
         top_p,
+        typical_p,
         min_p,
         temperature,
         seed: _,
@@ -48,6 +49,12 @@ pub fn check(params: &SampleParams) -> Result<(), String> {
         "a number of at least 0",
     )?;
     ensure(share(top_p), "top_p", top_p, "a number from 0 to 1")?;
+    ensure(
+        share(typical_p),
+        "typical_p",
+        typical_p,
+        "a number from 0 to 1",
+    )?;
     ensure(share(min_p), "min_p", min_p, "a number from 0 to 1")?;
     // As far as that, nothing overflows.
     ensure(

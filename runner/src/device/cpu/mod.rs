@@ -285,6 +285,7 @@ fn finish_row(
     Ok(RowOutcome {
         token,
         logits: want.logits.then(|| logits.to_vec()),
+        ..RowOutcome::default()
     })
 }
 

@@ -142,6 +142,7 @@ impl ReferenceDevice {
             rows.push(RowOutcome {
                 token,
                 logits: want.logits.then(|| row.to_vec()),
+                ..RowOutcome::default()
             });
         }
         Ok(Outcome { rows })
