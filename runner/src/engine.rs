@@ -207,7 +207,7 @@ impl<D: Device> Engine<D> {
                 let want = Want {
                     sample: Some(s.sampling.clone()),
                     recent: s.recent().to_vec(),
-                    logits: false,
+                    ..Want::default()
                 };
                 builder.want(end - 1, want);
             }

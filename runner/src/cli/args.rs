@@ -125,6 +125,9 @@ pub struct SamplingArgs {
     /// Draw among the likeliest tokens that together reach probability P; 1: among all
     #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = probability, allow_negative_numbers = true)]
     pub top_p: f32,
+    /// Draw among the tokens nearest to the expected surprise that together reach probability P; 1: among all
+    #[arg(long, value_name = "P", default_value_t = 1.0, value_parser = probability, allow_negative_numbers = true)]
+    pub typical_p: f32,
     /// Draw among tokens at least P times as probable as the likeliest; 0: among all
     #[arg(long, value_name = "P", default_value_t = 0.05, value_parser = share, allow_negative_numbers = true)]
     pub min_p: f32,

@@ -191,6 +191,7 @@ mod tests {
                     logits: want
                         .logits
                         .then(|| vec![step.positions[row] as f32, id as f32]),
+                    ..RowOutcome::default()
                 }
             };
             let rows = step.rows.iter().zip(&step.wants).map(row).collect();

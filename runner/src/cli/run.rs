@@ -83,6 +83,7 @@ fn sampling(args: &SamplingArgs) -> SampleParams {
         },
         top_k: args.top_k,
         top_p: args.top_p,
+        typical_p: args.typical_p,
         min_p: args.min_p,
         temperature: args.temp,
         seed: args.seed.unwrap_or_else(random_seed),
