@@ -92,10 +92,10 @@ struct Bytes {
     DEVICE void raw(const Bytes& f, int step, u32 (&a)[4]) {
         const U4& c = f.codes[step / 2];
         u32 low = step % 2 ? c.z : c.x, high = step % 2 ? c.w : c.y;
-        a[0] = permute(low, MAGIC, 0x4140);
-        a[1] = permute(high, MAGIC, 0x4140);
-        a[2] = permute(low, MAGIC, 0x4342);
-        a[3] = permute(high, MAGIC, 0x4342);
+        a[0] = permute(low, MAGIC, 0x5150);
+        a[1] = permute(high, MAGIC, 0x5150);
+        a[2] = permute(low, MAGIC, 0x5352);
+        a[3] = permute(high, MAGIC, 0x5352);
     }
 };
 
