@@ -6,6 +6,7 @@
 //! work they need or overwrite (`order`).
 
 mod arena;
+mod gpu;
 mod launch;
 mod order;
 mod region;
@@ -385,6 +386,28 @@ pub const fn activation_types(encoding: Encoding) -> &'static [DType] {
     }
 }
 
+/// Bytes of a fragment of 16 rows by 64 columns (`WeightLayout::Fragment16`): its codes and its scales; none where an
+/// encoding has no fragments.
+pub const fn fragment(encoding: Encoding) -> Option<u64> {
+    match encoding {
+        Encoding::F32 | Encoding::BF16 => None,
+        Encoding::F16 => Some(2048),
+        Encoding::Q4_0 => Some(512 + 64),
+        Encoding::Q4_1 => Some(512 + 128),
+        Encoding::Q8_0 => Some(1024 + 64),
+        Encoding::Q5_0
+        | Encoding::Q5_1
+        | Encoding::Q2_K
+        | Encoding::Q3_K
+        | Encoding::Q4_K
+        | Encoding::Q5_K
+        | Encoding::Q6_K
+        | Encoding::IQ4_NL
+        | Encoding::IQ4_XS
+        | Encoding::MXFP4 => Some(1024 + 512),
+    }
+}
+
 /// Bytes of a weight of this encoding, layout and shape; none where `cols` is no multiple of the block.
 pub fn packed_len(encoding: Encoding, layout: WeightLayout, rows: u32, cols: u32) -> Option<u64> {
     let (elements, bytes, packed_bytes) = block(encoding);
@@ -396,6 +419,14 @@ pub fn packed_len(encoding: Encoding, layout: WeightLayout, rows: u32, cols: u32
         WeightLayout::RowMajor => (blocks * bytes).checked_mul(rows as u64),
         WeightLayout::Interleave8 => {
             (blocks * packed_bytes).checked_mul((rows as u64).next_multiple_of(8))
+        }
+        WeightLayout::Fragment16 => {
+            let bytes = fragment(encoding)?;
+            if !cols.is_multiple_of(64) {
+                return None;
+            }
+            let tiles = (rows as u64).div_ceil(16);
+            ((cols / 64) as u64 * bytes).checked_mul(tiles)
         }
     }
 }
@@ -461,6 +492,15 @@ fn weight(weight: &Weight, start: u64) -> Result<u64, Invalid> {
             format!("{} bytes at {}", weight.len, weight.offset),
         ));
     };
+    ensure!(
+        weight.pairs == 0
+            || weight.layout == WeightLayout::Fragment16
+                && weight.pairs.is_multiple_of(16)
+                && weight.rows.is_multiple_of(weight.pairs),
+        "pairs",
+        "0, or in Fragment16 a multiple of 16 that divides the rows",
+        weight.pairs
+    );
     slices(weight)?;
     Ok(end)
 }

@@ -66,7 +66,11 @@ pub fn compile_graph(
     let limits = limits(gguf, options)?;
     let graph = arch::build(gguf, limits.context)?;
     imported(&graph);
-    let graph = passes::run(graph, &options.passes, &mut seen)?;
+    let mut settings = options.passes.clone();
+    if options.target.is_gpu() {
+        settings.activations = Activations::F16;
+    }
+    let graph = passes::run(graph, &settings, &mut seen)?;
     let mut plan = lower::lower(&graph, options.target, limits)?;
     let code = codegen::generate(&mut plan, options.target)?;
     Ok(Compiled { graph, plan, code })
@@ -143,7 +147,11 @@ fn limits(gguf: &Gguf<'_>, options: &Options) -> Result<Limits, Error> {
             options.max_batch
         )));
     }
-    let max_tokens = MAX_TOKENS.min(context.max(options.max_batch));
+    let max_tokens = match options.target.is_gpu() {
+        // Whole tiles of rows.
+        true => MAX_TOKENS,
+        false => MAX_TOKENS.min(context.max(options.max_batch)),
+    };
     let max_rows = MIN_ROWS.max(options.max_batch).min(max_tokens);
     Ok(Limits {
         max_tokens,
@@ -174,9 +182,11 @@ fn recorded(options: &Options, limits: &Limits) -> Vec<String> {
     ];
     list.extend(disabled.iter().map(|d| format!("disable-pass={d}")));
     let activations = match options.passes.activations {
+        _ if options.target.is_gpu() => "f16",
         Activations::Auto => "auto",
         Activations::Q8 => "q8",
         Activations::Q16 => "q16",
+        Activations::F16 => "f16",
     };
     list.push(format!("activations={activations}"));
     list.sort();

@@ -22,6 +22,9 @@ const CHUNK: usize = 8 << 20;
 /// Rows of a packed group.
 const GROUP: u32 = 8;
 
+/// Rows of a packed tile.
+const TILE: u32 = kernels::pack::fragment::TILE as u32;
+
 /// What goes into a bundle.
 pub struct Job<'a> {
     pub gguf: &'a Gguf<'a>,
@@ -193,7 +196,12 @@ impl<'a> Packer<'a> {
             progress.advance(bytes.len() as u64);
             return put(bytes);
         }
-        let groups = self.weight.rows.div_ceil(GROUP);
+        let layout = self.weight.layout;
+        let group_rows = match layout {
+            WeightLayout::Fragment16 => TILE,
+            _ => GROUP,
+        };
+        let groups = self.weight.rows.div_ceil(group_rows);
         let group_bytes = self.weight.len as usize / groups as usize;
         let at_once = (CHUNK / group_bytes).max(1) as u32;
         let mut buffer = vec![0; group_bytes * at_once.min(groups) as usize];
@@ -206,10 +214,14 @@ impl<'a> Packer<'a> {
                 .par_chunks_mut(group_bytes)
                 .enumerate()
                 .for_each(|(i, out)| {
-                    let from = (first + i as u32) * GROUP;
-                    let to = (from + GROUP).min(self.weight.rows);
+                    let from = (first + i as u32) * group_rows;
+                    let to = (from + group_rows).min(self.weight.rows);
                     let rows: Vec<&[u8]> = (from..to).map(|row| self.row(row)).collect();
-                    kernels::pack::pack_group(
+                    let pack = match layout {
+                        WeightLayout::Fragment16 => kernels::pack::fragment::pack_tile,
+                        _ => kernels::pack::pack_group,
+                    };
+                    pack(
                         self.weight.encoding,
                         self.weight.cols as usize,
                         &rows,
@@ -225,6 +237,7 @@ impl<'a> Packer<'a> {
 
     /// The source bytes of a packed row.
     fn row(&self, row: u32) -> &'a [u8] {
+        let row = kernels::pack::fragment::paired_row(row, self.weight.pairs);
         let (slice, row) = self.locate(row);
         let row = slice.tensor.transform.source_row(row) as usize;
         &slice.data[row * self.row_bytes..(row + 1) * self.row_bytes]

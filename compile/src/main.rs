@@ -126,6 +126,24 @@ enum TargetName {
     /// And AVX-512 (F, BW, CD, DQ, VL) and AVX-512 VNNI.
     #[value(name = "x86-64-v4")]
     X86_64V4,
+    /// NVIDIA A100
+    #[value(name = "sm_80")]
+    Sm80,
+    /// NVIDIA GeForce 30
+    #[value(name = "sm_86")]
+    Sm86,
+    /// NVIDIA GeForce 40, L4, L40
+    #[value(name = "sm_89")]
+    Sm89,
+    /// NVIDIA H100, H200
+    #[value(name = "sm_90", alias = "sm_90a")]
+    Sm90,
+    /// NVIDIA B200
+    #[value(name = "sm_100", alias = "sm_100a")]
+    Sm100,
+    /// NVIDIA GeForce 50
+    #[value(name = "sm_120", alias = "sm_120a")]
+    Sm120,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -143,6 +161,12 @@ impl Shape {
         let target = match self.target {
             TargetName::Cpu | TargetName::X86_64V3 => Target::X86_64V3,
             TargetName::X86_64V4 => Target::X86_64V4,
+            TargetName::Sm80 => Target::Sm80,
+            TargetName::Sm86 => Target::Sm86,
+            TargetName::Sm89 => Target::Sm89,
+            TargetName::Sm90 => Target::Sm90a,
+            TargetName::Sm100 => Target::Sm100a,
+            TargetName::Sm120 => Target::Sm120a,
             TargetName::Native => native()?,
         };
         let activations = match self.activations {
@@ -166,7 +190,7 @@ impl Shape {
 /// The best target whose features this machine has.
 fn native() -> Result<Target, Error> {
     let runs_here = |target: &&Target| {
-        target.arch() == std::env::consts::ARCH
+        target.arch() == Some(std::env::consts::ARCH)
             && target
                 .required_features()
                 .iter()

@@ -5,6 +5,7 @@
 
 pub mod abi;
 pub mod cpu;
+pub mod device;
 pub mod pack;
 pub mod quant;
 pub mod reference;

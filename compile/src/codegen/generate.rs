@@ -5,6 +5,7 @@ use bundle_format::region::Region;
 use bundle_format::target::Target;
 
 use super::cpu::{self, CodeSection, RegionContext};
+use super::cuda;
 use crate::error::Error;
 
 /// The code section of a bundle.
@@ -18,6 +19,9 @@ pub struct Code {
 
 /// Generates the code of a plan's regions and enters it into the plan's variants.
 pub fn generate(plan: &mut Plan, target: Target) -> Result<Code, Error> {
+    if let Some(chip) = cuda::Chip::of(target) {
+        return cuda::generate(plan, &chip);
+    }
     let mut section = CodeSection::new();
     let mut refs: Vec<Vec<Vec<Option<CodeRef>>>> = Vec::new();
     for launch in &plan.launches {

@@ -23,7 +23,6 @@ use super::op::{Activation, Epilogue, HeadNorm, Op, Part, Type};
 pub fn print(graph: &Graph) -> String {
     let mut out = format!("graph {}\n", graph.arch);
     for kv in &graph.kv {
-        let KvDType::F16 = kv.dtype;
         let window = kv
             .window
             .map(|w| format!(" window={w}"))
@@ -207,6 +206,7 @@ pub fn dtype_name(dtype: DType) -> &'static str {
         DType::U32 => "u32",
         DType::Q8 => "q8",
         DType::Q16 => "q16",
+        DType::F16 => "f16",
     }
 }
 
@@ -537,6 +537,7 @@ fn parse_type(text: &str) -> Result<Type, String> {
         "u32" => DType::U32,
         "q8" => DType::Q8,
         "q16" => DType::Q16,
+        "f16" => DType::F16,
         _ => return Err(bad()),
     };
     let dim = match dim {
@@ -582,7 +583,7 @@ fn parse_rope_freqs(args: &[&str]) -> Result<RopeFreqs, String> {
 
 /// The element type of a result: `q8` or `q16` among the arguments, or f32.
 fn result_type(args: &[&str]) -> DType {
-    let quantised = [DType::Q8, DType::Q16];
+    let quantised = [DType::Q8, DType::Q16, DType::F16];
     let named = quantised
         .into_iter()
         .find(|&t| args.contains(&dtype_name(t)));

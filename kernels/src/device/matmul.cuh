@@ -9,8 +9,9 @@
 // Segments are what a launch multiplies with, one weight each:
 //   ITEMS                        of all segments
 //   const u8* item(int)          its first tile
-//   void finish(int item, const float* sums, int stride, int rows)
-//                                takes the sums [rows][stride] of an item's GROUP * 16 features; all threads call it
+//   void finish(int item, int row0, const float* sums, int stride, int rows)
+//                                takes the sums [rows][stride] of an item's GROUP * 16 features, of rows from row0 on; all
+//                                threads call it
 //
 // One row: x and the sums of its blocks of 32, times what codes are off by as they are multiplied, are put into shared
 // memory first; codes are multiplied without being dequantised, and sums scaled. More rows: codes are dequantised to f16,
@@ -67,7 +68,11 @@ DEVICE void matmul_few(const Counts* counts, const u16* x, const Segments& segme
                                                                  : F::none();
     let_next_start();
     wait_for_previous();
-    const int rows = (int)counts->tokens_or_rows(Segments::OF_ROWS);
+    // A step of more rows than a CTA takes is cut along y.
+    const int row0 = blockIdx.y * S::ROWS, all = (int)counts->tokens_or_rows(Segments::OF_ROWS) - row0;
+    if (all <= 0) return;
+    const int rows = all < S::ROWS ? all : S::ROWS;
+    x += (u64)row0 * K;
 
     u32 x_at = 0, corrections_at = 0;
     if (S::ONE) {
@@ -197,7 +202,7 @@ DEVICE void matmul_few(const Counts* counts, const u16* x, const Segments& segme
             total[at] = v;
         }
         __syncthreads();
-        segments.finish(item, total, S::STRIDE, live);
+        segments.finish(item, row0, total, S::STRIDE, live);
         // The other set of sums is free: whoever still reads this one is before the next barrier.
         set ^= 1;
     }

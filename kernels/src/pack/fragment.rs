@@ -121,6 +121,27 @@ pub fn tile_bytes(encoding: Encoding, cols: u64) -> Option<u64> {
     (cols / FRAGMENT as u64).checked_mul(bytes)
 }
 
+/// The row of a weight that is packed as row `packed` where units of `pairs` rows have their halves in turn; with 0 it is
+/// the same.
+pub fn paired_row(packed: u32, pairs: u32) -> u32 {
+    if pairs == 0 {
+        return packed;
+    }
+    let (unit, within) = (packed / pairs, packed % pairs);
+    let (eight, high) = (within / 16, within % 16 / 8);
+    unit * pairs + high * (pairs / 2) + 8 * eight + within % 8
+}
+
+/// The packed row of a weight's row: the inverse of [`paired_row`].
+pub fn packed_row(row: u32, pairs: u32) -> u32 {
+    if pairs == 0 {
+        return row;
+    }
+    let (unit, within) = (row / pairs, row % pairs);
+    let (high, within) = (within / (pairs / 2), within % (pairs / 2));
+    unit * pairs + within / 8 * 16 + high * 8 + within % 8
+}
+
 /// Packs one tile. `rows` are the row-major bytes of one to 16 rows of `cols` elements; `out` has [`tile_bytes`] bytes and
 /// is overwritten wholly. Missing rows become zeros.
 ///

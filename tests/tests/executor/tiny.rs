@@ -532,7 +532,7 @@ impl<'a> Builder<'a> {
                 (64, epilogues, id::matmul(encoding, self.activations()))
             }
             Op::Attention { epilogue, .. } => {
-                let micro = id::attention(self.plan.kv[0].dtype);
+                let micro = id::attention(self.plan.kv[0].dtype).unwrap();
                 let group = self.shape.heads / self.shape.kv_heads;
                 (group * self.shape.head_dim, vec![epilogue], Some(micro))
             }

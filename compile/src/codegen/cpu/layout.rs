@@ -122,6 +122,7 @@ fn buffer_layout(buffer: &Buffer) -> Result<Layout, String> {
         DType::F32 => Ok(Layout::F32 { cols, row_bytes }),
         DType::Q8 => Ok(quant_layout(QuantType::Q8, cols, row_bytes)),
         DType::Q16 => Ok(quant_layout(QuantType::Q16, cols, row_bytes)),
+        DType::F16 => Err(format!("buffer {} is f16, for GPUs", buffer.name)),
         DType::U32 if cols == 1 => Ok(Layout::Indices),
         DType::U32 => Err(format!(
             "u32 buffer {} has {cols} columns, expected 1",
@@ -162,6 +163,7 @@ fn kv_layout(group: &KvGroup, layer: u32, part: KvPart) -> Result<Layout, String
             head_dim: group.head_dim,
             block_bytes: group.part_bytes(),
         }),
+        other => Err(format!("no code for KV pools of {other:?}")),
     }
 }
 

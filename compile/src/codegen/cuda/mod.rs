@@ -1,0 +1,33 @@
+//! NVIDIA: the kernels of a plan as CUDA C++, compiled at compile time for one chip.
+//!
+//! [`kernels`] chooses templates of `kernels::device` and their constants for each launch, with [`region`] for element-wise
+//! code; [`nvrtc`] compiles the whole to a cubin, without a GPU; [`gate`] refuses one whose kernels spill.
+
+mod gate;
+mod kernels;
+mod nvrtc;
+mod region;
+mod target;
+
+pub use target::Chip;
+
+use bundle_format::plan::Plan;
+
+use super::generate::Code;
+use crate::error::Error;
+
+/// Chooses the kernels of a plan, enters them into its variants, and compiles them.
+pub fn generate(plan: &mut Plan, chip: &Chip) -> Result<Code, Error> {
+    let chosen = kernels::choose(plan, chip)?;
+    for (launch, variants) in plan.launches.iter_mut().zip(chosen.variants) {
+        launch.variants = variants;
+    }
+    let source = format!("{}\n{}", ::kernels::device::cuda(chip.many), chosen.source);
+    let compiled = nvrtc::compile(&source, chip.arch)?;
+    gate::check(&compiled.log, &chosen.symbols)?;
+    Ok(Code {
+        functions: chosen.symbols.len(),
+        bytes: compiled.cubin,
+        toolchain: vec![compiled.version],
+    })
+}
