@@ -247,7 +247,9 @@ fn attention(c: &mut Criterion) {
 }
 
 fn attention_of(c: &mut Criterion, dtype: KvDType) {
-    let MicroFn::Attention(func) = cpu::lookup(id::attention(dtype)).expect("in the table").func
+    let MicroFn::Attention(func) = cpu::lookup(id::attention(dtype))
+        .expect("in the table")
+        .func
     else {
         panic!("not an attention")
     };
