@@ -15,6 +15,10 @@ pub struct Kernel {
     pub threads: u32,
     /// Dynamic shared memory of a block, in bytes.
     pub shared: u32,
+    /// Bytes of [`Arg::Workspace`] that it writes, at most.
+    pub workspace: u64,
+    /// Counters of [`Arg::Tickets`] that it uses, at most.
+    pub tickets: u32,
     /// What the function takes, in order: a pointer or a number each.
     pub args: Vec<Arg>,
 }

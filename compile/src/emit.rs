@@ -221,12 +221,7 @@ impl<'a> Packer<'a> {
                         WeightLayout::Fragment16 => kernels::pack::fragment::pack_tile,
                         _ => kernels::pack::pack_group,
                     };
-                    pack(
-                        self.weight.encoding,
-                        self.weight.cols as usize,
-                        &rows,
-                        out,
-                    );
+                    pack(self.weight.encoding, self.weight.cols as usize, &rows, out);
                 });
             put(chunk)?;
             progress.advance(chunk.len() as u64);

@@ -200,7 +200,8 @@ fn attention(c: &mut Criterion) {
 }
 
 fn attention_of(c: &mut Criterion, dtype: KvDType) {
-    let MicroFn::Attention(func) = id::attention(dtype).and_then(cpu::lookup)
+    let MicroFn::Attention(func) = id::attention(dtype)
+        .and_then(cpu::lookup)
         .expect("in the table")
         .func
     else {

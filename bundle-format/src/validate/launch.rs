@@ -1,8 +1,8 @@
 //! Checks of one launch: its operands, its variants and its code.
 
 use super::arena::{Effects, Pool};
-use super::region::{self, Footprint, Tile};
 use super::gpu;
+use super::region::{self, Footprint, Tile};
 use super::{Invalid, activation_types, ensure, max_extent, name, one_of};
 use crate::plan::{
     ALIGN, Buffer, CodeRef, DType, Dim, Encoding, Input, Launch, Op, Plan, Role, Segment, Variant,

@@ -358,7 +358,13 @@ fn lower_node(
                         )
                     }
                     Epilogue::Glu { activation, to } => {
-                        let epilogue = regions::glu_epilogue(activation, out()?, cols, to, weights.interleave());
+                        let epilogue = regions::glu_epilogue(
+                            activation,
+                            out()?,
+                            cols,
+                            to,
+                            weights.interleave(),
+                        );
                         segments.push(Segment {
                             weight: weights.of(&part.tensors)?,
                             epilogue,

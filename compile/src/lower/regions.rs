@@ -277,13 +277,7 @@ pub fn glu(activation: Activation, gate: u32, up: u32, out: u32, cols: u32, to: 
 }
 
 /// The epilogue of interleaved gate and up: `block` features of each in turn.
-pub fn glu_epilogue(
-    activation: Activation,
-    out: u32,
-    cols: u32,
-    to: DType,
-    block: u32,
-) -> Region {
+pub fn glu_epilogue(activation: Activation, out: u32, cols: u32, to: DType, block: u32) -> Region {
     let units = Units {
         unit: 2 * block,
         width: block,

@@ -148,7 +148,11 @@ impl Weights {
             cols,
             offset: 0,
             len,
-            interleave: if slices.len() > 1 { self.layout.interleave } else { 0 },
+            interleave: if slices.len() > 1 {
+                self.layout.interleave
+            } else {
+                0
+            },
             pairs: 0,
             slices,
             shard: None,

@@ -125,7 +125,9 @@ template <class C> struct Kv {
 // N values (2, 4 or 8) of a row from dim on, as f16 pairs. L1 keeps none: each is read once.
 template <class C, int N> FI_DEVICE void kv_load(u32* r, const char* row, int dim) {
   const char* p = row + dim * 2;
-  if (N == 8) asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "l"(p));
+  if (N == 8)
+    asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "l"(p));
   if (N == 4) asm volatile("ld.global.L1::no_allocate.L2::128B.v2.u32 {%0,%1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "l"(p));
   if (N == 2) asm volatile("ld.global.L1::no_allocate.L2::128B.u32 %0, [%1];" : "=r"(r[0]) : "l"(p));
 }
@@ -488,8 +490,8 @@ template <class C> FI_DEVICE void stage_block(u32 to, const char* head, u32 posi
 #pragma unroll
   for (int i = 0; i < (16 * S::PIECES + S::THREADS - 1) / S::THREADS; i++) {
     const int piece = i * S::THREADS + threadIdx.x, row = piece / S::PIECES, column = piece % S::PIECES;
-    if (16 * S::PIECES % S::THREADS == 0 || piece < 16 * S::PIECES)
-      copy_async(to + row * S::STRIDE + ((S::EXCHANGE ? column ^ (row & 7) : column) << 4), head + piece * 16, position + row - start <= range);
+    const u32 place = to + row * S::STRIDE + ((S::EXCHANGE ? column ^ (row & 7) : column) << 4);
+    if (16 * S::PIECES % S::THREADS == 0 || piece < 16 * S::PIECES) copy_async(place, head + piece * 16, position + row - start <= range);
   }
 }
 

@@ -146,7 +146,7 @@ pub struct DeviceArgs {
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub threads: Option<usize>,
     /// What to compute with; reference is slow, and exact
-    #[arg(long, value_name = "DEVICE", value_enum, default_value_t = DeviceKind::Cpu)]
+    #[arg(long, value_name = "DEVICE", value_enum, default_value_t = DeviceKind::Auto)]
     pub device: DeviceKind,
     /// How much of the bundle to check before running it; full: the weights too
     #[arg(long, value_name = "HOW", value_enum, default_value_t = Verify::Quick)]
@@ -155,7 +155,11 @@ pub struct DeviceArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DeviceKind {
+    /// What the bundle is for
+    Auto,
     Cpu,
+    /// An NVIDIA GPU
+    Cuda,
     Reference,
 }
 

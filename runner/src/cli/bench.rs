@@ -56,18 +56,21 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Failure> {
     let work = Work::new(args, &session.limits(), session.vocab())?;
     let limits = session.limits();
     let (threads, figures) = match session.device_kind() {
-        DeviceKind::Cpu => {
+        DeviceKind::Auto | DeviceKind::Cpu => {
             let device = session.cpu_device(args.profile)?;
             let threads = device.threads();
             let mut forward = Forward::new(device, limits);
             (threads, measure(&mut forward, &work, CpuDevice::profile)?)
         }
-        DeviceKind::Reference if args.profile => {
+        DeviceKind::Cuda | DeviceKind::Reference if args.profile => {
             return Err(Error::User(
-                "the reference device has no profile; leave --profile or --device reference out"
-                    .into(),
+                "only the CPU device has a profile; leave --profile out".into(),
             )
             .into());
+        }
+        DeviceKind::Cuda => {
+            let mut forward = Forward::new(session.cuda_device()?, limits);
+            (0, measure(&mut forward, &work, |_| None)?)
         }
         DeviceKind::Reference => {
             let mut forward = Forward::new(session.reference_device()?, limits);

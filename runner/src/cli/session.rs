@@ -7,6 +7,7 @@ use bundle_format::plan::{Limits, Plan};
 use bundle_format::tokenizer::Special;
 use fastrun::device::Device;
 use fastrun::device::cpu::{CpuDevice, CpuOptions};
+use fastrun::device::cuda::{CudaDevice, CudaOptions};
 use fastrun::device::reference::{ReferenceDevice, ReferenceOptions};
 use fastrun::load::Loaded;
 use fastrun::tokenizer::{EncodeOptions, Tokenizer};
@@ -30,9 +31,14 @@ impl Session {
         if args.verify == Verify::Full {
             verify::weights(&loaded)?;
         }
+        let target = loaded.manifest().target;
         Ok(Session {
             loaded: Arc::new(loaded),
-            kind: args.device,
+            kind: match args.device {
+                DeviceKind::Auto if target.is_gpu() => DeviceKind::Cuda,
+                DeviceKind::Auto => DeviceKind::Cpu,
+                kind => kind,
+            },
             threads: args.threads,
         })
     }
@@ -72,7 +78,8 @@ impl Session {
     /// The device that the command line asks for.
     pub fn device(&self) -> Result<Box<dyn Device>, Error> {
         Ok(match self.kind {
-            DeviceKind::Cpu => Box::new(self.cpu_device(false)?),
+            DeviceKind::Auto | DeviceKind::Cpu => Box::new(self.cpu_device(false)?),
+            DeviceKind::Cuda => Box::new(self.cuda_device()?),
             DeviceKind::Reference => Box::new(self.reference_device()?),
         })
     }
@@ -85,6 +92,10 @@ impl Session {
             ..CpuOptions::default()
         };
         CpuDevice::open(self.loaded.clone(), &options)
+    }
+
+    pub fn cuda_device(&self) -> Result<CudaDevice, Error> {
+        CudaDevice::open(self.loaded.clone(), &CudaOptions::default())
     }
 
     pub fn reference_device(&self) -> Result<ReferenceDevice, Error> {

@@ -100,7 +100,9 @@ ptxas info    : Used 255 registers, used 0 barriers
     #[test]
     fn spills_and_missing_kernels_are_refused_by_name() {
         assert!(check(LOG, &["one".into()]).is_ok());
-        let text = check(LOG, &["one".into(), "two".into()]).unwrap_err().to_string();
+        let text = check(LOG, &["one".into(), "two".into()])
+            .unwrap_err()
+            .to_string();
         assert!(text.contains("kernel two spills 28 bytes") && text.contains("8 bytes of stack"));
         let text = check(LOG, &["three".into()]).unwrap_err().to_string();
         assert!(text.contains("kernel three"), "{text}");

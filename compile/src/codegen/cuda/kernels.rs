@@ -230,7 +230,11 @@ impl Writer<'_> {
         let fragments = input.cols / FRAGMENT as u32;
         // Every warp has columns enough to keep reads in flight.
         let along = prev_power_of_two((fragments / 2).max(1)).min(16);
-        let per_warp = if groups > 1 && group.is_multiple_of(2) { 2 } else { 1 };
+        let per_warp = if groups > 1 && group.is_multiple_of(2) {
+            2
+        } else {
+            1
+        };
         let across = group / per_warp;
         let most = if groups > 1 { 8 } else { 16 };
         if across > most {
@@ -255,10 +259,12 @@ impl Writer<'_> {
         let of_rows = input.extent == Dim::Rows;
         let (segments, parameters) = self.segments(x, run, group * 16, false, of_rows)?;
         let items: u32 = tiles.iter().map(|t| t / group).sum();
-        let body = format!(
-            "matmul_few<{shape}>(counts, p0, {segments});"
-        );
-        let ctas_per_sm = if groups > 1 { 1 } else { (16 / warps).clamp(1, 4) };
+        let body = format!("matmul_few<{shape}>(counts, p0, {segments});");
+        let ctas_per_sm = if groups > 1 {
+            1
+        } else {
+            (16 / warps).clamp(1, 4)
+        };
         let bounds = format!("__launch_bounds__({}, {ctas_per_sm}) ", warps * 32);
         let mut kernel = self.kernel("matmul", parameters, &body, &bounds, warps * 32, 1);
         let rows = if columns == 0 { 1 } else { 8 * groups };
@@ -268,7 +274,11 @@ impl Writer<'_> {
             Extent::Fixed(1),
         ];
         let stride = group * 16 + 4;
-        let staged = if columns == 0 { input.cols * 2 + input.cols / 32 * 16 } else { 0 };
+        let staged = if columns == 0 {
+            input.cols * 2 + input.cols / 32 * 16
+        } else {
+            0
+        };
         kernel.shared = staged + 2 * along * rows * stride * 4;
         Ok((kernel, rows))
     }
@@ -346,7 +356,9 @@ impl Writer<'_> {
             let at = parameters.len();
             parameters.push(("const u8*", Arg::Weight(segment.weight)));
             parameters.extend(pointers);
-            let values: Vec<String> = (at + 1..parameters.len()).map(|k| format!("p{k}")).collect();
+            let values: Vec<String> = (at + 1..parameters.len())
+                .map(|k| format!("p{k}"))
+                .collect();
             let _ = write!(members, "    const u8* w{i};\n    {region} r{i};\n");
             let item_bytes = tile_bytes * (features / TILE as u32) as u64;
             let is_last = i + 1 == run.len();
@@ -385,7 +397,9 @@ impl Writer<'_> {
         let mut next = 1;
         for segment in run {
             let operands = segment.epilogue.operands.len();
-            let region: Vec<String> = (next + 1..=next + operands).map(|k| format!("p{k}")).collect();
+            let region: Vec<String> = (next + 1..=next + operands)
+                .map(|k| format!("p{k}"))
+                .collect();
             values.push(format!("p{next}, {{{}}}", region.join(", ")));
             next += 1 + operands;
         }
@@ -430,8 +444,14 @@ impl Writer<'_> {
             ),
             ("const u32*", Arg::Tables(group)),
             ("u32", Arg::TableStride),
-            ("const u32*", Arg::Buffer(self.input(bundle_format::plan::Input::Sequences)?)),
-            ("const u32*", Arg::Buffer(self.input(bundle_format::plan::Input::Positions)?)),
+            (
+                "const u32*",
+                Arg::Buffer(self.input(bundle_format::plan::Input::Sequences)?),
+            ),
+            (
+                "const u32*",
+                Arg::Buffer(self.input(bundle_format::plan::Input::Positions)?),
+            ),
             ("const u32*", Arg::Tiles),
             ("float*", Arg::Workspace),
             ("u32*", Arg::Tickets),
@@ -478,7 +498,7 @@ impl Writer<'_> {
                     ],
                 )
             } else {
-                let splits = self.splits(kv, shape.pairs, last);
+                let splits = self.splits(&shape, last);
                 (
                     shape.decode_threads,
                     shape.decode_shared,
@@ -496,8 +516,17 @@ impl Writer<'_> {
                  p4}};\n    attention::{call}<{config}>(a, {store}{{{{{}}}}});",
                 values.join(", ")
             );
-            let bounds = format!("__launch_bounds__({threads}, attention::{kind}<{config}>::MIN_CTAS) ");
-            let mut kernel = self.kernel("attention", parameters.clone(), &body, &bounds, threads, 1);
+            let bounds =
+                format!("__launch_bounds__({threads}, attention::{kind}<{config}>::MIN_CTAS) ");
+            let mut kernel =
+                self.kernel("attention", parameters.clone(), &body, &bounds, threads, 1);
+            if let ([_, _, Extent::Fixed(splits)], false) = (grid, many)
+                && splits > 1
+            {
+                let cells = u64::from(shape.pairs) * u64::from(last);
+                kernel.workspace = cells * u64::from(splits) * u64::from(shape.partial) * 4;
+                kernel.tickets = shape.pairs * last;
+            }
             kernel.grid = grid;
             kernel.shared = shared;
             let reason = match many {
@@ -510,12 +539,10 @@ impl Writer<'_> {
         Ok(variants)
     }
 
-    /// Parts of a long context, so that a step of `rows` rows fills the chip twice.
-    fn splits(&self, kv: &KvGroup, pairs: u32, rows: u32) -> u32 {
-        let seen = kv.window.unwrap_or(u32::MAX).min(self.plan.limits.context);
-        let wanted = (2 * self.chip.processors).div_ceil(pairs * rows);
-        // Below 128 positions a part costs more than it saves.
-        wanted.min(seen.div_ceil(128)).clamp(1, 32)
+    /// Parts of a long context, so that a step of `rows` rows fills the chip once: more parts than run at a time cost a
+    /// second round.
+    fn splits(&self, shape: &Attention, rows: u32) -> u32 {
+        (self.chip.processors * shape.decode_ctas / (shape.pairs * rows)).clamp(1, 64)
     }
 
     fn input(&self, input: bundle_format::plan::Input) -> Result<u32, Error> {
@@ -583,6 +610,8 @@ impl Writer<'_> {
             grid: [Extent::Rows(rows), Extent::Fixed(1), Extent::Fixed(1)],
             threads,
             shared: 0,
+            workspace: 0,
+            tickets: 0,
             args: [Arg::Counts]
                 .into_iter()
                 .chain(parameters.into_iter().map(|(_, arg)| arg))
@@ -594,6 +623,10 @@ impl Writer<'_> {
 /// The constants of attention.cuh, for a shape; the source checks them.
 struct Attention {
     pairs: u32,
+    /// Floats of a partial result.
+    partial: u32,
+    /// Blocks of decoding that a processor runs at a time.
+    decode_ctas: u32,
     decode_threads: u32,
     decode_shared: u32,
     prefill_rows: u32,
@@ -611,10 +644,17 @@ impl Attention {
         let rows = 16 * tiles * 4;
         let keys = if dim <= 128 && dim != 112 { 64 } else { 32 };
         let pieces = dim / 8;
-        let stride = 16 * if pieces.is_multiple_of(8) { pieces } else { pieces | 1 };
+        let stride = 16
+            * if pieces.is_multiple_of(8) {
+                pieces
+            } else {
+                pieces | 1
+            };
         let (q, tile, out) = (rows * dim * 2, keys * stride, dim + 8);
         Attention {
             pairs: kv.kv_heads * groups,
+            partial,
+            decode_ctas: if dim <= 128 { 2 } else { 1 },
             decode_threads: 256,
             decode_shared: (8 * partial + 4) * 4 + dim.div_ceil(32) * 512,
             prefill_rows: rows,
@@ -661,7 +701,10 @@ fn no_fragments(name: &str, encoding: Encoding) -> Error {
 }
 
 fn sums_units(region: &Region) -> bool {
-    region.body.iter().any(|i| matches!(i, Inst::UnitSum { .. }))
+    region
+        .body
+        .iter()
+        .any(|i| matches!(i, Inst::UnitSum { .. }))
 }
 
 fn variant(first: u32, last: u32, kernels: Vec<Kernel>, rows: u32, reason: &str) -> Variant {

@@ -44,7 +44,10 @@ pub fn compile(source: &str, arch: &str) -> Result<Compiled, Error> {
         CString::new(text).map_err(|_| Error::Bug("a source with a NUL character".to_string()))
     };
     let source = no_nul(source)?;
-    let options: Vec<CString> = options.iter().map(|o| no_nul(o)).collect::<Result<_, _>>()?;
+    let options: Vec<CString> = options
+        .iter()
+        .map(|o| no_nul(o))
+        .collect::<Result<_, _>>()?;
     let pointers: Vec<*const c_char> = options.iter().map(|o| o.as_ptr()).collect();
     let mut program: Program = ptr::null_mut();
     // SAFETY: the functions are NVRTC's, with the signatures of its header (`Nvrtc::load`); strings end in NUL and outlive
@@ -61,7 +64,9 @@ pub fn compile(source: &str, arch: &str) -> Result<Compiled, Error> {
         nvrtc.check(created, "nvrtcCreateProgram")?;
         let result = (nvrtc.compile)(program, pointers.len() as c_int, pointers.as_ptr());
         let log = nvrtc.bytes(program, nvrtc.log_size, nvrtc.log, "the log")?;
-        let log = String::from_utf8_lossy(&log).trim_end_matches('\0').to_string();
+        let log = String::from_utf8_lossy(&log)
+            .trim_end_matches('\0')
+            .to_string();
         if result != 0 {
             return Err(Error::Bug(format!(
                 "generated CUDA code does not compile: {log}"
@@ -124,9 +129,8 @@ impl Nvrtc {
             macro_rules! function {
                 ($name:literal) => {
                     // SAFETY: the type is that of the function in nvrtc.h, version 13.
-                    *unsafe { library.get($name) }.map_err(|e| {
-                        Error::User(format!("{LIBRARY} is no NVRTC: {e}"))
-                    })?
+                    *unsafe { library.get($name) }
+                        .map_err(|e| Error::User(format!("{LIBRARY} is no NVRTC: {e}")))?
                 };
             }
             let version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int =

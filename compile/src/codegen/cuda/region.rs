@@ -153,9 +153,9 @@ impl Writer<'_> {
         let (cols, at) = (buffer.cols, column(col));
         let store = match buffer.dtype {
             DType::F32 => format!("o{dst}[(u64)row * {cols} + {at}] = v{x}[j]"),
-            DType::F16 => format!(
-                "o{dst}[activation_at<TILED>(row, {at}, {cols})] = float_to_half(v{x}[j])"
-            ),
+            DType::F16 => {
+                format!("o{dst}[activation_at<TILED>(row, {at}, {cols})] = float_to_half(v{x}[j])")
+            }
             DType::U32 | DType::Q8 | DType::Q16 => {
                 return Err(self.bug("a store to a buffer of integers"));
             }

@@ -279,7 +279,7 @@ impl Resolver<'_> {
             let part = &v.parts[0];
             self.tile(launch);
             // Another would read beyond the pools or misread them.
-            if part.micro != Some(id::attention(kv.dtype)) {
+            if part.micro != id::attention(kv.dtype) {
                 return Err(Refusal::Bug(format!(
                     "its microkernel does not fit the keys and values, which are {:?}",
                     kv.dtype

@@ -1,0 +1,231 @@
+//! Where everything lies in the GPU's memory: weights, the arena, KV pools, the inputs of a step, what launches need for
+//! themselves.
+
+use bundle_format::gpu::{Arg, Extent, Kernel};
+use bundle_format::plan::{Input, KV_BLOCK, Plan, Role, WeightLayout};
+use bundle_format::region::KvPart;
+
+use crate::Error;
+
+/// Alignment of everything.
+const ALIGN: u64 = 256;
+
+/// Columns of a fragment, and rows that a kernel may read behind a weight's last one.
+const READ_AHEAD_ROWS: u64 = 128;
+
+/// The inputs of a step, in one block that is copied at once: counts, indices, tiles, tables. Offsets in bytes from its
+/// start.
+#[derive(Debug)]
+pub struct Inputs {
+    pub counts: usize,
+    pub tokens: usize,
+    pub positions: usize,
+    pub sequences: usize,
+    pub rows: usize,
+    /// By KV group.
+    pub slots: Vec<usize>,
+    pub tiles: usize,
+    /// By KV group: `[S][stride]`.
+    pub tables: Vec<usize>,
+    /// Entries of a table.
+    pub table_stride: usize,
+    /// Rows of a tile.
+    pub tile_rows: u32,
+    pub bytes: usize,
+}
+
+/// Offsets in the GPU's memory.
+#[derive(Debug)]
+pub struct Layout {
+    pub weights: u64,
+    pub arena: u64,
+    pub inputs_at: u64,
+    pub inputs: Inputs,
+    pub workspace: u64,
+    pub tickets: u64,
+    pub tickets_bytes: u64,
+    pub pools: u64,
+    /// Blocks of every KV group.
+    pub blocks: u32,
+    pub bytes: u64,
+}
+
+impl Layout {
+    /// Divides `available` bytes: as many KV blocks as fit, or as `kv_bytes` asks for.
+    ///
+    /// # Errors
+    /// [`Error::User`] where a single sequence of the context doesn't fit, with the numbers.
+    pub fn new(
+        plan: &Plan,
+        weights_bytes: u64,
+        available: u64,
+        kv_bytes: Option<u64>,
+    ) -> Result<Layout, Error> {
+        let inputs = Inputs::new(plan)?;
+        let mut end = 0;
+        let mut place = |bytes: u64| {
+            let start = end;
+            end = (end + bytes).next_multiple_of(ALIGN);
+            start
+        };
+        let weights = place(weights_bytes + read_ahead(plan));
+        let arena = place(plan.arena_bytes);
+        let inputs_at = place(inputs.bytes as u64);
+        let kernels = || {
+            plan.launches
+                .iter()
+                .flat_map(|l| &l.variants)
+                .flat_map(|v| &v.kernels)
+        };
+        let workspace = place(kernels().map(|k| k.workspace).max().unwrap_or(0));
+        let tickets_bytes = kernels().map(|k| u64::from(k.tickets)).max().unwrap_or(0) * 4;
+        let tickets = place(tickets_bytes);
+        let pools = place(0);
+        let block_bytes: u64 = plan.kv.iter().map(|kv| kv.block_bytes()).sum();
+        let limits = &plan.limits;
+        let per_sequence = u64::from(limits.context).div_ceil(KV_BLOCK as u64);
+        // Never more than all sequences can fill.
+        let most = per_sequence * u64::from(limits.max_seqs);
+        let left = available.saturating_sub(pools);
+        let room = kv_bytes.unwrap_or(left).min(left);
+        let blocks = match block_bytes {
+            0 => most,
+            bytes => (room / bytes).min(most),
+        };
+        if blocks == 0 || available < pools {
+            return Err(Error::User(format!(
+                "the GPU has {available} bytes for this bundle, which needs {pools} and {block_bytes} for each block of \
+                 {KV_BLOCK} positions; free some of its memory, raise --kv-memory, or compile with a smaller --max-batch"
+            )));
+        }
+        Ok(Layout {
+            weights,
+            arena,
+            inputs_at,
+            inputs,
+            workspace,
+            tickets,
+            tickets_bytes,
+            pools,
+            blocks: u32::try_from(blocks).unwrap_or(u32::MAX / KV_BLOCK as u32),
+            bytes: pools + blocks * block_bytes,
+        })
+    }
+
+    /// Block 0 of the keys or values of a layer, and the bytes of a block.
+    pub fn pool(&self, plan: &Plan, group: u32, layer: u32, part: KvPart) -> (u64, u64) {
+        let mut start = self.pools;
+        for kv in &plan.kv[..group as usize] {
+            start += kv.block_bytes() * u64::from(self.blocks);
+        }
+        let bytes = plan.kv[group as usize].part_bytes();
+        let index = 2 * u64::from(layer) + u64::from(part == KvPart::Value);
+        (start + index * bytes * u64::from(self.blocks), bytes)
+    }
+
+    /// What a kernel's argument is: an offset from the memory's start, or a number.
+    pub fn argument(&self, plan: &Plan, arg: Arg) -> Argument {
+        let input = |at: usize| Argument::At(self.inputs_at + at as u64);
+        match arg {
+            Arg::Counts => input(self.inputs.counts),
+            Arg::Buffer(index) => {
+                let place = plan.buffers[index as usize].place;
+                match place.role {
+                    Role::Input(Input::Tokens) => input(self.inputs.tokens),
+                    Role::Input(Input::Positions) => input(self.inputs.positions),
+                    Role::Input(Input::Sequences) => input(self.inputs.sequences),
+                    Role::Input(Input::Rows) => input(self.inputs.rows),
+                    Role::Input(Input::Slots(group)) => input(self.inputs.slots[group as usize]),
+                    Role::Scratch | Role::Output(_) => Argument::At(self.arena + place.offset),
+                }
+            }
+            Arg::Weight(index) => Argument::At(self.weights + plan.weights[index as usize].offset),
+            Arg::Kv { group, layer, part } => Argument::At(self.pool(plan, group, layer, part).0),
+            Arg::Tables(group) => input(self.inputs.tables[group as usize]),
+            Arg::TableStride => Argument::Number(self.inputs.table_stride as u64),
+            Arg::Tiles => input(self.inputs.tiles),
+            Arg::Workspace => Argument::At(self.workspace),
+            Arg::Tickets => Argument::At(self.tickets),
+        }
+    }
+}
+
+/// What a kernel is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Argument {
+    /// A place, from the memory's start.
+    At(u64),
+    Number(u64),
+}
+
+/// Bytes that kernels may read behind the last weight: an item of theirs may have fewer rows than they take at a time.
+fn read_ahead(plan: &Plan) -> u64 {
+    let per_row = |w: &bundle_format::plan::Weight| match w.layout {
+        WeightLayout::Fragment16 => w.len / u64::from(w.rows.max(1)) + 1,
+        WeightLayout::RowMajor | WeightLayout::Interleave8 => 0,
+    };
+    plan.weights.iter().map(per_row).max().unwrap_or(0) * READ_AHEAD_ROWS
+}
+
+impl Inputs {
+    fn new(plan: &Plan) -> Result<Inputs, Error> {
+        let limits = &plan.limits;
+        let tokens = limits.max_tokens as usize;
+        let table_stride = (limits.context as usize)
+            .div_ceil(KV_BLOCK)
+            .next_multiple_of(4);
+        let tile_rows = tile_rows(plan)?;
+        let mut end = 0;
+        let mut place = |words: usize| {
+            let start = end;
+            end = (end + 4 * words).next_multiple_of(ALIGN as usize);
+            start
+        };
+        let counts = place(4);
+        let all = [(); 3].map(|()| place(tokens));
+        let rows = place(limits.max_rows as usize);
+        let slots = plan.kv.iter().map(|_| place(tokens)).collect();
+        let tiles = place(4 * (tokens / tile_rows as usize + limits.max_seqs as usize + 1));
+        let tables = plan
+            .kv
+            .iter()
+            .map(|_| place(table_stride * limits.max_seqs as usize))
+            .collect();
+        Ok(Inputs {
+            counts,
+            tokens: all[0],
+            positions: all[1],
+            sequences: all[2],
+            rows,
+            slots,
+            tiles,
+            tables,
+            table_stride,
+            tile_rows,
+            bytes: end,
+        })
+    }
+}
+
+/// Rows of a tile, as all kernels have it.
+fn tile_rows(plan: &Plan) -> Result<u32, Error> {
+    let extents = |k: &Kernel| k.grid;
+    let mut found = None;
+    for extent in plan
+        .launches
+        .iter()
+        .flat_map(|l| &l.variants)
+        .flat_map(|v| &v.kernels)
+        .flat_map(extents)
+    {
+        if let Extent::Tiles(rows) = extent {
+            if found.is_some_and(|other| other != rows) {
+                return Err(Error::Bug(format!(
+                    "the plan's kernels take tiles of {rows} rows and of others"
+                )));
+            }
+            found = Some(rows);
+        }
+    }
+    Ok(found.unwrap_or(64))
+}
