@@ -4,14 +4,18 @@
 //! cycle and the fraction of the ceiling that NOTES.md derives. The clock is measured beside each bench, with a chain of dependent
 //! multiplications.
 
-use std::hint::black_box;
+mod product;
+
 use std::time::{Duration, Instant};
 
-use bundle_format::plan::{DType, Encoding, KV_BLOCK, row_bytes};
+use bundle_format::plan::{DType, Encoding, KV_BLOCK};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use kernels::abi::{AttentionArgs, EmbedArgs, MatMulArgs, MicroFn, RopeTableArgs, id};
-use kernels::quant::{ENCODINGS, activation_types};
+use kernels::abi::{AttentionArgs, EmbedArgs, MicroFn, RopeTableArgs, id};
+use kernels::cpu::Level;
+use kernels::quant::ENCODINGS;
 use kernels::{cpu, pack};
+
+use product::{Product, clock, products, words};
 
 criterion_group!(
     name = benches;
@@ -73,22 +77,6 @@ fn bench(c: &mut Criterion, group: &str, name: &str, work: Work, mut call: impl 
     );
 }
 
-/// Cycles a second: a multiplication takes three and an addition one, on every x86 of the last decade.
-fn clock() -> f64 {
-    let (factor, summand) = (black_box(0x9e37_79b9_7f4a_7c15u64), black_box(7u64));
-    let mut best = f64::INFINITY;
-    for _ in 0..5 {
-        let start = Instant::now();
-        let mut x = 1u64;
-        for _ in 0..2_000_000 {
-            x = x.wrapping_mul(factor).wrapping_add(summand);
-        }
-        black_box(x);
-        best = best.min(start.elapsed().as_secs_f64());
-    }
-    4.0 * 2e6 / best
-}
-
 /// MACs a cycle of a full tile: with Q8 (or f32) rows, with Q16 rows.
 fn prefill_ceiling(encoding: Encoding, activations: DType) -> f64 {
     let (q8, q16) = match encoding {
@@ -129,77 +117,11 @@ fn decode_ceiling(encoding: Encoding, activations: DType) -> f64 {
     if activations == DType::Q16 { q16 } else { q8 }
 }
 
-/// Every matmul microkernel's operands.
-fn products() -> impl Iterator<Item = (Encoding, DType)> {
-    ENCODINGS.into_iter().flat_map(|encoding| {
-        let types = activation_types(encoding).iter();
-        types.map(move |dtype| (encoding, *dtype))
-    })
-}
-
-/// A matmul's inputs. Bytes are arbitrary but make finite numbers.
-struct Product {
-    args: MatMulArgs,
-    func: unsafe fn(&MatMulArgs),
-    _buffers: (Vec<u64>, Vec<u64>, Vec<f32>),
-}
-
-impl Product {
-    fn new(encoding: Encoding, dtype: DType, tokens: usize, features: usize, k: usize) -> Product {
-        let MicroFn::MatMul(func) = id::matmul(encoding, dtype)
-            .and_then(cpu::lookup)
-            .expect("in the table")
-            .func
-        else {
-            panic!("not a matmul")
-        };
-        let x_stride = row_bytes(dtype, k as u32) as usize;
-        let len = pack::packed_len(encoding, features as u64, k as u64).expect("whole blocks");
-        let mut w = words(len as usize);
-        if encoding == Encoding::MXFP4 {
-            // Its exponents are whole bytes: these ones and the quants behind them make numbers around 1/16.
-            w.fill(0x7878_7878_7878_7878);
-        }
-        let x = words(x_stride * tokens);
-        let mut out = vec![0.0; tokens * features];
-        let args = MatMulArgs {
-            x: x.as_ptr().cast(),
-            x_stride: x_stride as u64,
-            w: w.as_ptr().cast(),
-            out: out.as_mut_ptr(),
-            out_stride: features as u64,
-            k: k as u64,
-            rows: tokens as u64,
-            col0: 0,
-            cols: features as u64,
-        };
-        Product {
-            args,
-            func,
-            _buffers: (w, x, out),
-        }
-    }
-
-    fn call(&self) {
-        // SAFETY: `new` made buffers of the sizes in `args`.
-        unsafe { (self.func)(&self.args) }
-    }
-}
-
-/// Bytes of small f16 and f32 numbers, as u64 for alignment.
-fn words(bytes: usize) -> Vec<u64> {
-    (0..bytes.div_ceil(8) as u64)
-        .map(|i| {
-            (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) & 0x0fff_0fff_0fff_0fff) | 0x2000_2000_2000_2000
-        })
-        .collect()
-}
-
 /// Tiles of 64 tokens by 64 features, at the depths of small and large models.
 fn prefill(c: &mut Criterion) {
     for (encoding, dtype) in products() {
         for k in [256, 512, 1536, 4096, 14336] {
-            let product = Product::new(encoding, dtype, 64, 64, k);
+            let product = Product::new(Level::detect(), encoding, dtype, 64, 64, k);
             let work = Work {
                 amount: (64 * 64 * k) as f64,
                 unit: "MAC",
@@ -220,7 +142,7 @@ fn prefill(c: &mut Criterion) {
 fn decode(c: &mut Criterion) {
     for (encoding, dtype) in products() {
         for (name, features, k) in [("L1", 32, 256), ("memory", 65536, 1536)] {
-            let product = Product::new(encoding, dtype, 1, features, k);
+            let product = Product::new(Level::detect(), encoding, dtype, 1, features, k);
             let bytes =
                 pack::packed_len(encoding, features as u64, k as u64).expect("whole blocks");
             let work = Work {

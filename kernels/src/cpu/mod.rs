@@ -25,12 +25,19 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod features;
 mod math;
 mod scalar;
 
 use std::sync::OnceLock;
 
+use bundle_format::target::Target;
+
 use crate::abi::{MicroFn, id};
+
+pub use features::has_feature;
 
 /// Positions of an attention tile.
 pub const TILE: usize = 64;
@@ -56,17 +63,20 @@ pub enum Level {
     Scalar,
     /// x86-64 with AVX2, FMA, F16C and BMI2.
     Avx2,
+    /// And AVX-512 (F, BW, CD, DQ, VL) with VNNI.
+    Avx512,
 }
 
 impl Level {
     /// Every level.
-    pub const ALL: [Level; 2] = [Level::Scalar, Level::Avx2];
+    pub const ALL: [Level; 3] = [Level::Scalar, Level::Avx2, Level::Avx512];
 
     /// The name that diagnostics show.
     pub fn name(self) -> &'static str {
         match self {
             Level::Scalar => "scalar",
             Level::Avx2 => "avx2",
+            Level::Avx512 => "avx512vnni",
         }
     }
 
@@ -74,35 +84,24 @@ impl Level {
     pub fn required_features(self) -> &'static [&'static str] {
         match self {
             Level::Scalar => &[],
-            Level::Avx2 => &["avx2", "bmi2", "f16c", "fma"],
+            Level::Avx2 => Target::X86_64V3.required_features(),
+            Level::Avx512 => Target::X86_64V4.required_features(),
         }
     }
 
     /// Whether this processor has the level.
     pub fn is_available(self) -> bool {
-        match self {
-            Level::Scalar => true,
-            #[cfg(target_arch = "x86_64")]
-            Level::Avx2 => {
-                is_x86_feature_detected!("avx2")
-                    && is_x86_feature_detected!("bmi2")
-                    && is_x86_feature_detected!("f16c")
-                    && is_x86_feature_detected!("fma")
-            }
-            #[cfg(not(target_arch = "x86_64"))]
-            Level::Avx2 => false,
-        }
+        self.required_features()
+            .iter()
+            .all(|name| has_feature(name) == Some(true))
     }
 
     /// The best level of this processor.
     pub fn detect() -> Level {
         static BEST: OnceLock<Level> = OnceLock::new();
         *BEST.get_or_init(|| {
-            if Level::Avx2.is_available() {
-                Level::Avx2
-            } else {
-                Level::Scalar
-            }
+            let best = Level::ALL.into_iter().rfind(|level| level.is_available());
+            best.unwrap_or(Level::Scalar)
         })
     }
 }
@@ -113,8 +112,10 @@ pub fn table(level: Level) -> &'static [MicroKernel] {
         Level::Scalar => &SCALAR,
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => &AVX2,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => &AVX512,
         #[cfg(not(target_arch = "x86_64"))]
-        Level::Avx2 => &[],
+        Level::Avx2 | Level::Avx512 => &[],
     }
 }
 
@@ -128,7 +129,7 @@ pub fn lookup_at(level: Level, id: u32) -> Option<&'static MicroKernel> {
     table(level).iter().find(|kernel| kernel.id == id)
 }
 
-/// The rows of a table. Both levels name the same functions, so the macro cannot leave one out.
+/// The rows of a table. All levels name the same functions, so the macro cannot leave one out.
 macro_rules! microkernels {
     ($level:expr, $module:ident) => {
         microkernels! {
@@ -195,3 +196,5 @@ macro_rules! microkernels {
 static SCALAR: [MicroKernel; 47] = microkernels!(Level::Scalar, scalar);
 #[cfg(target_arch = "x86_64")]
 static AVX2: [MicroKernel; 47] = microkernels!(Level::Avx2, avx2);
+#[cfg(target_arch = "x86_64")]
+static AVX512: [MicroKernel; 47] = microkernels!(Level::Avx512, avx512);

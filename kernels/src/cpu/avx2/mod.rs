@@ -2,7 +2,7 @@
 
 mod attention;
 mod float;
-mod quant;
+pub(super) mod quant;
 
 pub use attention::attention_f16;
 pub use float::{matmul_bf16, matmul_f16, matmul_f32};

@@ -3,8 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::unpack::{
-    bits, crumbs, exponents, factor, factors, factors_subtracted, floats, less, looked_up, nibbles,
-    or, signed_pairs, unsigned_pairs,
+    bits, bytes, crumbs, exponents, factor, factors, factors_subtracted, floats, less, looked_up,
+    nibbles, or, signed_pairs, unsigned_pairs,
 };
 use super::{Format, Head, Quants, Scales};
 use crate::quant::fields::{IQ4_VALUES, MXFP4_VALUES};
@@ -133,9 +133,7 @@ formats! {
         1 parts of 8 * PLANE, behind 16;
         Signed, None;
         head: factor;
-        half(at, H): std::array::from_fn(|i| {
-            _mm256_loadu_si256(at.add((4 * H + i) * PLANE).cast())
-        });
+        half(at, H): bytes::<H>(at);
         words(at): at.cast();
     }
     IQ4_NL {

@@ -25,6 +25,22 @@ pub unsafe fn nibbles<const H: usize>(at: *const u8) -> [__m256i; 4] {
     ]
 }
 
+/// # Safety
+/// `at` points at the 8 vectors of a plane of 8 bits.
+#[inline]
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+pub unsafe fn bytes<const H: usize>(at: *const u8) -> [__m256i; 4] {
+    // SAFETY: four of the eight vectors.
+    unsafe {
+        [
+            vector(at, 4 * H),
+            vector(at, 4 * H + 1),
+            vector(at, 4 * H + 2),
+            vector(at, 4 * H + 3),
+        ]
+    }
+}
+
 /// A plane of 2 bits, moved up by `to` bits.
 ///
 /// # Safety
@@ -35,7 +51,12 @@ pub unsafe fn crumbs<const H: usize>(at: *const u8, to: i32) -> [__m256i; 4] {
     // SAFETY: one of the two vectors.
     let v = unsafe { vector(at, H) };
     let mask = _mm256_set1_epi8((3 << to) as i8);
-    std::array::from_fn(|i| _mm256_and_si256(shifted(v, to - 2 * i as i32), mask))
+    [
+        _mm256_and_si256(shifted(v, to), mask),
+        _mm256_and_si256(shifted(v, to - 2), mask),
+        _mm256_and_si256(shifted(v, to - 4), mask),
+        _mm256_and_si256(shifted(v, to - 6), mask),
+    ]
 }
 
 /// A plane of 1 bit, moved up by `to` bits.
@@ -48,21 +69,38 @@ pub unsafe fn bits<const H: usize>(at: *const u8, to: i32) -> [__m256i; 4] {
     // SAFETY: the vector.
     let v = unsafe { vector(at, 0) };
     let mask = _mm256_set1_epi8((1 << to) as i8);
-    std::array::from_fn(|i| _mm256_and_si256(shifted(v, to - (4 * H + i) as i32), mask))
+    let first = to - 4 * H as i32;
+    [
+        _mm256_and_si256(shifted(v, first), mask),
+        _mm256_and_si256(shifted(v, first - 1), mask),
+        _mm256_and_si256(shifted(v, first - 2), mask),
+        _mm256_and_si256(shifted(v, first - 3), mask),
+    ]
 }
 
 /// The bits of both.
 #[inline]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
 pub fn or(a: [__m256i; 4], b: [__m256i; 4]) -> [__m256i; 4] {
-    std::array::from_fn(|i| _mm256_or_si256(a[i], b[i]))
+    [
+        _mm256_or_si256(a[0], b[0]),
+        _mm256_or_si256(a[1], b[1]),
+        _mm256_or_si256(a[2], b[2]),
+        _mm256_or_si256(a[3], b[3]),
+    ]
 }
 
 /// Takes an offset off every byte.
 #[inline]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
 pub fn less(w: [__m256i; 4], offset: i8) -> [__m256i; 4] {
-    w.map(|w| _mm256_sub_epi8(w, _mm256_set1_epi8(offset)))
+    let offset = _mm256_set1_epi8(offset);
+    [
+        _mm256_sub_epi8(w[0], offset),
+        _mm256_sub_epi8(w[1], offset),
+        _mm256_sub_epi8(w[2], offset),
+        _mm256_sub_epi8(w[3], offset),
+    ]
 }
 
 /// Looks every byte (0 to 15) up.
@@ -71,7 +109,12 @@ pub fn less(w: [__m256i; 4], offset: i8) -> [__m256i; 4] {
 pub fn looked_up(w: [__m256i; 4], table: &[i8; 16]) -> [__m256i; 4] {
     // SAFETY: the table has 16 bytes.
     let table = unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast())) };
-    w.map(|w| _mm256_shuffle_epi8(table, w))
+    [
+        _mm256_shuffle_epi8(table, w[0]),
+        _mm256_shuffle_epi8(table, w[1]),
+        _mm256_shuffle_epi8(table, w[2]),
+        _mm256_shuffle_epi8(table, w[3]),
+    ]
 }
 
 /// Eight unsigned bytes, each twice in its row's lane, in 16 bits.
@@ -81,10 +124,9 @@ pub fn looked_up(w: [__m256i; 4], table: &[i8; 16]) -> [__m256i; 4] {
 #[inline]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
 pub unsafe fn unsigned_pairs(at: *const u8) -> __m256i {
-    // Byte r of the eight in the low byte of both halves of lane r; 0x80 gives zero.
-    let low = |r: i32| r | 0x80 << 8 | r << 16 | 0x80 << 24;
+    const ORDER: [i32; 8] = orders([0, ZERO, 0, ZERO]);
     // SAFETY: the caller's promise.
-    unsafe { shuffled(at, low) }
+    unsafe { shuffled(at, &ORDER) }
 }
 
 /// Eight signed bytes, each twice in its row's lane, in 16 bits.
@@ -94,9 +136,9 @@ pub unsafe fn unsigned_pairs(at: *const u8) -> __m256i {
 #[inline]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
 pub unsafe fn signed_pairs(at: *const u8) -> __m256i {
-    let high = |r: i32| 0x80 | r << 8 | 0x80 << 16 | r << 24;
+    const ORDER: [i32; 8] = orders([ZERO, 0, ZERO, 0]);
     // SAFETY: the caller's promise.
-    unsafe { _mm256_srai_epi16::<8>(shuffled(at, high)) }
+    unsafe { _mm256_srai_epi16::<8>(shuffled(at, &ORDER)) }
 }
 
 /// Eight unsigned bytes as f32.
@@ -196,16 +238,38 @@ fn shifted(v: __m256i, by: i32) -> __m256i {
     }
 }
 
-/// Eight bytes, shuffled to the lanes: `index(r)` has the four indices of lane r.
+/// The index of `vpshufb` that gives a zero byte.
+const ZERO: u8 = 0x80;
+
+/// Lane r of eight: row r's byte where `index` has 0.
+const fn orders(index: [u8; 4]) -> [i32; 8] {
+    let mut orders = [0; 8];
+    let mut r = 0;
+    while r < 8 {
+        orders[r] = i32::from_le_bytes(index)
+            | if index[0] == ZERO {
+                0x0100_0100
+            } else {
+                0x0001_0001
+            } * r as i32;
+        r += 1;
+    }
+    orders
+}
+
+/// Eight bytes, shuffled to the lanes.
 ///
 /// # Safety
 /// `at` points at the bytes.
 #[inline]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-unsafe fn shuffled(at: *const u8, index: impl Fn(i32) -> i32) -> __m256i {
-    let [a, b, c, d, e, f, g, h] = [0, 1, 2, 3, 4, 5, 6, 7].map(index);
-    let order = _mm256_setr_epi32(a, b, c, d, e, f, g, h);
-    // SAFETY: the caller's promise.
-    let bytes = unsafe { _mm256_set1_epi64x(at.cast::<i64>().read_unaligned()) };
+unsafe fn shuffled(at: *const u8, order: &[i32; 8]) -> __m256i {
+    // SAFETY: the caller's promise; the order has eight lanes.
+    let (bytes, order) = unsafe {
+        (
+            _mm256_set1_epi64x(at.cast::<i64>().read_unaligned()),
+            _mm256_loadu_si256(order.as_ptr().cast()),
+        )
+    };
     _mm256_shuffle_epi8(bytes, order)
 }

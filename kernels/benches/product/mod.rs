@@ -1,0 +1,99 @@
+//! What the benches of this folder share: matmuls with arbitrary inputs, and the clock.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use bundle_format::plan::{DType, Encoding, row_bytes};
+use kernels::abi::{MatMulArgs, MicroFn, id};
+use kernels::cpu::{self, Level};
+use kernels::pack;
+use kernels::quant::{ENCODINGS, activation_types};
+
+/// Every matmul microkernel's operands.
+pub fn products() -> impl Iterator<Item = (Encoding, DType)> {
+    ENCODINGS.into_iter().flat_map(|encoding| {
+        let types = activation_types(encoding).iter();
+        types.map(move |dtype| (encoding, *dtype))
+    })
+}
+
+/// A matmul at a level, and its inputs. Bytes are arbitrary but make finite numbers.
+pub struct Product {
+    args: MatMulArgs,
+    func: unsafe fn(&MatMulArgs),
+    _buffers: (Vec<u64>, Vec<u64>, Vec<f32>),
+}
+
+impl Product {
+    pub fn new(
+        level: Level,
+        encoding: Encoding,
+        dtype: DType,
+        tokens: usize,
+        features: usize,
+        k: usize,
+    ) -> Product {
+        let MicroFn::MatMul(func) = id::matmul(encoding, dtype)
+            .and_then(|id| cpu::lookup_at(level, id))
+            .expect("in the table")
+            .func
+        else {
+            panic!("not a matmul")
+        };
+        let x_stride = row_bytes(dtype, k as u32) as usize;
+        let len = pack::packed_len(encoding, features as u64, k as u64).expect("whole blocks");
+        let mut w = words(len as usize);
+        if encoding == Encoding::MXFP4 {
+            // Its exponents are whole bytes: these ones and the quants behind them make numbers around 1/16.
+            w.fill(0x7878_7878_7878_7878);
+        }
+        let x = words(x_stride * tokens);
+        let mut out = vec![0.0; tokens * features];
+        let args = MatMulArgs {
+            x: x.as_ptr().cast(),
+            x_stride: x_stride as u64,
+            w: w.as_ptr().cast(),
+            out: out.as_mut_ptr(),
+            out_stride: features as u64,
+            k: k as u64,
+            rows: tokens as u64,
+            col0: 0,
+            cols: features as u64,
+        };
+        Product {
+            args,
+            func,
+            _buffers: (w, x, out),
+        }
+    }
+
+    pub fn call(&self) {
+        // SAFETY: `new` made buffers of the sizes in `args`.
+        unsafe { (self.func)(&self.args) }
+    }
+}
+
+/// Bytes of small f16 and f32 numbers, as u64 for alignment.
+pub fn words(bytes: usize) -> Vec<u64> {
+    (0..bytes.div_ceil(8) as u64)
+        .map(|i| {
+            (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) & 0x0fff_0fff_0fff_0fff) | 0x2000_2000_2000_2000
+        })
+        .collect()
+}
+
+/// Cycles a second: a multiplication takes three and an addition one, on every x86 of the last decade.
+pub fn clock() -> f64 {
+    let (factor, summand) = (black_box(0x9e37_79b9_7f4a_7c15u64), black_box(7u64));
+    let mut best = f64::INFINITY;
+    for _ in 0..5 {
+        let start = Instant::now();
+        let mut x = 1u64;
+        for _ in 0..2_000_000 {
+            x = x.wrapping_mul(factor).wrapping_add(summand);
+        }
+        black_box(x);
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    4.0 * 2e6 / best
+}
