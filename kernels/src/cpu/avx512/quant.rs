@@ -10,7 +10,6 @@
 //! ones come on top. With raised activations they start from -129 times the weights' sum, since 128 * 129 = 128 * 128 + 128.
 
 use std::arch::x86_64::*;
-use std::ops::Range;
 
 use crate::abi::MatMulArgs;
 use crate::cpu::avx2::quant::{Format, Head, Quants, Scales};
@@ -51,10 +50,10 @@ pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
                     out_stride: args.out_stride as usize,
                 };
                 row += match rows - row {
-                    1 => tile.run::<F, BYTES, 1, 1>(),
-                    2 | 3 => tile.run::<F, BYTES, 1, 2>(),
-                    4..TOKENS => tile.run::<F, BYTES, 1, 4>(),
-                    _ => tile.run::<F, BYTES, { TOKENS / 4 }, 4>(),
+                    1 => tile.run::<F, BYTES, 1>(),
+                    2 | 3 => tile.run::<F, BYTES, 2>(),
+                    4..TOKENS => tile.run::<F, BYTES, 4>(),
+                    _ => tile.run::<F, BYTES, TOKENS>(),
                 };
             }
         }
@@ -90,15 +89,15 @@ struct Part {
 }
 
 impl Tile {
-    /// Computes N times C tokens and returns their number.
+    /// Computes T tokens and returns their number.
     ///
     /// # Safety
-    /// `w` is a packed group of `blocks` blocks, and so is what lies `second` bytes behind it; `x` has N C rows of k quants of
+    /// `w` is a packed group of `blocks` blocks, and so is what lies `second` bytes behind it; `x` has T rows of k quants of
     /// BYTES bytes, `out` as many rows of 16 columns, or of 8 without a second group.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn run<F: Format, const BYTES: usize, const N: usize, const C: usize>(&self) -> usize {
-        let mut acc = [[_mm512_setzero_ps(); C]; N];
+    unsafe fn run<F: Format, const BYTES: usize, const T: usize>(&self) -> usize {
+        let mut acc = [_mm512_setzero_ps(); T];
         for block in 0..self.blocks {
             // SAFETY: the block is within the group, and each part within the block.
             unsafe {
@@ -106,7 +105,7 @@ impl Tile {
                 let heads = [F::head(at), F::head(at.add(self.second))];
                 for i in 0..F::PARTS {
                     let part = at.add(F::HEADER + i * F::PART);
-                    if N * C == 1 {
+                    if T == 1 {
                         for line in 0..F::PART.div_ceil(64) {
                             let ahead = part.wrapping_add(PREFETCH + line * 64);
                             _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
@@ -114,13 +113,11 @@ impl Tile {
                         }
                     }
                     let part = Part::new::<F, BYTES>(&heads, [part, part.add(self.second)]);
-                    for (n, acc) in acc.iter_mut().enumerate() {
-                        self.add::<F, BYTES, C>(&part, block * F::PARTS + i, n * C, acc);
-                    }
+                    self.add::<F, BYTES, T>(&part, block * F::PARTS + i, &mut acc);
                 }
             }
         }
-        for (t, acc) in acc.as_flattened().iter().enumerate() {
+        for (t, acc) in acc.iter().enumerate() {
             // SAFETY: row t of out has 16 columns, or 8.
             unsafe {
                 let out = self.out.add(t * self.out_stride);
@@ -130,77 +127,157 @@ impl Tile {
                 }
             }
         }
-        N * C
+        T
     }
 
-    /// Adds the products with 32 activations of C tokens from `first` on, number `b` of their blocks.
+    /// Adds the products with 32 activations of each token, number `b` of their blocks.
     ///
     /// # Safety
     /// The rows of x have them.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn add<F: Format, const BYTES: usize, const C: usize>(
+    unsafe fn add<F: Format, const BYTES: usize, const T: usize>(
         &self,
         part: &Part,
         b: usize,
-        first: usize,
-        acc: &mut [__m512; C],
+        acc: &mut [__m512; T],
     ) {
         // SAFETY: the caller's promise; the quants of a row are followed by a scale and a sum for each 32.
         unsafe {
-            let isums = self.isums::<F, BYTES, C>(part, b, first);
+            let x = self.quants(b);
+            let isums = x.isums::<F, BYTES, T>(part);
             let imins = match part.half_mins {
                 Some([low, high]) => {
                     let mins = [low, low, low, low, high, high, high, high];
-                    let zero = [_mm512_setzero_si512(); C];
-                    Some(self.sums::<false, BYTES, C>(&mins, 0..8, b, first, zero))
+                    Some(x.sums::<F, false, BYTES, T, 0, 8>(&mins, _mm512_setzero_si512()))
                 }
                 None => None,
             };
-            for (c, acc) in acc.iter_mut().enumerate() {
-                let row = self.x.add((first + c) * self.x_stride);
+            for (t, acc) in acc.iter_mut().enumerate() {
+                let row = self.x.add(t * self.x_stride);
                 let factors = row.add(BYTES * self.k).cast::<f32>();
                 let scale = _mm512_set1_ps(*factors.add(b));
                 let factor = _mm512_mul_ps(part.d, scale);
-                *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isums[c]), factor, *acc);
+                *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isums[t]), factor, *acc);
                 if let Some(min) = part.min {
                     let sum = _mm512_set1_ps(*factors.add(self.k / BLOCK + b));
                     *acc = _mm512_fmadd_ps(min, sum, *acc);
                 }
                 if let Some(imins) = imins {
                     let factor = _mm512_mul_ps(part.m, scale);
-                    *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(imins[c]), factor, *acc);
+                    *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(imins[t]), factor, *acc);
                 }
             }
         }
     }
 
-    /// The exact inner products of a part's rows with block `b` of C tokens, integer scales included.
+    /// Block `b` of the tokens.
     ///
     /// # Safety
     /// As [`Tile::add`].
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn isums<F: Format, const BYTES: usize, const C: usize>(
-        &self,
+    unsafe fn quants(&self, b: usize) -> XBlock {
+        XBlock {
+            // SAFETY: the caller's promise.
+            at: unsafe { self.x.add(b * BLOCK) },
+            token: self.x_stride,
+            byte: self.k,
+        }
+    }
+}
+
+/// Where a block of 32 quants of some tokens is.
+#[derive(Clone, Copy)]
+struct XBlock {
+    /// The first token's.
+    at: *const u8,
+    /// Bytes from a token to the next.
+    token: usize,
+    /// Bytes from the high bytes of Q16 to the low ones.
+    byte: usize,
+}
+
+/// The same quants, raised by 128.
+#[repr(align(64))]
+struct Raised<const BYTES: usize, const T: usize>([[[u8; BLOCK]; BYTES]; T]);
+
+impl<const BYTES: usize, const T: usize> Raised<BYTES, T> {
+    /// # Safety
+    /// `x` has T tokens.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+    unsafe fn new(x: XBlock) -> Self {
+        let mut raised = Raised([[[0; BLOCK]; BYTES]; T]);
+        for (t, token) in raised.0.iter_mut().enumerate() {
+            for (byte, quants) in token.iter_mut().enumerate() {
+                // SAFETY: 32 quants each.
+                unsafe {
+                    let x = _mm256_loadu_si256(x.at.add(t * x.token + byte * x.byte).cast());
+                    let x = _mm256_xor_si256(x, _mm256_set1_epi8(-128));
+                    _mm256_storeu_si256(quants.as_mut_ptr().cast(), x);
+                }
+            }
+        }
+        raised
+    }
+
+    fn quants(&self) -> XBlock {
+        XBlock {
+            // Hidden, so that words are loaded to all lanes at once: the compiler would rather shuffle what was stored.
+            at: std::hint::black_box(self.0.as_ptr().cast()),
+            token: BYTES * BLOCK,
+            byte: BLOCK,
+        }
+    }
+}
+
+impl XBlock {
+    /// The exact inner products of a part's rows with T tokens, integer scales included.
+    ///
+    /// # Safety
+    /// It has T tokens.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+    unsafe fn isums<F: Format, const BYTES: usize, const T: usize>(
+        self,
         part: &Part,
-        b: usize,
-        first: usize,
-    ) -> [__m512i; C] {
+    ) -> [__m512i; T] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if !is_signed::<F>() {
+                return self.scaled_sums::<F, false, BYTES, T>(part);
+            }
+            let raised = Raised::<BYTES, T>::new(self);
+            raised.quants().scaled_sums::<F, true, BYTES, T>(part)
+        }
+    }
+
+    /// [`XBlock::isums`] of quants that are raised if weights are SIGNED.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+    unsafe fn scaled_sums<F: Format, const SIGNED: bool, const BYTES: usize, const T: usize>(
+        self,
+        part: &Part,
+    ) -> [__m512i; T] {
+        let [low, high] = [part.start[0], part.start[1]];
         // SAFETY: the caller's promise.
         unsafe {
             match F::SCALES {
-                Scales::None => self.part_sums::<F, BYTES, C>(part, 0, 0..8, b, first),
+                Scales::None => self.sums::<F, SIGNED, BYTES, T, 0, 8>(&part.words, low),
                 Scales::Whole => {
-                    let mut sums = self.part_sums::<F, BYTES, C>(part, 0, 0..8, b, first);
+                    let mut sums = self.sums::<F, SIGNED, BYTES, T, 0, 8>(&part.words, low);
                     for sum in &mut sums {
                         *sum = _mm512_mullo_epi32(*sum, part.scales[0]);
                     }
                     sums
                 }
                 Scales::Halves => {
-                    let mut sums = self.part_sums::<F, BYTES, C>(part, 0, 0..4, b, first);
-                    let second = self.part_sums::<F, BYTES, C>(part, 1, 4..8, b, first);
+                    let mut sums = self.sums::<F, SIGNED, BYTES, T, 0, 4>(&part.words, low);
+                    let second = self.sums::<F, SIGNED, BYTES, T, 4, 8>(&part.words, high);
                     for (sum, second) in sums.iter_mut().zip(second) {
                         *sum = _mm512_add_epi32(
                             _mm512_mullo_epi32(*sum, part.scales[0]),
@@ -213,79 +290,51 @@ impl Tile {
         }
     }
 
-    /// The sums of some words of a part, from where those of half `half` start.
+    /// The products of words `FROM .. TO` of weights with T tokens, added to `start`. Instantiated once in each microkernel
+    /// (therefore F) and written out, so that it is inlined and all of it stays in registers.
     ///
     /// # Safety
-    /// As [`Tile::add`].
+    /// It has T tokens.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn part_sums<F: Format, const BYTES: usize, const C: usize>(
-        &self,
-        part: &Part,
-        half: usize,
-        range: Range<usize>,
-        b: usize,
-        first: usize,
-    ) -> [__m512i; C] {
-        let start = [part.start[half]; C];
-        // SAFETY: the caller's promise.
-        unsafe {
-            match is_signed::<F>() {
-                true => self.sums::<true, BYTES, C>(&part.words, range, b, first, start),
-                false => self.sums::<false, BYTES, C>(&part.words, range, b, first, start),
-            }
-        }
-    }
-
-    /// Adds the products of some words of weights with those of C tokens to `sums`.
-    ///
-    /// # Safety
-    /// As [`Tile::add`].
-    #[inline]
-    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn sums<const SIGNED: bool, const BYTES: usize, const C: usize>(
-        &self,
+    unsafe fn sums<
+        F: Format,
+        const SIGNED: bool,
+        const BYTES: usize,
+        const T: usize,
+        const FROM: usize,
+        const TO: usize,
+    >(
+        self,
         words: &[__m512i; 8],
-        range: Range<usize>,
-        b: usize,
-        first: usize,
-        mut sums: [__m512i; C],
-    ) -> [__m512i; C] {
-        for byte in 0..BYTES {
-            for j in range.clone() {
-                for (c, sum) in sums.iter_mut().enumerate() {
-                    // SAFETY: the caller's promise.
-                    let x = unsafe { self.word(first + c, byte, b, j) };
-                    *sum = match SIGNED {
-                        true => {
-                            let raised = _mm512_xor_si512(x, _mm512_set1_epi8(-128));
-                            _mm512_dpbusd_epi32(*sum, raised, words[j])
-                        }
-                        false => _mm512_dpbusd_epi32(*sum, words[j], x),
-                    };
+        start: __m512i,
+    ) -> [__m512i; T] {
+        let mut sums = [start; T];
+        macro_rules! add_words {
+            ($byte:literal: $($j:literal)*) => {$(
+                if FROM <= $j && $j < TO {
+                    for (t, sum) in sums.iter_mut().enumerate() {
+                        // SAFETY: the caller's promise; word j is 4 j bytes on.
+                        let x = unsafe {
+                            let at = self.at.add($byte * self.byte + t * self.token + 4 * $j);
+                            _mm512_set1_epi32(at.cast::<i32>().read_unaligned())
+                        };
+                        *sum = match SIGNED {
+                            true => _mm512_dpbusd_epi32(*sum, x, words[$j]),
+                            false => _mm512_dpbusd_epi32(*sum, words[$j], x),
+                        };
+                    }
                 }
+            )*};
+        }
+        add_words!(0: 0 1 2 3 4 5 6 7);
+        if BYTES == 2 {
+            for sum in &mut sums {
+                *sum = _mm512_slli_epi32::<7>(*sum);
             }
-            if byte + 1 < BYTES {
-                for sum in &mut sums {
-                    *sum = _mm512_slli_epi32::<7>(*sum);
-                }
-            }
+            add_words!(1: 0 1 2 3 4 5 6 7);
         }
         sums
-    }
-
-    /// Word `j` (4 quants) of block `b` of token `t`, in every lane. `byte`: 0 is the only one of Q8 and the high one of Q16.
-    ///
-    /// # Safety
-    /// The rows of x have them.
-    #[inline]
-    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn word(&self, t: usize, byte: usize, b: usize, j: usize) -> __m512i {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let quants = self.x.add(t * self.x_stride + byte * self.k + b * BLOCK);
-            _mm512_set1_epi32(quants.cast::<i32>().add(j).read_unaligned())
-        }
     }
 }
 
