@@ -17,6 +17,7 @@ use fastc::progress::Progress;
 use fastc::source::Source;
 use fastc::synth;
 use indicatif::{ProgressBar, ProgressStyle};
+use kernels::cpu::has_feature;
 
 /// Compiles GGUF models into FastInference bundles.
 #[derive(Parser)]
@@ -122,6 +123,9 @@ enum TargetName {
     /// AVX2, FMA, F16C.
     #[value(name = "x86-64-v3")]
     X86_64V3,
+    /// And AVX-512 (F, BW, CD, DQ, VL) and AVX-512 VNNI.
+    #[value(name = "x86-64-v4")]
+    X86_64V4,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -138,6 +142,7 @@ impl Shape {
     fn options(self) -> Result<Options, Error> {
         let target = match self.target {
             TargetName::Cpu | TargetName::X86_64V3 => Target::X86_64V3,
+            TargetName::X86_64V4 => Target::X86_64V4,
             TargetName::Native => native()?,
         };
         let activations = match self.activations {
@@ -160,12 +165,15 @@ impl Shape {
 
 /// The best target whose features this machine has.
 fn native() -> Result<Target, Error> {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::is_x86_feature_detected as has;
-        if has!("avx2") && has!("bmi2") && has!("f16c") && has!("fma") {
-            return Ok(Target::X86_64V3);
-        }
+    let runs_here = |target: &&Target| {
+        target.arch() == std::env::consts::ARCH
+            && target
+                .required_features()
+                .iter()
+                .all(|name| has_feature(name) == Some(true))
+    };
+    if let Some(best) = Target::ALL.iter().rfind(runs_here) {
+        return Ok(*best);
     }
     let names: Vec<&str> = Target::ALL.iter().map(|t| t.name()).collect();
     let names = names.join(", ");

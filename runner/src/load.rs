@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use bundle_format::model::Manifest;
 use bundle_format::plan::Plan;
-use bundle_format::target::Target;
 use bundle_format::{Bundle, ErrorKind};
 use memmap2::{Advice, Mmap, MmapOptions};
 
@@ -126,15 +125,13 @@ struct Machine {
 const MACHINE: Machine = Machine {
     arch: std::env::consts::ARCH,
     kernel_abi: kernels::abi::VERSION,
-    has: has_feature,
+    has: kernels::cpu::has_feature,
 };
 
 /// Says what a bundle needs that the machine lacks.
 fn check_runnable(manifest: &Manifest, machine: &Machine) -> Result<(), String> {
     let target = manifest.target;
-    let arch = match target {
-        Target::X86_64V3 => "x86_64",
-    };
+    let arch = target.arch();
     if arch != machine.arch {
         return Err(format!(
             "the bundle is for {target}, which runs on {arch} processors, but this one is {}; compile the model for this \
@@ -171,56 +168,11 @@ fn check_runnable(manifest: &Manifest, machine: &Machine) -> Result<(), String> 
     Ok(())
 }
 
-/// Whether this processor has a feature, by the names of `std::arch::is_x86_feature_detected!`; none for other names.
-#[cfg(target_arch = "x86_64")]
-fn has_feature(name: &str) -> Option<bool> {
-    macro_rules! known {
-        ($($feature:tt),* $(,)?) => {
-            match name {
-                $($feature => Some(std::arch::is_x86_feature_detected!($feature)),)*
-                _ => None,
-            }
-        };
-    }
-    known!(
-        "sse3",
-        "ssse3",
-        "sse4.1",
-        "sse4.2",
-        "popcnt",
-        "lzcnt",
-        "movbe",
-        "bmi1",
-        "bmi2",
-        "avx",
-        "avx2",
-        "f16c",
-        "fma",
-        "avxvnni",
-        "avx512f",
-        "avx512bw",
-        "avx512cd",
-        "avx512dq",
-        "avx512vl",
-        "avx512vnni",
-        "avx512vbmi",
-        "avx512bf16",
-        "avx512fp16",
-        "gfni",
-        "vaes",
-        "vpclmulqdq",
-    )
-}
-
-#[cfg(not(target_arch = "x86_64"))]
-fn has_feature(_: &str) -> Option<bool> {
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use bundle_format::model::Model;
+    use bundle_format::target::Target;
 
     fn manifest() -> Manifest {
         Manifest {
@@ -285,16 +237,27 @@ mod tests {
         assert!(text.contains("kernel ABI 1") && text.contains("has 2"));
     }
 
-    #[cfg(target_arch = "x86_64")]
+    /// AVX-512 without VNNI is the psABI's fourth level, but not enough.
     #[test]
-    fn features_are_known_by_their_names() {
+    fn each_missing_feature_of_a_target_is_named() {
+        static MISSING: std::sync::Mutex<&str> = std::sync::Mutex::new("");
+        let lacking = Machine {
+            has: |name| Some(name != *MISSING.lock().unwrap()),
+            ..ABLE
+        };
         for target in Target::ALL {
+            let manifest = Manifest {
+                target: *target,
+                features: vec![],
+                ..manifest()
+            };
             for name in target.required_features() {
-                assert!(has_feature(name).is_some(), "{name}");
+                *MISSING.lock().unwrap() = name;
+                let text = check_runnable(&manifest, &lacking).unwrap_err();
+                assert!(text.contains(&format!("lacks {name},")), "{target}: {text}");
             }
         }
-        assert_eq!(has_feature("sse2x"), None);
-        assert_eq!(has_feature(""), None);
+        assert!(Target::X86_64V4.required_features().contains(&"avx512vnni"));
     }
 
     #[test]

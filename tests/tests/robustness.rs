@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bundle_format::read::AlignedBytes;
+use bundle_format::target::Target;
 use bundle_format::write::Contents;
 use bundle_format::{Bundle, Writer};
 use e2e::{bin, bundle, fail, fastrun, stderr, succeed, tiny};
@@ -396,6 +397,45 @@ fn explain_and_inspect_show_every_stage() {
     }
     let verified = succeed(fastrun(&["verify", text(bundle())]));
     assert!(!verified.is_empty());
+}
+
+/// A bundle for AVX-512 gives the bits of one for AVX2 where the processor has what it needs; elsewhere it is refused, by the
+/// name of what is missing.
+#[test]
+fn a_bundle_for_avx512_runs_or_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = e2e::tiny(folder.path(), "q4_0");
+    let [v3, v4] = ["x86-64-v3", "x86-64-v4"].map(|target| {
+        let path = folder.path().join(format!("{target}.fib"));
+        e2e::compile(&model, &path, &["--target", target]);
+        path
+    });
+    let about = succeed(fastrun(&["inspect", text(&v4)]));
+    assert!(
+        about.contains("x86-64-v4") && about.contains("avx512vnni"),
+        "{about}"
+    );
+
+    let required = Target::X86_64V4.required_features().iter();
+    let missing: Vec<&str> = required
+        .copied()
+        .filter(|name| kernels::cpu::has_feature(name) != Some(true))
+        .collect();
+    let native = folder.path().join("native.fib");
+    e2e::compile(&model, &native, &["--target", "native"]);
+    let about = succeed(fastrun(&["inspect", text(&native)]));
+    if missing.is_empty() {
+        assert_eq!(logits(&v3, "cpu"), logits(&v4, "cpu"));
+        assert!(about.contains("x86-64-v4"), "{about}");
+    } else {
+        println!(
+            "refused only, not run: this processor lacks {}",
+            missing.join(", ")
+        );
+        let error = fail(fastrun(&["logits", text(&v4), "--tokens", "1", "--json"]));
+        assert!(missing.iter().any(|name| error.contains(name)), "{error}");
+        assert!(about.contains("x86-64-v3"), "{about}");
+    }
 }
 
 /// Every encoding of a small random model gives nearly the reference's logits.

@@ -75,10 +75,38 @@ rows! {
 }
 
 fn at_every_level(id: u32, check: impl Fn(&MicroKernel)) {
-    let levels = Level::ALL.into_iter().filter(|level| level.is_available());
-    for level in levels {
-        check(cpu::lookup_at(level, id).expect("every level has every id"));
+    for level in Level::ALL {
+        if level.is_available() {
+            check(cpu::lookup_at(level, id).expect("every level has every id"));
+        } else {
+            println!("not run: {id:#x} at {}: {}", level.name(), lacks(level));
+        }
     }
+}
+
+/// The features of a level that this processor lacks.
+fn lacks(level: Level) -> String {
+    let required = level.required_features().iter().copied();
+    let missing: Vec<&str> = required
+        .filter(|name| cpu::has_feature(name) != Some(true))
+        .collect();
+    format!("this processor lacks {}", missing.join(", "))
+}
+
+/// A level is there just where its features are; run with `--nocapture` to see which were tested.
+#[test]
+fn levels_of_this_processor() {
+    let mut best = Level::Scalar;
+    for level in Level::ALL {
+        let has = |name: &&str| cpu::has_feature(name) == Some(true);
+        let all = level.required_features().iter().all(has);
+        assert_eq!(level.is_available(), all, "{}", level.name());
+        match all {
+            true => best = level,
+            false => println!("not run: {}: {}", level.name(), lacks(level)),
+        }
+    }
+    assert_eq!(Level::detect(), best);
 }
 
 /// The scalar twin of a microkernel.

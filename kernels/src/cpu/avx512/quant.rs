@@ -417,9 +417,11 @@ impl Part {
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
 fn start<const BYTES: usize>(words: &[__m512i]) -> __m512i {
     let raised_by = _mm512_set1_epi8(if BYTES == 2 { 129u8 } else { 128 } as i8);
+    // Chains of two: all products of the part wait for this.
     let mut sum = _mm512_setzero_si512();
-    for w in words {
-        sum = _mm512_dpbusd_epi32(sum, raised_by, *w);
+    for w in words.chunks_exact(2) {
+        let first = _mm512_dpbusd_epi32(_mm512_setzero_si512(), raised_by, w[0]);
+        sum = _mm512_add_epi32(sum, _mm512_dpbusd_epi32(first, raised_by, w[1]));
     }
     _mm512_sub_epi32(_mm512_setzero_si512(), sum)
 }
