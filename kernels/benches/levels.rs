@@ -78,7 +78,7 @@ fn compare(sides: &[Product; 2], amount: f64) -> String {
         ratios.push(rates[1][rates[1].len() - 1] / rates[0][rates[0].len() - 1]);
     }
     let hertz = clock();
-    let [first, second] = rates.map(|rates| median(rates));
+    let [first, second] = rates.map(median);
     format!(
         "{:8.1} ({:5.1}) {:8.1} ({:5.1}) ratio {:.2}",
         first / 1e9,

@@ -27,7 +27,7 @@ criterion_group!(
 );
 criterion_main!(benches);
 
-/// What one call does, and the most of it that the AVX2 code could do in a cycle (NOTES.md).
+/// What one call does, and the most of it that the level's code could do in a cycle (NOTES.md).
 struct Work {
     amount: f64,
     unit: &'static str,
@@ -77,8 +77,35 @@ fn bench(c: &mut Criterion, group: &str, name: &str, work: Work, mut call: impl 
     );
 }
 
-/// MACs a cycle of a full tile: with Q8 (or f32) rows, with Q16 rows.
+/// At AVX-512, cycles a token of 16 features by 32 k in a tile of some tokens: its operations of 512 bits that only one a
+/// cycle can issue, which are products, multiplications and fused multiply-adds. None for other levels and for what AVX-512 has no
+/// code of its own for.
+fn avx512_cycles(encoding: Encoding, activations: DType, tokens: f64) -> Option<f64> {
+    if Level::detect() != Level::Avx512 {
+        return None;
+    }
+    let dots = if activations == DType::Q16 { 16.0 } else { 8.0 };
+    // Sums of signed weights, once a tile.
+    let signed = 8.0 / tokens;
+    Some(match encoding {
+        Encoding::F32 | Encoding::F16 | Encoding::BF16 => return None,
+        Encoding::Q4_0 | Encoding::Q4_1 | Encoding::Q5_0 | Encoding::Q5_1 | Encoding::MXFP4 => {
+            dots + 3.0
+        }
+        Encoding::Q4_K | Encoding::Q5_K => dots + 4.0,
+        Encoding::Q8_0 | Encoding::IQ4_NL => dots + 2.0 + signed,
+        Encoding::IQ4_XS => dots + 3.0 + signed,
+        Encoding::Q3_K | Encoding::Q6_K => dots + 4.0 + signed,
+        // And the scales, multiplied into its weights once a tile.
+        Encoding::Q2_K => 2.0 * dots + 4.0 + 8.0 / tokens,
+    })
+}
+
+/// MACs a cycle of a full tile.
 fn prefill_ceiling(encoding: Encoding, activations: DType) -> f64 {
+    if let Some(cycles) = avx512_cycles(encoding, activations, 8.0) {
+        return 16.0 * 32.0 / cycles;
+    }
     let (q8, q16) = match encoding {
         Encoding::F32 | Encoding::F16 | Encoding::BF16 => return 16.0,
         Encoding::Q4_0 | Encoding::Q4_1 | Encoding::Q4_K => (42.0, 25.0),
@@ -94,8 +121,12 @@ fn prefill_ceiling(encoding: Encoding, activations: DType) -> f64 {
     if activations == DType::Q16 { q16 } else { q8 }
 }
 
-/// Weight bytes a cycle for a lone token, from the L1 cache: with Q8 (or f32) rows, with Q16 rows.
+/// Weight bytes a cycle for a lone token, from the L1 cache.
 fn decode_ceiling(encoding: Encoding, activations: DType) -> f64 {
+    if let Some(cycles) = avx512_cycles(encoding, activations, 1.0) {
+        let bytes = pack::packed_len(encoding, 16, 256).expect("whole blocks");
+        return bytes as f64 / 8.0 / cycles;
+    }
     let (q8, q16) = match encoding {
         Encoding::F32 => return 56.9,
         Encoding::F16 => return 28.4,

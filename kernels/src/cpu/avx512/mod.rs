@@ -1,4 +1,7 @@
 //! Microkernels for x86-64 with AVX-512 (F, BW, CD, DQ, VL) and VNNI. Each equals its scalar twin bit for bit.
+//!
+//! Quantised matmuls are this level's own, over the packed formats as AVX2 unpacks them. Attention and float matmuls are those of
+//! AVX2: they are bound by fused multiply-adds, of which wider registers make no more on the processors measured (NOTES.md).
 
 mod quant;
 

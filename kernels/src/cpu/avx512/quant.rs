@@ -34,14 +34,15 @@ pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
     let groups = (args.cols as usize).div_ceil(GROUP);
     let rows = args.rows as usize;
     for g in (0..groups).step_by(2) {
-        let has_second = g + 1 < groups;
+        let pair = g + 1 < groups;
         let mut row = 0;
         while row < rows {
             // SAFETY: the caller promises the groups from `col0` on, and rows of x and out.
             unsafe {
                 let tile = Tile {
                     w: args.w.add((first + g) * group_bytes),
-                    second: if has_second { group_bytes } else { 0 },
+                    pair,
+                    second: if pair { group_bytes } else { 0 },
                     blocks,
                     k: args.k as usize,
                     x: args.x.add(row * args.x_stride as usize),
@@ -63,7 +64,9 @@ pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
 /// Two groups of weights and some tokens.
 struct Tile {
     w: *const u8,
-    /// Bytes from the first group to the second; 0 where there is none, and the first is taken twice.
+    /// Whether there is a second group; where there is none, the first is taken twice.
+    pair: bool,
+    /// Bytes from the first group to the second.
     second: usize,
     /// Blocks of a row of weights.
     blocks: usize,
@@ -93,7 +96,7 @@ impl Tile {
     ///
     /// # Safety
     /// `w` is a packed group of `blocks` blocks, and so is what lies `second` bytes behind it; `x` has T rows of k quants of
-    /// BYTES bytes, `out` as many rows of 16 columns, or of 8 without a second group.
+    /// BYTES bytes, `out` as many rows of 16 columns, or of 8 unless `pair`.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
     unsafe fn run<F: Format, const BYTES: usize, const T: usize>(&self) -> usize {
@@ -121,9 +124,9 @@ impl Tile {
             // SAFETY: row t of out has 16 columns, or 8.
             unsafe {
                 let out = self.out.add(t * self.out_stride);
-                match self.second {
-                    0 => _mm256_storeu_ps(out, _mm512_castps512_ps256(*acc)),
-                    _ => _mm512_storeu_ps(out, *acc),
+                match self.pair {
+                    true => _mm512_storeu_ps(out, *acc),
+                    false => _mm256_storeu_ps(out, _mm512_castps512_ps256(*acc)),
                 }
             }
         }
@@ -263,10 +266,14 @@ impl XBlock {
         self,
         part: &Part,
     ) -> [__m512i; T] {
-        let [low, high] = [part.start[0], part.start[1]];
+        let [low, high] = part.start;
+        let scales = match holds_scales::<F>() {
+            true => Scales::None,
+            false => F::SCALES,
+        };
         // SAFETY: the caller's promise.
         unsafe {
-            match F::SCALES {
+            match scales {
                 Scales::None => self.sums::<F, SIGNED, BYTES, T, 0, 8>(&part.words, low),
                 Scales::Whole => {
                     let mut sums = self.sums::<F, SIGNED, BYTES, T, 0, 8>(&part.words, low);
@@ -343,6 +350,11 @@ const fn is_signed<F: Format>() -> bool {
     matches!(F::QUANTS, Quants::SignedLow | Quants::Signed)
 }
 
+/// Whether products of weights and integer scales fit a byte, so that they are what is multiplied: 3 * 15 does.
+const fn holds_scales<F: Format>() -> bool {
+    matches!((F::QUANTS, F::SCALES), (Quants::Crumbs, Scales::Halves))
+}
+
 impl Part {
     /// Unpacks and joins parts of two groups, from their blocks' heads.
     ///
@@ -357,7 +369,7 @@ impl Part {
                 [F::half::<0>(at[0]), F::half::<0>(at[1])],
                 [F::half::<1>(at[0]), F::half::<1>(at[1])],
             );
-            let words = [
+            let mut words = [
                 join(low[0][0], low[1][0]),
                 join(low[0][1], low[1][1]),
                 join(low[0][2], low[1][2]),
@@ -375,6 +387,12 @@ impl Part {
                 Scales::Halves => join(F::scale::<1>(at[0]), F::scale::<1>(at[1])),
                 _ => scale,
             };
+            if holds_scales::<F>() {
+                // Both bytes of 16 bits at once: neither product leaves its byte.
+                for (j, word) in words.iter_mut().enumerate() {
+                    *word = _mm512_mullo_epi16(*word, if j < 4 { scale } else { second_scale });
+                }
+            }
             let start = match (is_signed::<F>(), F::SCALES) {
                 (false, _) => [_mm512_setzero_si512(); 2],
                 (true, Scales::Halves) => {
@@ -433,12 +451,14 @@ fn in_every_byte(x: __m512i) -> __m512i {
     _mm512_or_si512(x, _mm512_slli_epi16::<8>(x))
 }
 
+/// The rows of two groups in one vector.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
 fn join(first: __m256i, second: __m256i) -> __m512i {
     _mm512_inserti64x4::<1>(_mm512_castsi256_si512(first), second)
 }
 
+/// As [`join`].
 #[inline]
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
 fn join_floats(first: __m256, second: __m256) -> __m512 {

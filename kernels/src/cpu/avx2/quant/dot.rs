@@ -5,7 +5,7 @@
 //!
 //! | weights | sums of | reach |
 //! |---|---|---|
-//! | 0 to 15 ([`Quants::Nibbles`]) | all 8 words | 8 * 2 * 15 * 127 = 30480 |
+//! | 0 to 15 ([`Quants::Crumbs`], [`Quants::Nibbles`]) | all 8 words | 8 * 2 * 15 * 127 = 30480 |
 //! | 0 to 31 ([`Quants::Low`]) | 4 words | 4 * 2 * 31 * 127 = 31496 |
 //! | -32 to 32 ([`Quants::SignedLow`]) | 4 words | 4 * 2 * 32 * 127 = 32512 |
 //! | -128 to 127 ([`Quants::Signed`]) | 1 word | 2 * 128 * 127 = 32512 |
@@ -38,7 +38,9 @@ impl Tile {
         // SAFETY: the caller's promise.
         unsafe {
             match (F::QUANTS, BYTES) {
-                (Quants::Nibbles | Quants::Low, _) => self.unsigned::<F, BYTES, T>(part, b),
+                (Quants::Crumbs | Quants::Nibbles | Quants::Low, _) => {
+                    self.unsigned::<F, BYTES, T>(part, b)
+                }
                 (Quants::SignedLow, 1) => self.signed_low::<F, T>(part, b),
                 (Quants::Signed, 1) => self.signed::<F, T>(part, b),
                 (Quants::SignedLow | Quants::Signed, _) => self.wide::<F, T>(part, b),
@@ -89,7 +91,7 @@ impl Tile {
         b: usize,
     ) -> [__m256i; T] {
         // One set of 16-bit sums for the part, or one a half.
-        let at_once = F::QUANTS == Quants::Nibbles && F::SCALES != Scales::Halves;
+        let at_once = F::QUANTS != Quants::Low && F::SCALES != Scales::Halves;
         let mut isums = [_mm256_setzero_si256(); T];
         let mut sums = [[_mm256_setzero_si256(); BYTES]; T];
         for half in 0..2 {

@@ -151,7 +151,7 @@ formats! {
     }
     Q2_K {
         8 parts of 16 + 2 * PLANE, behind 32;
-        Nibbles, Halves;
+        Crumbs, Halves;
         head: factors_subtracted;
         half(at, H): crumbs::<H>(at.add(16), 0);
         scale(at, H): _mm256_and_si256(unsigned_pairs(at.add(8 * H)), _mm256_set1_epi16(15));

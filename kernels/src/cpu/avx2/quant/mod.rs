@@ -81,6 +81,8 @@ pub trait Format {
 /// What the numbers of [`Format::half`] are, which decides how they are multiplied.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Quants {
+    /// 0 to 3.
+    Crumbs,
     /// 0 to 15.
     Nibbles,
     /// 0 to 31.

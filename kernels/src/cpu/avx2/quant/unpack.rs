@@ -124,7 +124,7 @@ pub fn looked_up(w: [__m256i; 4], table: &[i8; 16]) -> [__m256i; 4] {
 #[inline]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
 pub unsafe fn unsigned_pairs(at: *const u8) -> __m256i {
-    const ORDER: [i32; 8] = orders([0, ZERO, 0, ZERO]);
+    const ORDER: [u8; 32] = order([true, false, true, false]);
     // SAFETY: the caller's promise.
     unsafe { shuffled(at, &ORDER) }
 }
@@ -136,7 +136,7 @@ pub unsafe fn unsigned_pairs(at: *const u8) -> __m256i {
 #[inline]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
 pub unsafe fn signed_pairs(at: *const u8) -> __m256i {
-    const ORDER: [i32; 8] = orders([ZERO, 0, ZERO, 0]);
+    const ORDER: [u8; 32] = order([false, true, false, true]);
     // SAFETY: the caller's promise.
     unsafe { _mm256_srai_epi16::<8>(shuffled(at, &ORDER)) }
 }
@@ -241,20 +241,17 @@ fn shifted(v: __m256i, by: i32) -> __m256i {
 /// The index of `vpshufb` that gives a zero byte.
 const ZERO: u8 = 0x80;
 
-/// Lane r of eight: row r's byte where `index` has 0.
-const fn orders(index: [u8; 4]) -> [i32; 8] {
-    let mut orders = [0; 8];
-    let mut r = 0;
-    while r < 8 {
-        orders[r] = i32::from_le_bytes(index)
-            | if index[0] == ZERO {
-                0x0100_0100
-            } else {
-                0x0001_0001
-            } * r as i32;
-        r += 1;
+/// Lane r of eight: byte r where `bytes` has true, else a zero byte.
+const fn order(bytes: [bool; 4]) -> [u8; 32] {
+    let mut order = [ZERO; 32];
+    let mut i = 0;
+    while i < 32 {
+        if bytes[i % 4] {
+            order[i] = (i / 4) as u8;
+        }
+        i += 1;
     }
-    orders
+    order
 }
 
 /// Eight bytes, shuffled to the lanes.
@@ -263,8 +260,8 @@ const fn orders(index: [u8; 4]) -> [i32; 8] {
 /// `at` points at the bytes.
 #[inline]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-unsafe fn shuffled(at: *const u8, order: &[i32; 8]) -> __m256i {
-    // SAFETY: the caller's promise; the order has eight lanes.
+unsafe fn shuffled(at: *const u8, order: &[u8; 32]) -> __m256i {
+    // SAFETY: the caller's promise.
     let (bytes, order) = unsafe {
         (
             _mm256_set1_epi64x(at.cast::<i64>().read_unaligned()),
