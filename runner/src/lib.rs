@@ -60,6 +60,7 @@ mod error;
 pub mod executor;
 pub mod kv;
 pub mod load;
+pub mod runner;
 pub mod sampler;
 mod scheduler;
 mod sequence;
@@ -69,3 +70,4 @@ pub mod tokenizer;
 
 pub use engine::{Config, Engine, Event, FinishReason, Progress, Request, RequestId};
 pub use error::Error;
+pub use runner::{GenerateRequest, Generation, Input, Runner, RunnerOptions, Update};
