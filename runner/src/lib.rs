@@ -64,6 +64,8 @@ pub mod runner;
 pub mod sampler;
 mod scheduler;
 mod sequence;
+#[cfg(feature = "server")]
+pub mod serve;
 pub mod step;
 pub mod stop;
 pub mod tokenizer;

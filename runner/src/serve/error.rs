@@ -152,8 +152,15 @@ impl From<Error> for ApiError {
         match error {
             Error::User(_) => ApiError::bad_request(error.to_string()),
             Error::Unsupported(_) => ApiError::bad_request(error.to_string()).code("unsupported"),
+            Error::Busy(_) => ApiError::overloaded(error.to_string()),
             Error::Bug(_) => ApiError::internal(error.to_string()),
         }
+    }
+}
+
+impl std::fmt::Display for ApiError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
     }
 }
 

@@ -82,12 +82,16 @@ async fn drained(app: &Arc<App>, signals: &mut Signals) {
         app.options.drain_timeout.as_secs_f64()
     ));
     tokio::select! {
-        () = app.idle() => {}
+        () = app.idle() => return,
         () = tokio::time::sleep(app.options.drain_timeout) => {
             log(&format!("{} requests took too long and are cut off", app.running()));
         }
         () = signals.next() => log(&format!("{} requests are cut off", app.running())),
     }
+    // They end with a reason, if their clients listen.
+    let runner = app.runner.clone();
+    tokio::task::spawn_blocking(move || runner.shutdown());
+    _ = tokio::time::timeout(FAREWELL, app.idle()).await;
 }
 
 /// The signals that ask a server to end.

@@ -8,6 +8,7 @@
 //! All of it runs on one thread beside the engine's; what takes long (tokenising, templates, grammars) runs on a few others.
 
 mod answer;
+mod body;
 mod chat;
 mod completions;
 mod embeddings;
@@ -17,6 +18,7 @@ mod fields;
 mod gate;
 mod health;
 mod listen;
+mod logprobs;
 mod metrics;
 mod models;
 mod page;
@@ -43,8 +45,8 @@ use error::ApiError;
 use metrics::Metrics;
 use tools::CallFormat;
 
-/// Threads for what would hold up the server's own.
-const HELPERS: usize = 4;
+/// Most threads for what would hold up the server's own. They wait for the engine more than they compute.
+const HELPERS: usize = 32;
 
 /// How to serve.
 #[derive(Clone, Debug)]
@@ -165,6 +167,23 @@ impl App {
         }
         let permit = self.permits.clone().try_acquire_owned();
         permit.map_err(|_| ApiError::too_many(self.options.max_concurrent))
+    }
+
+    /// Whether a prompt of so many tokens may be computed; `param` is where it came from.
+    fn check_prompt(&self, tokens: usize, param: &str) -> Result<(), ApiError> {
+        let context = self.runner.model().context as usize;
+        if let Some(most) = self.options.max_prompt.filter(|&most| tokens > most) {
+            let message = format!("the prompt has {tokens} tokens, and this server takes {most} (--max-prompt)");
+            return Err(ApiError::prompt_too_long(param, message));
+        }
+        match tokens {
+            0 => Err(ApiError::invalid(param, "the prompt has no tokens")),
+            _ if tokens >= context => {
+                let message = format!("the prompt has {tokens} tokens, and the model's context is {context} with the answer");
+                Err(ApiError::prompt_too_long(param, message))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn is_draining(&self) -> bool {

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use axum::body::{Body, Bytes, HttpBody};
 use axum::http::{Method, StatusCode};
 use axum::response::Response;
-use http_body_util::BodyExt;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::App;
