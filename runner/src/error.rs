@@ -9,6 +9,9 @@ pub enum Error {
     /// Valid input that this build or this machine can't run.
     #[error("unsupported: {0}")]
     Unsupported(String),
+    /// More is asked than can wait; the same is likely to work a little later.
+    #[error("busy: {0}")]
+    Busy(String),
     /// A broken promise of our own code.
     #[error("bug in fastrun: {0}; please report it")]
     Bug(String),

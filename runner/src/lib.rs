@@ -18,11 +18,7 @@
 //! let loaded = Arc::new(Loaded::open("model.fib".as_ref())?);
 //! let tokenizer = Tokenizer::open(loaded.bundle().tokenizer())?;
 //! let device = CpuDevice::open(loaded.clone(), &CpuOptions::default())?;
-//! let config = Config {
-//!     limits: loaded.plan().limits,
-//!     vocab: loaded.manifest().model.vocab,
-//!     in_flight: 1,
-//! };
+//! let config = Config::new(loaded.plan().limits, loaded.manifest().model.vocab);
 //! let mut engine = Engine::new(device, config);
 //! let options = EncodeOptions {
 //!     parse_special: false,
@@ -39,6 +35,7 @@
 //!         ..SampleParams::default()
 //!     },
 //!     stop: tokenizer.vocab().end_of_generation().collect(),
+//!     ..Request::default()
 //! })?;
 //! let mut text = tokenizer.decode_stream(false);
 //! while engine.step() != Progress::Idle {
@@ -46,6 +43,7 @@
 //!         match event {
 //!             Event::Token { token, .. } => print!("{}", text.push(token)?),
 //!             Event::Finished { reason, .. } => println!("\n({reason})"),
+//!             Event::Hidden { .. } => {}
 //!         }
 //!     }
 //! }
@@ -58,14 +56,18 @@ pub mod device;
 pub mod engine;
 mod error;
 pub mod executor;
+pub mod grammar;
 pub mod kv;
 pub mod load;
+mod request;
 pub mod sampler;
 mod scheduler;
 mod sequence;
+pub mod spec;
 pub mod step;
 pub mod stop;
 pub mod tokenizer;
 
-pub use engine::{Config, Engine, Event, FinishReason, Progress, Request, RequestId};
+pub use engine::{Config, Engine, Progress, Stats};
 pub use error::Error;
+pub use request::{Event, FinishReason, Request, RequestId};
