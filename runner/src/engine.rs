@@ -7,20 +7,22 @@
 //!
 //! Every request that [`Engine::add`] accepts ends with exactly one [`Event::Finished`].
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Instant;
 
 use bundle_format::plan::Limits;
 
 use crate::Error;
 use crate::device::{Device, Outcome, Step, Ticket, Want};
 use crate::kv::{KvCache, blocks_for};
+use crate::request::{Event, FinishReason, Request, RequestId};
 use crate::sampler;
 use crate::scheduler::{Chunk, Scheduler};
 use crate::sequence::{Drawing, Sequence};
-pub use crate::sequence::{FinishReason, Request, RequestId};
+use crate::spec::NgramSpec;
 use crate::step::StepBuilder;
 
-/// What the engine has to know about model and plan.
+/// What the engine has to know about model and plan, and how to serve.
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
     pub limits: Limits,
@@ -28,15 +30,57 @@ pub struct Config {
     pub vocab: u32,
     /// Steps submitted at a time: 1 where the device works while it is submitted to, 2 where it works beside the host.
     pub in_flight: usize,
+    /// Requests that may wait; [`Engine::add`] refuses more with [`Error::Busy`].
+    pub queue: usize,
+    /// Whether what was computed for one request is found by others that start alike.
+    pub prefix_cache: bool,
+    /// Guess tokens ahead.
+    pub spec: Option<NgramSpec>,
+    /// Most prompt tokens of a step in which others decode; none: as many as about double the time that decoding alone
+    /// takes. Without others a prompt fills the plan's steps.
+    pub token_budget: Option<u32>,
 }
 
-/// What happened to a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// The next token of the answer.
-    Token { id: RequestId, token: u32 },
-    /// Nothing comes after it.
-    Finished { id: RequestId, reason: FinishReason },
+impl Config {
+    /// One step at a time, an unbounded queue, the prefix cache on, no guessing.
+    pub fn new(limits: Limits, vocab: u32) -> Config {
+        Config {
+            limits,
+            vocab,
+            in_flight: 1,
+            queue: usize::MAX,
+            prefix_cache: true,
+            spec: None,
+            token_budget: None,
+        }
+    }
+}
+
+/// What an engine does and has done: gauges first, then counters that only grow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Choices that are being computed.
+    pub running: usize,
+    /// Requests (and choices of running ones) that wait.
+    pub waiting: usize,
+    pub kv_blocks_total: u32,
+    /// Blocks that nobody holds, those with cached content among them.
+    pub kv_blocks_free: u32,
+    /// Blocks that nobody holds and whose content is kept for those who start alike.
+    pub kv_blocks_cached: u32,
+    /// Prompt tokens found in the prefix cache, and looked up in it.
+    pub prefix_hit_tokens: u64,
+    pub prefix_query_tokens: u64,
+    /// Sequences that gave their blocks up to older ones.
+    pub preemptions: u64,
+    /// Tokens of the prompts of accepted requests.
+    pub prompt_tokens: u64,
+    pub generated_tokens: u64,
+    /// Tokens guessed, and those of them that the model drew.
+    pub drafted_tokens: u64,
+    pub accepted_tokens: u64,
+    /// Steps submitted.
+    pub steps: u64,
 }
 
 /// How far a call of [`Engine::step`] got.
@@ -70,6 +114,8 @@ pub struct Engine<D> {
     in_flight: VecDeque<InFlight>,
     events: Vec<Event>,
     next_id: u64,
+    deadlines: BTreeSet<(Instant, RequestId)>,
+    stats: Stats,
 }
 
 impl<D: Device> Engine<D> {
@@ -83,6 +129,8 @@ impl<D: Device> Engine<D> {
             in_flight: VecDeque::new(),
             events: Vec::new(),
             next_id: 0,
+            deadlines: BTreeSet::new(),
+            stats: Stats::default(),
         }
     }
 
@@ -97,7 +145,14 @@ impl<D: Device> Engine<D> {
     /// the vocabulary, and for sampling parameters that make no sense.
     pub fn add(&mut self, request: Request) -> Result<RequestId, Error> {
         self.check(&request)?;
+        let waiting = self.scheduler.load().1;
+        if waiting >= self.config.queue {
+            return Err(Error::Busy(format!(
+                "{waiting} requests wait already, which is all that the queue takes; try again a little later"
+            )));
+        }
         let id = RequestId(self.next_id);
+        self.deadlines.extend(request.deadline.map(|at| (at, id)));
         self.next_id += 1;
         if request.max_tokens == Some(0) {
             self.finished(id, FinishReason::Length);
@@ -131,6 +186,15 @@ impl<D: Device> Engine<D> {
                  or give the device more KV memory"
             )));
         }
+        if request.choices != 1
+            || request.grammar.is_some()
+            || request.hidden
+            || request.logprobs.is_some()
+        {
+            return Err(Error::Unsupported(
+                "choices, grammars, hidden states and log-probabilities".into(),
+            ));
+        }
         let vocab = self.config.vocab;
         match request.prompt.iter().find(|&&t| t >= vocab) {
             Some(token) => Err(Error::User(format!(
@@ -143,6 +207,28 @@ impl<D: Device> Engine<D> {
     /// Ends a request; nothing where it has ended already.
     pub fn cancel(&mut self, id: RequestId) {
         self.end(id, FinishReason::Cancelled);
+    }
+
+    /// Ends the requests whose deadline is not after `now`.
+    pub fn expire(&mut self, now: Instant) {
+        while let Some(&(at, id)) = self.deadlines.first()
+            && at <= now
+        {
+            self.deadlines.pop_first();
+            self.end(id, FinishReason::Timeout);
+        }
+    }
+
+    pub fn stats(&self) -> Stats {
+        let (running, waiting) = self.scheduler.load();
+        let kv = self.scheduler.kv();
+        Stats {
+            running,
+            waiting,
+            kv_blocks_total: kv.total_blocks(),
+            kv_blocks_free: kv.free_blocks(),
+            ..self.stats
+        }
     }
 
     /// Whether there is no request that has not ended.
@@ -274,7 +360,12 @@ impl<D: Device> Engine<D> {
         };
         let reason = sequence.drawn(token);
         if reason != Some(FinishReason::Stop) {
-            self.events.push(Event::Token { id, token });
+            self.events.push(Event::Token {
+                id,
+                choice: 0,
+                token,
+                logprobs: None,
+            });
         }
         if let Some(reason) = reason {
             self.end(id, reason);
@@ -288,7 +379,12 @@ impl<D: Device> Engine<D> {
     }
 
     fn finished(&mut self, id: RequestId, reason: FinishReason) {
-        self.events.push(Event::Finished { id, reason });
+        self.events.push(Event::Finished {
+            id,
+            choice: 0,
+            reason,
+            cached_tokens: 0,
+        });
     }
 }
 

@@ -9,8 +9,8 @@ pub enum Error {
     /// Valid input that this build or this machine can't run.
     #[error("unsupported: {0}")]
     Unsupported(String),
-    /// Nothing is wrong with the request, but there is no room for it now: it may be made again later.
-    #[error("{0}")]
+    /// No request of this kind is taken now; the same is likely to work a little later.
+    #[error("busy: {0}")]
     Busy(String),
     /// A broken promise of our own code.
     #[error("bug in fastrun: {0}; please report it")]

@@ -9,7 +9,8 @@ use std::collections::VecDeque;
 use bundle_format::plan::Limits;
 
 use crate::kv::{KvCache, blocks_for};
-use crate::sequence::{RequestId, Sequence};
+use crate::request::RequestId;
+use crate::sequence::Sequence;
 
 /// Consecutive tokens of one sequence in a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

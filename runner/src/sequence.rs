@@ -1,50 +1,10 @@
 //! One request on its way: its tokens, how many of them the device has, and its KV blocks.
 
 use std::collections::VecDeque;
-use std::fmt;
 
 use crate::device::{SampleParams, Ticket, TokenSource};
 use crate::kv::BlockTables;
-
-/// Names a request of an engine. Ids ascend in the order of arrival and are never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct RequestId(pub(crate) u64);
-
-/// What is to be generated.
-#[derive(Clone, Debug)]
-pub struct Request {
-    /// Token ids of the prompt; at least one.
-    pub prompt: Vec<u32>,
-    /// Most tokens to generate; none: as many as the context holds.
-    pub max_tokens: Option<u32>,
-    pub sampling: SampleParams,
-    /// Ids that end the answer and are not part of it.
-    pub stop: Vec<u32>,
-}
-
-/// Why a request ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FinishReason {
-    /// The model drew a stop id.
-    Stop,
-    /// The most tokens, the end of the context, or the end of the KV memory was reached.
-    Length,
-    /// The caller cancelled it.
-    Cancelled,
-    /// The device failed; the text says how.
-    Error(String),
-}
-
-impl fmt::Display for FinishReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            FinishReason::Stop => f.write_str("stop"),
-            FinishReason::Length => f.write_str("length"),
-            FinishReason::Cancelled => f.write_str("cancelled"),
-            FinishReason::Error(text) => write!(f, "error: {text}"),
-        }
-    }
-}
+use crate::request::{FinishReason, Request, RequestId};
 
 /// A token that a submitted step draws, and whose id is not known yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

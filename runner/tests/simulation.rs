@@ -24,9 +24,8 @@ impl Setup {
     fn engine(&self) -> Engine<NullDevice> {
         let device = NullDevice::new(self.limits, VOCAB, self.blocks.clone(), self.polls.clone());
         let config = Config {
-            limits: self.limits,
-            vocab: VOCAB,
             in_flight: self.in_flight,
+            ..Config::new(self.limits, VOCAB)
         };
         Engine::new(device, config)
     }
@@ -83,6 +82,7 @@ fn arrivals() -> impl Strategy<Value = Vec<Arrival>> {
                 max_tokens,
                 sampling,
                 stop,
+                ..Request::default()
             }
         });
     prop::collection::vec(
@@ -125,12 +125,13 @@ impl Answers {
     fn take(&mut self, engine: &mut Engine<NullDevice>) {
         for event in engine.take_events() {
             match event {
-                Event::Token { id, token } => {
+                Event::Token { id, token, .. } => {
                     let answer = self.0.entry(id).or_default();
                     assert_eq!(answer.reason, None, "a token after the end");
                     answer.tokens.push(token);
                 }
-                Event::Finished { id, reason } => {
+                Event::Hidden { .. } => panic!("nobody asked"),
+                Event::Finished { id, reason, .. } => {
                     let answer = self.0.entry(id).or_default();
                     assert_eq!(answer.reason.replace(reason), None, "ended twice");
                 }
@@ -212,7 +213,7 @@ proptest! {
     ) {
         let mut device = NullDevice::new(setup.limits, VOCAB, setup.blocks.clone(), setup.polls.clone());
         *(if in_poll { &mut device.fail_poll } else { &mut device.fail_submit }) = Some(at);
-        let config = Config { limits: setup.limits, vocab: VOCAB, in_flight: setup.in_flight };
+        let config = Config { in_flight: setup.in_flight, ..Config::new(setup.limits, VOCAB) };
         let mut engine = Engine::new(device, config);
         let mut answers = Answers::default();
         let accepted: Vec<_> =
@@ -259,7 +260,7 @@ fn request(prompt: usize, max_tokens: Option<u32>) -> Request {
         prompt: (0..prompt as u32).map(|i| i % VOCAB).collect(),
         max_tokens,
         sampling: sampling(7),
-        stop: Vec::new(),
+        ..Request::default()
     }
 }
 
@@ -275,7 +276,15 @@ fn no_tokens_wanted_none_given() {
     let mut engine = roomy().engine();
     let id = engine.add(request(5, Some(0))).expect("it fits");
     let reason = FinishReason::Length;
-    assert_eq!(engine.take_events(), [Event::Finished { id, reason }]);
+    assert_eq!(
+        engine.take_events(),
+        [Event::Finished {
+            id,
+            choice: 0,
+            reason,
+            cached_tokens: 0
+        }]
+    );
     assert_eq!(engine.step(), Progress::Idle);
     assert_eq!(engine.device().steps, 0);
 }

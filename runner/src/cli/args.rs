@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+#[cfg(feature = "server")]
+use fastrun::spec::NgramSpec;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -253,6 +255,15 @@ pub struct EngineArgs {
     /// Bytes of the KV cache, with K, M or G: 512M [default: what fits]
     #[arg(long, value_name = "BYTES", env = "FASTRUN_KV_MEMORY", value_parser = bytes)]
     pub kv_memory: Option<u64>,
+    /// Guess tokens ahead from the text so far: ngram, or ngram:N for at most N at a time; answers stay the same
+    #[arg(long, value_name = "HOW", env = "FASTRUN_SPEC")]
+    pub spec: Option<NgramSpec>,
+    /// Don't keep what was computed for requests that start alike
+    #[arg(long, env = "FASTRUN_NO_PREFIX_CACHE")]
+    pub no_prefix_cache: bool,
+    /// Most prompt tokens of a step in which others decode: fewer keep running answers flowing, more read prompts faster
+    #[arg(long, value_name = "N", env = "FASTRUN_TOKEN_BUDGET", value_parser = clap::value_parser!(u32).range(1..))]
+    pub token_budget: Option<u32>,
     /// What to compute with; reference is slow, and exact
     #[arg(long, value_name = "DEVICE", value_enum, default_value_t = DeviceKind::Cpu, env = "FASTRUN_DEVICE")]
     pub device: DeviceKind,

@@ -30,7 +30,9 @@ fn runner_options(args: &ServeArgs) -> RunnerOptions {
         kv_memory: args.engine.kv_memory,
         queue: args.limits.queue,
         verify: args.engine.verify == Verify::Full,
-        ..RunnerOptions::default()
+        prefix_cache: !args.engine.no_prefix_cache,
+        spec: args.engine.spec,
+        token_budget: args.engine.token_budget,
     }
 }
 

@@ -1,14 +1,14 @@
-//! A request that the engine serves: tokens become text here, and stop strings end it.
+//! The answers of a request that the engine serves: tokens become text here, and stop strings end it.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use crate::Error;
 use crate::device::LogProbs;
 use crate::stop::StopStrings;
 use crate::tokenizer::{DecodeStream, Tokenizer};
+use crate::{Error, FinishReason};
 
-use super::update::{Alternative, FinishReason, Timings, TokenInfo, Update, Usage};
+use super::update::{Alternative, Timings, TokenInfo, Update, Usage};
 
 /// Where updates go.
 pub(super) type Sink = Box<dyn FnMut(Update) + Send>;
@@ -25,10 +25,9 @@ pub(super) struct Answers<'a> {
 
 /// One answer.
 struct Choice<'a> {
-    /// None when the answer has ended.
+    /// Where its tokens become text; none when it has ended.
     text: Option<Text<'a>>,
     tokens: u32,
-    cached: u32,
     first_token: Option<Instant>,
     /// What was drawn since the last update.
     news: News,
@@ -37,22 +36,14 @@ struct Choice<'a> {
 struct Text<'a> {
     stream: DecodeStream<'a>,
     stop: StopStrings,
+    /// A stop string came: the engine is to end the answer, and what it still draws is dropped.
+    stopped: bool,
 }
 
 #[derive(Default)]
 struct News {
     text: String,
     tokens: Vec<TokenInfo>,
-}
-
-/// Whether a request goes on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Next {
-    GoOn,
-    /// This answer has ended, others have not.
-    EndChoice,
-    /// Nobody waits for more of the request.
-    EndAll,
 }
 
 impl<'a> Answers<'a> {
@@ -68,9 +59,9 @@ impl<'a> Answers<'a> {
             text: Some(Text {
                 stream: tokenizer.decode_stream(false),
                 stop: StopStrings::new(stop),
+                stopped: false,
             }),
             tokens: 0,
-            cached: 0,
             first_token: None,
             news: News::default(),
         };
@@ -83,91 +74,93 @@ impl<'a> Answers<'a> {
         }
     }
 
-    /// The engine drew a token, which the next [`Answers::tell`] tells; a stop string ends the answer at once.
-    pub fn token(&mut self, choice: u32, token: u32, logprobs: Option<LogProbs>) -> Next {
+    /// The engine drew a token, which the next [`Answers::tell`] tells. True: a stop string has come with it, and nothing
+    /// more of the answer is wanted.
+    ///
+    /// # Errors
+    /// The id is not of the vocabulary, or the choice not of the request.
+    pub fn token(
+        &mut self,
+        choice: u32,
+        token: u32,
+        logprobs: Option<LogProbs>,
+    ) -> Result<bool, Error> {
         let tokenizer = self.tokenizer;
-        let Some(state) = self.choices.get_mut(choice as usize) else {
-            return Next::GoOn;
+        let state = self.choice(choice)?;
+        let Some(text) = state.text.as_mut().filter(|text| !text.stopped) else {
+            // In a step that was submitted before the stop string was seen.
+            return Ok(false);
         };
-        // In a step that was submitted before the stop string was seen.
-        let Some(text) = &mut state.text else {
-            return Next::GoOn;
-        };
-        let pushed = text.stream.push(token).and_then(|piece| {
-            let info = token_info(tokenizer, token, logprobs)?;
-            Ok((piece, info))
-        });
-        let (piece, info) = match pushed {
-            Ok(pushed) => pushed,
-            // The engine draws ids of the vocabulary only.
-            Err(error) => {
-                return self.end(choice, FinishReason::Error(error.to_string()));
-            }
-        };
+        let piece = text.stream.push(token)?;
+        let info = token_info(tokenizer, token, logprobs)?;
+        let passed = text.stop.push(&piece);
+        text.stopped = passed.stopped;
         state.tokens += 1;
         state.first_token.get_or_insert_with(Instant::now);
-        let passed = text.stop.push(&piece);
         state.news.text += &passed.text;
         state.news.tokens.push(info);
-        if passed.stopped {
-            state.text = None;
-            return self.ended(choice, FinishReason::Stop);
-        }
-        Next::GoOn
+        Ok(passed.stopped)
     }
 
-    /// The answer has ended; its last text and its end are told. Nothing where it had ended already.
-    pub fn end(&mut self, choice: u32, reason: FinishReason) -> Next {
-        let Some(state) = self.choices.get_mut(choice as usize) else {
-            return Next::GoOn;
-        };
+    /// The engine has ended the answer: its last text and its end are told.
+    ///
+    /// # Errors
+    /// The choice is not of the request, or has ended before.
+    pub fn end(&mut self, choice: u32, reason: FinishReason, cached: u32) -> Result<(), Error> {
+        let (prompt_tokens, start) = (self.prompt_tokens, self.start);
+        let state = self.choice(choice)?;
         let Some(mut text) = state.text.take() else {
-            return Next::GoOn;
+            return Err(Error::Bug(format!("choice {choice} ended twice")));
         };
-        let rest = text.stop.push(&text.stream.finish());
-        state.news.text += &rest.text;
-        if !rest.stopped {
-            state.news.text += &text.stop.finish();
-        }
-        self.ended(choice, reason)
-    }
-
-    fn ended(&mut self, choice: u32, reason: FinishReason) -> Next {
-        let Some(state) = self.choices.get(choice as usize) else {
-            return Next::GoOn;
+        let reason = match text.stopped {
+            // It was cancelled for that.
+            true => FinishReason::Stop,
+            false => {
+                state.news.text += &text.stop.push(&text.stream.finish()).text;
+                state.news.text += &text.stop.finish();
+                reason
+            }
         };
-        let usage = Usage {
-            prompt_tokens: self.prompt_tokens,
-            completion_tokens: state.tokens,
-            cached_tokens: state.cached,
-        };
-        let timings = Timings {
-            first_token: state.first_token.map(|at| at - self.start),
-            total: self.start.elapsed(),
-        };
-        self.tell_choice(choice);
-        self.send(Update::Finished {
+        let finished = Update::Finished {
             choice,
             reason,
-            usage,
-            timings,
-        });
-        match self.is_over() {
-            true => Next::EndAll,
-            false => Next::EndChoice,
-        }
+            usage: Usage {
+                prompt_tokens,
+                completion_tokens: state.tokens,
+                cached_tokens: cached,
+            },
+            timings: Timings {
+                first_token: state.first_token.map(|at| at - start),
+                total: start.elapsed(),
+            },
+        };
+        self.tell_choice(choice);
+        self.send(finished);
+        Ok(())
     }
 
     /// All answers that have not ended do so.
     pub fn end_all(&mut self, reason: &FinishReason) {
         for choice in 0..self.choices.len() as u32 {
-            self.end(choice, reason.clone());
+            // One that had ended stays as it is.
+            let _ = self.end(choice, reason.clone(), 0);
         }
     }
 
-    /// Whether all answers have ended, or nobody is there to be told.
-    pub fn is_over(&self) -> bool {
-        self.sink.is_none() || self.choices.iter().all(|c| c.text.is_none())
+    /// Whether all answers have ended.
+    pub fn have_ended(&self) -> bool {
+        self.choices.iter().all(|choice| choice.text.is_none())
+    }
+
+    /// Whether an answer goes on that no stop string has ended.
+    pub fn want_more(&self) -> bool {
+        let goes_on = |choice: &Choice| choice.text.as_ref().is_some_and(|text| !text.stopped);
+        self.choices.iter().any(goes_on)
+    }
+
+    /// Whether there is nobody to tell any more.
+    pub fn is_deaf(&self) -> bool {
+        self.sink.is_none()
     }
 
     /// Tells what was drawn since the last time.
@@ -178,10 +171,8 @@ impl<'a> Answers<'a> {
     }
 
     fn tell_choice(&mut self, choice: u32) {
-        let Some(state) = self.choices.get_mut(choice as usize) else {
-            return;
-        };
-        let News { text, tokens } = std::mem::take(&mut state.news);
+        let news = self.choices.get_mut(choice as usize).map(|c| &mut c.news);
+        let News { text, tokens } = news.map(std::mem::take).unwrap_or_default();
         if !text.is_empty() || !tokens.is_empty() {
             self.send(Update::Delta {
                 choice,
@@ -199,6 +190,15 @@ impl<'a> Answers<'a> {
             self.sink = None;
         }
     }
+
+    fn choice(&mut self, choice: u32) -> Result<&mut Choice<'a>, Error> {
+        let count = self.choices.len();
+        self.choices.get_mut(choice as usize).ok_or_else(|| {
+            Error::Bug(format!(
+                "choice {choice} of a request that asked for {count}"
+            ))
+        })
+    }
 }
 
 fn token_info(
@@ -207,21 +207,19 @@ fn token_info(
     logprobs: Option<LogProbs>,
 ) -> Result<TokenInfo, Error> {
     let bytes = |id| tokenizer.token_bytes(id, true).map(<[u8]>::to_vec);
-    let logprob = logprobs.as_ref().map(|l| l.token);
-    let top = logprobs.map(|l| l.top).unwrap_or_default();
-    Ok(TokenInfo {
+    let mut info = TokenInfo {
         id,
         bytes: bytes(id)?,
-        logprob,
-        top: top
-            .into_iter()
-            .map(|(id, logprob)| {
-                Ok(Alternative {
-                    id,
-                    bytes: bytes(id)?,
-                    logprob,
-                })
-            })
-            .collect::<Result<_, Error>>()?,
-    })
+        logprob: None,
+        top: Vec::new(),
+    };
+    if let Some(logprobs) = logprobs {
+        info.logprob = Some(logprobs.token);
+        for (id, logprob) in logprobs.top {
+            // The model's vocabulary may have ids that are no tokens.
+            let bytes = bytes(id).unwrap_or_default();
+            info.top.push(Alternative { id, bytes, logprob });
+        }
+    }
+    Ok(info)
 }

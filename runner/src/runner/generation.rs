@@ -3,10 +3,10 @@
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Weak};
 
-use crate::engine::RequestId;
+use crate::{FinishReason, RequestId};
 
 use super::Inner;
-use super::update::{FinishReason, Update};
+use super::update::Update;
 use super::worker::Command;
 
 /// Keeps a request going: dropping it cancels what has not ended.

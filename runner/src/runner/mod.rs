@@ -5,11 +5,12 @@
 //! [`generation`]. On the thread, [`worker`] steps the engine, and [`answer`] turns its tokens into text.
 
 mod answer;
+mod embedding;
 mod generation;
 mod model;
 mod options;
 mod request;
-mod stats;
+mod shared;
 mod update;
 mod worker;
 
@@ -19,19 +20,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
+pub use embedding::Embedding;
 pub use generation::{Canceller, Generation, Handle};
 pub use model::ModelInfo;
 pub use options::{DeviceKind, RunnerOptions};
-pub use request::{GenerateRequest, Grammar, Input, random_seed};
-pub use stats::Stats;
-pub use update::{Alternative, FinishReason, Timings, TokenInfo, Update, Usage};
+pub use request::{GenerateRequest, Input, random_seed};
+pub use update::{Alternative, Timings, TokenInfo, Update, Usage};
 
-use crate::Error;
-use crate::engine::Request;
 use crate::load::Loaded;
 use crate::tokenizer::Tokenizer;
+use crate::{Error, Request, RequestId, Stats};
 use model::Model;
-use worker::{Command, Shared, Submission};
+use shared::Shared;
+use worker::{Command, Submission, Wanted};
 
 /// An opened bundle that serves requests, many at a time.
 ///
@@ -48,15 +49,6 @@ struct Inner {
     commands: Sender<Command>,
     worker: ThreadId,
     thread: Mutex<Option<JoinHandle<()>>>,
-}
-
-/// What a text means to a model, for comparing it with others.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Embedding {
-    /// `[D]` the mean of the last hidden states, at length 1 ([`ModelInfo::embedding`]).
-    pub values: Vec<f32>,
-    /// Tokens of the input.
-    pub tokens: usize,
 }
 
 impl Runner {
@@ -152,25 +144,77 @@ impl Runner {
         sink: impl FnMut(Update) + Send + 'static,
     ) -> Result<Handle, Error> {
         let start = Instant::now();
-        supported(&request)?;
-        let choices = request.choices;
-        let stop_ids = match request.ignore_eos {
-            true => Vec::new(),
-            false => self.tokenizer().vocab().end_of_generation().collect(),
-        };
+        let prompt = self.encode(&request.input)?;
+        let grammar = request.grammar.as_ref();
         let engine_request = Request {
-            prompt: self.encode(&request.input)?,
+            prompt,
             max_tokens: request.max_tokens,
             sampling: request.sampling,
-            stop: stop_ids,
+            stop: match request.ignore_eos {
+                true => Vec::new(),
+                false => self.tokenizer().vocab().end_of_generation().collect(),
+            },
+            choices: request.choices,
+            logprobs: request.logprobs,
+            bias: request.bias.into(),
+            grammar: grammar
+                .map(|g| self.inner.model.constraint(g))
+                .transpose()?,
+            // A time that is beyond all clocks is none.
+            deadline: request.timeout.and_then(|time| start.checked_add(time)),
+            cache_salt: request.cache_salt,
+            ..Request::default()
         };
-        let submission = Box::new(Submission {
-            request: engine_request,
-            choices,
+        let wanted = Wanted::Answers {
             stop: request.stop,
             sink: Box::new(sink),
-            start,
-        });
+        };
+        self.start_request(engine_request, wanted, start)
+    }
+
+    /// What a text means, as far as the model tells.
+    ///
+    /// # Errors
+    /// Those of [`Runner::submit`].
+    pub fn embed(&self, input: impl Into<Input>) -> Result<Embedding, Error> {
+        let embeddings = self.embed_all([input.into()])?;
+        let embedding = embeddings.into_iter().next();
+        embedding.ok_or_else(|| Error::Bug("one input has no embedding".into()))
+    }
+
+    /// What some texts mean, in their order; they are computed together.
+    ///
+    /// # Errors
+    /// Those of [`Runner::submit`], of the first text that has one.
+    pub fn embed_all(
+        &self,
+        inputs: impl IntoIterator<Item = Input>,
+    ) -> Result<Vec<Embedding>, Error> {
+        // If one fails, dropping the others cancels them.
+        let mut running = Vec::new();
+        for input in inputs {
+            let request = Request {
+                prompt: self.encode(&input)?,
+                hidden: true,
+                ..Request::default()
+            };
+            let (reply, outcome) = mpsc::sync_channel(1);
+            let wanted = Wanted::Embedding(reply);
+            let handle = self.start_request(request, wanted, Instant::now())?;
+            running.push((outcome, handle));
+        }
+        let outcomes = running.iter().map(|(outcome, _)| outcome.recv());
+        outcomes
+            .map(|outcome| outcome.map_err(|_| dead())?)
+            .collect()
+    }
+
+    fn start_request(
+        &self,
+        request: Request,
+        wanted: Wanted,
+        start: Instant,
+    ) -> Result<Handle, Error> {
         if thread::current().id() == self.inner.worker {
             return Err(Error::User(
                 "a sink can't make requests, for it runs on the thread that would have to take them; make them on another \
@@ -179,23 +223,14 @@ impl Runner {
             ));
         }
         let (reply, answer) = mpsc::sync_channel(1);
-        self.inner.send(Command::Submit {
-            request: submission,
-            reply,
+        let request = Box::new(Submission {
+            request,
+            wanted,
+            start,
         });
-        let id = answer.recv().map_err(|_| dead())??;
+        self.inner.send(Command::Submit { request, reply });
+        let id: RequestId = answer.recv().map_err(|_| dead())??;
         Ok(Handle::new(self.inner.clone(), id))
-    }
-
-    /// What a text means, as far as the model tells.
-    ///
-    /// # Errors
-    /// Those of [`Runner::submit`].
-    pub fn embed(&self, input: impl Into<Input>) -> Result<Embedding, Error> {
-        let _ = input.into();
-        Err(Error::Unsupported(
-            "this build's engine yields no hidden states, so there are no embeddings".into(),
-        ))
     }
 
     /// The engine in figures, as of its last step.
@@ -247,21 +282,4 @@ impl Drop for Inner {
 
 fn dead() -> Error {
     Error::Bug("the engine's thread has ended".into())
-}
-
-fn supported(request: &GenerateRequest) -> Result<(), Error> {
-    let missing = [
-        (request.choices != 1, "more than one choice"),
-        (request.logprobs.is_some(), "logprobs"),
-        (!request.bias.is_empty(), "a bias"),
-        (request.grammar.is_some(), "a grammar"),
-        (request.timeout.is_some(), "a timeout"),
-        (request.cache_salt != 0, "a cache salt"),
-    ];
-    match missing.iter().find(|(asked, _)| *asked) {
-        Some((_, what)) => Err(Error::Unsupported(format!(
-            "this build's engine has no {what}"
-        ))),
-        None => Ok(()),
-    }
 }

@@ -1,9 +1,10 @@
 //! What callers and the engine's thread share of an opened bundle: its tokenizer, its chat template, what is known of it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crate::Error;
 use crate::chat::ChatTemplate;
+use crate::grammar::{Constraint, Grammar, GrammarCompiler};
 use crate::load::Loaded;
 use crate::tokenizer::{EncodeOptions, Tokenizer};
 
@@ -42,6 +43,8 @@ pub struct Model {
     /// These borrow from `loaded`; declared before it, so dropped before it.
     tokenizer: Tokenizer<'static>,
     template: Option<Result<ChatTemplate<'static>, Error>>,
+    /// Made when the first grammar comes.
+    grammars: OnceLock<Result<GrammarCompiler, Error>>,
     info: ModelInfo,
     loaded: Arc<Loaded>,
 }
@@ -60,6 +63,7 @@ impl Model {
         Ok(Model {
             tokenizer,
             template,
+            grammars: OnceLock::new(),
             info,
             loaded,
         })
@@ -93,6 +97,14 @@ impl Model {
                 Ok(self.tokenizer.encode_prompt(&prompt))
             }
         }
+    }
+
+    /// A grammar over the model's vocabulary.
+    pub fn constraint(&self, grammar: &Grammar) -> Result<Constraint, Error> {
+        let compiler = self
+            .grammars
+            .get_or_init(|| GrammarCompiler::new(&self.tokenizer, self.info.vocab));
+        compiler.as_ref().map_err(Clone::clone)?.compile(grammar)
     }
 
     fn template(&self) -> Result<&ChatTemplate<'_>, Error> {

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
+use crate::Config;
 use crate::Error;
 use crate::device::Device;
 use crate::device::cpu::{CpuDevice, CpuOptions};
 use crate::device::reference::{ReferenceDevice, ReferenceOptions};
 use crate::load::Loaded;
+use crate::spec::NgramSpec;
 
 /// What runs a bundle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,6 +30,12 @@ pub struct RunnerOptions {
     pub kv_memory: Option<u64>,
     /// Requests that may wait while others run; one more is [`Error::Busy`].
     pub queue: usize,
+    /// Whether what was computed for one request is found by others that start alike.
+    pub prefix_cache: bool,
+    /// Guess tokens ahead; answers are the same either way.
+    pub spec: Option<NgramSpec>,
+    /// Most prompt tokens of a step in which others decode ([`Config::token_budget`]).
+    pub token_budget: Option<u32>,
     /// Check the hashes of all weights first. It reads the whole file.
     pub verify: bool,
 }
@@ -39,12 +47,26 @@ impl Default for RunnerOptions {
             threads: None,
             kv_memory: None,
             queue: 1024,
+            prefix_cache: true,
+            spec: None,
+            token_budget: None,
             verify: false,
         }
     }
 }
 
 impl RunnerOptions {
+    /// How the engine serves: both devices work while they are submitted to.
+    pub(super) fn engine_config(&self, loaded: &Loaded) -> Config {
+        Config {
+            queue: self.queue,
+            prefix_cache: self.prefix_cache,
+            spec: self.spec,
+            token_budget: self.token_budget,
+            ..Config::new(loaded.plan().limits, loaded.manifest().model.vocab)
+        }
+    }
+
     /// Opens the device, on the thread that is to use it.
     pub(super) fn open_device(&self, loaded: &Arc<Loaded>) -> Result<Box<dyn Device>, Error> {
         Ok(match self.device {

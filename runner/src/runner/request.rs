@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::chat::ChatRequest;
 use crate::device::SampleParams;
+use crate::grammar::Grammar;
 
 /// What the answer continues.
 #[derive(Clone, Debug)]
@@ -41,19 +42,6 @@ impl From<ChatRequest> for Input {
     }
 }
 
-/// What an answer has to look like.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Grammar {
-    /// A JSON object.
-    Json,
-    /// JSON that a schema admits.
-    JsonSchema(serde_json::Value),
-    /// Text that a regular expression matches as a whole.
-    Regex(String),
-    /// Text of a grammar in Lark's notation.
-    Lark(String),
-}
-
 /// One prompt, and how to answer it.
 ///
 /// [`GenerateRequest::new`] fills in the defaults; set the fields that differ.
@@ -64,7 +52,7 @@ pub struct GenerateRequest {
     pub max_tokens: Option<u32>,
     /// By default as `fastrun` samples: top-k 40, top-p 0.95, min-p 0.05, temperature 0.8, and another seed each time.
     pub sampling: SampleParams,
-    /// Answers to give, each with a seed of its own that follows from `sampling.seed`.
+    /// Answers to give; number `i` is drawn with the seed `sampling.seed + i`.
     pub choices: u32,
     /// Strings that end an answer and are not part of it.
     pub stop: Vec<String>,
@@ -74,8 +62,9 @@ pub struct GenerateRequest {
     pub logprobs: Option<u32>,
     /// Added to the logits of these tokens; each id once.
     pub bias: Vec<(u32, f32)>,
+    /// What an answer must match.
     pub grammar: Option<Grammar>,
-    /// Ends the request with [`FinishReason::Timeout`](super::FinishReason::Timeout) when it has taken this long.
+    /// Ends the request with [`FinishReason::Timeout`](crate::FinishReason::Timeout) when it has taken this long.
     pub timeout: Option<Duration>,
     /// Requests share the KV cache of a common prefix only with those of the same salt.
     pub cache_salt: u64,

@@ -1,9 +1,8 @@
 //! What a caller is told of an answer.
 
-use std::fmt;
 use std::time::Duration;
 
-use crate::engine;
+use crate::FinishReason;
 
 /// What happened to one of a request's answers.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,44 +44,6 @@ pub struct Alternative {
     pub id: u32,
     pub bytes: Vec<u8>,
     pub logprob: f32,
-}
-
-/// Why an answer ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FinishReason {
-    /// The model ended it, a stop string came, or the grammar admits nothing more.
-    Stop,
-    /// The most tokens, the end of the context, or the end of the KV memory was reached.
-    Length,
-    /// The caller cancelled it, or let go of it.
-    Cancelled,
-    /// The request's time was up.
-    Timeout,
-    /// The device failed, or we did; the text says how.
-    Error(String),
-}
-
-impl From<engine::FinishReason> for FinishReason {
-    fn from(reason: engine::FinishReason) -> FinishReason {
-        match reason {
-            engine::FinishReason::Stop => FinishReason::Stop,
-            engine::FinishReason::Length => FinishReason::Length,
-            engine::FinishReason::Cancelled => FinishReason::Cancelled,
-            engine::FinishReason::Error(text) => FinishReason::Error(text),
-        }
-    }
-}
-
-impl fmt::Display for FinishReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            FinishReason::Stop => f.write_str("stop"),
-            FinishReason::Length => f.write_str("length"),
-            FinishReason::Cancelled => f.write_str("cancelled"),
-            FinishReason::Timeout => f.write_str("timeout"),
-            FinishReason::Error(text) => write!(f, "error: {text}"),
-        }
-    }
 }
 
 /// Tokens of one answer.

@@ -4,19 +4,18 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::Error;
-use crate::device::Device;
-use crate::engine::{Config, Engine, Event, Progress, Request, RequestId};
+use crate::device::{Device, LogProbs};
+use crate::engine::{Engine, Progress};
 use crate::tokenizer::Tokenizer;
+use crate::{Error, Event, FinishReason, Request, RequestId};
 
-use super::answer::{Answers, Next, Sink};
+use super::answer::{Answers, Sink};
+use super::embedding::{Embedding, Pooling};
 use super::model::Model;
 use super::options::RunnerOptions;
-use super::stats::Stats;
-use super::update::FinishReason;
+use super::shared::Shared;
 
 /// How long a device that works beside the host is left alone before it is asked again. A command cuts it short.
 const POLL_PAUSE: Duration = Duration::from_micros(100);
@@ -36,84 +35,21 @@ pub(super) enum Command {
 /// A request and whom to tell.
 pub(super) struct Submission {
     pub request: Request,
-    pub choices: u32,
-    pub stop: Vec<String>,
-    pub sink: Sink,
+    pub wanted: Wanted,
     /// When the caller made it.
     pub start: Instant,
 }
 
-/// What callers see of the thread without asking it.
-#[derive(Debug, Default)]
-pub(super) struct Shared {
-    state: Mutex<State>,
-    idle: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    /// No request is taken any more.
-    draining: bool,
-    /// Requests that have not ended.
-    active: usize,
-    stats: Stats,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Every change is complete before anything can panic.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn stats(&self) -> Stats {
-        self.lock().stats
-    }
-
-    pub fn drain(&self) {
-        self.lock().draining = true;
-    }
-
-    /// Waits until all requests have ended, or for some time; whether they have.
-    pub fn wait_idle(&self, timeout: Option<Duration>) -> bool {
-        let busy = |state: &mut State| state.active > 0;
-        let state = self.lock();
-        match timeout {
-            None => {
-                drop(self.idle.wait_while(state, busy));
-                true
-            }
-            Some(timeout) => match self.idle.wait_timeout_while(state, timeout, busy) {
-                Ok((_, waited)) => !waited.timed_out(),
-                Err(poisoned) => !poisoned.into_inner().1.timed_out(),
-            },
-        }
-    }
-
-    fn admit(&self) -> Result<(), Error> {
-        let mut state = self.lock();
-        if state.draining {
-            return Err(Error::Busy(
-                "this runner is shutting down and takes no more requests; ask another one".into(),
-            ));
-        }
-        state.active += 1;
-        Ok(())
-    }
-
-    fn ended(&self, requests: usize) {
-        let mut state = self.lock();
-        state.active -= requests;
-        if state.active == 0 {
-            self.idle.notify_all();
-        }
-    }
+pub(super) enum Wanted {
+    Answers { stop: Vec<String>, sink: Sink },
+    Embedding(SyncSender<Result<Embedding, Error>>),
 }
 
 /// The thread's work, from opening the device to the last runner's end.
 pub(super) fn run(
     model: &Model,
     options: &RunnerOptions,
-    shared: &Arc<Shared>,
+    shared: &Shared,
     commands: &Receiver<Command>,
     opened: &SyncSender<Result<(), Error>>,
 ) {
@@ -125,38 +61,26 @@ pub(super) fn run(
             return;
         }
     };
-    let config = Config {
-        limits: model.loaded().plan().limits,
-        vocab: model.info().vocab,
-        in_flight: 1,
-    };
+    let engine = Engine::new(device, options.engine_config(model.loaded()));
     let _ = opened.send(Ok(()));
-    serve(
-        Engine::new(device, config),
-        model.tokenizer(),
-        options.queue,
-        shared,
-        commands,
-    );
+    serve(engine, model.tokenizer(), shared, commands);
 }
 
 /// Serves until [`Command::Stop`]. A panic ends all requests, and refuses those that come after, with its text.
 pub(super) fn serve<D: Device>(
     engine: Engine<D>,
     tokenizer: Tokenizer<'_>,
-    queue: usize,
-    shared: &Arc<Shared>,
+    shared: &Shared,
     commands: &Receiver<Command>,
 ) {
     let mut worker = Worker {
         engine,
         tokenizer,
-        queue,
         shared,
         active: HashMap::new(),
         news: Vec::new(),
     };
-    // The engine is not used again after a panic, and answers are complete between calls of their methods.
+    // After a panic the engine is not used again; answers lose at most what was to be told.
     let Err(panic) = catch_unwind(AssertUnwindSafe(|| worker.serve(commands))) else {
         return;
     };
@@ -178,11 +102,16 @@ pub(super) fn serve<D: Device>(
 struct Worker<'a, D> {
     engine: Engine<D>,
     tokenizer: Tokenizer<'a>,
-    queue: usize,
     shared: &'a Shared,
-    active: HashMap<RequestId, Answers<'a>>,
+    active: HashMap<RequestId, Active<'a>>,
     /// Requests that have something to tell.
     news: Vec<RequestId>,
+}
+
+/// A request that has not ended.
+enum Active<'a> {
+    Answers(Answers<'a>),
+    Embedding(Pooling),
 }
 
 impl<D: Device> Worker<'_, D> {
@@ -193,9 +122,10 @@ impl<D: Device> Worker<'_, D> {
                 self.end_all(&FinishReason::Cancelled);
                 return;
             }
+            self.engine.expire(Instant::now());
             let progress = self.engine.step();
             self.tell();
-            self.publish();
+            self.shared.publish(self.engine.stats());
             wait = match progress {
                 Progress::Advanced => None,
                 Progress::Waiting => Some(Some(POLL_PAUSE)),
@@ -255,101 +185,128 @@ impl<D: Device> Worker<'_, D> {
     fn submit(&mut self, submission: Submission) -> Result<RequestId, Error> {
         let Submission {
             request,
-            choices,
-            stop,
-            sink,
+            wanted,
             start,
         } = submission;
-        let waiting = self.engine.load().1;
-        if waiting > self.queue {
-            return Err(Error::Busy(format!(
-                "{waiting} requests wait already, as many as may (option queue); try again later"
-            )));
-        }
+        let (prompt, choices) = (request.prompt.len(), request.choices);
         self.shared.admit()?;
-        let prompt = request.prompt.len() as u32;
-        match self.engine.add(request) {
-            Ok(id) => {
-                let answers = Answers::new(self.tokenizer, sink, choices, &stop, prompt, start);
-                self.active.insert(id, answers);
-                Ok(id)
-            }
-            Err(error) => {
-                self.shared.ended(1);
-                Err(error)
-            }
-        }
+        let id = self.engine.add(request).inspect_err(|_| {
+            self.shared.ended(1);
+        })?;
+        let active = match wanted {
+            Wanted::Answers { stop, sink } => Active::Answers(Answers::new(
+                self.tokenizer,
+                sink,
+                choices,
+                &stop,
+                prompt as u32,
+                start,
+            )),
+            Wanted::Embedding(reply) => Active::Embedding(Pooling::new(prompt, reply)),
+        };
+        self.active.insert(id, active);
+        Ok(id)
     }
 
-    /// Tells the engine's events to those whom they concern.
+    /// Tells the engine's events to those whom they concern, those that this leads to as well.
     fn tell(&mut self) {
-        for event in self.engine.take_events() {
-            match event {
-                Event::Token { id, token } => {
-                    let Some(answers) = self.active.get_mut(&id) else {
-                        continue;
-                    };
-                    let next = answers.token(0, token, None);
-                    if self.news.last() != Some(&id) {
-                        self.news.push(id);
-                    }
-                    self.go_on(id, next);
-                }
-                Event::Finished { id, reason } => {
-                    if let Some(answers) = self.active.get_mut(&id) {
-                        let next = answers.end(0, reason.into());
-                        self.go_on(id, next);
-                    }
-                }
+        loop {
+            let events = self.engine.take_events();
+            if events.is_empty() {
+                return;
             }
-        }
-        for id in std::mem::take(&mut self.news) {
-            if let Some(answers) = self.active.get_mut(&id) {
-                answers.tell();
-                if answers.is_over() {
-                    self.go_on(id, Next::EndAll);
+            for event in events {
+                self.take_event(event);
+            }
+            for id in std::mem::take(&mut self.news) {
+                if let Some(Active::Answers(answers)) = self.active.get_mut(&id) {
+                    answers.tell();
+                    if answers.is_deaf() {
+                        self.engine.cancel(id);
+                    }
                 }
             }
         }
     }
 
-    fn go_on(&mut self, id: RequestId, next: Next) {
-        match next {
-            Next::GoOn | Next::EndChoice => {}
-            Next::EndAll => {
-                self.engine.cancel(id);
-                self.active.remove(&id);
+    fn take_event(&mut self, event: Event) {
+        match event {
+            Event::Token {
+                id,
+                choice,
+                token,
+                logprobs,
+            } => self.token(id, choice, token, logprobs),
+            Event::Hidden { id, row, .. } => {
+                if let Some(Active::Embedding(pooling)) = self.active.get_mut(&id) {
+                    pooling.row(&row);
+                }
+            }
+            Event::Finished {
+                id,
+                choice,
+                reason,
+                cached_tokens,
+            } => self.finished(id, choice, reason, cached_tokens),
+        }
+    }
+
+    fn token(&mut self, id: RequestId, choice: u32, token: u32, logprobs: Option<LogProbs>) {
+        let Some(Active::Answers(answers)) = self.active.get_mut(&id) else {
+            return;
+        };
+        if self.news.last() != Some(&id) {
+            self.news.push(id);
+        }
+        match answers.token(choice, token, logprobs) {
+            Ok(true) if !answers.want_more() => self.engine.cancel(id),
+            Ok(_) => {}
+            Err(error) => self.fail(id, &error),
+        }
+    }
+
+    fn finished(&mut self, id: RequestId, choice: u32, reason: FinishReason, cached: u32) {
+        match self.active.remove(&id) {
+            None => {}
+            Some(Active::Embedding(pooling)) => {
+                pooling.end(reason);
                 self.shared.ended(1);
             }
+            Some(Active::Answers(mut answers)) => {
+                let ended = answers.end(choice, reason, cached);
+                if answers.have_ended() {
+                    self.shared.ended(1);
+                } else {
+                    self.active.insert(id, Active::Answers(answers));
+                }
+                if let Err(error) = ended {
+                    self.fail(id, &error);
+                }
+            }
+        }
+    }
+
+    /// The engine said what it should not: the request ends.
+    fn fail(&mut self, id: RequestId, error: &Error) {
+        self.engine.cancel(id);
+        if let Some(active) = self.active.remove(&id) {
+            end(active, &FinishReason::Error(error.to_string()));
+            self.shared.ended(1);
         }
     }
 
     fn end_all(&mut self, reason: &FinishReason) {
-        for answers in self.active.values_mut() {
-            answers.end_all(reason);
-        }
-        self.shared.ended(self.active.len());
-        self.active.clear();
+        let all = std::mem::take(&mut self.active);
+        let count = all.len();
+        all.into_values().for_each(|active| end(active, reason));
+        self.shared.ended(count);
     }
+}
 
-    fn publish(&self) {
-        let (running, waiting) = self.engine.load();
-        let stats = Stats {
-            running: running as u64,
-            waiting: waiting as u64,
-            kv_blocks_total: u64::from(
-                self.engine
-                    .device()
-                    .kv_blocks()
-                    .iter()
-                    .copied()
-                    .min()
-                    .unwrap_or(0),
-            ),
-            kv_blocks_free: u64::from(self.engine.free_kv_blocks()),
-            ..Stats::default()
-        };
-        self.shared.lock().stats = stats;
+fn end(active: Active, reason: &FinishReason) {
+    match active {
+        Active::Answers(mut answers) => answers.end_all(reason),
+        Active::Embedding(pooling) => pooling.end(reason.clone()),
     }
 }
 

@@ -10,7 +10,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use super::App;
 use super::error::ApiError;
 use super::track::Record;
-use crate::runner::{FinishReason, GenerateRequest, Handle, TokenInfo, Update, Usage};
+use crate::FinishReason;
+use crate::runner::{GenerateRequest, Handle, TokenInfo, Update, Usage};
 
 /// What happened to one of the choices.
 #[derive(Debug)]

@@ -207,7 +207,7 @@ impl Device for NullDevice {
         let ticket = Ticket(number);
         let row = |&token: &u32| RowOutcome {
             token: Some(token),
-            logits: None,
+            ..RowOutcome::default()
         };
         let outcome = Outcome {
             rows: tokens.iter().map(row).collect(),

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::super::error::ApiError;
 use super::{CallFormat, Choice, END_TAG, Shape, TAG, Tools};
-use crate::runner::Grammar;
+use crate::grammar::Grammar;
 
 pub fn grammar(tools: &Tools, text: Option<Shape>) -> Result<Grammar, ApiError> {
     let call = format!("body: %json {}\n", call_schema(tools));

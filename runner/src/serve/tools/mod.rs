@@ -12,7 +12,8 @@ use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 use super::fields::{Fields, expected};
-use crate::runner::{Grammar, Runner};
+use crate::grammar::Grammar;
+use crate::runner::Runner;
 
 /// Most tools of a request.
 const MAX_TOOLS: usize = 128;
