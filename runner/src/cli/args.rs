@@ -189,10 +189,20 @@ pub struct ServeArgs {
     #[arg(value_name = "B.fib", env = "FASTRUN_BUNDLE")]
     pub bundle: PathBuf,
     /// Name or address to listen at; 0.0.0.0: every one of this machine
-    #[arg(long, value_name = "HOST", default_value = "127.0.0.1", env = "FASTRUN_HOST")]
+    #[arg(
+        long,
+        value_name = "HOST",
+        default_value = "127.0.0.1",
+        env = "FASTRUN_HOST"
+    )]
     pub host: String,
     /// Port to listen at; 0: any free one, which standard output tells
-    #[arg(long, value_name = "PORT", default_value_t = 8080, env = "FASTRUN_PORT")]
+    #[arg(
+        long,
+        value_name = "PORT",
+        default_value_t = 8080,
+        env = "FASTRUN_PORT"
+    )]
     pub port: u16,
     /// What clients call the model [default: the bundle's file name without its ending]
     #[arg(long, value_name = "NAME", env = "FASTRUN_MODEL")]
@@ -208,7 +218,12 @@ pub struct ServeArgs {
     )]
     pub api_keys: Vec<String>,
     /// Origins whose web pages may call the server (https://example.org), separated by commas; *: all
-    #[arg(long, value_name = "ORIGIN", value_delimiter = ',', env = "FASTRUN_CORS")]
+    #[arg(
+        long,
+        value_name = "ORIGIN",
+        value_delimiter = ',',
+        env = "FASTRUN_CORS"
+    )]
     pub cors: Vec<String>,
     /// No line for each request on standard error
     #[arg(long, env = "FASTRUN_QUIET")]
@@ -275,8 +290,15 @@ pub struct EngineArgs {
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     /// The bundle
-    #[arg(value_name = "B.fib")]
-    pub bundle: PathBuf,
+    #[cfg_attr(
+        feature = "server",
+        arg(value_name = "B.fib", required_unless_present = "serve")
+    )]
+    #[cfg_attr(not(feature = "server"), arg(value_name = "B.fib", required = true))]
+    pub bundle: Option<PathBuf>,
+    #[cfg(feature = "server")]
+    #[command(flatten)]
+    pub load: LoadArgs,
     /// Tokens of the prompt
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     pub prompt: u32,
@@ -297,6 +319,39 @@ pub struct BenchArgs {
     pub profile: bool,
     #[command(flatten)]
     pub device: DeviceArgs,
+}
+
+/// Many clients of a server, instead of a bundle: --prompt and --gen are the tokens of each request.
+#[cfg(feature = "server")]
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Load on a server")]
+pub struct LoadArgs {
+    /// Measure the server at this address, http://HOST:PORT, instead of a bundle
+    #[arg(long, value_name = "URL", conflicts_with_all = ["bundle", "batch", "profile"])]
+    pub serve: Option<String>,
+    /// Requests a second, on average, at random times (a Poisson process) [default: each client asks again at once]
+    #[arg(long, value_name = "R", requires = "serve", value_parser = rate)]
+    pub rate: Option<f64>,
+    /// Most requests at a time
+    #[arg(long, value_name = "N", requires = "serve", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub clients: u32,
+    /// Requests in all
+    #[arg(long, value_name = "N", requires = "serve", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    pub requests: u32,
+    /// Tokens with which all prompts begin alike
+    #[arg(long, value_name = "TOKENS", requires = "serve", default_value_t = 0)]
+    pub shared_prefix: u32,
+    /// The server's API key
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "FASTRUN_API_KEY",
+        hide_env_values = true
+    )]
+    pub api_key: Option<String>,
+    /// Same seed, same prompts and times
+    #[arg(long, value_name = "SEED", requires = "serve", default_value_t = 1)]
+    pub seed: u64,
 }
 
 #[derive(Debug, Args)]
@@ -421,6 +476,14 @@ fn seconds(text: &str) -> Result<Duration, String> {
 }
 
 #[cfg(feature = "server")]
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(x) if x > 0.0 && x <= 1e6 => Ok(x),
+        _ => Err("this is a number of requests a second above 0".to_string()),
+    }
+}
+
+#[cfg(feature = "server")]
 fn bytes(text: &str) -> Result<u64, String> {
     let (digits, shift) = match text.as_bytes().last() {
         Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
@@ -428,7 +491,10 @@ fn bytes(text: &str) -> Result<u64, String> {
         Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
         _ => (text, 0),
     };
-    let bytes = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift));
+    let bytes = digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|n| n.checked_mul(1 << shift));
     bytes
         .filter(|&n| n > 0)
         .ok_or_else(|| "this is a number of bytes, maybe with K, M or G behind it".to_string())

@@ -115,7 +115,15 @@ impl Answers {
         }
         let update = std::task::ready!(self.updates.poll_recv(cx));
         Poll::Ready(Some(match update {
-            Some((prompt, at, Update::Delta { choice, text, tokens })) => {
+            Some((
+                prompt,
+                at,
+                Update::Delta {
+                    choice,
+                    text,
+                    tokens,
+                },
+            )) => {
                 let choice = prompt * self.choices + choice as usize;
                 self.observe(choice, at, tokens.len());
                 News::More {
@@ -124,7 +132,16 @@ impl Answers {
                     tokens,
                 }
             }
-            Some((prompt, _, Update::Finished { choice, reason, usage, .. })) => {
+            Some((
+                prompt,
+                _,
+                Update::Finished {
+                    choice,
+                    reason,
+                    usage,
+                    ..
+                },
+            )) => {
                 self.count(prompt, usage);
                 self.end(prompt * self.choices + choice as usize, reason)
             }
@@ -162,10 +179,10 @@ impl Answers {
     /// Adds a choice's tokens, and once its prompt's.
     fn count(&mut self, prompt: usize, usage: Usage) {
         if !std::mem::replace(&mut self.counted[prompt], true) {
-            self.usage.prompt += usage.prompt_tokens as u32;
-            self.usage.cached += usage.cached_tokens as u32;
+            self.usage.prompt += usage.prompt_tokens;
+            self.usage.cached += usage.cached_tokens;
         }
-        self.usage.completion += usage.completion_tokens as u32;
+        self.usage.completion += usage.completion_tokens;
         let total = self.usage;
         self.record.tell(|story| {
             story.prompt_tokens = total.prompt;

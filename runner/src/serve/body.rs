@@ -40,7 +40,9 @@ pub async fn read(app: &App, request: Request) -> Result<Bytes, ApiError> {
             discard(body).await;
             Err(ApiError::body_too_large(most))
         }
-        Ok(Err(error)) => Err(ApiError::bad_request(format!("the body broke off: {error}"))),
+        Ok(Err(error)) => Err(ApiError::bad_request(format!(
+            "the body broke off: {error}"
+        ))),
         Err(_) => Err(ApiError::bad_request(format!(
             "the body did not arrive within {} s",
             ARRIVAL.as_secs()

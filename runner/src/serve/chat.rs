@@ -43,7 +43,14 @@ pub async fn complete(
             with_usage: params.stream_usage,
         };
         let first = (0..stream.choices.len())
-            .map(|i| stream.chunk(i, json!({ "role": "assistant", "content": "" }), Value::Null, None))
+            .map(|i| {
+                stream.chunk(
+                    i,
+                    json!({ "role": "assistant", "content": "" }),
+                    Value::Null,
+                    None,
+                )
+            })
             .collect();
         return Ok(events::response(answers, first, stream));
     }
@@ -130,7 +137,11 @@ impl Call {
 
 /// `modalities`: text is the only one.
 fn text_only(fields: &mut Fields) -> Result<(), ApiError> {
-    match fields.strings("modalities", 8)?.iter().find(|m| *m != "text") {
+    match fields
+        .strings("modalities", 8)?
+        .iter()
+        .find(|m| *m != "text")
+    {
         None => Ok(()),
         Some(other) => Err(ApiError::unsupported(
             "modalities",
@@ -194,7 +205,10 @@ impl Choice {
     }
 
     fn finish(&mut self) -> Vec<Piece> {
-        self.parser.as_mut().map(CallParser::finish).unwrap_or_default()
+        self.parser
+            .as_mut()
+            .map(CallParser::finish)
+            .unwrap_or_default()
     }
 
     /// OpenAI's reason.
@@ -271,7 +285,11 @@ const CHUNK: &str = "chat.completion.chunk";
 impl Chunks for Stream {
     fn chunks(&mut self, news: News) -> Vec<Value> {
         match news {
-            News::More { choice, text, tokens } => {
+            News::More {
+                choice,
+                text,
+                tokens,
+            } => {
                 let state = &mut self.choices[choice];
                 let pieces = state.push(text);
                 let logprobs = state.logprobs(&tokens);
@@ -308,7 +326,11 @@ async fn whole(
     let mut messages: Vec<Message> = choices.iter().map(|_| Message::default()).collect();
     while let Some(news) = answers.next().await {
         match news {
-            News::More { choice, text, tokens } => {
+            News::More {
+                choice,
+                text,
+                tokens,
+            } => {
                 messages[choice].add(choices[choice].push(text));
                 if choices[choice].with_logprobs {
                     messages[choice].tokens.extend(tokens);
@@ -334,7 +356,11 @@ async fn whole(
         })
         .collect();
     let usage = answers.usage().to_json();
-    Ok(body::json(head.object("chat.completion", list, Some(usage))))
+    Ok(body::json(head.object(
+        "chat.completion",
+        list,
+        Some(usage),
+    )))
 }
 
 /// An answer as it is put together.

@@ -93,7 +93,8 @@ impl Call {
             return Err(ApiError::unsupported("best_of", message));
         }
         if echo && logprobs.is_some() {
-            let message = "echo with logprobs is not supported: a prompt's tokens have no log-probabilities";
+            let message =
+                "echo with logprobs is not supported: a prompt's tokens have no log-probabilities";
             return Err(ApiError::unsupported("echo", message));
         }
         Ok(Call {
@@ -153,7 +154,10 @@ fn prompts(value: Option<Value>) -> Result<Vec<Prompt>, ApiError> {
         return Ok(vec![Prompt::Tokens(token_ids(&items, PARAM)?)]);
     }
     if items.len() > MAX_PROMPTS {
-        let message = format!("there are {} prompts, and may be {MAX_PROMPTS}", items.len());
+        let message = format!(
+            "there are {} prompts, and may be {MAX_PROMPTS}",
+            items.len()
+        );
         return Err(ApiError::invalid(PARAM, message));
     }
     items
@@ -219,7 +223,11 @@ impl Completion {
     async fn whole(mut self, mut answers: Answers) -> Result<Response, ApiError> {
         while let Some(news) = answers.next().await {
             match news {
-                News::More { choice, text, tokens } => {
+                News::More {
+                    choice,
+                    text,
+                    tokens,
+                } => {
                     let choice = &mut self.choices[choice];
                     choice.text += &text;
                     if choice.with_logprobs {
@@ -248,13 +256,19 @@ fn choice_json(index: usize, text: &str, logprobs: Value, reason: Option<&str>) 
 impl Chunks for Completion {
     fn chunks(&mut self, news: News) -> Vec<Value> {
         match news {
-            News::More { choice: index, text, tokens } => {
+            News::More {
+                choice: index,
+                text,
+                tokens,
+            } => {
                 let choice = &mut self.choices[index];
                 let logprobs = match choice.with_logprobs && !tokens.is_empty() {
                     true => logprobs::of_completion(&tokens, choice.offset),
                     false => Value::Null,
                 };
-                let spelled = tokens.iter().map(|t| String::from_utf8_lossy(&t.bytes).chars().count());
+                let spelled = tokens
+                    .iter()
+                    .map(|t| String::from_utf8_lossy(&t.bytes).chars().count());
                 choice.offset += spelled.sum::<usize>();
                 match text.is_empty() && logprobs.is_null() {
                     true => Vec::new(),

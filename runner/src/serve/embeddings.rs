@@ -66,7 +66,10 @@ impl Call {
             }
         };
         let size = i64::from(app.runner.model().embedding);
-        if fields.integer("dimensions", 1..=i64::MAX)?.is_some_and(|n| n != size) {
+        if fields
+            .integer("dimensions", 1..=i64::MAX)?
+            .is_some_and(|n| n != size)
+        {
             let message = format!("dimensions other than the model's {size} are not supported");
             return Err(ApiError::unsupported("dimensions", message));
         }
@@ -88,7 +91,10 @@ fn inputs(value: Option<Value>) -> Result<Vec<Input>, ApiError> {
         Some(other) => return Err(expected("a string or a list", PARAM, &other)),
     };
     if items.is_empty() || items.len() > MAX_INPUTS {
-        let message = format!("input has {} entries, and may have 1 to {MAX_INPUTS}", items.len());
+        let message = format!(
+            "input has {} entries, and may have 1 to {MAX_INPUTS}",
+            items.len()
+        );
         return Err(ApiError::invalid(PARAM, message));
     }
     items
@@ -138,7 +144,8 @@ fn base64(values: &[f32]) -> String {
     let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
     let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for group in bytes.chunks(3) {
-        let bits = group.iter().fold(0u32, |bits, &b| bits << 8 | u32::from(b)) << (8 * (3 - group.len()));
+        let bits =
+            group.iter().fold(0u32, |bits, &b| bits << 8 | u32::from(b)) << (8 * (3 - group.len()));
         for i in 0..4 {
             match i <= group.len() {
                 true => text.push(char::from(DIGITS[(bits >> (18 - 6 * i)) as usize & 63])),

@@ -82,7 +82,8 @@ impl ApiError {
     }
 
     pub fn no_such_model(asked: &str, served: &str) -> ApiError {
-        let message = format!("the model '{asked}' does not exist here; this server has '{served}'");
+        let message =
+            format!("the model '{asked}' does not exist here; this server has '{served}'");
         ApiError::new(StatusCode::NOT_FOUND, INVALID, message)
             .code("model_not_found")
             .about("model")
@@ -100,7 +101,8 @@ impl ApiError {
 
     /// A limit on requests at a time is reached.
     pub fn too_many(limit: usize) -> ApiError {
-        let message = format!("{limit} requests are being served, and that is the most (--max-concurrent)");
+        let message =
+            format!("{limit} requests are being served, and that is the most (--max-concurrent)");
         ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", message)
             .code("rate_limit_exceeded")
             .retry_after(1)
@@ -123,7 +125,8 @@ impl ApiError {
 
     /// The request's time is up.
     pub fn timed_out() -> ApiError {
-        let message = "the answer took longer than the server's --timeout or the request's timeout allows";
+        let message =
+            "the answer took longer than the server's --timeout or the request's timeout allows";
         ApiError::new(StatusCode::GATEWAY_TIMEOUT, "timeout_error", message).code("timeout")
     }
 
@@ -169,7 +172,10 @@ impl IntoResponse for ApiError {
         let mut response = Response::new(Body::from(self.to_json().to_string()));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json"),
+        );
         if let Some(seconds) = self.retry_after {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

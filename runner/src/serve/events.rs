@@ -39,7 +39,10 @@ pub fn response(answers: Answers, first: Vec<Value>, chunks: impl Chunks) -> Res
     };
     let mut response = Response::new(Body::new(body));
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/event-stream"),
+    );
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     // nginx would wait for more before it sends anything on.
     headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
@@ -77,17 +80,20 @@ impl<C: Chunks> HttpBody for Events<C> {
             }
             match this.answers.poll_next(cx) {
                 Poll::Ready(Some(news)) => {
-                    this.ready.extend(this.chunks.chunks(news).iter().map(event));
+                    this.ready
+                        .extend(this.chunks.chunks(news).iter().map(event));
                 }
                 Poll::Ready(None) => {
                     let last = this.chunks.last(this.answers.usage());
                     this.ready.extend(last.iter().map(event));
-                    this.ready.push_back(Bytes::from_static(b"data: [DONE]\n\n"));
+                    this.ready
+                        .push_back(Bytes::from_static(b"data: [DONE]\n\n"));
                     this.done = true;
                 }
                 Poll::Pending => {
                     std::task::ready!(this.heartbeat.poll_tick(cx));
-                    this.ready.push_back(Bytes::from_static(b": still at it\n\n"));
+                    this.ready
+                        .push_back(Bytes::from_static(b": still at it\n\n"));
                 }
             }
         }

@@ -164,7 +164,10 @@ impl Fields {
             None => Ok(()),
             Some(_) => {
                 let path = self.path(name);
-                Err(ApiError::unsupported(&path, format!("{path} is not supported: {why}")))
+                Err(ApiError::unsupported(
+                    &path,
+                    format!("{path} is not supported: {why}"),
+                ))
             }
         }
     }
@@ -189,7 +192,10 @@ pub fn expected(what: &str, path: &str, found: &Value) -> ApiError {
 
 fn outside<T: std::fmt::Display>(path: &str, found: T, range: &RangeInclusive<T>) -> ApiError {
     let (low, high) = (range.start(), range.end());
-    ApiError::invalid(path, format!("{path} is {found}, and must be from {low} to {high}"))
+    ApiError::invalid(
+        path,
+        format!("{path} is {found}, and must be from {low} to {high}"),
+    )
 }
 
 fn kind(value: &Value) -> &'static str {
@@ -239,9 +245,15 @@ mod tests {
         let (message, _) = fault(f.integer("n", 1..=8));
         assert_eq!(message, "n must be a whole number, not a fraction");
         let (message, _) = fault(f.strings("s", 4));
-        assert_eq!(message, "s must be a string or a list of strings, not a number");
+        assert_eq!(
+            message,
+            "s must be a string or a list of strings, not a number"
+        );
         let mut inner = f.fields("o").expect("an object").expect("it is there");
         assert_eq!(fault(inner.boolean("x")).1, "o.x");
-        assert_eq!(fault(f.finish()), ("unknown field: odd".into(), "odd".into()));
+        assert_eq!(
+            fault(f.finish()),
+            ("unknown field: odd".into(), "odd".into())
+        );
     }
 }

@@ -30,7 +30,10 @@ pub async fn pass(State(app): State<Arc<App>>, mut request: Request, next: Next)
     let path = request.uri().path();
     let endpoint = match path.starts_with("/v1/models/") {
         true => "/v1/models",
-        false => ENDPOINTS.into_iter().find(|&e| e == path).unwrap_or("other"),
+        false => ENDPOINTS
+            .into_iter()
+            .find(|&e| e == path)
+            .unwrap_or("other"),
     };
     let mut guard = Guard::new(app.clone(), request.method().clone(), path, endpoint);
     let origin = allowed_origin(&app.options.cors, request.headers());
@@ -56,12 +59,7 @@ pub async fn pass(State(app): State<Arc<App>>, mut request: Request, next: Next)
 }
 
 /// The key, then the room for what computes.
-fn check(
-    app: &App,
-    request: &Request,
-    endpoint: &str,
-    guard: &mut Guard,
-) -> Result<(), ApiError> {
+fn check(app: &App, request: &Request, endpoint: &str, guard: &mut Guard) -> Result<(), ApiError> {
     if matches!(endpoint, "/" | "/health" | "/health/live" | "/metrics") {
         return Ok(());
     }
@@ -87,10 +85,14 @@ fn check_key(keys: &[String], headers: &HeaderMap) -> Result<(), ApiError> {
         )),
         Some(given) => {
             // Without an end at the first match, and without telling how much of a key is right.
-            let known = keys.iter().fold(false, |known, key| known | same(key.as_bytes(), given));
+            let known = keys
+                .iter()
+                .fold(false, |known, key| known | same(key.as_bytes(), given));
             match known {
                 true => Ok(()),
-                false => Err(ApiError::unauthorized("the API key is not one of this server's")),
+                false => Err(ApiError::unauthorized(
+                    "the API key is not one of this server's",
+                )),
             }
         }
     }
@@ -98,7 +100,10 @@ fn check_key(keys: &[String], headers: &HeaderMap) -> Result<(), ApiError> {
 
 /// Compares in a time that doesn't depend on where keys of one length differ.
 fn same(key: &[u8], given: &[u8]) -> bool {
-    let difference = key.iter().zip(given).fold(0, |d, (a, b)| std::hint::black_box(d | (a ^ b)));
+    let difference = key
+        .iter()
+        .zip(given)
+        .fold(0, |d, (a, b)| std::hint::black_box(d | (a ^ b)));
     key.len() == given.len() && difference == 0
 }
 
@@ -108,14 +113,18 @@ fn allowed_origin(cors: &[String], headers: &HeaderMap) -> Option<HeaderValue> {
     if cors.iter().any(|allowed| allowed == "*") {
         return Some(HeaderValue::from_static("*"));
     }
-    let known = cors.iter().any(|allowed| allowed.as_bytes() == origin.as_bytes());
+    let known = cors
+        .iter()
+        .any(|allowed| allowed.as_bytes() == origin.as_bytes());
     known.then(|| origin.clone())
 }
 
 /// A browser's question whether a page may call.
 fn is_preflight(request: &Request) -> bool {
     request.method() == Method::OPTIONS
-        && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
+        && request
+            .headers()
+            .contains_key(header::ACCESS_CONTROL_REQUEST_METHOD)
 }
 
 fn allow(origin: HeaderValue, headers: &mut HeaderMap) {

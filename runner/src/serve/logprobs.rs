@@ -13,7 +13,10 @@ pub fn of_chat(tokens: &[TokenInfo]) -> Value {
         .iter()
         .map(|token| {
             let mut entry = entry(&token.bytes, token.logprob);
-            let top = token.top.iter().map(|a| self::entry(&a.bytes, Some(a.logprob)));
+            let top = token
+                .top
+                .iter()
+                .map(|a| self::entry(&a.bytes, Some(a.logprob)));
             entry["top_logprobs"] = top.collect();
             entry
         })
@@ -50,5 +53,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 fn finite(logprob: Option<f32>) -> Value {
-    logprob.map(|x| if x.is_finite() { x } else { LEAST }).into()
+    logprob
+        .map(|x| if x.is_finite() { x } else { LEAST })
+        .into()
 }

@@ -78,18 +78,38 @@ impl Metrics {
     /// Writes all of them.
     pub fn write(&self, page: &mut Page) {
         let counts = self.0.lock().unwrap_or_else(|e| e.into_inner());
-        page.family("requests_total", "counter", "HTTP requests by endpoint and status; 499: the client went away");
+        page.family(
+            "requests_total",
+            "counter",
+            "HTTP requests by endpoint and status; 499: the client went away",
+        );
         for ((endpoint, status), n) in &counts.requests {
-            page.sample("requests_total", &format!("endpoint=\"{endpoint}\",status=\"{status}\""), n);
+            page.sample(
+                "requests_total",
+                &format!("endpoint=\"{endpoint}\",status=\"{status}\""),
+                n,
+            );
         }
         page.family("answers_total", "counter", "answers by how they ended");
         for (reason, n) in &counts.finished {
             page.sample("answers_total", &format!("reason=\"{reason}\""), n);
         }
         let histograms = [
-            ("time_to_first_token_seconds", "from a request to its first token", &counts.first_token),
-            ("inter_token_seconds", "between tokens of an answer", &counts.between_tokens),
-            ("request_seconds", "from a request under /v1 to the end of its response", &counts.request),
+            (
+                "time_to_first_token_seconds",
+                "from a request to its first token",
+                &counts.first_token,
+            ),
+            (
+                "inter_token_seconds",
+                "between tokens of an answer",
+                &counts.between_tokens,
+            ),
+            (
+                "request_seconds",
+                "from a request under /v1 to the end of its response",
+                &counts.request,
+            ),
         ];
         for (name, help, histogram) in histograms {
             page.family(name, "histogram", help);
@@ -147,7 +167,10 @@ impl Page {
     /// Says what the samples of `name` are.
     pub fn family(&mut self, name: &str, kind: &str, help: &str) {
         // Writing to a string doesn't fail.
-        _ = write!(self.0, "# HELP fastrun_{name} {help}\n# TYPE fastrun_{name} {kind}\n");
+        _ = write!(
+            self.0,
+            "# HELP fastrun_{name} {help}\n# TYPE fastrun_{name} {kind}\n"
+        );
     }
 
     /// One sample; `labels` as `a="b",c="d"`.

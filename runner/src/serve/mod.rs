@@ -92,7 +92,9 @@ pub fn serve(
     let served = runtime.block_on(async {
         let listener = bind(&options.host, options.port).await?;
         let address = listener.local_addr().map_err(|e| {
-            Error::Bug(format!("the address that the server listens at is unknown: {e}"))
+            Error::Bug(format!(
+                "the address that the server listens at is unknown: {e}"
+            ))
         })?;
         let app = Arc::new(App::new(runner, options)?);
         listening(address);
@@ -173,13 +175,17 @@ impl App {
     fn check_prompt(&self, tokens: usize, param: &str) -> Result<(), ApiError> {
         let context = self.runner.model().context as usize;
         if let Some(most) = self.options.max_prompt.filter(|&most| tokens > most) {
-            let message = format!("the prompt has {tokens} tokens, and this server takes {most} (--max-prompt)");
+            let message = format!(
+                "the prompt has {tokens} tokens, and this server takes {most} (--max-prompt)"
+            );
             return Err(ApiError::prompt_too_long(param, message));
         }
         match tokens {
             0 => Err(ApiError::invalid(param, "the prompt has no tokens")),
             _ if tokens >= context => {
-                let message = format!("the prompt has {tokens} tokens, and the model's context is {context} with the answer");
+                let message = format!(
+                    "the prompt has {tokens} tokens, and the model's context is {context} with the answer"
+                );
                 Err(ApiError::prompt_too_long(param, message))
             }
             _ => Ok(()),

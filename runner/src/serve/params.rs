@@ -136,7 +136,10 @@ fn biases(fields: &mut Fields) -> Result<Vec<(u32, f32)>, ApiError> {
     if entries.len() > MAX_BIASES {
         return Err(ApiError::invalid(
             "logit_bias",
-            format!("logit_bias has {} tokens, and may have {MAX_BIASES}", entries.len()),
+            format!(
+                "logit_bias has {} tokens, and may have {MAX_BIASES}",
+                entries.len()
+            ),
         ));
     }
     let mut biases = Vec::with_capacity(entries.len());
@@ -189,9 +192,13 @@ fn shape(fields: &mut Fields) -> Result<Option<Shape>, ApiError> {
         "text" => None,
         "json_object" => Some(Shape::Schema(serde_json::json!({ "type": "object" }))),
         "json_schema" => {
-            let mut schema = format.fields("json_schema")?.ok_or_else(|| missing("json_schema"))?;
+            let mut schema = format
+                .fields("json_schema")?
+                .ok_or_else(|| missing("json_schema"))?;
             schema.ignore(&["name", "description", "strict"]);
-            let value = schema.object("schema")?.ok_or_else(|| missing("json_schema.schema"))?;
+            let value = schema
+                .object("schema")?
+                .ok_or_else(|| missing("json_schema.schema"))?;
             schema.finish()?;
             Some(Shape::Schema(value.into()))
         }

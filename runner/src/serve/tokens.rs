@@ -18,10 +18,7 @@ use crate::runner::Input;
 use crate::tokenizer::EncodeOptions;
 
 /// `{"content": TEXT, "add_special": false, "parse_special": true}`, or a chat's `messages`.
-pub async fn tokenize(
-    State(app): State<Arc<App>>,
-    request: Request,
-) -> Result<Response, ApiError> {
+pub async fn tokenize(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let body = body::read(&app, request).await?;
     let mut fields = Fields::parse(&body)?;
     check_model(&mut fields, &app)?;
@@ -41,10 +38,17 @@ pub async fn tokenize(
             let chat = Input::Chat(ChatRequest::new(messages, SystemTime::now()));
             aside(move || app.runner.encode(&chat)).await?
         }
-        _ => return Err(ApiError::invalid("content", "give either content or messages")),
+        _ => {
+            return Err(ApiError::invalid(
+                "content",
+                "give either content or messages",
+            ));
+        }
     };
     let tokens = tokens?;
-    Ok(body::json(json!({ "tokens": tokens, "count": tokens.len() })))
+    Ok(body::json(
+        json!({ "tokens": tokens, "count": tokens.len() }),
+    ))
 }
 
 /// `{"tokens": [ID, …]}`.

@@ -78,12 +78,7 @@ impl Guard {
     /// Goes along with the response.
     pub fn follow(mut self, response: Response) -> Response {
         self.status = Some(response.status());
-        response.map(|body| {
-            Body::new(Followed {
-                body,
-                guard: self,
-            })
-        })
+        response.map(|body| Body::new(Followed { body, guard: self }))
     }
 }
 

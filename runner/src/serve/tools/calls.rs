@@ -114,7 +114,9 @@ impl CallParser {
                 over
             }
             State::Between => {
-                let rest = self.held.trim_start_matches(|c: char| c.is_whitespace() || c == ';');
+                let rest = self
+                    .held
+                    .trim_start_matches(|c: char| c.is_whitespace() || c == ';');
                 let (next, frame) = match self.format {
                     CallFormat::Tagged => match rest.strip_prefix(END_TAG) {
                         Some(rest) => (Some(rest), true),
@@ -190,7 +192,8 @@ impl Call {
             let inner = self.depth > 1;
             self.read(c, pieces);
             let is_argument = self.in_value && self.key == self.arguments && self.depth >= 1;
-            let is_frame = !inner && self.depth == 1 && !self.in_string && (c == ':' || c.is_whitespace());
+            let is_frame =
+                !inner && self.depth == 1 && !self.in_string && (c == ':' || c.is_whitespace());
             if is_argument && !is_frame {
                 json.push(c);
             }
@@ -276,9 +279,10 @@ mod tests {
         for piece in all {
             match (joined.last_mut(), piece) {
                 (Some(Piece::Text(a)), Piece::Text(b)) => *a += &b,
-                (Some(Piece::Arguments { index: i, json: a }), Piece::Arguments { index, json })
-                    if *i == index =>
-                {
+                (
+                    Some(Piece::Arguments { index: i, json: a }),
+                    Piece::Arguments { index, json },
+                ) if *i == index => {
                     *a += &json;
                 }
                 (_, piece) => joined.push(piece),

@@ -23,10 +23,14 @@ pub fn grammar(tools: &Tools, text: Option<Shape>) -> Result<Grammar, ApiError> 
             // Text up to the first tag, which only a call can follow.
             let calls = format!("head after{}", more(r#""\n""#));
             let (rest, text) = match text {
-                None => ("head[lazy]: TEXT \"<tool_call>\"\ntext: TEXT\n".to_owned(), String::new()),
-                Some(Shape::Schema(schema)) => {
-                    ("head: \"<tool_call>\"\n".to_owned(), format!("text: %json {schema}\n"))
-                }
+                None => (
+                    "head[lazy]: TEXT \"<tool_call>\"\ntext: TEXT\n".to_owned(),
+                    String::new(),
+                ),
+                Some(Shape::Schema(schema)) => (
+                    "head: \"<tool_call>\"\n".to_owned(),
+                    format!("text: %json {schema}\n"),
+                ),
                 Some(_) => return Err(both("a regex or lark response_format")),
             };
             format!(
@@ -36,7 +40,9 @@ pub fn grammar(tools: &Tools, text: Option<Shape>) -> Result<Grammar, ApiError> 
         }
         (Choice::Auto, format) => {
             if text.is_some() {
-                return Err(both("a response_format, for a model whose calls are bare JSON,"));
+                return Err(both(
+                    "a response_format, for a model whose calls are bare JSON,",
+                ));
             }
             let calls = format!("call{}", more(separator(format)));
             // A call begins with a brace, text with anything else.

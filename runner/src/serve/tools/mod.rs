@@ -52,7 +52,9 @@ impl CallFormat {
             CallFormat::Prompted
         } else if template.contains(TAG) && !is_control(TAG) && !is_control(END_TAG) {
             CallFormat::Tagged
-        } else if template.contains("<|python_tag|>") || template.contains("\"parameters\": dictionary") {
+        } else if template.contains("<|python_tag|>")
+            || template.contains("\"parameters\": dictionary")
+        {
             CallFormat::Llama
         } else {
             CallFormat::Prompted
@@ -150,7 +152,10 @@ impl Tools {
                 choice,
                 parallel,
             })),
-            Err(why) => Err(ApiError::unsupported("tools", format!("tools are not supported: {why}"))),
+            Err(why) => Err(ApiError::unsupported(
+                "tools",
+                format!("tools are not supported: {why}"),
+            )),
         }
     }
 
@@ -189,7 +194,10 @@ impl Tool {
             return Err(ApiError::invalid(&function.path("name"), message));
         }
         let parameters = function.object("parameters")?.unwrap_or_else(|| {
-            Map::from_iter([("type".into(), json!("object")), ("properties".into(), json!({}))])
+            Map::from_iter([
+                ("type".into(), json!("object")),
+                ("properties".into(), json!({})),
+            ])
         });
         Ok(Tool {
             name,
@@ -213,16 +221,26 @@ fn parse_choice(choice: Option<Value>, tools: &[Tool]) -> Result<Option<Choice>,
         Some("auto") => Choice::Auto,
         Some("required") => Choice::Required,
         Some(other) => {
-            let message = format!("tool_choice is {other:?}, and must be none, auto, required or a function");
+            let message =
+                format!("tool_choice is {other:?}, and must be none, auto, required or a function");
             return Err(ApiError::invalid(PARAM, message));
         }
         None => match choice.pointer("/function/name").and_then(Value::as_str) {
             Some(name) => Choice::Named(name.to_owned()),
-            None => return Err(expected("a string or {\"type\": \"function\", …}", PARAM, &choice)),
+            None => {
+                return Err(expected(
+                    "a string or {\"type\": \"function\", …}",
+                    PARAM,
+                    &choice,
+                ));
+            }
         },
     };
     if tools.is_empty() {
-        return Err(ApiError::invalid(PARAM, "tool_choice wants a tool, and there are none"));
+        return Err(ApiError::invalid(
+            PARAM,
+            "tool_choice wants a tool, and there are none",
+        ));
     }
     if let Choice::Named(name) = &choice
         && !tools.iter().any(|tool| tool.name == *name)
@@ -265,7 +283,10 @@ mod tests {
         assert_eq!(named.choice, Choice::Named("f".into()));
         let wrong = choice(r#"{"type": "function", "function": {"name": "g"}}"#);
         let text = wrong.expect_err("no such tool").to_json().to_string();
-        assert!(text.contains("tool_choice") && text.contains("not one of the tools"), "{text}");
+        assert!(
+            text.contains("tool_choice") && text.contains("not one of the tools"),
+            "{text}"
+        );
         assert!(take(r#"{"tool_choice": "required"}"#).is_err());
     }
 }

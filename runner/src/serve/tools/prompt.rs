@@ -71,7 +71,10 @@ fn normalise(message: &mut Map<String, Value>, path: &str) -> Result<(), ApiErro
     let content = message.remove("content").unwrap_or(Value::Null);
     let content_path = format!("{path}.content");
     if content.is_null() && calls.is_none() {
-        return Err(ApiError::invalid(&content_path, format!("{content_path} is missing")));
+        return Err(ApiError::invalid(
+            &content_path,
+            format!("{content_path} is missing"),
+        ));
     }
     message.insert("content".into(), text(content, &content_path)?.into());
     if let Some(calls) = calls {
@@ -96,14 +99,20 @@ fn text(content: Value, path: &str) -> Result<String, ApiError> {
         Value::String(text) => Ok(text),
         Value::Array(parts) => parts
             .iter()
-            .map(|part| match (part["type"].as_str(), part["text"].as_str()) {
-                (Some("text"), Some(text)) => Ok(text),
-                (Some(kind), _) => Err(ApiError::unsupported(
-                    path,
-                    format!("{path} has a part of type {kind:?}; this model reads text only"),
-                )),
-                (None, _) => Err(expected("a list of {\"type\": \"text\", \"text\": …}", path, part)),
-            })
+            .map(
+                |part| match (part["type"].as_str(), part["text"].as_str()) {
+                    (Some("text"), Some(text)) => Ok(text),
+                    (Some(kind), _) => Err(ApiError::unsupported(
+                        path,
+                        format!("{path} has a part of type {kind:?}; this model reads text only"),
+                    )),
+                    (None, _) => Err(expected(
+                        "a list of {\"type\": \"text\", \"text\": …}",
+                        path,
+                        part,
+                    )),
+                },
+            )
             .collect(),
         other => Err(expected("a string or a list of parts", path, &other)),
     }
@@ -112,7 +121,10 @@ fn text(content: Value, path: &str) -> Result<String, ApiError> {
 /// A call whose arguments are an object: clients send them as the JSON text that they got.
 fn with_object(mut call: Value, path: &str) -> Result<Value, ApiError> {
     let wrong = |path: &str| {
-        ApiError::invalid(path, format!("{path}.function must have a name, and arguments that are JSON"))
+        ApiError::invalid(
+            path,
+            format!("{path}.function must have a name, and arguments that are JSON"),
+        )
     };
     let function = call.get_mut("function").and_then(Value::as_object_mut);
     let function = function.ok_or_else(|| wrong(path))?;
@@ -137,14 +149,21 @@ fn push_plain(out: &mut Vec<Map<String, Value>>, mut message: Map<String, Value>
             json!({ "name": function["name"], "arguments": function["arguments"] }).to_string()
         });
         let before = message["content"].as_str().unwrap_or_default().to_owned();
-        let lines: Vec<String> = Some(before).into_iter().filter(|b| !b.is_empty()).chain(calls).collect();
+        let lines: Vec<String> = Some(before)
+            .into_iter()
+            .filter(|b| !b.is_empty())
+            .chain(calls)
+            .collect();
         message.insert("content".into(), lines.join("\n").into());
     }
     if message["role"] == "tool" {
         let content = message["content"].as_str().unwrap_or_default();
         let result = format!("Result of the call: {content}");
         // Some templates insist that user and assistant take turns.
-        if let Some(last) = out.last_mut().filter(|last| last["role"] == "user" && last.contains_key(RESULT)) {
+        if let Some(last) = out
+            .last_mut()
+            .filter(|last| last["role"] == "user" && last.contains_key(RESULT))
+        {
             let before = last["content"].as_str().unwrap_or_default();
             last.insert("content".into(), format!("{before}\n{result}").into());
             return;
@@ -182,7 +201,10 @@ mod tests {
         let plain = messages(chat, &Ok(CallFormat::Prompted)).expect("valid");
         assert_eq!(plain[1]["content"], r#"{"name":"f","arguments":{"x":1}}"#);
         assert_eq!(plain[2]["role"], "user");
-        assert_eq!(plain[2]["content"], "Result of the call: two\nResult of the call: three");
+        assert_eq!(
+            plain[2]["content"],
+            "Result of the call: two\nResult of the call: three"
+        );
         assert_eq!(plain.len(), 3);
     }
 
@@ -192,7 +214,10 @@ mod tests {
             let error = messages(vec![message], &Ok(CallFormat::Tagged)).expect_err("it is wrong");
             error.to_json()["error"]["param"].clone()
         };
-        assert_eq!(fault(json!({ "role": "alien", "content": "x" })), "messages[0].role");
+        assert_eq!(
+            fault(json!({ "role": "alien", "content": "x" })),
+            "messages[0].role"
+        );
         assert_eq!(fault(json!({ "role": "user" })), "messages[0].content");
         let image = json!({ "role": "user", "content": [{"type": "image_url", "image_url": {}}] });
         assert_eq!(fault(image), "messages[0].content");
