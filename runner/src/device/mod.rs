@@ -14,7 +14,7 @@ use std::sync::Arc;
 use bundle_format::plan::{Op, Output, Plan, Role};
 use bundle_format::region::{Inst, Operand, Region};
 
-pub use mask::TokenMask;
+pub use mask::{TokenMask, allows};
 
 /// One step: T tokens of S sequences, and the rows of which results are wanted.
 ///
@@ -183,6 +183,10 @@ pub struct RowOutcome {
     pub logprobs: Option<LogProbs>,
     pub logits: Option<Vec<f32>>,
     pub hidden: Option<Vec<f32>>,
+    /// Why there is no token, or no log-probabilities, although they were wanted: the mask failed or allows nothing, or the
+    /// logits are not numbers. It concerns this row alone. A later step may still name the row as
+    /// [`TokenSource::Sampled`]: some token stands in, and what comes of it is of no use.
+    pub error: Option<String>,
 }
 
 /// Natural logarithms of probabilities.
