@@ -129,7 +129,7 @@ impl Prompts {
                 .wrapping_mul(0x9e37_79b9),
         );
         let width = u64::from(self.vocab - FIRST_ID);
-        let mut id = |random: &mut Random| FIRST_ID + (random.next() % width) as u32;
+        let id = |random: &mut Random| FIRST_ID + (random.next() % width) as u32;
         let ids: Vec<u32> = (0..self.tokens)
             .map(|at| {
                 id(if at < self.shared {
