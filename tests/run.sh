@@ -61,8 +61,10 @@ check "release build" cargo build --release --locked -p fastc -p fastrun
 check "the runner links no compiler" tests/dependencies.sh
 suite "unit, golden, parity, property and doc tests" cargo test --workspace --locked --exclude e2e
 suite "end to end" cargo test --release --locked -p e2e
+suite "server" tests/server/run.sh
 if [[ -n $full ]]; then
   check "ids of llama.cpp's vocabularies" tests/vocab_check.sh
+  suite "cluster" tests/cluster/run.sh
   suite "long tests" cargo test --release --locked -p e2e --features full --test long
 fi
 

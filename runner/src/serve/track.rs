@@ -78,6 +78,8 @@ impl Guard {
     /// Goes along with the response.
     pub fn follow(mut self, response: Response) -> Response {
         self.status = Some(response.status());
+        // Such a body is never asked for.
+        self.complete = self.method == Method::HEAD || response.body().is_end_stream();
         response.map(|body| Body::new(Followed { body, guard: self }))
     }
 }
