@@ -8,14 +8,14 @@ from harness import BIN, ServerTest
 
 class Load(ServerTest):
     def bench(self, *options, expect=0):
-        run = subprocess.run([BIN / 'fastrun', 'bench', '--serve', self.server.url, '--prompt', '40', '--gen', '6', *options],
+        run = subprocess.run([BIN / 'fastrun', 'bench', '--serve', self.server.url, '--gen', '6', *options],
                              capture_output=True, text=True)
         self.assertEqual(run.returncode, expect, run.stderr)
         return run
 
     def test_figures_add_up(self):
         before = self.server.metrics()
-        report = json.loads(self.bench('--requests', '12', '--clients', '4', '--shared-prefix', '32', '--json').stdout)
+        report = json.loads(self.bench('--prompt', '40', '--requests', '12', '--clients', '4', '--shared-prefix', '32', '--json').stdout)
         after = self.server.metrics()
         self.assertEqual((report['ok'], report['failed']), (12, 0))
         self.assertEqual((report['prompt_tokens'], report['generated_tokens']), (12 * 40, 12 * 6))
@@ -28,9 +28,9 @@ class Load(ServerTest):
         self.assertGreaterEqual(after['generated_tokens_total'] - before['generated_tokens_total'], 12 * 6)
 
     def test_arrivals_at_a_rate(self):
-        report = json.loads(self.bench('--requests', '10', '--rate', '50', '--json').stdout)
+        report = json.loads(self.bench('--prompt', '40', '--requests', '10', '--rate', '50', '--json').stdout)
         self.assertEqual((report['ok'], report['asked_rate']), (10, 50))
-        text = self.bench('--requests', '3', '--rate', '50').stdout
+        text = self.bench('--prompt', '40', '--requests', '3', '--rate', '50').stdout
         self.assertIn('first token', text)
         self.assertIn('p99', text)
 

@@ -25,8 +25,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves connections until a signal asks the server to end and it has drained.
-pub async fn serve(listener: TcpListener, router: Router, app: &Arc<App>) -> Result<(), Error> {
-    let mut signals = Signals::new()?;
+pub async fn serve(listener: TcpListener, router: Router, app: &Arc<App>, mut signals: Signals) {
     let (close, closing) = watch::channel(false);
     let mut connections = JoinSet::new();
     let mut drained = Box::pin(drained(app, &mut signals));
@@ -52,7 +51,6 @@ pub async fn serve(listener: TcpListener, router: Router, app: &Arc<App>) -> Res
     let farewell = async { while connections.join_next().await.is_some() {} };
     // Whoever is still connected then is cut off.
     _ = tokio::time::timeout(FAREWELL, farewell).await;
-    Ok(())
 }
 
 /// One connection. An error on it is its client's affair: there is nobody to tell.
@@ -95,13 +93,14 @@ async fn drained(app: &Arc<App>, signals: &mut Signals) {
 }
 
 /// The signals that ask a server to end.
-struct Signals {
+pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
 }
 
 impl Signals {
-    fn new() -> Result<Signals, Error> {
+    /// Catches them from now on.
+    pub fn new() -> Result<Signals, Error> {
         let catch = |kind| {
             signal(kind).map_err(|e| Error::Unsupported(format!("signals can't be caught: {e}")))
         };

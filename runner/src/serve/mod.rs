@@ -97,8 +97,11 @@ pub fn serve(
             ))
         })?;
         let app = Arc::new(App::new(runner, options)?);
+        // Before anybody knows that the server is there, and may end it.
+        let signals = listen::Signals::new()?;
         listening(address);
-        listen::serve(listener, routes(&app), &app).await
+        listen::serve(listener, routes(&app), &app, signals).await;
+        Ok(())
     });
     // A helper may still be tokenising for a client that has gone.
     runtime.shutdown_background();
