@@ -4,7 +4,7 @@
 //! the first grammar comes) and compiles any number of grammars over it, on any thread.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bundle_format::tokenizer::Attr;
 use llguidance::api::TopLevelGrammar;
@@ -13,6 +13,7 @@ use llguidance::{Matcher, ParserFactory};
 use serde_json::Value;
 
 use crate::Error;
+use crate::device::TokenMask;
 use crate::tokenizer::Tokenizer;
 
 /// The form of an answer.
@@ -123,18 +124,94 @@ pub struct Constraint {
 
 impl Constraint {
     /// The state of one answer, at its start.
-    pub(crate) fn start(&self) -> Matcher {
-        self.matcher.deep_clone()
-    }
-
-    /// Tokens that end an answer where the grammar lets it end.
-    pub(crate) fn end(&self) -> &[u32] {
-        &self.end
+    pub(crate) fn start(&self) -> Matching {
+        Matching {
+            matcher: Mutex::new(self.matcher.deep_clone()),
+            end: self.end.clone(),
+        }
     }
 }
 
 impl fmt::Debug for Constraint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Constraint").finish_non_exhaustive()
+    }
+}
+
+/// How far an answer has come in its grammar. Locked for the time of a call: the masks of a step are computed while nobody
+/// advances it, for the token that it advances by is drawn with such a mask.
+pub(crate) struct Matching {
+    matcher: Mutex<Matcher>,
+    end: Arc<[u32]>,
+}
+
+/// What a token made of an answer.
+pub(crate) struct Advanced {
+    /// The token ends the answer, and is not part of it.
+    pub ended: bool,
+    /// Nothing can follow the token.
+    pub complete: bool,
+}
+
+impl Matching {
+    fn lock(&self) -> MutexGuard<'_, Matcher> {
+        // A matcher that panicked remembers it as an error.
+        self.matcher.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Goes on by a token that was drawn with a mask of this state.
+    pub fn advance(&self, token: u32) -> Result<Advanced, String> {
+        if self.end.contains(&token) {
+            return Ok(Advanced {
+                ended: true,
+                complete: true,
+            });
+        }
+        let mut matcher = self.lock();
+        matcher
+            .consume_token(token)
+            .map_err(|e| format!("the grammar does not take token {token}: {e}"))?;
+        Ok(Advanced {
+            ended: false,
+            complete: matcher.is_stopped(),
+        })
+    }
+
+    /// How many of `guesses` the grammar allows, one after the other; no token that ends the answer is among them.
+    pub fn valid(&self, guesses: &[u32]) -> usize {
+        let end = guesses.iter().position(|t| self.end.contains(t));
+        let guesses = &guesses[..end.unwrap_or(guesses.len())];
+        // An error shows in the mask of this state.
+        self.lock().validate_tokens(guesses).unwrap_or(0)
+    }
+
+    /// Fills in the masks of this state and of those behind each of `guesses`, which are [valid](Matching::valid).
+    pub fn masks(&self, guesses: &[u32], masks: &[Arc<TokenMask>]) {
+        let mut matcher = self.lock();
+        let mut taken = 0;
+        for (i, mask) in masks.iter().enumerate() {
+            let words = matcher.compute_mask_or_eos();
+            let failed = words.is_err();
+            mask.set(match words {
+                Ok(words) => Ok(words.as_slice().into()),
+                Err(error) => Err(format!("the grammar fails: {error}")),
+            });
+            let next = guesses.get(i);
+            if failed || next.is_none_or(|&token| matcher.consume_token(token).is_err()) {
+                break;
+            }
+            taken += 1;
+        }
+        if let Err(error) = matcher.rollback(taken) {
+            // The matcher is of no use any more, and says so at the next call.
+            let failed = Err(format!("the grammar can't go back over guesses: {error}"));
+            masks.iter().for_each(|mask| mask.set(failed.clone()));
+        }
+    }
+}
+
+impl fmt::Debug for Matching {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Matching").finish_non_exhaustive()
     }
 }

@@ -76,6 +76,8 @@ pub mod executor;
 pub mod grammar;
 pub mod kv;
 pub mod load;
+mod masks;
+mod pace;
 mod request;
 pub mod runner;
 pub mod sampler;
