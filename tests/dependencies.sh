@@ -24,4 +24,5 @@ edges bundle-format ''
 edges kernels 'bundle-format '
 edges fastc 'bundle-format kernels '
 edges fastrun 'bundle-format kernels '
+edges fastrun-ffi 'fastrun '
 exit $status

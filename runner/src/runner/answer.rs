@@ -152,12 +152,6 @@ impl<'a> Answers<'a> {
         self.choices.iter().all(|choice| choice.text.is_none())
     }
 
-    /// Whether an answer goes on that no stop string has ended.
-    pub fn want_more(&self) -> bool {
-        let goes_on = |choice: &Choice| choice.text.as_ref().is_some_and(|text| !text.stopped);
-        self.choices.iter().any(goes_on)
-    }
-
     /// Whether there is nobody to tell any more.
     pub fn is_deaf(&self) -> bool {
         self.sink.is_none()

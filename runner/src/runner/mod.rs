@@ -11,6 +11,8 @@ mod model;
 mod options;
 mod request;
 mod shared;
+#[cfg(test)]
+mod tests;
 mod update;
 mod worker;
 

@@ -117,13 +117,21 @@ enum Active<'a> {
 impl<D: Device> Worker<'_, D> {
     fn serve(&mut self, commands: &Receiver<Command>) {
         let mut wait = Some(None);
+        // Since when the device has worked on the present step.
+        let mut since = None;
         loop {
             if !self.take(commands, wait) {
                 self.end_all(&FinishReason::Cancelled);
                 return;
             }
-            self.engine.expire(Instant::now());
+            let now = Instant::now();
+            self.engine.expire(now);
+            let start = *since.get_or_insert(now);
             let progress = self.engine.step();
+            if progress != Progress::Waiting {
+                self.engine.took(start.elapsed());
+                since = None;
+            }
             self.tell();
             self.shared.publish(self.engine.stats());
             wait = match progress {
@@ -259,8 +267,8 @@ impl<D: Device> Worker<'_, D> {
             self.news.push(id);
         }
         match answers.token(choice, token, logprobs) {
-            Ok(true) if !answers.want_more() => self.engine.cancel(id),
-            Ok(_) => {}
+            Ok(true) => self.engine.cancel_choice(id, choice),
+            Ok(false) => {}
             Err(error) => self.fail(id, &error),
         }
     }
