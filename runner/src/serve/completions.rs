@@ -19,6 +19,8 @@ use crate::tokenizer::EncodeOptions;
 
 /// Most prompts of a request.
 const MAX_PROMPTS: usize = 256;
+/// Most answers of a request.
+const MAX_ANSWERS: usize = 512;
 /// OpenAI's default.
 const MAX_TOKENS: u32 = 16;
 
@@ -91,6 +93,11 @@ impl Call {
         if best_of.is_some_and(|best| best != i64::from(params.choices)) {
             let message = "best_of other than n is not supported: all answers are given";
             return Err(ApiError::unsupported("best_of", message));
+        }
+        let answers = prompts.len() * params.choices as usize;
+        if answers > MAX_ANSWERS {
+            let message = format!("prompts times n are {answers} answers, and may be {MAX_ANSWERS}");
+            return Err(ApiError::invalid("n", message));
         }
         if echo && logprobs.is_some() {
             let message =
