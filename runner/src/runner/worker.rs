@@ -132,8 +132,9 @@ impl<D: Device> Worker<'_, D> {
                 self.engine.took(start.elapsed());
                 since = None;
             }
-            self.tell();
+            // First, so that whoever hears of an end finds it counted.
             self.shared.publish(self.engine.stats());
+            self.tell();
             wait = match progress {
                 Progress::Advanced => None,
                 Progress::Waiting => Some(Some(POLL_PAUSE)),
