@@ -163,6 +163,8 @@ pub enum Input {
 pub enum Output {
     /// `[R, V]` f32.
     Logits,
+    /// `[R, D]` f32: what the output head multiplies, after the final norm. Not in every plan.
+    Hidden,
 }
 
 /// Layers that share one kind of KV block. Block tables hold block numbers of a group; block b of every layer of the
