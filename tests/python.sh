@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-target=${CARGO_TARGET_DIR:-target}
+target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 venv=$target/python
 if [[ ${1:-} == setup ]]; then
   # Python 3.11's own setuptools is too old to make wheels by itself.
@@ -23,11 +23,11 @@ cp -r examples/python "$work/package"
   --force-reinstall "$work/package"
 model=$(examples/fetch-model.sh)
 "$target/release/fastc" compile "$model" -o "$work/smollm2.fib" >/dev/null
-# It is found from the current folder, or not.
-for library in '' "$PWD/$target/release/libfastrun.so"; do
+# The library is found by the repository, by its name, or not at all.
+for library in '' "$target/release/libfastrun.so"; do
   FASTRUN_LIBRARY=$library "$venv/bin/python" -c 'import fastrun; print("fastrun", fastrun.__version__)'
 done
-if (cd "$work" && "$OLDPWD/$venv/bin/python" -c 'import fastrun' 2>"$work/error"); then
+if CARGO_TARGET_DIR=$work "$venv/bin/python" -c 'import fastrun' 2>"$work/error"; then
   echo "python.sh: a library was found where there is none" >&2
   exit 1
 fi

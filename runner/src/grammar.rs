@@ -92,9 +92,6 @@ impl GrammarCompiler {
                 "the {what} is not valid: {}",
                 text.trim()
             ))),
-            None if matcher.is_stopped() => Err(Error::User(format!(
-                "the {what} matches nothing but the empty text; allow something more"
-            ))),
             None => match matcher.compute_mask() {
                 Ok(_) => Ok(Constraint {
                     matcher: Arc::new(matcher),

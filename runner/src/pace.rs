@@ -63,8 +63,7 @@ impl Pace {
     fn alone(&self, rows: u32) -> Option<f32> {
         let rows = (rows as usize).min(self.alone.len() - 1);
         let (fewer, more) = self.alone.split_at(rows + 1);
-        let nearest = fewer.iter().rev().chain(more).find_map(|&time| time);
-        nearest
+        fewer.iter().rev().chain(more).find_map(|&time| time)
     }
 }
 

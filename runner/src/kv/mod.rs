@@ -125,7 +125,7 @@ impl KvCache {
         positions: u32,
     ) -> Option<(BlockTable, Option<BlockCopy>)> {
         let whole = positions as usize / KV_BLOCK;
-        let partial = positions as usize % KV_BLOCK > 0;
+        let partial = !(positions as usize).is_multiple_of(KV_BLOCK);
         let own = if partial {
             Some(self.allocate()?)
         } else {

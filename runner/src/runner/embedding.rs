@@ -54,7 +54,7 @@ impl Pooling {
                 "the runner was shut down before the embedding was complete; ask another one"
                     .into(),
             )),
-            FinishReason::Error(text) => Err(Error::Bug(text)),
+            FinishReason::Error(text) => Err(Error::Bug(format!("the device failed: {text}"))),
             reason => Err(Error::Bug(format!(
                 "an embedding ended by {reason} after {} of {} tokens",
                 self.rows, self.tokens

@@ -192,6 +192,11 @@ impl Runner {
         &self,
         inputs: impl IntoIterator<Item = Input>,
     ) -> Result<Vec<Embedding>, Error> {
+        if !self.inner.model.has_hidden_states() {
+            return Err(Error::Unsupported(
+                "this bundle keeps no hidden states, which embeddings are made of; compile the model again".into(),
+            ));
+        }
         // If one fails, dropping the others cancels them.
         let mut running = Vec::new();
         for input in inputs {

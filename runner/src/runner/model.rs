@@ -2,6 +2,8 @@
 
 use std::sync::{Arc, OnceLock};
 
+use bundle_format::plan::{Output, Role};
+
 use crate::Error;
 use crate::chat::ChatTemplate;
 use crate::grammar::{Constraint, Grammar, GrammarCompiler};
@@ -79,6 +81,13 @@ impl Model {
 
     pub fn tokenizer(&self) -> Tokenizer<'_> {
         self.tokenizer
+    }
+
+    /// Whether steps yield what embeddings are made of.
+    pub fn has_hidden_states(&self) -> bool {
+        let hidden = Role::Output(Output::Hidden);
+        let buffers = &self.loaded.plan().buffers;
+        buffers.iter().any(|buffer| buffer.place.role == hidden)
     }
 
     /// The tokens that the model is fed.

@@ -110,7 +110,7 @@ struct Worker<'a, D> {
 
 /// A request that has not ended.
 enum Active<'a> {
-    Answers(Answers<'a>),
+    Answers(Box<Answers<'a>>),
     Embedding(Pooling),
 }
 
@@ -132,8 +132,9 @@ impl<D: Device> Worker<'_, D> {
                 self.engine.took(start.elapsed());
                 since = None;
             }
-            self.tell();
+            // First, so that whoever hears of an end finds it counted.
             self.shared.publish(self.engine.stats());
+            self.tell();
             wait = match progress {
                 Progress::Advanced => None,
                 Progress::Waiting => Some(Some(POLL_PAUSE)),
@@ -202,14 +203,11 @@ impl<D: Device> Worker<'_, D> {
             self.shared.ended(1);
         })?;
         let active = match wanted {
-            Wanted::Answers { stop, sink } => Active::Answers(Answers::new(
-                self.tokenizer,
-                sink,
-                choices,
-                &stop,
-                prompt as u32,
-                start,
-            )),
+            Wanted::Answers { stop, sink } => {
+                let prompt = prompt as u32;
+                let answers = Answers::new(self.tokenizer, sink, choices, &stop, prompt, start);
+                Active::Answers(Box::new(answers))
+            }
             Wanted::Embedding(reply) => Active::Embedding(Pooling::new(prompt, reply)),
         };
         self.active.insert(id, active);

@@ -167,6 +167,8 @@ pub struct NullDevice {
     polls: Vec<u32>,
     /// Steps submitted, failed ones included.
     pub steps: u64,
+    /// Tokens fed.
+    pub tokens: u64,
     /// Steps that fail: at submission, and at the poll.
     pub fail_submit: Option<u64>,
     pub fail_poll: Option<u64>,
@@ -190,6 +192,7 @@ impl NullDevice {
             running: HashMap::new(),
             polls,
             steps: 0,
+            tokens: 0,
             fail_submit: None,
             fail_poll: None,
             fail_rows: None,
@@ -198,7 +201,8 @@ impl NullDevice {
     }
 
     fn check(&self, step: &Step) -> Result<(), String> {
-        let ensure = |ok: bool, what: &str| ok.then_some(()).ok_or(format!("{what}: {step:?}"));
+        let ensure =
+            |ok: bool, what: &str| ok.then_some(()).ok_or_else(|| format!("{what}: {step:?}"));
         let (t, r) = (step.tokens.len(), step.rows.len());
         let s = step.sequences.last().map_or(0, |&s| s as usize + 1);
         let l = &self.limits;
@@ -338,6 +342,7 @@ impl Device for NullDevice {
             s.max(sequences),
             r.max(step.rows.len()),
         );
+        self.tokens += step.tokens.len() as u64;
         let mut rows = self.run(&step);
         if self.fail_poll == Some(number) {
             self.spoil(&step);

@@ -70,8 +70,7 @@ def _candidates() -> Iterator[Path]:
     for start in (here, Path.cwd()):
         for folder in (start, *start.parents):
             if (folder / "ffi" / "include" / "fastrun.h").is_file():
-                target = os.environ.get("CARGO_TARGET_DIR", folder / "target")
-                yield Path(target) / "release" / NAME
+                yield folder / os.environ.get("CARGO_TARGET_DIR", "target") / "release" / NAME
 
 
 def _load() -> ctypes.CDLL:
