@@ -96,7 +96,8 @@ impl Call {
         }
         let answers = prompts.len() * params.choices as usize;
         if answers > MAX_ANSWERS {
-            let message = format!("prompts times n are {answers} answers, and may be {MAX_ANSWERS}");
+            let message =
+                format!("prompts times n are {answers} answers, and may be {MAX_ANSWERS}");
             return Err(ApiError::invalid("n", message));
         }
         if echo && logprobs.is_some() {
