@@ -52,6 +52,7 @@ class Manifests(unittest.TestCase):
     def test_the_environment_is_the_servers(self):
         (container,) = self.by_kind['Deployment']['spec']['template']['spec']['containers']
         shown = subprocess.run([os.environ['FASTRUN_BINARY'], 'serve', '--help'], capture_output=True, text=True, check=True).stdout
+        shown = ' '.join(shown.split())  # it is wrapped to the terminal
         for entry in container['env']:
             self.assertIn(f"[env: {entry['name']}", shown)
 
