@@ -91,14 +91,20 @@ pub fn bundle(manifest: &Manifest, plan: &Plan, code_len: u64) -> Result<(), Inv
 
     let vocab = manifest.model.vocab;
     for (i, buffer) in plan.buffers.iter().enumerate() {
-        if buffer.place.role == Role::Output(Output::Logits) {
-            ensure!(
-                buffer.cols == vocab,
-                format!("buffer {i} (logits): cols"),
-                format!("the vocabulary's size, {vocab}"),
-                buffer.cols
-            );
-        }
+        let (name, what, cols) = match buffer.place.role {
+            Role::Output(Output::Logits) => ("logits", "the vocabulary's size", vocab),
+            Role::Output(Output::Hidden) => {
+                let embedding = manifest.model.embedding;
+                ("hidden", "the embedding's size", embedding)
+            }
+            Role::Scratch | Role::Input(_) => continue,
+        };
+        ensure!(
+            buffer.cols == cols,
+            format!("buffer {i} ({name}): cols"),
+            format!("{what}, {cols}"),
+            buffer.cols
+        );
     }
     for (i, launch) in plan.launches.iter().enumerate() {
         if let crate::plan::Op::Embed { table, .. } = launch.op {
@@ -237,6 +243,13 @@ fn kv_group(group: &KvGroup) -> Result<(), Invalid> {
     within("layers", group.layers, MAX_KV_DIM)?;
     within("kv_heads", group.kv_heads, MAX_KV_DIM)?;
     within("head_dim", group.head_dim, MAX_KV_DIM)?;
+    let block = group.dtype.block();
+    ensure!(
+        group.head_dim.is_multiple_of(block),
+        format!("head_dim in {:?}", group.dtype),
+        format!("a multiple of {block}"),
+        group.head_dim
+    );
     group
         .window
         .map_or(Ok(()), |w| within("window", w, MAX_CONTEXT))
@@ -293,12 +306,12 @@ fn buffer(plan: &Plan, buffer: &Buffer) -> Result<(), Invalid> {
             );
             (DType::U32, Dim::Tokens, true)
         }
-        Role::Output(Output::Logits) => (DType::F32, Dim::Rows, false),
+        Role::Output(Output::Logits | Output::Hidden) => (DType::F32, Dim::Rows, false),
     };
     ensure!(
         buffer.dtype == dtype && buffer.extent == extent && (!column || buffer.cols == 1),
         format!("type of {:?}", buffer.place.role),
-        format!("{dtype:?} [{extent:?}, {}]", if column { "1" } else { "V" }),
+        format!("{dtype:?} [{extent:?}, {}]", if column { "1" } else { "…" }),
         format!("{:?} [{:?}, {}]", buffer.dtype, buffer.extent, buffer.cols)
     );
     Ok(())

@@ -42,6 +42,7 @@ fn step(position: u32, len: u32) -> Step {
         kv: vec![StepKv {
             slots: (position..position + len).collect(),
             tables: vec![(0..8).collect()],
+            ..StepKv::default()
         }],
         rows: vec![len - 1],
         wants: vec![Want {

@@ -56,7 +56,8 @@ fn run(device: &mut dyn Device, ids: &[u32], chunk: usize, groups: usize) -> Vec
             kv: vec![
                 StepKv {
                     slots,
-                    tables: vec![table[..end.div_ceil(16)].into()]
+                    tables: vec![table[..end.div_ceil(16)].into()],
+                    ..StepKv::default()
                 };
                 groups
             ],

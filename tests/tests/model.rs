@@ -91,6 +91,7 @@ fn run(
                     .map(|p| table[p / 16] * 16 + p as u32 % 16)
                     .collect(),
                 tables: vec![table[..(at + count).div_ceil(16)].into()],
+                ..StepKv::default()
             }],
             wants: rows
                 .iter()

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use super::{Invalid, max_extent, shown};
-use crate::plan::{Output, Plan, Role};
+use crate::plan::{Plan, Role};
 use crate::region::KvPart;
 
 /// What a launch reads and writes.
@@ -93,7 +93,7 @@ impl<'a> Arena<'a> {
     /// After the last launch: the outputs must be there.
     pub fn finish(self) -> Result<(), Invalid> {
         let outputs = (0..).zip(&self.plan.buffers);
-        for (i, _) in outputs.filter(|(_, b)| b.place.role == Role::Output(Output::Logits)) {
+        for (i, _) in outputs.filter(|(_, b)| matches!(b.place.role, Role::Output(_))) {
             if !self.holds(i) {
                 return Err(Invalid::new(
                     format!("output {}", self.describe(i)),

@@ -83,6 +83,7 @@ fn sampling(args: &SamplingArgs) -> SampleParams {
         },
         top_k: args.top_k,
         top_p: args.top_p,
+        typical_p: args.typical_p,
         min_p: args.min_p,
         temperature: args.temp,
         seed: args.seed.unwrap_or_else(random_seed),
@@ -149,6 +150,7 @@ impl<D: Device> Speaker<'_, D> {
             max_tokens: self.args.n,
             sampling: self.sampling.clone(),
             stop: self.end.clone(),
+            ..Request::default()
         };
         let stop = &self.args.stop;
         answer(

@@ -10,6 +10,8 @@ pub struct Bounds<'a> {
     pub limits: &'a Limits,
     /// Blocks of each KV group.
     pub kv_blocks: &'a [u32],
+    /// Tokens of the vocabulary.
+    pub vocab: u32,
 }
 
 /// Checks everything about a step but where its token ids come from.
@@ -21,11 +23,12 @@ pub fn check(step: &Step, bounds: &Bounds<'_>) -> Result<(), Error> {
         .and_then(|()| positions(step, bounds.limits))
         .and_then(|()| {
             let groups = step.kv.iter().zip(bounds.kv_blocks);
-            groups
-                .enumerate()
-                .try_for_each(|(group, (kv, &blocks))| cache(step, group, kv, blocks))
+            groups.enumerate().try_for_each(|(group, (kv, &blocks))| {
+                copies(group, kv, blocks)?;
+                cache(step, group, kv, blocks)
+            })
         })
-        .and_then(|()| results(step))
+        .and_then(|()| results(step, bounds.vocab))
         .map_err(|text| Error::User(format!("invalid step: {text}")))
 }
 
@@ -115,6 +118,26 @@ fn positions(step: &Step, limits: &Limits) -> Result<(), String> {
     Ok(())
 }
 
+/// Copies are from one block of the pool to another.
+fn copies(group: usize, kv: &StepKv, blocks: u32) -> Result<(), String> {
+    for (i, copy) in kv.copies.iter().enumerate() {
+        for (what, block) in [("from", copy.from), ("to", copy.to)] {
+            if block >= blocks {
+                return Err(format!(
+                    "copy {i} in KV group {group} is {what} block {block}, expected below {blocks}"
+                ));
+            }
+        }
+        if copy.from == copy.to {
+            return Err(format!(
+                "copy {i} in KV group {group} is from block {} to itself",
+                copy.from
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Tables name blocks of the pool and reach each token; slots lie where the tables say.
 fn cache(step: &Step, group: usize, kv: &StepKv, blocks: u32) -> Result<(), String> {
     let (tokens, sequences) = (step.tokens.len(), sequences(step));
@@ -159,7 +182,7 @@ fn cache(step: &Step, group: usize, kv: &StepKv, blocks: u32) -> Result<(), Stri
     Ok(())
 }
 
-fn results(step: &Step) -> Result<(), String> {
+fn results(step: &Step, vocab: u32) -> Result<(), String> {
     for (i, &row) in step.rows.iter().enumerate() {
         if row as usize >= step.tokens.len() {
             return Err(format!(
@@ -176,7 +199,9 @@ fn results(step: &Step) -> Result<(), String> {
     }
     for (i, want) in step.wants.iter().enumerate() {
         if let Some(params) = &want.sample {
-            sampler::check(params).map_err(|e| format!("sampling of row {i}: {e}"))?;
+            sampler::check(params)
+                .and_then(|()| sampler::check_bias(&want.bias, vocab))
+                .map_err(|e| format!("sampling of row {i}: {e}"))?;
         }
     }
     Ok(())
@@ -185,7 +210,7 @@ fn results(step: &Step) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::{SampleParams, TokenSource, Want};
+    use crate::device::{BlockCopy, SampleParams, TokenSource, Want};
 
     const LIMITS: Limits = Limits {
         max_tokens: 8,
@@ -203,6 +228,7 @@ mod tests {
             kv: vec![StepKv {
                 slots: vec![5 * 16 + 15, 2 * 16, 9 * 16],
                 tables: vec![[5, 2].into(), [9].into()],
+                copies: Vec::new(),
             }],
             rows: vec![1, 2],
             wants: vec![Want::default(); 2],
@@ -215,6 +241,7 @@ mod tests {
         let bounds = Bounds {
             limits: &LIMITS,
             kv_blocks: &[10],
+            vocab: 50,
         };
         match check(&step, &bounds) {
             Err(Error::User(text)) => text,
@@ -227,6 +254,7 @@ mod tests {
         let bounds = Bounds {
             limits: &LIMITS,
             kv_blocks: &[10],
+            vocab: 50,
         };
         assert!(check(&valid(), &bounds).is_ok());
         assert_eq!(sequences(&valid()), 2);
@@ -289,6 +317,19 @@ mod tests {
             refused(|s| s.kv[0].slots[1] += 1),
             &["slot 33 of token 1", "expected 32"],
         );
+        let copy = |from, to| move |s: &mut Step| s.kv[0].copies = vec![BlockCopy { from, to }];
+        contains(refused(copy(10, 1)), &["from block 10", "below 10"]);
+        contains(refused(copy(1, 12)), &["to block 12", "below 10"]);
+        contains(refused(copy(3, 3)), &["block 3 to itself"]);
+        let bias = |id, x: f32| {
+            move |s: &mut Step| {
+                s.wants[0].sample = Some(SampleParams::default());
+                s.wants[0].bias = [(id, x)].into();
+            }
+        };
+        contains(refused(bias(50, 1.0)), &["row 0", "token 50", "below"]);
+        contains(refused(bias(3, f32::NAN)), &["row 0", "NaN", "token 3"]);
+        contains(refused(bias(3, f32::INFINITY)), &["inf", "token 3"]);
         contains(refused(|s| s.rows[1] = 3), &["row 1 is token 3"]);
         contains(refused(|s| s.rows = vec![2, 2]), &["row 1", "above 2"]);
         contains(

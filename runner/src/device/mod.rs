@@ -5,13 +5,14 @@
 
 mod check;
 pub mod cpu;
+mod mask;
+mod outputs;
 pub mod reference;
 mod tickets;
 
 use std::sync::Arc;
 
-use bundle_format::plan::{Op, Output, Plan, Role};
-use bundle_format::region::{Inst, Operand, Region};
+pub use mask::{TokenMask, allows};
 
 /// One step: T tokens of S sequences, and the rows of which results are wanted.
 ///
@@ -50,6 +51,16 @@ pub struct StepKv {
     pub slots: Vec<u32>,
     /// `[S]` block numbers of each sequence, from position 0 to the block that holds its last token of this step.
     pub tables: Vec<Arc<[u32]>>,
+    /// Blocks to copy before the step writes or reads any, one after the other: a sequence goes on in a copy of a block that
+    /// it shares. A block may be copied to and then from, or to twice; not to itself.
+    pub copies: Vec<BlockCopy>,
+}
+
+/// A KV block whose content another one takes over, in all layers of the group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BlockCopy {
+    pub from: u32,
+    pub to: u32,
 }
 
 /// What a step yields for one row.
@@ -60,25 +71,40 @@ pub struct Want {
     /// Ids of the sequence's last tokens, this row's included, as far back as the parameters look
     /// ([`SampleParams::looks_back`]); in any order.
     pub recent: Vec<u32>,
-    /// Return the row of logits, `[V]` f32.
+    /// Added to the logits of these tokens before anything else: numbers of at most a million, or -inf to forbid a token. An
+    /// id that is there twice gets both. None where it is empty.
+    pub bias: Arc<[(u32, f32)]>,
+    /// The tokens that may be drawn; none: all. It applies behind biases and penalties, which it makes no difference to. The
+    /// device waits for it where it would draw, so that it can be computed while the model runs: it must be set, come what
+    /// may, and by a thread that doesn't wait for the device.
+    pub mask: Option<Arc<TokenMask>>,
+    /// Return log-probabilities: of the drawn token and of this many of the likeliest. They are of the model's own
+    /// distribution, whatever the parameters, the bias and the mask make of it.
+    pub logprobs: Option<u32>,
+    /// Return the row of logits, `[V]` f32, as the model gave them.
     pub logits: bool,
+    /// Return the hidden state that the output head reads, `[D]` f32 (after the final norm).
+    pub hidden: bool,
 }
 
 /// How to draw a token from a row of logits.
 ///
-/// The parts apply in the order of the fields, each to what the one before left: that of llama.cpp's default chain, in
-/// which the temperature is last and so doesn't change which tokens can be drawn. The default is the model's own
+/// The parts apply in this order, each to what the one before left: penalties, top-k, typical, top-p, min-p, temperature. It
+/// is that of llama.cpp's default chain, in which the temperature is last and so doesn't change which tokens can be drawn. The default is the model's own
 /// distribution; name what differs and take the rest from it (`..SampleParams::default()`), for there will be more fields.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SampleParams {
     pub penalties: Penalties,
     /// Keep the k likeliest; 0: all.
     pub top_k: u32,
+    /// Keep the tokens whose surprise is nearest to the distribution's entropy, as many as together reach p (locally typical
+    /// sampling, Meister et al. 2022; lower ids first among equals); 1: all.
+    pub typical_p: f32,
     /// Keep the smallest set of likeliest tokens whose probability reaches p; 1: all.
     pub top_p: f32,
     /// Keep tokens that are at least this many times as probable as the likeliest one; 0: all.
     pub min_p: f32,
-    /// Divides the logits; 0: the likeliest token (the lowest id where several are).
+    /// Divides the logits; 0: the likeliest token that is left (the lowest id where several are).
     pub temperature: f32,
     /// Randomness is a function of the seed and the position of the drawn token alone.
     pub seed: u64,
@@ -89,6 +115,7 @@ impl Default for SampleParams {
         Self {
             penalties: Penalties::default(),
             top_k: 0,
+            typical_p: 1.0,
             top_p: 1.0,
             min_p: 0.0,
             temperature: 1.0,
@@ -154,7 +181,22 @@ pub struct Outcome {
 #[derive(Clone, Debug, Default)]
 pub struct RowOutcome {
     pub token: Option<u32>,
+    pub logprobs: Option<LogProbs>,
     pub logits: Option<Vec<f32>>,
+    pub hidden: Option<Vec<f32>>,
+    /// Why there is no token, or no log-probabilities, although they were wanted: the mask failed or allows nothing, or the
+    /// logits are not numbers. It concerns this row alone. A later step may still name the row as
+    /// [`TokenSource::Sampled`]: some token stands in, and what comes of it is of no use.
+    pub error: Option<String>,
+}
+
+/// Natural logarithms of probabilities.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LogProbs {
+    /// Of the drawn token; 0 where none was drawn.
+    pub token: f32,
+    /// The likeliest tokens, likeliest first, lower ids first among equals.
+    pub top: Vec<(u32, f32)>,
 }
 
 /// Runs the steps of one bundle.
@@ -168,36 +210,4 @@ pub trait Device {
 
     /// Blocks of each KV group.
     fn kv_blocks(&self) -> &[u32];
-}
-
-/// The buffer of a plan's logits and the launch that writes it.
-struct LogitsOf {
-    /// Index of the buffer.
-    buffer: usize,
-    /// Name of the launch.
-    launch: String,
-}
-
-/// Finds a plan's logits; none where it has no such buffer.
-fn logits(plan: &Plan) -> Option<LogitsOf> {
-    let role = Role::Output(Output::Logits);
-    let buffer = plan.buffers.iter().position(|b| b.place.role == role)?;
-    let writes = |region: &Region| {
-        region.body.iter().any(|inst| match *inst {
-            Inst::Store { dst, .. } => {
-                region.operands[dst as usize] == Operand::Buffer(buffer as u32)
-            }
-            _ => false,
-        })
-    };
-    let launch = plan.launches.iter().find(|launch| match &launch.op {
-        Op::Embed { .. } | Op::RopeTable { .. } => false,
-        Op::Region { region, .. } => writes(region),
-        Op::MatMul { segments, .. } => segments.iter().any(|s| writes(&s.epilogue)),
-        Op::Attention { epilogue, .. } => writes(epilogue),
-    });
-    Some(LogitsOf {
-        buffer,
-        launch: launch.map_or("(none)".into(), |l| l.name.clone()),
-    })
 }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Outcome, Step, Ticket, TokenSource};
+use super::{Outcome, RowOutcome, Step, Ticket, TokenSource};
 use crate::Error;
 
 /// Steps whose sampled ids can still be named as [`TokenSource::Sampled`].
@@ -67,7 +67,9 @@ impl Tickets {
         if self.sampled.len() == REMEMBERED {
             self.sampled.pop_front();
         }
-        let ids = outcome.rows.iter().map(|row| row.token).collect();
+        // A row that failed may be named by a step that is on its way; that step's other rows must not fail for it.
+        let id = |row: &RowOutcome| row.token.or(row.error.as_ref().map(|_| 0));
+        let ids = outcome.rows.iter().map(id).collect();
         self.sampled.push_back((ticket, ids));
         self.waiting.push_back((ticket, outcome));
         ticket
@@ -96,13 +98,12 @@ impl Tickets {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::RowOutcome;
 
     fn outcome(token: Option<u32>) -> Outcome {
         Outcome {
             rows: vec![RowOutcome {
                 token,
-                logits: None,
+                ..RowOutcome::default()
             }],
         }
     }

@@ -40,6 +40,8 @@ pub struct Launch {
     pub extent: Extent,
     /// Whether all threads must meet before it: something that it depends on may still be running.
     pub meet: bool,
+    /// Whether it does nothing but to make logits.
+    pub only_logits: bool,
     pub work: Work,
 }
 

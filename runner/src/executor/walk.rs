@@ -19,6 +19,8 @@ pub struct StepView<'a> {
     pub tokens: usize,
     /// R
     pub rows: usize,
+    /// Whether launches run that do nothing but to make logits.
+    pub logits: bool,
     /// For each KV group the block table of each sequence.
     pub tables: &'a [Vec<*const u32>],
 }
@@ -75,7 +77,7 @@ pub unsafe fn walk(
             Extent::Tokens => step.tokens,
             Extent::Rows => step.rows,
         };
-        if rows == 0 {
+        if rows == 0 || launch.only_logits && !step.logits {
             continue;
         }
         let part = Part {

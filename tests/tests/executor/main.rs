@@ -1,6 +1,7 @@
 //! The CPU device and the reference device on bundles made by hand.
 
 mod tiny;
+mod wants;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -393,38 +394,6 @@ fn devices_run_side_by_side() {
     });
     // The devices share the map; the last one to go takes it along.
     assert_eq!(Arc::strong_count(&loaded), 1);
-}
-
-#[test]
-fn logits_that_are_no_numbers_are_an_error() {
-    let bundle = Bundle::new(&Spec {
-        nan: true,
-        ..Spec::new(Encoding::F32)
-    });
-    let mut text = Text::new(1, 5, 0);
-    let mut step = step(&mut [(&mut text, 5)]);
-    step.rows = vec![1, 4];
-    let greedy = SampleParams {
-        temperature: 0.0,
-        ..SampleParams::default()
-    };
-    step.wants = vec![
-        Want::default(),
-        Want {
-            sample: Some(greedy),
-            ..Want::default()
-        },
-    ];
-    let errors = [
-        run(&mut bundle.cpu(2), step.clone()).unwrap_err(),
-        run(&mut bundle.reference(), step).unwrap_err(),
-    ];
-    for error in errors {
-        assert!(matches!(error, Error::Bug(_)));
-        let text = error.to_string();
-        assert!(text.contains("launch logits: row 1 (token 4"), "{text}");
-        assert!(text.contains("not a number"), "{text}");
-    }
 }
 
 #[test]

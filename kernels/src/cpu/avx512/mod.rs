@@ -5,7 +5,7 @@
 
 mod quant;
 
-pub use super::avx2::{attention_f16, matmul_bf16, matmul_f16, matmul_f32};
+pub use super::avx2::{attention_f16, attention_q8_0, matmul_bf16, matmul_f16, matmul_f32};
 
 use bundle_format::plan::Encoding;
 

@@ -19,8 +19,9 @@ use self::memory::{Code, Mapping};
 use self::pools::Pools;
 use self::resolve::Memory;
 use super::check::{Bounds, check};
+use super::outputs::Outputs;
 use super::tickets::Tickets;
-use super::{Device, Outcome, RowOutcome, Step, Ticket, Want};
+use super::{Device, Outcome, RowOutcome, Step, Ticket};
 use crate::Error;
 use crate::executor::program::Program;
 use crate::executor::team::Team;
@@ -57,7 +58,9 @@ pub struct CpuDevice {
     team: Team,
     program: Program,
     inputs: Inputs,
-    logits: Logits,
+    outputs: Outputs,
+    logits: Floats,
+    hidden: Option<Floats>,
     /// For each KV group the block table of each sequence of the present step.
     tables: Vec<Vec<*const u32>>,
     /// A tile of [`Program::tile_len`] elements for each thread, `tile_bytes` apart.
@@ -87,18 +90,16 @@ struct Inputs {
     slots: Vec<Option<*mut u32>>,
 }
 
-/// Where a step's logits are.
-struct Logits {
+/// Where an output's rows are.
+struct Floats {
     start: *const f32,
     /// Elements between rows.
     stride: usize,
-    vocab: usize,
-    /// Name of the launch that writes them.
-    launch: String,
+    cols: usize,
 }
 
-// SAFETY: the logits are only read, after the launch that writes them.
-unsafe impl Sync for Logits {}
+// SAFETY: outputs are only read, after the launches that write them.
+unsafe impl Sync for Floats {}
 
 impl CpuDevice {
     /// Opens a device for a bundle.
@@ -123,8 +124,10 @@ impl CpuDevice {
         })?;
         let arena = Mapping::new(plan.arena_bytes, "the buffers of a step")?;
         let pools = Pools::new(plan, options.kv_bytes)?;
+        let outputs = Outputs::find(plan)?;
         let program = resolve::resolve(
             bundle,
+            &outputs,
             &Memory {
                 arena: &arena,
                 pools: &pools,
@@ -139,7 +142,11 @@ impl CpuDevice {
         let sequences = plan.limits.max_seqs as usize;
         Ok(Self {
             inputs: Inputs::find(plan, &arena),
-            logits: Logits::find(plan, &arena)?,
+            logits: Floats::find(plan, &arena, outputs.logits),
+            hidden: outputs
+                .hidden
+                .map(|buffer| Floats::find(plan, &arena, buffer)),
+            outputs,
             tables: vec![Vec::with_capacity(sequences); plan.kv.len()],
             tiles,
             tile_bytes,
@@ -187,7 +194,7 @@ impl CpuDevice {
 
     /// Puts a checked step's inputs where the plan wants them.
     fn place(&mut self, step: &Step) -> Result<(), Error> {
-        let vocab = self.logits.vocab as u32;
+        let vocab = self.logits.cols as u32;
         // Once without writing: a step that is refused changes nothing.
         self.tickets.resolve(step, vocab, |_, _| ())?;
         if let Some(start) = self.inputs.tokens {
@@ -220,8 +227,10 @@ impl CpuDevice {
 
     /// Runs the step that is in place, and draws the tokens that it wants.
     fn run(&mut self, step: &Step) -> Result<Outcome, Error> {
-        let (program, logits) = (&self.program, &self.logits);
-        let (samplers, profile) = (&self.samplers, self.profile.as_ref());
+        let (program, outputs) = (&self.program, &self.outputs);
+        let (logits, hidden) = (&self.logits, self.hidden.as_ref());
+        let (pools, samplers) = (&self.pools, &self.samplers);
+        let profile = self.profile.as_ref();
         let tiles = Tiles {
             start: self.tiles.start(),
             bytes: self.tile_bytes,
@@ -229,11 +238,18 @@ impl CpuDevice {
         let view = StepView {
             tokens: step.tokens.len(),
             rows: step.rows.len(),
+            logits: !Outputs::without_logits(step),
             tables: &self.tables,
         };
         let rows: Vec<Mutex<RowOutcome>> = step.rows.iter().map(|_| Mutex::default()).collect();
-        let failure = Mutex::new(None);
         self.team.run(&|member| {
+            if step.kv.iter().any(|kv| !kv.copies.is_empty()) {
+                for (group, kv) in step.kv.iter().enumerate() {
+                    // SAFETY: `check` has found the blocks in the pools, no launch runs, and each member has its own share.
+                    unsafe { pools.copy(group, &kv.copies, member.index, member.of) };
+                }
+                member.meet()?;
+            }
             // SAFETY: the program's pointers lead into this device's memory; `check` and `place` have put a step within
             // the limits there; the team's members run it together, each with its own tile.
             unsafe { walk(program, &view, member, tiles.of(member.index), profile)? };
@@ -243,49 +259,24 @@ impl CpuDevice {
             member.meet()?;
             let mut sampler = lock(&samplers[member.index]);
             for i in (member.index..rows.len()).step_by(member.of) {
-                // SAFETY: `i` is a row of the step, and all launches have ended.
-                let row = unsafe { logits.row(i) };
+                let want = &step.wants[i];
+                // SAFETY: `i` is a row of the step, and all launches have ended. Logits that no launch made in this step
+                // are read by nobody, see `without_logits`.
+                let (logits, hidden) = unsafe {
+                    let hidden = hidden.filter(|_| want.hidden);
+                    (logits.row(i), hidden.map(|hidden| hidden.row(i)))
+                };
                 let position = step.positions[step.rows[i] as usize] + 1;
-                match finish_row(&mut sampler, row, &step.wants[i], position) {
-                    Ok(outcome) => *lock(&rows[i]) = outcome,
-                    Err(text) => {
-                        lock(&failure).get_or_insert((i, text));
-                    }
-                }
+                *lock(&rows[i]) = outputs.row(&mut sampler, want, position, logits, hidden);
             }
             Ok(())
         })?;
-        if let Some((row, text)) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            return Err(Error::Bug(format!(
-                "launch {}: row {row} (token {} of the step): {text}",
-                self.logits.launch, step.rows[row]
-            )));
-        }
         let rows = rows
             .into_iter()
             .map(|row| row.into_inner().unwrap_or_else(PoisonError::into_inner))
             .collect();
         Ok(Outcome { rows })
     }
-}
-
-/// What one row yields; `position` is that of the drawn token.
-fn finish_row(
-    sampler: &mut Sampler,
-    logits: &[f32],
-    want: &Want,
-    position: u32,
-) -> Result<RowOutcome, String> {
-    let token = want
-        .sample
-        .as_ref()
-        .map(|params| sampler.sample(logits, params, &want.recent, position))
-        .transpose()
-        .map_err(|e| e.to_string())?;
-    Ok(RowOutcome {
-        token,
-        logits: want.logits.then(|| logits.to_vec()),
-    })
 }
 
 /// Locks a mutex that one thread at a time uses; what a panic left behind is never read.
@@ -314,8 +305,10 @@ impl Device for CpuDevice {
         let bounds = Bounds {
             limits: &self.loaded.plan().limits,
             kv_blocks: self.pools.blocks(),
+            vocab: self.logits.cols as u32,
         };
         check(&step, &bounds)?;
+        self.outputs.check(&step)?;
         self.place(&step)?;
         let outcome = self.run(&step)?;
         Ok(self.tickets.file(outcome))
@@ -356,27 +349,25 @@ impl Inputs {
     }
 }
 
-impl Logits {
-    fn find(plan: &Plan, arena: &Mapping) -> Result<Self, Error> {
-        let found = super::logits(plan)
-            .ok_or_else(|| Error::Bug("the plan has no buffer of logits".into()))?;
-        let buffer = &plan.buffers[found.buffer];
-        Ok(Self {
+impl Floats {
+    /// Of an output's buffer, which is f32 over rows.
+    fn find(plan: &Plan, arena: &Mapping, buffer: usize) -> Self {
+        let buffer = &plan.buffers[buffer];
+        Self {
             start: arena
                 .start()
                 .wrapping_add(buffer.place.offset as usize)
                 .cast_const()
                 .cast(),
             stride: buffer.row_bytes() as usize / size_of::<f32>(),
-            vocab: buffer.cols as usize,
-            launch: found.launch,
-        })
+            cols: buffer.cols as usize,
+        }
     }
 
     /// # Safety
-    /// `row` is one of the step's rows, and no thread writes the logits while the slice lives.
+    /// `row` is one of the step's rows, and no thread writes the output while the slice lives.
     unsafe fn row(&self, row: usize) -> &[f32] {
         // SAFETY: the buffer holds `max_rows` rows; the caller's promise.
-        unsafe { std::slice::from_raw_parts(self.start.add(row * self.stride), self.vocab) }
+        unsafe { std::slice::from_raw_parts(self.start.add(row * self.stride), self.cols) }
     }
 }

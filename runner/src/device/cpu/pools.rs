@@ -5,6 +5,7 @@ use bundle_format::region::KvPart;
 
 use super::memory::Mapping;
 use crate::Error;
+use crate::device::BlockCopy;
 
 /// The pools of a plan.
 #[derive(Debug)]
@@ -20,6 +21,10 @@ struct Group {
     offset: usize,
     /// Bytes of one layer's keys (or values).
     part_bytes: usize,
+    /// Keys and values of all layers.
+    parts: usize,
+    /// Bytes of a block in one of them.
+    block_bytes: usize,
 }
 
 impl Pools {
@@ -45,6 +50,8 @@ impl Pools {
             groups.push(Group {
                 offset: end as usize,
                 part_bytes: part_bytes as usize,
+                parts: 2 * group.layers as usize,
+                block_bytes: group.part_bytes() as usize,
             });
             end += part_bytes * 2 * group.layers as u64;
         }
@@ -71,6 +78,29 @@ impl Pools {
         self.mapping
             .start()
             .wrapping_add(group.offset + index * group.part_bytes)
+    }
+}
+
+impl Pools {
+    /// Copies blocks of a group, one copy after the other, in every part of which this is share `index` of `of`.
+    ///
+    /// # Safety
+    /// The blocks are below [`Self::blocks`] and a copy's two differ. Nobody else accesses this share's parts.
+    pub unsafe fn copy(&self, group: usize, copies: &[BlockCopy], index: usize, of: usize) {
+        let group = &self.groups[group];
+        for part in (index..group.parts).step_by(of) {
+            let start = group.offset + part * group.part_bytes;
+            let block = |number: u32| {
+                let offset = start + number as usize * group.block_bytes;
+                self.mapping.start().wrapping_add(offset)
+            };
+            for copy in copies {
+                // SAFETY: the caller's promise: different blocks of this pool.
+                unsafe {
+                    block(copy.to).copy_from_nonoverlapping(block(copy.from), group.block_bytes);
+                }
+            }
+        }
     }
 }
 
@@ -146,6 +176,32 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains(&bytes.to_string()), "{error}");
+    }
+
+    #[test]
+    fn copies_follow_one_another_in_every_part() {
+        let pools = Pools::new(&plan(4), None).unwrap();
+        let bytes = plan(4).kv[0].part_bytes() as usize;
+        let part = |i: u32| match i % 2 {
+            0 => pools.part(0, i / 2, KvPart::Key),
+            _ => pools.part(0, i / 2, KvPart::Value),
+        };
+        // SAFETY: blocks 3, 5 and 6 are in the pools, and only this thread uses them.
+        unsafe {
+            for i in 0..4 {
+                part(i).add(3 * bytes).write_bytes(i as u8 + 1, bytes);
+            }
+            let copies = [(3, 5), (5, 6)].map(|(from, to)| BlockCopy { from, to });
+            for share in 0..3 {
+                pools.copy(0, &copies, share, 3);
+            }
+            for i in 0..4 {
+                for (block, expected) in [(4, 0), (5, i as u8 + 1), (6, i as u8 + 1), (7, 0)] {
+                    let found = std::slice::from_raw_parts(part(i).add(block * bytes), bytes);
+                    assert!(found.iter().all(|&x| x == expected), "{i} {block}");
+                }
+            }
+        }
     }
 
     #[test]

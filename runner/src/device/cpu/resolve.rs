@@ -13,6 +13,7 @@ use kernels::abi::{EmbedArgs, MicroFn, RegionFn, RopeTableArgs, id};
 use super::memory::{Code, Mapping};
 use super::pools::Pools;
 use crate::Error;
+use crate::device::outputs::Outputs;
 use crate::executor::partition::MAX_COST;
 use crate::executor::program::{
     Attention, AttentionCode, AttentionFn, Chunking, Embed, EmbedFn, Extent, Launch, MatMul,
@@ -37,7 +38,11 @@ pub struct Memory<'a> {
 /// # Errors
 /// [`Error::Unsupported`] for a microkernel that this runner hasn't or a size beyond the executor's, [`Error::Bug`] for a
 /// launch without the code that it needs; each names the launch.
-pub fn resolve(bundle: &Bundle<'_>, memory: &Memory<'_>) -> Result<Program, Error> {
+pub fn resolve(
+    bundle: &Bundle<'_>,
+    outputs: &Outputs,
+    memory: &Memory<'_>,
+) -> Result<Program, Error> {
     let mut resolver = Resolver {
         plan: bundle.plan(),
         weights: bundle.weights(),
@@ -47,12 +52,14 @@ pub fn resolve(bundle: &Bundle<'_>, memory: &Memory<'_>) -> Result<Program, Erro
     };
     let meets = meets(resolver.plan);
     let mut launches = Vec::with_capacity(resolver.plan.launches.len());
-    for (launch, meet) in resolver.plan.launches.iter().zip(meets) {
+    let facts = meets.into_iter().zip(&outputs.only_logits);
+    for (launch, (meet, &only_logits)) in resolver.plan.launches.iter().zip(facts) {
         let (extent, work) = resolver.launch(launch).map_err(|e| e.of(&launch.name))?;
         launches.push(Launch {
             name: launch.name.clone(),
             extent,
             meet,
+            only_logits,
             work,
         });
     }
@@ -271,6 +278,13 @@ impl Resolver<'_> {
         for v in &launch.variants {
             let part = &v.parts[0];
             self.tile(launch);
+            // Another would read beyond the pools or misread them.
+            if part.micro != Some(id::attention(kv.dtype)) {
+                return Err(Refusal::Bug(format!(
+                    "its microkernel does not fit the keys and values, which are {:?}",
+                    kv.dtype
+                )));
+            }
             let code = AttentionCode {
                 micro: attention_fn(micro(part)?)?,
                 epilogue: self.function(part.code)?,

@@ -19,8 +19,9 @@ use kernels::reference::{
 
 use self::operands::{Memory, Pool, RegionOperands};
 use super::check::{Bounds, check};
+use super::outputs::Outputs;
 use super::tickets::Tickets;
-use super::{Device, LogitsOf, Outcome, RowOutcome, Step, Ticket};
+use super::{Device, Outcome, Step, Ticket};
 use crate::Error;
 use crate::load::Loaded;
 use crate::sampler::Sampler;
@@ -40,7 +41,7 @@ pub struct ReferenceDevice {
     threads: usize,
     memory: Memory,
     kv_blocks: Vec<u32>,
-    logits: LogitsOf,
+    outputs: Outputs,
     sampler: Sampler,
     tickets: Tickets,
 }
@@ -74,8 +75,7 @@ impl ReferenceDevice {
             threads,
             memory: Memory::new(&loaded, blocks as usize),
             kv_blocks: vec![blocks; plan.kv.len()],
-            logits: super::logits(plan)
-                .ok_or_else(|| Error::Bug("the plan has no buffer of logits".into()))?,
+            outputs: Outputs::find(plan)?,
             sampler: Sampler::default(),
             tickets: Tickets::default(),
             loaded,
@@ -117,34 +117,34 @@ impl ReferenceDevice {
             threads: self.threads,
             step,
         };
-        for launch in &loaded.plan().launches {
-            run.launch(&launch.op);
+        for (group, kv) in step.kv.iter().enumerate() {
+            for copy in &kv.copies {
+                run.memory.copy(group, copy);
+            }
+        }
+        let launches = run.plan.launches.iter().zip(&self.outputs.only_logits);
+        let without_logits = Outputs::without_logits(step);
+        for (launch, &only_logits) in launches {
+            if !(only_logits && without_logits) {
+                run.launch(&launch.op);
+            }
         }
     }
 
-    fn finish(&mut self, step: &Step) -> Result<Outcome, Error> {
-        let logits = &self.memory.buffers[self.logits.buffer];
-        let mut rows = Vec::with_capacity(step.rows.len());
-        for (i, want) in step.wants.iter().enumerate() {
-            let row = &logits.floats[i * logits.cols..][..logits.cols];
+    fn finish(&mut self, step: &Step) -> Outcome {
+        let buffers = &self.memory.buffers;
+        let logits = &buffers[self.outputs.logits];
+        let hidden = self.outputs.hidden.map(|hidden| &buffers[hidden]);
+        let rows = step.wants.iter().enumerate().map(|(i, want)| {
             let position = step.positions[step.rows[i] as usize] + 1;
-            let token = want
-                .sample
-                .as_ref()
-                .map(|params| self.sampler.sample(row, params, &want.recent, position))
-                .transpose()
-                .map_err(|e| {
-                    Error::Bug(format!(
-                        "launch {}: row {i} (token {} of the step): {e}",
-                        self.logits.launch, step.rows[i]
-                    ))
-                })?;
-            rows.push(RowOutcome {
-                token,
-                logits: want.logits.then(|| row.to_vec()),
-            });
+            let hidden = hidden.filter(|_| want.hidden).map(|hidden| hidden.row(i));
+            let logits = logits.row(i);
+            self.outputs
+                .row(&mut self.sampler, want, position, logits, hidden)
+        });
+        Outcome {
+            rows: rows.collect(),
         }
-        Ok(Outcome { rows })
     }
 }
 
@@ -154,11 +154,13 @@ impl Device for ReferenceDevice {
         let bounds = Bounds {
             limits: &self.loaded.plan().limits,
             kv_blocks: &self.kv_blocks,
+            vocab: self.loaded.manifest().model.vocab,
         };
         check(&step, &bounds)?;
+        self.outputs.check(&step)?;
         self.place(&step)?;
         self.run(&step);
-        let outcome = self.finish(&step)?;
+        let outcome = self.finish(&step);
         Ok(self.tickets.file(outcome))
     }
 

@@ -6,6 +6,7 @@ use bundle_format::plan::{Buffer as PlanBuffer, DType, KV_BLOCK, KvGroup, Q8_BLO
 use bundle_format::region::{KvPart, Operand, OperandId, Region};
 use kernels::reference::Operands;
 
+use crate::device::BlockCopy;
 use crate::load::Loaded;
 
 /// Buffers, pools, and the vectors that regions read.
@@ -71,6 +72,15 @@ impl Memory {
         self.buffers
             .get_disjoint_mut([input as usize, out as usize])
             .expect("the reader has checked that both exist and that one is u32, the other f32")
+    }
+
+    /// Copies a block in all layers and parts of a group.
+    pub fn copy(&mut self, group: usize, copy: &BlockCopy) {
+        for pool in self.pools[group].iter_mut().flatten() {
+            let len = pool.start(KV_BLOCK as u32, 0);
+            let (from, to) = (copy.from as usize * len, copy.to as usize * len);
+            pool.floats.copy_within(from..from + len, to);
+        }
     }
 
     pub fn pool(&self, group: u32, layer: u32, part: KvPart) -> &Pool {
