@@ -182,10 +182,7 @@ pub struct KvGroup {
 impl KvGroup {
     /// Bytes of the keys (or the values) of one block of one layer.
     pub fn part_bytes(&self) -> u64 {
-        let size = match self.dtype {
-            KvDType::F16 => 2,
-        };
-        self.kv_heads as u64 * self.head_dim as u64 * KV_BLOCK as u64 * size
+        self.kv_heads as u64 * self.dtype.head_bytes(self.head_dim)
     }
 
     /// Bytes of one block over all layers, keys and values.
@@ -200,6 +197,32 @@ pub enum KvDType {
     /// f16. Keys of a block: `[kv_head][dim][16 positions]`, so that a vector holds one dimension of consecutive
     /// positions. Values: `[kv_head][16 positions][dim]`.
     F16,
+    /// 8 bits, with an f16 scale for each 32 consecutive dimensions of a head at a position; heads are a multiple of 32.
+    /// Each KV head of a block has its quants (i8), then its scales (f16). Keys: `[dim / 2][16 positions][2 dims]`, values:
+    /// `[8 pairs of positions][dim][2 positions]`, so that integer units multiply and add neighbours; scales of either:
+    /// `[dim / 32][16 positions]`.
+    /// Quantisation: amax = max |x|, scale = f16(amax / 127), quant = round-half-to-even(x * (127 / amax)); all zero where
+    /// amax is 0.
+    Q8_0,
+}
+
+impl KvDType {
+    /// Bytes of one KV head's keys (or values) in a block.
+    pub fn head_bytes(self, head_dim: u32) -> u64 {
+        let elements = head_dim as u64 * KV_BLOCK as u64;
+        match self {
+            KvDType::F16 => elements * 2,
+            KvDType::Q8_0 => elements + elements / Q8_BLOCK as u64 * 2,
+        }
+    }
+
+    /// Elements of a head that are stored together: it is a multiple of them.
+    pub fn block(self) -> u32 {
+        match self {
+            KvDType::F16 => 1,
+            KvDType::Q8_0 => Q8_BLOCK as u32,
+        }
+    }
 }
 
 /// How a weight's elements are encoded: GGUF's block types, with their arithmetic. A variant's number is part of the

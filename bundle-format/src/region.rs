@@ -140,7 +140,9 @@ pub enum Inst {
         col: ColMap,
         x: Val,
     },
-    /// Stores into a KV pool at the slot that u32 buffer `slots` holds for the row: head `unit`, dimension `offset + c`.
+    /// Stores into a KV pool at the slot that u32 buffer `slots` holds for the row: head `unit`, dimension `offset + c`. Into
+    /// a quantised pool ([`crate::plan::KvDType::Q8_0`]) whole blocks are stored: `width` and `offset` are multiples of
+    /// theirs.
     StoreKv {
         dst: OperandId,
         slots: OperandId,

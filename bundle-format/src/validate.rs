@@ -243,6 +243,13 @@ fn kv_group(group: &KvGroup) -> Result<(), Invalid> {
     within("layers", group.layers, MAX_KV_DIM)?;
     within("kv_heads", group.kv_heads, MAX_KV_DIM)?;
     within("head_dim", group.head_dim, MAX_KV_DIM)?;
+    let block = group.dtype.block();
+    ensure!(
+        group.head_dim.is_multiple_of(block),
+        format!("head_dim in {:?}", group.dtype),
+        format!("a multiple of {block}"),
+        group.head_dim
+    );
     group
         .window
         .map_or(Ok(()), |w| within("window", w, MAX_CONTEXT))

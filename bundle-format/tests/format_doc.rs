@@ -5,7 +5,7 @@ use bundle_format::layout::{
     CHUNK_LEN, ENTRY_FIELDS, ENTRY_LEN, Field, HEADER_FIELDS, HEADER_LEN, MAGIC, SectionKind,
     VERSION,
 };
-use bundle_format::plan::{ALIGN, DType, Encoding, WeightLayout, quants_bytes, row_bytes};
+use bundle_format::plan::{ALIGN, DType, Encoding, KvDType, WeightLayout, quants_bytes, row_bytes};
 use bundle_format::validate::{activation_types, packed_len};
 
 const FORMAT: &str = include_str!("../FORMAT.md");
@@ -172,6 +172,18 @@ fn types() {
         let quantised = row[2] == "`StoreQuant`";
         let quants: u64 = parts[..parts.len().saturating_sub(2)].iter().sum();
         assert_eq!(quants_bytes(dtype, 64), if quantised { quants } else { 0 });
+    }
+}
+
+#[test]
+fn kv_types() {
+    let rows = table(&["type", "bytes a dimension"]);
+    let all = [KvDType::F16, KvDType::Q8_0];
+    assert_eq!(rows.len(), all.len());
+    for (row, dtype) in rows.iter().zip(all) {
+        assert_eq!(row[0], format!("{dtype:?}"));
+        let bytes: u64 = row[1].parse().unwrap();
+        assert_eq!(dtype.head_bytes(96), 96 * bytes);
     }
 }
 

@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use bundle_format::model::Manifest;
-use bundle_format::plan::{Limits, Plan};
+use bundle_format::plan::{KvDType, Limits, Plan};
 use bundle_format::target::Target;
 
 use crate::codegen::{self, Code};
 use crate::error::Error;
 use crate::gguf::Gguf;
 use crate::ir::Graph;
+use crate::ir::text::kv_dtype_name;
 use crate::passes::Activations;
 use crate::progress::Progress;
 use crate::source::Source;
@@ -24,6 +25,8 @@ pub struct Options {
     pub context: Option<u32>,
     /// Sequences of a step.
     pub max_batch: u32,
+    /// Type of the cached keys and values.
+    pub kv: KvDType,
     pub passes: passes::Settings,
 }
 
@@ -33,6 +36,7 @@ impl Options {
             target,
             context: None,
             max_batch: 32,
+            kv: KvDType::F16,
             passes: passes::Settings {
                 disabled: Vec::new(),
                 activations: Activations::Auto,
@@ -64,7 +68,8 @@ pub fn compile_graph(
     mut imported: impl FnMut(&Graph),
 ) -> Result<Compiled, Error> {
     let limits = limits(gguf, options)?;
-    let graph = arch::build(gguf, limits.context)?;
+    let mut graph = arch::build(gguf, limits.context)?;
+    store_kv_as(&mut graph, options.kv)?;
     imported(&graph);
     let graph = passes::run(graph, &options.passes, &mut seen)?;
     let mut plan = lower::lower(&graph, options.target, limits)?;
@@ -125,6 +130,21 @@ pub fn compile(
     Ok(output.to_path_buf())
 }
 
+/// Chooses the type of the cached keys and values.
+fn store_kv_as(graph: &mut Graph, dtype: KvDType) -> Result<(), Error> {
+    for group in &mut graph.kv {
+        let (dim, block) = (group.head_dim, dtype.block());
+        if !dim.is_multiple_of(block) {
+            return Err(Error::User(format!(
+                "--kv {}: the heads of this model have {dim} dimensions, expected a multiple of {block}; use --kv f16",
+                kv_dtype_name(dtype)
+            )));
+        }
+        group.dtype = dtype;
+    }
+    Ok(())
+}
+
 /// The plan's largest step.
 fn limits(gguf: &Gguf<'_>, options: &Options) -> Result<Limits, Error> {
     let (trained, key) = arch::trained_context(gguf)?;
@@ -179,6 +199,7 @@ fn recorded(options: &Options, limits: &Limits) -> Vec<String> {
         Activations::Q16 => "q16",
     };
     list.push(format!("activations={activations}"));
+    list.push(format!("kv={}", kv_dtype_name(options.kv)));
     list.sort();
     list
 }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use bundle_format::plan::KvDType;
 use bundle_format::target::Target;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use fastc::driver::{self, Options};
@@ -108,6 +109,9 @@ struct Shape {
     /// Precision of the activations that meet quantised weights.
     #[arg(long, value_enum, default_value = "auto")]
     activations: ActivationsName,
+    /// Type of the cached keys and values.
+    #[arg(long, value_enum, default_value = "f16")]
+    kv: KvName,
     /// A pass to leave out, to measure what it is worth; may be repeated.
     #[arg(long, value_name = "PASS")]
     disable_pass: Vec<String>,
@@ -134,6 +138,15 @@ enum ActivationsName {
     Q16,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum KvName {
+    /// 16 bits.
+    F16,
+    /// 8 bits and a scale for each 32: half the memory, and less time in long contexts.
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
 impl Shape {
     fn options(self) -> Result<Options, Error> {
         let target = match self.target {
@@ -153,6 +166,10 @@ impl Shape {
             target,
             context: self.ctx,
             max_batch: self.max_batch,
+            kv: match self.kv {
+                KvName::F16 => KvDType::F16,
+                KvName::Q8_0 => KvDType::Q8_0,
+            },
             passes,
         })
     }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use bundle_format::plan::Encoding;
+use bundle_format::plan::{Encoding, KvDType};
 use bundle_format::target::Target;
 use fastc::driver::{self, Compiled, Options};
 use fastc::explain::{self, Scope};
@@ -34,10 +34,15 @@ struct Story {
 }
 
 fn compile(bytes: &[u8], disabled: &[&str]) -> Story {
+    compile_with(bytes, disabled, KvDType::F16)
+}
+
+fn compile_with(bytes: &[u8], disabled: &[&str], kv: KvDType) -> Story {
     let gguf = Gguf::parse(bytes).unwrap();
     let disabled = disabled.iter().map(|d| d.to_string()).collect();
     let mut options = Options::new(Target::X86_64V3);
     options.passes.disabled = disabled;
+    options.kv = kv;
     let (mut imported, mut stages) = (None, Vec::new());
     let compiled = driver::compile_graph(
         &gguf,
@@ -112,6 +117,19 @@ fn the_plan_has_its_golden_texts() {
     golden("21-memory_plan.txt", &explain::print_memory(&plan, scope));
     golden("22-specialise.txt", &explain::print_variants(&plan, scope));
     golden("23-cost.txt", &explain::print_cost(&plan, scope));
+}
+
+/// Halves of these heads are half a block: keys go through memory between rotation and cache, values don't.
+#[test]
+fn a_cache_of_8_bits_has_its_golden_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let story = compile_with(&model(folder.path()), &[], KvDType::Q8_0);
+    let found = text::print(&story.compiled.graph);
+    golden("kv-q8_0.txt", &found);
+    assert_eq!(text::parse(&found).unwrap(), story.compiled.graph);
+    let group = &story.compiled.plan.kv[0];
+    let elements = group.kv_heads as u64 * group.head_dim as u64 * 16;
+    assert_eq!(group.part_bytes(), elements + elements / 16);
 }
 
 #[test]

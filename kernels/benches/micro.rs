@@ -7,7 +7,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use bundle_format::plan::{DType, Encoding, KV_BLOCK, row_bytes};
+use bundle_format::plan::{DType, Encoding, KV_BLOCK, KvDType, row_bytes};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use kernels::abi::{AttentionArgs, EmbedArgs, MatMulArgs, MicroFn, RopeTableArgs, id};
 use kernels::quant::{ENCODINGS, activation_types};
@@ -241,7 +241,15 @@ fn decode(c: &mut Criterion) {
 
 /// Three heads of one KV head: a chunk of 64 tokens behind 448, and a lone token behind 2047.
 fn attention(c: &mut Criterion) {
-    let MicroFn::Attention(func) = cpu::lookup(id::ATTENTION_F16).expect("in the table").func
+    for dtype in [KvDType::F16, KvDType::Q8_0] {
+        attention_of(c, dtype);
+    }
+}
+
+fn attention_of(c: &mut Criterion, dtype: KvDType) {
+    let MicroFn::Attention(func) = cpu::lookup(id::attention(dtype))
+        .expect("in the table")
+        .func
     else {
         panic!("not an attention")
     };
@@ -253,7 +261,7 @@ fn attention(c: &mut Criterion) {
     ] {
         let heads = 3;
         let end = position + tokens;
-        let block = head_dim * KV_BLOCK * 2;
+        let block = dtype.head_bytes(head_dim as u32) as usize;
         let pool = words(end.div_ceil(KV_BLOCK) * block);
         let table: Vec<u32> = (0..end.div_ceil(KV_BLOCK) as u32).collect();
         let q = vec![0.01f32; tokens * heads * head_dim];
@@ -280,10 +288,15 @@ fn attention(c: &mut Criterion) {
         let work = Work {
             amount: (pairs * heads * head_dim * 2) as f64,
             unit: "MAC",
-            ceiling: 16.0,
+            // Multiplications a cycle: of two f32 vectors, or of two 16-bit ones.
+            ceiling: match dtype {
+                KvDType::F16 => 16.0,
+                KvDType::Q8_0 => 32.0,
+            },
         };
+        let name = format!("{dtype:?}/{name}");
         // SAFETY: buffers of the sizes in `args`.
-        bench(c, "attention", name, work, || unsafe { func(&args) });
+        bench(c, "attention", &name, work, || unsafe { func(&args) });
     }
 }
 

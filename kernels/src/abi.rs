@@ -183,6 +183,7 @@ pub mod id {
     pub const EMBED_IQ4_XS: u32 = 0x20f;
     pub const EMBED_MXFP4: u32 = 0x210;
     pub const ATTENTION_F16: u32 = 0x301;
+    pub const ATTENTION_Q8_0: u32 = 0x302;
     pub const ROPE_TABLE: u32 = 0x401;
 
     /// Multiplies packed weights of an encoding with rows of activations of a type; none where the type is not one of
@@ -240,6 +241,7 @@ pub mod id {
     pub const fn attention(kv: KvDType) -> u32 {
         match kv {
             KvDType::F16 => ATTENTION_F16,
+            KvDType::Q8_0 => ATTENTION_Q8_0,
         }
     }
 }

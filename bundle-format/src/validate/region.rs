@@ -496,6 +496,15 @@ impl Body<'_> {
             format!("inside the head's {}", kv.head_dim),
             format!("{offset} to {end}")
         );
+        let block = kv.dtype.block();
+        for (at, found) in [("width", self.region.width), ("offset", offset)] {
+            ensure!(
+                found.is_multiple_of(block),
+                format!("{at} of a store to a KV pool in {:?}", kv.dtype),
+                format!("a multiple of {block}"),
+                found
+            );
+        }
         self.footprint.indices.push(index);
         self.footprint.pools.push(pool);
         Ok(false)

@@ -187,6 +187,7 @@ impl Builder<'_, '_, '_> {
             .graph
             .push("gather", Op::GatherRows, &[x, rows], gathered);
         let x = self.norm("output_norm", "output_norm.weight", x)?;
+        self.graph.hidden = Some(x);
         // Without a head of its own, the model's is the embedding table.
         let head = match self.import.has("output.weight") {
             true => self.import.matrix(
@@ -432,6 +433,7 @@ impl Builder<'_, '_, '_> {
             add: false,
             post: None,
             gather: false,
+            keep: false,
             to,
         };
         Ok(self.graph.push(name, norm, &[x], self.graph.ty(x)))

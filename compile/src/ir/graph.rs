@@ -139,6 +139,9 @@ pub struct Graph {
     pub values: Vec<Type>,
     /// Each value is made by one node, before the nodes that use it.
     pub nodes: Vec<Node>,
+    /// f32 `[R, embedding]`: what the output head multiplies, which is a result, too; none in graphs that keep it to
+    /// themselves.
+    pub hidden: Option<ValueId>,
     /// f32 `[R, vocab]`
     pub logits: ValueId,
 }
@@ -151,6 +154,7 @@ impl Graph {
             tensors: Vec::new(),
             values: Vec::new(),
             nodes: Vec::new(),
+            hidden: None,
             logits: ValueId(0),
         }
     }
@@ -205,10 +209,15 @@ impl Graph {
         uses.filter(|&(v, _)| v == value).map(|(_, i)| i).collect()
     }
 
-    /// The only user of a value that is not the graph's result.
+    /// Whether a value is one of the graph's results.
+    pub fn is_result(&self, value: ValueId) -> bool {
+        value == self.logits || Some(value) == self.hidden
+    }
+
+    /// The only user of a value that is not one of the graph's results.
     pub fn only_user(&self, value: ValueId) -> Option<usize> {
         match self.users(value)[..] {
-            [user] if value != self.logits => Some(user),
+            [user] if !self.is_result(value) => Some(user),
             _ => None,
         }
     }
@@ -238,7 +247,9 @@ impl Graph {
                 *v = *map.get(v).unwrap_or(v);
             }
         }
-        self.logits = *map.get(&self.logits).unwrap_or(&self.logits);
+        for result in self.hidden.iter_mut().chain([&mut self.logits]) {
+            *result = *map.get(result).unwrap_or(result);
+        }
         self.values = values;
     }
 }

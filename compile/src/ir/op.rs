@@ -59,15 +59,17 @@ pub enum Op {
     GatherRows,
     /// `a, b -> f32`: a + b.
     Add,
-    /// `x (, residual) (, rows) -> (sum,) normed`: h = x (+ residual), h / sqrt(mean(h^2) + eps) * weight. With `add` the
+    /// `x (, residual) (, rows) -> (sum,) (normed,) result`: h = x (+ residual), h / sqrt(mean(h^2) + eps) * weight. With `add` the
     /// sum is an output; with `gather` only the wanted rows are computed, and the sum is not kept. With `post`, the
-    /// residual is itself normed first, with that weight and the same eps.
+    /// residual is itself normed first, with that weight and the same eps. With `keep`, a quantised result is an output in
+    /// f32, too.
     RmsNorm {
         weight: TensorId,
         eps: f32,
         add: bool,
         post: Option<TensorId>,
         gather: bool,
+        keep: bool,
         to: DType,
     },
     /// `x -> f32`: x + bias, an f32 vector, in every row.

@@ -23,15 +23,17 @@ use super::op::{Activation, Epilogue, HeadNorm, Op, Part, Type};
 pub fn print(graph: &Graph) -> String {
     let mut out = format!("graph {}\n", graph.arch);
     for kv in &graph.kv {
-        let KvDType::F16 = kv.dtype;
         let window = kv
             .window
             .map(|w| format!(" window={w}"))
             .unwrap_or_default();
         let _ = writeln!(
             out,
-            "kv f16 layers={} heads={} dim={}{window}",
-            kv.layers, kv.kv_heads, kv.head_dim
+            "kv {} layers={} heads={} dim={}{window}",
+            kv_dtype_name(kv.dtype),
+            kv.layers,
+            kv.kv_heads,
+            kv.head_dim
         );
     }
     for t in &graph.tensors {
@@ -58,6 +60,9 @@ pub fn print(graph: &Graph) -> String {
     }
     for node in &graph.nodes {
         let _ = writeln!(out, "{}", print_node(graph, node));
+    }
+    if let Some(hidden) = graph.hidden {
+        let _ = writeln!(out, "hidden %{}", hidden.0);
     }
     let _ = writeln!(out, "logits %{}", graph.logits.0);
     out
@@ -95,6 +100,7 @@ pub fn print_node(graph: &Graph, node: &Node) -> String {
             add,
             post,
             gather,
+            keep,
             to,
         } => {
             flag(true, &format!("{} eps={eps:?}", tensor(*weight)));
@@ -103,6 +109,7 @@ pub fn print_node(graph: &Graph, node: &Node) -> String {
                 flag(true, &format!("post={}", graph.tensor(*post).name));
             }
             flag(*gather, "gather");
+            flag(*keep, "keep");
             flag(*to != DType::F32, dtype_name(*to));
         }
         Op::Bias { bias } => flag(true, &tensor(*bias)),
@@ -197,6 +204,14 @@ fn print_type(ty: Type) -> String {
             };
             format!("{}[{dim},{cols}]", dtype_name(dtype))
         }
+    }
+}
+
+/// The name of a type of keys and values: `q8_0`.
+pub fn kv_dtype_name(dtype: KvDType) -> &'static str {
+    match dtype {
+        KvDType::F16 => "f16",
+        KvDType::Q8_0 => "q8_0",
     }
 }
 
@@ -306,8 +321,11 @@ impl Parser {
     fn line(&mut self, words: &[&str]) -> Result<bool, String> {
         match words {
             ["graph", arch] => self.graph.arch = arch.to_string(),
-            ["kv", "f16", rest @ ..] => self.graph.kv.push(KvGroup {
-                dtype: KvDType::F16,
+            ["kv", dtype, rest @ ..] => self.graph.kv.push(KvGroup {
+                dtype: [KvDType::F16, KvDType::Q8_0]
+                    .into_iter()
+                    .find(|&d| kv_dtype_name(d) == *dtype)
+                    .ok_or("unknown type of keys and values")?,
                 layers: number(rest, "layers")?,
                 kv_heads: number(rest, "heads")?,
                 head_dim: number(rest, "dim")?,
@@ -340,6 +358,7 @@ impl Parser {
                 });
                 self.tensors.insert(name, id);
             }
+            ["hidden", value] => self.graph.hidden = Some(self.value(value)?),
             ["logits", value] => {
                 self.graph.logits = self.value(value)?;
                 return Ok(true);
@@ -412,6 +431,7 @@ impl Parser {
                 add: flag("add"),
                 post: self.named(args, "post")?,
                 gather: flag("gather"),
+                keep: flag("keep"),
                 to: result_type(args),
             },
             "bias" => Op::Bias {

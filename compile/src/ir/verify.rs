@@ -27,17 +27,20 @@ pub fn verify(graph: &Graph) -> Result<(), String> {
             return fail(what);
         }
     }
-    if !made.contains(&graph.logits) {
-        return Err(format!("the result %{} is never made", graph.logits.0));
+    for result in graph.hidden.into_iter().chain([graph.logits]) {
+        if !made.contains(&result) {
+            return Err(format!("the result %{} is never made", result.0));
+        }
+        match graph.ty(result) {
+            Type::Rows {
+                dtype: DType::F32,
+                dim: Dim::Rows,
+                ..
+            } => {}
+            other => return Err(format!("a result is {other:?}, expected f32 rows of R")),
+        }
     }
-    match graph.ty(graph.logits) {
-        Type::Rows {
-            dtype: DType::F32,
-            dim: Dim::Rows,
-            ..
-        } => Ok(()),
-        other => Err(format!("the result is {other:?}, expected f32 rows of R")),
-    }
+    Ok(())
 }
 
 fn check_node(graph: &Graph, node: &Node) -> Result<(), String> {
@@ -104,6 +107,7 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
             add,
             post,
             gather,
+            keep,
             to,
             ..
         } => {
@@ -138,7 +142,12 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
                 whole_blocks(*cols)?;
             }
             let sum = (*add && !*gather).then_some(out);
-            sum.into_iter().chain([out.with_dtype(*to)]).collect()
+            if *keep && *to == DType::F32 {
+                return Err("keeps beside its result what is the same".into());
+            }
+            let kept = keep.then_some(out);
+            let results = sum.into_iter().chain(kept);
+            results.chain([out.with_dtype(*to)]).collect()
         }
         Op::Bias { bias } => match inputs {
             [
@@ -380,5 +389,5 @@ fn whole_blocks(cols: u32) -> Result<(), String> {
 
 /// Whether a value is used at all.
 pub fn is_used(graph: &Graph, value: ValueId) -> bool {
-    value == graph.logits || !graph.users(value).is_empty()
+    graph.is_result(value) || !graph.users(value).is_empty()
 }

@@ -112,20 +112,16 @@ impl Buffers {
                 value.0
             )));
         };
-        let logits = value == graph.logits;
-        let role = if logits {
-            Role::Output(Output::Logits)
+        let (name, role) = if value == graph.logits {
+            ("logits", Role::Output(Output::Logits))
+        } else if Some(value) == graph.hidden {
+            ("hidden", Role::Output(Output::Hidden))
         } else {
-            Role::Scratch
-        };
-        let name = if logits {
-            "logits".to_string()
-        } else {
-            name.to_string()
+            (name, Role::Scratch)
         };
         let buffer = self.list.len() as u32;
         self.list.push(Buffer {
-            name,
+            name: name.to_string(),
             dtype,
             extent: dim,
             cols,
@@ -202,6 +198,7 @@ fn lower_node(
             add,
             post,
             gather,
+            keep,
             to,
         } => {
             let out = *node.outputs.last().unwrap_or(&graph.logits);
@@ -218,6 +215,10 @@ fn lower_node(
                     Some(of(node.outputs[0], ".sum")?)
                 } else {
                     None
+                },
+                kept: match node.outputs[..] {
+                    [.., kept, _] if *keep => Some(of(kept, ".kept")?),
+                    _ => None,
                 },
                 post: post.map(|p| weights.of(&[p])).transpose()?,
                 weight: weights.of(&[*weight])?,

@@ -421,6 +421,8 @@ pub struct RmsNorm {
     pub rows: Option<u32>,
     /// Where x + residual goes.
     pub sum: Option<u32>,
+    /// Where a quantised result goes as f32, too.
+    pub kept: Option<u32>,
     pub weight: u32,
     pub eps: f32,
     pub out: u32,
@@ -454,6 +456,9 @@ impl RmsNorm {
             builder.store(sum, own, h, DType::F32);
         }
         let out = self.normed(&mut builder, h, self.weight);
+        if let Some(kept) = self.kept {
+            builder.store(kept, own, out, DType::F32);
+        }
         builder.store(self.out, own, out, self.to);
         builder.region
     }

@@ -15,6 +15,7 @@ pub fn fuse_add_norm(graph: &mut Graph) {
             add: false,
             post: None,
             gather: false,
+            keep: false,
             to,
         } = graph.nodes[index].op
         else {
@@ -66,6 +67,7 @@ pub fn fuse_add_norm(graph: &mut Graph) {
             add: add.is_some(),
             post,
             gather: rows.is_some(),
+            keep: false,
             to,
         };
         let node = &mut graph.nodes[index];
@@ -89,6 +91,7 @@ fn normed_residual(
                 add: false,
                 post: None,
                 gather: false,
+                keep: false,
                 to: DType::F32,
             } if own == eps && !verify::is_used(graph, value) => Some((node, which, weight)),
             _ => None,

@@ -4,7 +4,8 @@ use bundle_format::plan::Q8_BLOCK;
 
 use crate::ir::{Epilogue, Graph, Op};
 
-/// A `quantise` that is the only user of a norm, an attention or a SwiGLU moves into it.
+/// A `quantise` that is the only user of a norm, an attention or a SwiGLU moves into it. A norm may be a result of the graph
+/// besides: then it gives both.
 pub fn fuse_quantise(graph: &mut Graph) {
     let mut dead = Vec::new();
     for index in 0..graph.nodes.len() {
@@ -15,18 +16,20 @@ pub fn fuse_quantise(graph: &mut Graph) {
         let Some(maker) = graph.nodes.iter().position(|n| n.outputs.contains(&x)) else {
             continue;
         };
-        if graph.only_user(x) != Some(index) {
+        if graph.users(x) != [index] {
             continue;
         }
+        let keeps = graph.is_result(x);
         let Some(at) = graph.nodes[maker].outputs.iter().position(|&v| v == x) else {
             continue;
         };
         let kv = graph.kv.clone();
         let fused = match &mut graph.nodes[maker].op {
-            Op::RmsNorm { to, .. } => {
-                *to = wanted;
+            Op::RmsNorm { to, keep, .. } => {
+                (*to, *keep) = (wanted, keeps);
                 true
             }
+            _ if keeps => false,
             Op::Glu { to, .. } => {
                 *to = wanted;
                 true
@@ -58,7 +61,11 @@ pub fn fuse_quantise(graph: &mut Graph) {
             | Op::KvWrite { .. } => false,
         };
         if fused {
-            graph.nodes[maker].outputs[at] = q;
+            let outputs = &mut graph.nodes[maker].outputs;
+            match keeps {
+                true => outputs.insert(at + 1, q),
+                false => outputs[at] = q,
+            }
             dead.push(index);
         }
     }

@@ -1,5 +1,7 @@
 //! Bias, head norm, rotation and KV write in the epilogues of the matmuls whose results they work on.
 
+use bundle_format::plan::KvGroup;
+
 use crate::ir::{Epilogue, Graph, Op, ValueId};
 
 /// Follows each plain part of a matmul into what its result alone goes through: bias, head norm, rotation, KV write.
@@ -49,6 +51,7 @@ pub fn fuse_rope_kv(graph: &mut Graph) {
                     part: kv,
                 } = graph.nodes[user].op
                 && slots.is_none_or(|s| s == graph.nodes[user].inputs[1])
+                && stores_whole_blocks(&graph.kv[group as usize], part.epilogue)
             {
                 slots = Some(graph.nodes[user].inputs[1]);
                 let rope = match part.epilogue {
@@ -75,4 +78,13 @@ pub fn fuse_rope_kv(graph: &mut Graph) {
         node.inputs.extend(table.into_iter().chain(slots));
     }
     graph.remove_nodes(&dead);
+}
+
+/// Whether what an epilogue yields can be stored at once. A rotation yields halves of heads, which must be whole blocks of
+/// a quantised cache; else the head goes through memory first.
+fn stores_whole_blocks(kv: &KvGroup, epilogue: Epilogue) -> bool {
+    match epilogue {
+        Epilogue::Rope { head_dim } => (head_dim / 2).is_multiple_of(kv.dtype.block()),
+        _ => true,
+    }
 }

@@ -19,6 +19,11 @@
 //!   that the query sees are skipped; for each other, ascending: m' = max(m, scores seen); c = exp(m - m'); each p = exp(s -
 //!   m'), 0 where not seen; l = fma(l, c, [`lane sum`](math::sum_tile) of p); o = o * c, then o = fma(p, v, o) for each
 //!   position seen, ascending. At the end o * (1 / l).
+//! - **Attention over Q8_0** is the same but for its products, which are integer. The scaled query is quantised by 32
+//!   dimensions: its scale is amax / 16256, a quant round-half-to-even(x * (16256 / amax)), all 0 where amax is below
+//!   [`LEAST`]. A score is, from +0, `s = fma(isum as f32, dq * dk, s)` over ascending 32 dimensions, isum the exact int32 inner
+//!   product, dq and dk the scales. For the values a tile's w = p * dv, 0 where p is 0, are quantised alike, all 64
+//!   positions of 32 dimensions together, and o = fma(isum as f32, dw, o) with the exact int32 sum over the tile.
 //! - **exp, sin, cos** are polynomials of our own ([`math`]), so that nothing depends on a system's library.
 //!
 //! None of it depends on the tile's size, the number of tokens or heads in a call, or the number of threads.
@@ -34,6 +39,9 @@ use crate::abi::{MicroFn, id};
 
 /// Positions of an attention tile.
 pub const TILE: usize = 64;
+
+/// Magnitudes below which factors of an integer product count as 0, lest their quotients overflow: 2^-100.
+pub const LEAST: f32 = 7.888_609e-31;
 
 /// Largest head size of the attention microkernels; sizes are multiples of 8.
 pub const MAX_HEAD_DIM: usize = 256;
@@ -179,6 +187,7 @@ macro_rules! microkernels {
             Embed EMBED_IQ4_XS embed_iq4_xs,
             Embed EMBED_MXFP4 embed_mxfp4,
             Attention ATTENTION_F16 attention_f16,
+            Attention ATTENTION_Q8_0 attention_q8_0,
             RopeTable ROPE_TABLE rope_table,
         }
     };
@@ -192,6 +201,6 @@ macro_rules! microkernels {
     };
 }
 
-static SCALAR: [MicroKernel; 47] = microkernels!(Level::Scalar, scalar);
+static SCALAR: [MicroKernel; 48] = microkernels!(Level::Scalar, scalar);
 #[cfg(target_arch = "x86_64")]
-static AVX2: [MicroKernel; 47] = microkernels!(Level::Avx2, avx2);
+static AVX2: [MicroKernel; 48] = microkernels!(Level::Avx2, avx2);

@@ -4,6 +4,7 @@
 //! runner's reference device executes whole bundles with it: that is the oracle of the project's numerics.
 
 mod attention;
+pub mod kv_q8_0;
 mod matmul;
 pub mod q16;
 pub mod q8;

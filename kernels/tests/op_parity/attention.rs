@@ -1,15 +1,18 @@
 //! Attention over paged pools whose unseen parts hold NaN, and whose unseen blocks are not in the table.
 
-use bundle_format::plan::KV_BLOCK;
+use bundle_format::plan::{KV_BLOCK, KvDType, Q8_BLOCK};
+use bundle_format::region::KvPart;
 use half::f16;
 use kernels::abi::{AttentionArgs, MicroFn};
 use kernels::cpu::MicroKernel;
+use kernels::reference::kv_q8_0::{self, Place};
 use kernels::reference::{self, Attention, KvSource};
 
 use crate::data::{Random, bits};
 
 #[derive(Clone, Copy, Debug)]
 struct Case {
+    dtype: KvDType,
     head_dim: usize,
     kv_heads: usize,
     group: usize,
@@ -18,8 +21,9 @@ struct Case {
     window: Option<usize>,
 }
 
-pub fn check(kernel: &MicroKernel) {
+pub fn check(kernel: &MicroKernel, dtype: KvDType) {
     let case = |head_dim, kv_heads, group, position, tokens, window| Case {
+        dtype,
         head_dim,
         kv_heads,
         group,
@@ -28,7 +32,9 @@ pub fn check(kernel: &MicroKernel) {
         window,
     };
     // Head sizes, with all group sizes.
-    for head_dim in [32, 40, 64, 80, 96, 128, 256] {
+    let head_dims = [32, 40, 64, 80, 96, 128, 256];
+    let block = dtype.block() as usize;
+    for head_dim in head_dims.into_iter().filter(|dim| dim % block == 0) {
         for (kv_heads, group) in [(2, 1), (1, 3), (2, 4), (1, 8)] {
             check_case(kernel, case(head_dim, kv_heads, group, 61, 5, None));
         }
@@ -71,9 +77,14 @@ fn check_case(kernel: &MicroKernel, case: Case) {
     for t in 0..case.tokens {
         let q = &data.q[t * width..][..width];
         reference::attention(&op, q, case.position + t, &data, &mut expected);
+        // Queries and weights of 15 bits add an error of their own.
+        let tolerance = match case.dtype {
+            KvDType::F16 => 1e-5,
+            KvDType::Q8_0 => 3e-4,
+        };
         for (i, (found, expected)) in found[t * width..].iter().zip(&expected).enumerate() {
             assert!(
-                (found - expected).abs() <= 1e-5,
+                (found - expected).abs() <= tolerance,
                 "{what}: token {t} column {i}: {found}, expected {expected}"
             );
         }
@@ -113,7 +124,7 @@ struct Data {
     case: Case,
     /// `[tokens][heads * head_dim]`
     q: Vec<f32>,
-    /// `[position][kv_head * head_dim]`, values that f16 holds.
+    /// `[position][kv_head * head_dim]`, values that the pool's type holds.
     keys: Vec<f32>,
     values: Vec<f32>,
 }
@@ -123,14 +134,21 @@ impl Data {
         let mut random = Random((case.head_dim * 7 + case.position * 3 + case.tokens) as u64);
         let width = case.kv_heads * case.head_dim;
         let end = case.position + case.tokens;
-        let mut halves = |factor: f32| -> Vec<f32> {
-            random
-                .vec(end * width)
-                .iter()
-                .map(|x| f16::from_f32(x * factor).to_f32())
-                .collect()
+        let mut stored = |factor: f32| -> Vec<f32> {
+            let x: Vec<f32> = random.vec(end * width).iter().map(|x| x * factor).collect();
+            match case.dtype {
+                KvDType::F16 => x.iter().map(|x| f16::from_f32(*x).to_f32()).collect(),
+                KvDType::Q8_0 => {
+                    let blocks = x.as_chunks::<Q8_BLOCK>().0.iter();
+                    let stored = |x| {
+                        let (quants, scale) = kv_q8_0::quantise(x);
+                        quants.map(|quant| quant as f32 * scale.to_f32())
+                    };
+                    blocks.flat_map(stored).collect()
+                }
+            }
         };
-        let (keys, values) = (halves(2.0), halves(1.0));
+        let (keys, values) = (stored(2.0), stored(1.0));
         Data {
             case,
             q: random.vec(case.tokens * width * case.group),
@@ -166,9 +184,9 @@ impl Data {
             q_stride: width as u64,
             out: out.as_mut_ptr(),
             out_stride: stride as u64,
-            keys: pools.keys.as_ptr().cast(),
-            values: pools.values.as_ptr().cast(),
-            block_stride: (pools.block * 2) as u64,
+            keys: pools.keys.as_ptr(),
+            values: pools.values.as_ptr(),
+            block_stride: pools.block as u64,
             table: pools.table.as_ptr(),
             position: position as u64,
             tokens: tokens as u64,
@@ -197,11 +215,11 @@ impl KvSource for Data {
     }
 }
 
-/// Paged f16 pools. Everything but the given positions is NaN; blocks lie in another order than positions.
+/// Paged pools. Everything but the given positions is NaN; blocks lie in another order than positions.
 struct Pools {
-    keys: Vec<u16>,
-    values: Vec<u16>,
-    /// Elements of a block.
+    keys: Vec<u8>,
+    values: Vec<u8>,
+    /// Bytes of a block.
     block: usize,
     table: Vec<u32>,
 }
@@ -209,10 +227,13 @@ struct Pools {
 impl Pools {
     fn new(data: &Data, from: usize, to: usize) -> Pools {
         let Case {
-            head_dim, kv_heads, ..
+            dtype,
+            head_dim,
+            kv_heads,
+            ..
         } = data.case;
         let blocks = to.div_ceil(KV_BLOCK);
-        let block = kv_heads * head_dim * KV_BLOCK;
+        let block = kv_heads * dtype.head_bytes(head_dim as u32) as usize;
         // Slot of block b: a permutation of a pool with room to spare. Blocks of no seen position are not in the pool.
         let slot = |b: usize| (blocks - 1 - b) * 2 + 1;
         let table = (0..blocks)
@@ -221,25 +242,68 @@ impl Pools {
                 false => slot(b) as u32,
             })
             .collect();
+        // An f16 of ones alone is NaN.
         let mut pools = Pools {
-            keys: vec![f16::NAN.to_bits(); block * blocks * 2],
-            values: vec![0xffff; block * blocks * 2],
+            keys: vec![0xff; block * blocks * 2],
+            values: vec![0xff; block * blocks * 2],
             block,
             table,
         };
         for position in from..to {
-            let (base, i) = (slot(position / KV_BLOCK) * block, position % KV_BLOCK);
-            for head in 0..kv_heads {
-                for d in 0..head_dim {
-                    let at = (position * kv_heads + head) * head_dim + d;
-                    let bits = |x: f32| f16::from_f32(x).to_bits();
-                    let key = base + (head * head_dim + d) * KV_BLOCK + i;
-                    pools.keys[key] = bits(data.keys[at]);
-                    let value = base + (head * KV_BLOCK + i) * head_dim + d;
-                    pools.values[value] = bits(data.values[at]);
-                }
+            let base = slot(position / KV_BLOCK) * block;
+            for kv_head in 0..kv_heads {
+                let at = (position * kv_heads + kv_head) * head_dim;
+                let place = |part| Place {
+                    part,
+                    head_dim,
+                    kv_head,
+                    position: position % KV_BLOCK,
+                    dim: 0,
+                };
+                let key = &data.keys[at..at + head_dim];
+                store(
+                    dtype,
+                    place(KvPart::Key),
+                    key,
+                    &mut pools.keys[base..][..block],
+                );
+                let value = &data.values[at..at + head_dim];
+                store(
+                    dtype,
+                    place(KvPart::Value),
+                    value,
+                    &mut pools.values[base..][..block],
+                );
             }
         }
         pools
+    }
+}
+
+/// Stores a head's elements of a position to a block.
+fn store(dtype: KvDType, first: Place, x: &[f32], block: &mut [u8]) {
+    match dtype {
+        KvDType::F16 => {
+            let Place {
+                head_dim,
+                kv_head,
+                position,
+                ..
+            } = first;
+            for (d, x) in x.iter().enumerate() {
+                let at = match first.part {
+                    KvPart::Key => (kv_head * head_dim + d) * KV_BLOCK + position,
+                    KvPart::Value => (kv_head * KV_BLOCK + position) * head_dim + d,
+                };
+                block[2 * at..][..2].copy_from_slice(&f16::from_f32(*x).to_le_bytes());
+            }
+        }
+        // Quantising what was stored before gives the same: to within a rounding of its scale, which is f16.
+        KvDType::Q8_0 => {
+            for (b, x) in x.as_chunks::<Q8_BLOCK>().0.iter().enumerate() {
+                let dim = b * Q8_BLOCK;
+                Place { dim, ..first }.write(x, block);
+            }
+        }
     }
 }

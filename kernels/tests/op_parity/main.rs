@@ -7,7 +7,7 @@ mod embed;
 mod matmul;
 mod rope;
 
-use bundle_format::plan::{DType, Encoding};
+use bundle_format::plan::{DType, Encoding, KvDType};
 use kernels::abi::id;
 use kernels::cpu::{self, Level, MicroKernel};
 
@@ -70,7 +70,8 @@ rows! {
     embed_iq4_nl: id::EMBED_IQ4_NL => |k| embed::check(k, Encoding::IQ4_NL),
     embed_iq4_xs: id::EMBED_IQ4_XS => |k| embed::check(k, Encoding::IQ4_XS),
     embed_mxfp4: id::EMBED_MXFP4 => |k| embed::check(k, Encoding::MXFP4),
-    attention_f16: id::ATTENTION_F16 => attention::check,
+    attention_f16: id::ATTENTION_F16 => |k| attention::check(k, KvDType::F16),
+    attention_q8_0: id::ATTENTION_Q8_0 => |k| attention::check(k, KvDType::Q8_0),
     rope_table: id::ROPE_TABLE => rope::check,
 }
 

@@ -135,3 +135,102 @@ fn stores(op: &Op, buffer: Option<usize>) -> bool {
         Op::Attention { epilogue, .. } => region(epilogue),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bundle_format::plan::{Buffer, DType, Dim, Launch, Limits, Place};
+    use bundle_format::region::{ColMap, KvPart};
+
+    use super::*;
+
+    /// A launch that stores to these operands.
+    fn launch(deps: &[u32], operands: &[Operand]) -> Launch {
+        let store = |(dst, operand): (usize, &Operand)| match operand {
+            Operand::Kv { .. } => Inst::StoreKv {
+                dst: dst as u32,
+                slots: 0,
+                offset: 0,
+                x: 0,
+            },
+            _ => Inst::Store {
+                dst: dst as u32,
+                col: ColMap {
+                    per_unit: 1,
+                    offset: 0,
+                },
+                x: 0,
+            },
+        };
+        Launch {
+            name: format!("after {deps:?}"),
+            deps: deps.to_vec(),
+            op: Op::Region {
+                extent: Dim::Rows,
+                region: Region {
+                    name: String::new(),
+                    unit: 1,
+                    width: 1,
+                    cols: 1,
+                    operands: operands.to_vec(),
+                    body: operands.iter().enumerate().map(store).collect(),
+                },
+            },
+            variants: vec![],
+        }
+    }
+
+    #[test]
+    fn what_only_logits_need_is_found() {
+        let buffer = |role| Buffer {
+            name: String::new(),
+            dtype: DType::F32,
+            extent: Dim::Rows,
+            cols: 1,
+            place: Place { offset: 0, role },
+        };
+        let roles = [
+            Role::Scratch,
+            Role::Output(Output::Hidden),
+            Role::Output(Output::Logits),
+        ];
+        let [scratch, hidden, logits] = [0, 1, 2].map(Operand::Buffer);
+        let cache = Operand::Kv {
+            group: 0,
+            layer: 0,
+            part: KvPart::Key,
+        };
+        let mut plan = Plan {
+            limits: Limits {
+                max_tokens: 1,
+                max_seqs: 1,
+                max_rows: 1,
+                context: 1,
+            },
+            world_size: 1,
+            kv: vec![],
+            buffers: roles.map(buffer).to_vec(),
+            arena_bytes: 0,
+            weights: vec![],
+            launches: vec![
+                launch(&[], &[scratch]),
+                launch(&[0], &[cache]),
+                launch(&[1], &[scratch]),
+                launch(&[2], &[hidden]),
+                launch(&[3], &[scratch]),
+                launch(&[4], &[logits]),
+            ],
+        };
+        let outputs = Outputs::find(&plan).unwrap();
+        assert_eq!((outputs.logits, outputs.hidden), (2, Some(1)));
+        assert_eq!(outputs.logits_launch, "after [4]");
+        let expected = [false, false, false, false, true, true];
+        assert_eq!(outputs.only_logits, expected);
+        // Without hidden states all is for the logits but what fills the cache.
+        plan.buffers[1].place.role = Role::Scratch;
+        let outputs = Outputs::find(&plan).unwrap();
+        let expected = [false, false, true, true, true, true];
+        assert_eq!(outputs.only_logits, expected);
+        plan.buffers[2].place.role = Role::Scratch;
+        assert!(matches!(Outputs::find(&plan), Err(Error::Bug(_))));
+    }
+}

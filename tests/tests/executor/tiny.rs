@@ -59,8 +59,12 @@ pub struct Spec {
     pub shape: Shape,
     /// Of the matrices.
     pub encoding: Encoding,
+    /// Of the cached keys and values.
+    pub kv: KvDType,
     /// Positions that a query sees.
     pub window: Option<u32>,
+    /// Whether the hidden states are an output.
+    pub hidden: bool,
     /// The last norm's weight is not a number at one column.
     pub nan: bool,
     /// Changes the manifest before it is written.
@@ -74,7 +78,9 @@ impl Spec {
         Spec {
             shape: TINY,
             encoding,
+            kv: KvDType::F16,
             window: None,
+            hidden: true,
             nan: false,
             manifest: |_| (),
             plan: |_| (),
@@ -113,7 +119,7 @@ impl<'a> Builder<'a> {
                 },
                 world_size: 1,
                 kv: vec![KvGroup {
-                    dtype: KvDType::F16,
+                    dtype: spec.kv,
                     layers: spec.shape.layers,
                     kv_heads: spec.shape.kv_heads,
                     head_dim: spec.shape.head_dim,
@@ -165,6 +171,11 @@ impl<'a> Builder<'a> {
         );
         let hidden = self.buffer("hidden", Dim::Tokens, self.shape.hidden, scratch(x));
         let last = self.buffer("last", Dim::Rows, self.shape.embedding, scratch(x));
+        let kept = (DType::F32, Role::Output(Output::Hidden));
+        let kept = self
+            .spec
+            .hidden
+            .then(|| self.buffer("hidden states", Dim::Rows, self.shape.embedding, kept));
         let logits = (DType::F32, Role::Output(Output::Logits));
         let logits = self.buffer("logits", Dim::Rows, self.shape.vocab, logits);
 
@@ -194,7 +205,8 @@ impl<'a> Builder<'a> {
             },
         );
         for layer in 0..self.shape.layers {
-            self.norm(&format!("blk.{layer}.norm"), Dim::Tokens, (h, normed), None);
+            let to = (normed, None);
+            self.norm(&format!("blk.{layer}.norm"), Dim::Tokens, h, to, None);
             self.qkv(layer, normed, (q, rope, slots));
             let epilogue = self.pass_on(
                 "attention",
@@ -219,17 +231,12 @@ impl<'a> Builder<'a> {
                 self.shape.heads * self.shape.head_dim,
             );
             self.add_to(&format!("blk.{layer}.o"), o, attended, h);
-            self.norm(
-                &format!("blk.{layer}.norm2"),
-                Dim::Tokens,
-                (h, normed),
-                None,
-            );
+            self.norm(&format!("blk.{layer}.norm2"), Dim::Tokens, h, to, None);
             self.gate_up(layer, normed, hidden);
             let down = self.matrix("down", self.shape.embedding, self.shape.hidden);
             self.add_to(&format!("blk.{layer}.down"), down, hidden, h);
         }
-        self.norm("last_norm", Dim::Rows, (h, last), Some(rows));
+        self.norm("last_norm", Dim::Rows, h, (last, kept), Some(rows));
         let head = self.matrix("head", self.shape.vocab, self.shape.embedding);
         let mut region = RegionBuilder::flat("logits", self.shape.vocab);
         let out = region.operand(Operand::Buffer(logits));
@@ -247,8 +254,15 @@ impl<'a> Builder<'a> {
         );
     }
 
-    /// RMS norm of `from` (of its rows at `via`) into `to`.
-    fn norm(&mut self, name: &str, extent: Dim, (from, to): (u32, u32), via: Option<u32>) {
+    /// RMS norm of `from` (of its rows at `via`) into the type of activations and, where there is a second place, into f32.
+    fn norm(
+        &mut self,
+        name: &str,
+        extent: Dim,
+        from: u32,
+        (to, kept): (u32, Option<u32>),
+        via: Option<u32>,
+    ) {
         let mut scales: Vec<f32> = (0..self.shape.embedding)
             .map(|_| 1.0 + 0.2 * self.normal())
             .collect();
@@ -260,6 +274,7 @@ impl<'a> Builder<'a> {
         let from = region.operand(Operand::Buffer(from));
         let scales = region.operand(Operand::Weight(scales));
         let to = region.operand(Operand::Buffer(to));
+        let kept = kept.map(|kept| region.operand(Operand::Buffer(kept)));
         let row = match via {
             Some(rows) => RowMap::Via(region.operand(Operand::Buffer(rows))),
             None => RowMap::Same,
@@ -285,6 +300,9 @@ impl<'a> Builder<'a> {
         });
         let y = region.binary(Binary::Mul, unit, scale);
         self.store_activation(&mut region, to, BLOCKS, y);
+        if let Some(kept) = kept {
+            region.store(kept, BLOCKS, y);
+        }
         let region = region.finish();
         self.launch_after(name, Op::Region { extent, region });
     }

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use bundle_format::plan::Encoding;
+use bundle_format::plan::{Encoding, KvDType};
+use fastrun::Error;
 use fastrun::device::{BlockCopy, Device, RowOutcome, SampleParams, Step, TokenMask, Want};
 use fastrun::device::{Outcome, TokenSource};
 
 use crate::tiny::{Spec, TINY};
-use crate::{Bundle, Text, assert_same_bits, logits, run, step};
+use crate::{Bundle, Text, assert_same_bits, distance, logits, run, step};
 
 fn greedy() -> SampleParams {
     SampleParams {
@@ -202,4 +203,113 @@ fn a_sequence_goes_on_in_a_copy_of_its_block() {
     let expected = forked(&mut bundle.reference(), false);
     let found = forked(&mut bundle.reference(), true);
     assert_same_bits(&found, &expected, "on the reference");
+}
+
+/// Logits of sixty positions of a text, of which the first thirty came in one step.
+fn continued(device: &mut impl Device) -> Vec<Vec<f32>> {
+    let mut text = Text::new(6, 60, 1);
+    let mut found = logits(run(device, step(&mut [(&mut text, 30)])).expect("the step is valid"));
+    for len in [1, 5, 24] {
+        let next = step(&mut [(&mut text, len)]);
+        found.extend(logits(run(device, next).expect("the step is valid")));
+    }
+    found
+}
+
+#[test]
+fn keys_and_values_of_8_bits_are_close_to_those_of_16() {
+    let spec = |kv| Spec {
+        shape: crate::tiny::Shape {
+            head_dim: 64,
+            ..TINY
+        },
+        kv,
+        ..Spec::new(Encoding::F32)
+    };
+    let (f16, q8) = (
+        Bundle::new(&spec(KvDType::F16)),
+        Bundle::new(&spec(KvDType::Q8_0)),
+    );
+    let exact = continued(&mut q8.reference());
+    let found = continued(&mut q8.cpu(1));
+    // Half a step of 127 in every key and value, over two layers.
+    let error = distance(&found, &exact);
+    assert!(error > 1e-5 && error < 0.02, "{error}");
+    assert!(distance(&continued(&mut f16.cpu(1)), &exact) < 0.3 * error);
+    // Whatever the threads and the chunks.
+    assert_same_bits(&continued(&mut q8.cpu(3)), &found, "threads");
+    let mut text = Text::new(6, 60, 2);
+    let whole = run(&mut q8.cpu(2), step(&mut [(&mut text, 60)])).expect("the step is valid");
+    assert_same_bits(&logits(whole), &found, "one chunk");
+}
+
+/// A hidden row for every second token, and what else is wanted of the last.
+fn hidden_rows(device: &mut impl Device, last: Want) -> Vec<RowOutcome> {
+    let mut step = step(&mut [(&mut Text::new(4, 12, 0), 12)]);
+    step.rows = (0..6).map(|i| 2 * i + 1).collect();
+    let hidden = Want {
+        hidden: true,
+        ..Want::default()
+    };
+    step.wants = vec![hidden; 6];
+    step.wants[5] = last;
+    run(device, step).expect("the step is valid").rows
+}
+
+#[test]
+fn hidden_states_are_what_the_head_multiplies() {
+    for encoding in [Encoding::F32, Encoding::Q8_0] {
+        let bundle = Bundle::new(&Spec::new(encoding));
+        let hidden = Want {
+            hidden: true,
+            ..Want::default()
+        };
+        let both = Want {
+            logits: true,
+            ..hidden.clone()
+        };
+        let rows_of = |rows: Vec<RowOutcome>| -> Vec<Vec<f32>> {
+            let rows = rows.into_iter();
+            rows.map(|row| row.hidden.expect("it was wanted")).collect()
+        };
+        let expected = rows_of(hidden_rows(&mut bundle.reference(), hidden.clone()));
+        assert!(
+            expected
+                .iter()
+                .all(|row| row.len() == TINY.embedding as usize)
+        );
+        let found = rows_of(hidden_rows(&mut bundle.cpu(2), hidden.clone()));
+        assert!(distance(&found, &expected) < 0.05);
+        assert!(distance(&found, &vec![vec![0.0; TINY.embedding as usize]; 6]) > 0.1);
+        // The head runs where one row wants logits, and changes nothing.
+        let mut with_logits = hidden_rows(&mut bundle.cpu(2), both);
+        let logits = with_logits[5].logits.take().expect("they were wanted");
+        let alone = last_row(
+            &mut bundle.cpu(2),
+            Want {
+                logits: true,
+                ..Want::default()
+            },
+        );
+        assert!(alone.hidden.is_none());
+        assert_same_bits(&[logits], &[alone.logits.unwrap()], "logits");
+        assert_same_bits(&rows_of(with_logits), &found, "with logits");
+    }
+}
+
+#[test]
+fn bundles_without_hidden_states_say_so() {
+    let bundle = Bundle::new(&Spec {
+        hidden: false,
+        ..Spec::new(Encoding::F32)
+    });
+    let mut step = step(&mut [(&mut Text::new(4, 12, 0), 12)]);
+    step.wants[3].hidden = true;
+    for error in [
+        run(&mut bundle.cpu(1), step.clone()).unwrap_err(),
+        run(&mut bundle.reference(), step).unwrap_err(),
+    ] {
+        assert!(matches!(error, Error::Unsupported(_)));
+        assert!(error.to_string().contains("compile the model again"));
+    }
 }

@@ -157,11 +157,24 @@ fn check_inst(
             dst, slots, offset, ..
         } => {
             let Layout::Kv {
-                heads, head_dim, ..
+                dtype,
+                heads,
+                head_dim,
+                ..
             } = layout(dst)?
             else {
                 return fail("the destination is no KV pool".into());
             };
+            let block = dtype.block();
+            if [region.width, offset, head_dim]
+                .iter()
+                .any(|n| !n.is_multiple_of(block))
+            {
+                return fail(format!(
+                    "width {}, offset {offset} or heads of {head_dim} aren't whole blocks of {block}",
+                    region.width
+                ));
+            }
             if layout(slots)? != Layout::Indices {
                 return fail(format!("operand {slots} holds no indices"));
             }

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use bundle_format::plan::{KV_BLOCK, Q8_BLOCK};
+use bundle_format::plan::{KV_BLOCK, KvDType, Q8_BLOCK};
 use bundle_format::region::{Inst, OperandId, Region, RowMap};
 use cranelift_codegen::ir::types::{I32, I64};
 use cranelift_codegen::ir::{
@@ -16,7 +16,7 @@ use cranelift_codegen::isa::TargetFrontendConfig;
 use cranelift_frontend::{FunctionBuilder, FunctionBuilderContext};
 
 use super::isa::CALL_CONV;
-use super::layout::{KvStrides, Layout, RegionContext};
+use super::layout::{KvScales, KvStrides, Layout, RegionContext};
 use super::loops::Count;
 use super::math::LANES;
 use super::quantise::STRIP_BLOCK_VECTORS;
@@ -115,10 +115,19 @@ pub struct Row {
     pub pointers: Vec<(OperandId, RowMap, Value)>,
     /// Where the tile's row would begin if it had all columns from 0 on.
     pub tile: Option<Value>,
-    /// By the index of the `StoreKv`: head 0, dimension 0 of the slot.
-    pub kv: Vec<(usize, Value)>,
+    /// By the index of the `StoreKv`.
+    pub kv: Vec<(usize, KvSlot)>,
     /// Consecutive rows that go together, from this one on.
     together: u32,
+}
+
+/// A row's slot in a KV pool.
+#[derive(Clone, Copy)]
+pub struct KvSlot {
+    /// Head 0, dimension 0.
+    pub elements: Value,
+    /// The scale of that, in a quantised pool.
+    pub scales: Option<Value>,
 }
 
 pub struct Emitter<'a> {
@@ -269,8 +278,8 @@ impl Emitter<'_> {
                 Inst::Load { src, row, .. } => (src, row),
                 Inst::Store { dst, .. } | Inst::StoreQuant { dst, .. } => (dst, RowMap::Same),
                 Inst::StoreKv { dst, slots, .. } => {
-                    let pointer = self.kv_pointer(dst, slots, row);
-                    found.kv.push((index, pointer));
+                    let slot = self.kv_slot(dst, slots, row);
+                    found.kv.push((index, slot));
                     continue;
                 }
                 _ => continue,
@@ -299,9 +308,10 @@ impl Emitter<'_> {
         self.b.ins().iadd(base, offset)
     }
 
-    /// Head 0, dimension 0 of the slot that `slots` holds for the row.
-    fn kv_pointer(&mut self, pool: OperandId, slots: OperandId, row: Value) -> Value {
+    /// The slot that `slots` holds for the row.
+    fn kv_slot(&mut self, pool: OperandId, slots: OperandId, row: Value) -> KvSlot {
         let Layout::Kv {
+            dtype,
             part,
             head_dim,
             block_bytes,
@@ -317,9 +327,25 @@ impl Emitter<'_> {
         let base = self.base(pool);
         let offset = self.b.ins().imul_imm_s(block, block_bytes as i64);
         let base = self.b.ins().iadd(base, offset);
-        let stride = KvStrides::of(part, head_dim).position;
-        let offset = self.b.ins().imul_imm_s(position, stride as i64);
-        self.b.ins().iadd(base, offset)
+        let strides = KvStrides::of(dtype, part, head_dim);
+        let elements = if strides.two_positions == 2 * strides.position {
+            let offset = self.b.ins().imul_imm_s(position, strides.position as i64);
+            self.b.ins().iadd(base, offset)
+        } else {
+            let pair = self.b.ins().ushr_imm_u(position, 1);
+            let pair = self.b.ins().imul_imm_s(pair, strides.two_positions as i64);
+            let odd = self.b.ins().band_imm_u(position, 1);
+            let odd = self.b.ins().imul_imm_s(odd, strides.position as i64);
+            let pair = self.b.ins().iadd(base, pair);
+            self.b.ins().iadd(pair, odd)
+        };
+        let scales = (dtype == KvDType::Q8_0).then(|| {
+            let scales = KvScales::of(head_dim);
+            let offset = self.b.ins().imul_imm_s(position, scales.position as i64);
+            let start = self.b.ins().iadd_imm_s(base, scales.start as i64);
+            self.b.ins().iadd(start, offset)
+        });
+        KvSlot { elements, scales }
     }
 
     /// The u32 that an operand of indices holds for a row.

@@ -33,8 +33,9 @@ pub enum Layout {
         cols: u32,
         row_bytes: u64,
     },
-    /// A KV pool of f16 ([`KvDType::F16`]), `block_bytes` from block to block.
+    /// A KV pool, `block_bytes` from block to block.
     Kv {
+        dtype: KvDType,
         part: KvPart,
         heads: u32,
         head_dim: u32,
@@ -155,14 +156,13 @@ fn kv_layout(group: &KvGroup, layer: u32, part: KvPart) -> Result<Layout, String
             group.layers
         ));
     }
-    match group.dtype {
-        KvDType::F16 => Ok(Layout::Kv {
-            part,
-            heads: group.kv_heads,
-            head_dim: group.head_dim,
-            block_bytes: group.part_bytes(),
-        }),
-    }
+    Ok(Layout::Kv {
+        dtype: group.dtype,
+        part,
+        heads: group.kv_heads,
+        head_dim: group.head_dim,
+        block_bytes: group.part_bytes(),
+    })
 }
 
 /// Bytes of an f16.
@@ -172,25 +172,62 @@ const F16: u64 = 2;
 #[derive(Clone, Copy, Debug)]
 pub struct KvStrides {
     pub head: u64,
+    /// From an even position to the next even one.
+    pub two_positions: u64,
+    /// From an even position to the odd one behind it.
     pub position: u64,
+    /// From an even dimension to the next even one.
+    pub two_dims: u64,
+    /// From an even dimension to the odd one behind it.
     pub dim: u64,
 }
 
 impl KvStrides {
-    /// Of the layout that [`KvDType::F16`] states.
-    pub fn of(part: KvPart, head_dim: u32) -> KvStrides {
-        let head = head_dim as u64 * KV_BLOCK as u64 * F16;
-        match part {
-            KvPart::Key => KvStrides {
-                head,
-                position: F16,
-                dim: KV_BLOCK as u64 * F16,
-            },
-            KvPart::Value => KvStrides {
-                head,
-                position: head_dim as u64 * F16,
-                dim: F16,
-            },
+    /// Of the layout that [`KvDType`] states.
+    pub fn of(dtype: KvDType, part: KvPart, head_dim: u32) -> KvStrides {
+        let [two_positions, position, two_dims, dim] = match (dtype, part) {
+            (KvDType::F16, KvPart::Key) => [
+                2 * F16,
+                F16,
+                2 * KV_BLOCK as u64 * F16,
+                KV_BLOCK as u64 * F16,
+            ],
+            (KvDType::F16, KvPart::Value) => {
+                let position = head_dim as u64 * F16;
+                [2 * position, position, 2 * F16, F16]
+            }
+            // Pairs of dimensions, for each of which the positions follow one another.
+            (KvDType::Q8_0, KvPart::Key) => [4, 2, 2 * KV_BLOCK as u64, 1],
+            // Pairs of positions, for each of which the dimensions follow one another.
+            (KvDType::Q8_0, KvPart::Value) => [2 * head_dim as u64, 1, 4, 2],
+        };
+        KvStrides {
+            head: dtype.head_bytes(head_dim),
+            two_positions,
+            position,
+            two_dims,
+            dim,
+        }
+    }
+}
+
+/// Where the scales of a quantised head are, in bytes: each 32 dimensions have one of every position of the block.
+pub struct KvScales {
+    /// From the head's start.
+    pub start: u64,
+    /// From position to position.
+    pub position: u64,
+    /// From dimension to dimension, of which only every 32nd counts.
+    pub dim: u64,
+}
+
+impl KvScales {
+    /// Of [`KvDType::Q8_0`].
+    pub fn of(head_dim: u32) -> KvScales {
+        KvScales {
+            start: head_dim as u64 * KV_BLOCK as u64,
+            position: F16,
+            dim: KV_BLOCK as u64 * F16 / Q8_BLOCK as u64,
         }
     }
 }

@@ -4,15 +4,15 @@
 //! first, their magnitudes folded; then the scales of all blocks are found at once, one in each lane; then the elements are
 //! quantised.
 
-use bundle_format::plan::Q8_BLOCK;
-use bundle_format::region::{Inst, RowMap, Val};
+use bundle_format::plan::{KvDType, Q8_BLOCK};
+use bundle_format::region::{ColMap, Inst, OperandId, RowMap, Val};
 use cranelift_codegen::ir::condcodes::FloatCC;
 use cranelift_codegen::ir::types::{F32X4, I8X16, I16X8, I32, I32X4, I64};
 use cranelift_codegen::ir::{InstBuilder, StackSlotData, StackSlotKind, Value};
 use cranelift_frontend::FunctionBuilder;
 
 use super::emit::{Emitter, flags};
-use super::layout::{Layout, QuantType};
+use super::layout::{KvScales, KvStrides, Layout, QuantType};
 use super::math::{self, LANES, cast, constant, each, fold_lanes, shuffle_lanes, splat};
 use super::schedule::{Phase, Step};
 use super::strip::{Group, Lanes, Point};
@@ -39,7 +39,7 @@ impl Emitter<'_> {
     /// Makes room on the stack for the elements of each store, unless they can be loaded again.
     pub fn make_scratch(&mut self) {
         for (index, inst) in self.region.body.iter().enumerate() {
-            if matches!(inst, Inst::StoreQuant { x, .. } if !self.loads_at_use(*x)) {
+            if self.quantised(inst).is_some_and(|x| !self.loads_at_use(x)) {
                 let bytes = STRIP_BLOCK_VECTORS * LANES * 4;
                 let data = StackSlotData::new(StackSlotKind::ExplicitSlot, bytes as u32, 4);
                 let slot = self.b.create_sized_stack_slot(data);
@@ -54,17 +54,32 @@ impl Emitter<'_> {
         let steps = phase.steps.iter();
         steps
             .filter_map(|step| match *step {
-                Step::Store(index) => match self.region.body[index] {
-                    Inst::StoreQuant { x, .. } => Some(QuantStore {
+                Step::Store(index) => {
+                    let x = self.quantised(&self.region.body[index])?;
+                    Some(QuantStore {
                         index,
                         x,
                         largest: Vec::new(),
-                    }),
-                    _ => None,
-                },
+                    })
+                }
                 _ => None,
             })
             .collect()
+    }
+
+    /// What an instruction quantises and stores.
+    fn quantised(&self, inst: &Inst) -> Option<Val> {
+        match *inst {
+            Inst::StoreQuant { x, .. } => Some(x),
+            Inst::StoreKv { dst, x, .. } => match self.context.operands[dst as usize] {
+                Layout::Kv {
+                    dtype: KvDType::Q8_0,
+                    ..
+                } => Some(x),
+                _ => None,
+            },
+            _ => None,
+        }
     }
 
     /// Notes elements, `first` the number of their first vector: their magnitudes now, and the elements themselves to the
@@ -90,9 +105,21 @@ impl Emitter<'_> {
 
     /// Quantises and stores the blocks at a strip's points.
     pub fn store_quant(&mut self, store: &QuantStore, points: &[Point]) {
-        let Inst::StoreQuant { dst, col, .. } = self.region.body[store.index] else {
-            unreachable!("only stores of blocks are gathered");
-        };
+        match self.region.body[store.index] {
+            Inst::StoreQuant { dst, col, .. } => self.store_activations(store, dst, col, points),
+            Inst::StoreKv { dst, offset, .. } => self.store_cached(store, dst, offset, points),
+            ref other => unreachable!("{other:?} stores no blocks"),
+        }
+    }
+
+    /// To a row of a buffer.
+    fn store_activations(
+        &mut self,
+        store: &QuantStore,
+        dst: OperandId,
+        col: ColMap,
+        points: &[Point],
+    ) {
         let Layout::Quant { ty, cols, .. } = self.context.operands[dst as usize] else {
             unreachable!("the check found a buffer of blocks");
         };
@@ -142,6 +169,58 @@ impl Emitter<'_> {
                 let value = self.b.ins().extractlane(values, lane as u8);
                 let at = part as i32 + offset;
                 self.b.ins().store(flags(), value, address, at);
+            }
+        }
+    }
+
+    /// To a slot of a KV pool.
+    fn store_cached(&mut self, store: &QuantStore, dst: OperandId, offset: u32, points: &[Point]) {
+        let Layout::Kv {
+            dtype,
+            part,
+            head_dim,
+            ..
+        } = self.context.operands[dst as usize]
+        else {
+            unreachable!("the check found a KV pool");
+        };
+        let strides = KvStrides::of(dtype, part, head_dim);
+        let scale_strides = KvScales::of(head_dim);
+        let scales = scales(&mut self.b, QuantType::Q8, all_lanes(&store.largest));
+        let halves = math::to_f16(&mut self.b, &[scales.scale])[0];
+        let slot = self.kv_slot_of(store.index);
+        // Places are of even dimensions.
+        let address = self.kv_address(slot.elements, strides.head, strides.two_dims / 2);
+        let scale_slot = slot.scales.expect("a quantised pool has scales");
+        let scale_address = self.kv_address(scale_slot, strides.head, scale_strides.dim);
+        for (lane, points) in points.chunks(BLOCK_VECTORS).enumerate() {
+            let xs = self.elements(store, lane, points);
+            let quants = quants(&mut self.b, &xs, scales.inverse, lane as u8);
+            let bytes = narrow(&mut self.b, &quants);
+            let head = points[0].unit as u64 * strides.head;
+            let dim = (offset + points[0].c) as u64;
+            let at = (head + dim / 2 * strides.two_dims) as i32;
+            self.store_quants(&bytes, strides, address, at);
+            let scale = self.b.ins().extractlane(halves, lane as u8);
+            let at = (head + dim * scale_strides.dim) as i32;
+            self.b.ins().store(flags(), scale, scale_address, at);
+        }
+    }
+
+    /// Stores the quants of a block, 16 a vector, from offset `at` of an address on.
+    fn store_quants(&mut self, bytes: &[Value], strides: KvStrides, address: Value, at: i32) {
+        // Two dimensions that lie side by side go together.
+        let (ty, lanes, stride) = match strides.dim {
+            1 => (I16X8, 8, strides.two_dims),
+            _ => (I8X16, 16, strides.dim),
+        };
+        for (half, &bytes) in bytes.iter().enumerate() {
+            let elements = math::cast(&mut self.b, ty, bytes);
+            for lane in 0..lanes {
+                let element = self.b.ins().extractlane(elements, lane);
+                let nth = half as i32 * lanes as i32 + lane as i32;
+                let at = at + nth * stride as i32;
+                self.b.ins().store(flags(), element, address, at);
             }
         }
     }

@@ -8,7 +8,7 @@ use cranelift_codegen::ir::types::{F32, F32X4, F64X2};
 use cranelift_codegen::ir::{InstBuilder, Value};
 
 use super::check::{destination, same_memory};
-use super::emit::{Emitter, flags};
+use super::emit::{Emitter, KvSlot, flags};
 use super::layout::{KvStrides, Layout};
 use super::math::{self, LANES, Sign};
 use super::schedule::{Phase, Step};
@@ -277,19 +277,18 @@ impl Emitter<'_> {
         let Inst::StoreKv { dst, offset, .. } = self.region.body[index] else {
             unreachable!("the caller found a KV store");
         };
-        let Layout::Kv { part, head_dim, .. } = self.context.operands[dst as usize] else {
+        let Layout::Kv {
+            dtype,
+            part,
+            head_dim,
+            ..
+        } = self.context.operands[dst as usize]
+        else {
             unreachable!("the check found a KV pool");
         };
-        let strides = KvStrides::of(part, head_dim);
-        let slot = self.row.kv.iter().find(|(i, _)| *i == index);
-        let (_, slot) = *slot.expect("the row has a pointer for each KV store");
-        let unit = self.place.unit.expect("KV stores make no linear shape");
-        let head = self.scaled(unit, strides.head as u32);
-        let mut address = self.b.ins().iadd(slot, head);
-        if let Some(c) = self.place.c {
-            let c = self.scaled(c, strides.dim as u32);
-            address = self.b.ins().iadd(address, c);
-        }
+        let strides = KvStrides::of(dtype, part, head_dim);
+        let slot = self.kv_slot_of(index);
+        let address = self.kv_address(slot.elements, strides.head, strides.dim);
         let at = point.unit as u64 * strides.head + (offset + point.c) as u64 * strides.dim;
         let at = at as i32;
         if lanes == Lanes::All && strides.dim == 2 {
@@ -302,6 +301,26 @@ impl Emitter<'_> {
             let element = self.b.ins().extractlane(x, lane);
             let at = at + lane as i32 * strides.dim as i32;
             self.b.ins().store(flags(), element, address, at);
+        }
+    }
+
+    /// The row's slot for a KV store.
+    pub fn kv_slot_of(&self, index: usize) -> KvSlot {
+        let slot = self.row.kv.iter().find(|(i, _)| *i == index);
+        slot.expect("the row has a slot for each KV store").1
+    }
+
+    /// The current place in a slot, `from` being that of head 0, dimension 0.
+    pub fn kv_address(&mut self, from: Value, head: u64, dim: u64) -> Value {
+        let unit = self.place.unit.expect("KV stores make no linear shape");
+        let head = self.scaled(unit, head as u32);
+        let address = self.b.ins().iadd(from, head);
+        match self.place.c {
+            None => address,
+            Some(c) => {
+                let c = self.scaled(c, dim as u32);
+                self.b.ins().iadd(address, c)
+            }
         }
     }
 

@@ -13,10 +13,10 @@ use crate::cpu::math::exp_constants as exp_of;
 use crate::cpu::{MAX_HEAD_DIM, TILE};
 
 /// Queries that a pass over the cache serves.
-const QUERIES: usize = 6;
+pub(super) const QUERIES: usize = 6;
 
 /// Blocks of a tile.
-const BLOCKS: usize = TILE / KV_BLOCK;
+pub(super) const BLOCKS: usize = TILE / KV_BLOCK;
 
 /// Attention with f16 keys and values.
 ///
@@ -55,18 +55,18 @@ struct Shared<'a> {
 
 /// The running state of a query.
 #[derive(Clone, Copy)]
-struct Query {
-    out: *mut f32,
+pub(super) struct Query {
+    pub(super) out: *mut f32,
     /// Positions that it sees.
-    first: usize,
-    end: usize,
-    max: f32,
-    sum: f32,
+    pub(super) first: usize,
+    pub(super) end: usize,
+    pub(super) max: f32,
+    pub(super) sum: f32,
 }
 
 impl Query {
     /// The positions of a tile that it sees; empty where there are none.
-    fn seen(&self, base: usize) -> Range<usize> {
+    pub(super) fn seen(&self, base: usize) -> Range<usize> {
         self.first.max(base)..self.end.min(base + TILE)
     }
 }
@@ -458,7 +458,7 @@ impl Shared<'_> {
 /// Turns a tile's scores into probabilities (0 where not in `seen`), updates maximum and sum, and returns the factor that
 /// corrects what was summed before.
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-fn softmax(query: &mut Query, seen: Range<usize>, p: &mut [f32; TILE]) -> __m256 {
+pub(super) fn softmax(query: &mut Query, seen: Range<usize>, p: &mut [f32; TILE]) -> __m256 {
     // What is not seen may be anything, NaN included.
     p[..seen.start].fill(f32::NEG_INFINITY);
     p[seen.end..].fill(f32::NEG_INFINITY);

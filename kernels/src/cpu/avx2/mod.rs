@@ -1,10 +1,12 @@
 //! Microkernels for x86-64 with AVX2, FMA, F16C and BMI2. Each equals its scalar twin bit for bit.
 
 mod attention;
+mod attention_q8_0;
 mod float;
 mod quant;
 
 pub use attention::attention_f16;
+pub use attention_q8_0::attention_q8_0;
 pub use float::{matmul_bf16, matmul_f16, matmul_f32};
 
 use bundle_format::plan::Encoding;

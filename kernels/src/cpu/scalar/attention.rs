@@ -83,7 +83,7 @@ unsafe fn query(args: &AttentionArgs, kv_head: usize, position: usize, q: &[f32]
     }
 }
 
-fn maximum(first: f32, scores: &[f32]) -> f32 {
+pub(super) fn maximum(first: f32, scores: &[f32]) -> f32 {
     scores
         .iter()
         .fold(first, |max, s| if *s > max { *s } else { max })

@@ -278,6 +278,13 @@ impl Resolver<'_> {
         for v in &launch.variants {
             let part = &v.parts[0];
             self.tile(launch);
+            // Another would read beyond the pools or misread them.
+            if part.micro != Some(id::attention(kv.dtype)) {
+                return Err(Refusal::Bug(format!(
+                    "its microkernel does not fit the keys and values, which are {:?}",
+                    kv.dtype
+                )));
+            }
             let code = AttentionCode {
                 micro: attention_fn(micro(part)?)?,
                 epilogue: self.function(part.code)?,

@@ -1,9 +1,12 @@
 //! The memory that a case's region works on, and the reference interpreter's view of the same bytes.
 
-use bundle_format::plan::KV_BLOCK;
+use std::collections::BTreeMap;
+
+use bundle_format::plan::{KV_BLOCK, KvDType};
 use bundle_format::region::{KvPart, Operand, OperandId};
 use half::f16;
 use kernels::abi::RegionFn;
+use kernels::reference::kv_q8_0::Place;
 use kernels::reference::{Operands, Tile, TileRange, q8, q16, run_region};
 
 use super::regions::Case;
@@ -27,6 +30,8 @@ pub struct Memory {
     /// Each with its guards.
     bytes: Vec<Vec<u8>>,
     pub tile: Vec<f32>,
+    /// Elements of blocks of a quantised pool that the interpreter has in part: by operand, slot, head and block.
+    blocks: BTreeMap<(OperandId, u32, usize, usize), Vec<f32>>,
 }
 
 impl Memory {
@@ -68,6 +73,7 @@ impl Memory {
             same_as,
             bytes,
             tile,
+            blocks: BTreeMap::new(),
         }
     }
 
@@ -138,6 +144,15 @@ impl Memory {
         match self.context.operands[id] {
             Layout::F32 { row_bytes, .. } => differ(a, b, row_bytes as usize, |a, b| {
                 float_difference(as_floats(a), as_floats(b), tolerance)
+            }),
+            Layout::Kv {
+                dtype: KvDType::Q8_0,
+                part,
+                heads,
+                head_dim,
+                block_bytes,
+            } => differ(a, b, block_bytes as usize, |a, b| {
+                cached_difference(part, [heads, head_dim], a, b, tolerance)
             }),
             Layout::Kv { .. } => {
                 let halves = |bytes: &[u8]| -> Vec<f32> {
@@ -262,6 +277,47 @@ fn block_difference(
     (a[sums + cols / 8..] != b[sums + cols / 8..]).then(|| "padding".into())
 }
 
+/// As [`block_difference`], of the blocks of a quantised pool's block.
+fn cached_difference(
+    part: KvPart,
+    [heads, head_dim]: [u32; 2],
+    a: &[u8],
+    b: &[u8],
+    tolerance: f32,
+) -> Option<String> {
+    for at in 0..heads as usize * KV_BLOCK * (head_dim / 32) as usize {
+        let blocks = head_dim as usize / 32;
+        let first = Place {
+            part,
+            head_dim: head_dim as usize,
+            kv_head: at / blocks / KV_BLOCK,
+            position: at / blocks % KV_BLOCK,
+            dim: at % blocks * 32,
+        };
+        let scale = |bytes: &[u8]| {
+            let bytes = [bytes[first.scale()], bytes[first.scale() + 1]];
+            f16::from_le_bytes(bytes).to_f32()
+        };
+        let (scale_a, scale_b) = (scale(a), scale(b));
+        if !scale_a.is_finite() || scale_a == 0.0 && scale_b == 0.0 {
+            continue;
+        }
+        let (f16_step, step) = if tolerance > 0.0 { (1e-3, 1) } else { (0.0, 0) };
+        if let Some(d) = float_difference(vec![scale_a], vec![scale_b], f16_step) {
+            return Some(format!("scale at {first:?}: {d}"));
+        }
+        let quant = |bytes: &[u8], i: usize| {
+            let dim = first.dim + i;
+            bytes[Place { dim, ..first }.quant()] as i8
+        };
+        if let Some(i) = (0..32).find(|&i| quant(a, i).abs_diff(quant(b, i)) > step) {
+            let (a, b) = (quant(a, i), quant(b, i));
+            return Some(format!("quant {i} at {first:?}: {a} and {b}"));
+        }
+    }
+    None
+}
+
 impl Operands for Memory {
     fn load(&self, operand: OperandId, row: usize, col: usize) -> f32 {
         let row_bytes = match self.context.operands[operand as usize] {
@@ -303,16 +359,37 @@ impl Operands for Memory {
 
     fn store_kv(&mut self, operand: OperandId, slot: u32, head: usize, dim: usize, value: f32) {
         let Layout::Kv {
+            dtype,
             part,
             heads,
             head_dim,
-            ..
+            block_bytes,
         } = self.context.operands[operand as usize]
         else {
             panic!("operand {operand} is no pool");
         };
         let (heads, dims) = (heads as usize, head_dim as usize);
         let (block, position) = (slot as usize / KV_BLOCK, slot as usize % KV_BLOCK);
+        if dtype == KvDType::Q8_0 {
+            let key = (operand, slot, head, dim / 32);
+            let elements = self.blocks.entry(key).or_default();
+            elements.push(value);
+            if let Ok(x) = <&[f32; 32]>::try_from(&elements[..]) {
+                let x = *x;
+                self.blocks.remove(&key);
+                let place = Place {
+                    part,
+                    head_dim: dims,
+                    kv_head: head,
+                    position,
+                    dim: dim / 32 * 32,
+                };
+                let start = block * block_bytes as usize;
+                let bytes = &mut self.operand_mut(operand)[start..][..block_bytes as usize];
+                place.write(&x, bytes);
+            }
+            return;
+        }
         let head = block * heads + head;
         let element = match part {
             KvPart::Key => (head * dims + dim) * KV_BLOCK + position,

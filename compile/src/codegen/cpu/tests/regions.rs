@@ -454,6 +454,15 @@ pub fn value(heads: u32, head_dim: u32) -> Case {
     case
 }
 
+/// The same, to a quantised cache.
+pub fn cached_in_8_bits(mut case: Case) -> Case {
+    for group in &mut case.kv {
+        group.dtype = KvDType::Q8_0;
+    }
+    case.region.name += "_q8_0";
+    case
+}
+
 /// What attention hands to the output projection.
 pub fn attention_quant(dtype: DType, heads: u32, head_dim: u32) -> Case {
     let mut case = Case::new(
@@ -487,6 +496,15 @@ pub fn model() -> Vec<Case> {
         value(3, 64),
         value(1, 128),
         value(5, 23),
+        cached_in_8_bits(rope_key(3, 64)),
+        cached_in_8_bits(rope_key(1, 128)),
+        cached_in_8_bits(rope_key(2, 256)),
+        cached_in_8_bits(bias_rope_key(5, 64)),
+        cached_in_8_bits(value(1, 32)),
+        cached_in_8_bits(value(3, 64)),
+        cached_in_8_bits(value(2, 96)),
+        cached_in_8_bits(value(1, 256)),
+        cached_in_8_bits(value(1, 480)),
         bias_rope(14, 64),
         bias_rope_key(2, 64),
         head_norm(16, 128),
@@ -523,6 +541,7 @@ pub fn cancelling() -> Vec<Case> {
         norm_rope_key(8, 128),
         norm_rope_key(1, 256),
         norm_rope_key(2, 10),
+        cached_in_8_bits(norm_rope_key(2, 128)),
     ];
     let quantised = [DType::Q8, DType::Q16]
         .into_iter()
