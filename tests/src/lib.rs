@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: the binaries, the model, and bundles of it.
 
 pub mod models;
+pub mod texts;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
