@@ -18,9 +18,9 @@
 //! ```
 //!
 //! Beneath it, in the order in which data flows: [`load`] opens a bundle; [`chat`] turns messages into a prompt and
-//! [`tokenizer`] that into tokens; [`engine`] serves requests, with [`kv`] to count memory and [`step`] to put a step
-//! together; a [`device`] runs it, on the CPU through the [`executor`], and draws tokens with the [`sampler`]. [`stop`] finds
-//! the strings that end an answer. Without the runner and its thread:
+//! [`tokenizer`] that into tokens; [`engine`] serves requests, with [`kv`] to count memory, [`spec`] to guess ahead,
+//! [`grammar`] to say what may follow, and [`step`] to put a step together; a [`device`] runs it, on the CPU through the
+//! [`executor`], and draws tokens with the [`sampler`]. [`stop`] finds the strings that end an answer. Without the runner and its thread:
 //!
 //! ```no_run
 //! use std::sync::Arc;
