@@ -479,3 +479,52 @@ fn guesses_save_steps_and_change_nothing() {
     assert_eq!(with.steps, 100 - with.accepted_tokens);
     assert_eq!(with.generated_tokens, 100);
 }
+
+/// Whoever goes, and whenever, leaves nothing in the cache that was not computed: the positions of wrong guesses least of all.
+#[test]
+fn what_a_cancelled_request_leaves_behind_is_right() {
+    let config = Config {
+        spec: Some(NgramSpec::default()),
+        ..Config::new(
+            Limits {
+                max_rows: 20,
+                ..LIMITS
+            },
+            VOCAB,
+        )
+    };
+    let mut rejected = 0;
+    for (seed, in_flight) in [(8, 1), (10, 2), (12, 1), (14, 3)] {
+        for steps in 1..60 {
+            let mut engine = engine(
+                Config {
+                    in_flight,
+                    ..config
+                },
+                ROOMY,
+            );
+            let mut first = request(20, None);
+            first.sampling.seed = seed;
+            let id = engine.add(first.clone()).expect("it fits");
+            let mut answers = Answers::default();
+            for _ in 0..steps {
+                engine.step();
+                listen(&mut engine, &mut answers);
+            }
+            engine.cancel(id);
+            listen(&mut engine, &mut answers);
+            let mut next = first.clone();
+            next.prompt.extend(&answers[&(id, 0)].0);
+            next.prompt.push(0);
+            if next.prompt.len() > LIMITS.context as usize {
+                continue;
+            }
+            let id = engine.add(next.clone()).expect("it fits");
+            let found = drain(&mut engine);
+            assert_eq!(found[&(id, 0)].0, alone(&next, 0).tokens, "{seed} {steps}");
+            let stats = engine.stats();
+            rejected += stats.drafted_tokens - stats.accepted_tokens;
+        }
+    }
+    assert!(rejected > 0);
+}
