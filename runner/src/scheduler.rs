@@ -440,3 +440,54 @@ fn release(kv: &mut KvCache, sequence: &mut Sequence) {
     }
     kv.release(&mut sequence.table);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kv::Prefix;
+    use crate::request::{Request, RequestId};
+
+    #[test]
+    fn what_was_written_to_blocks_that_were_taken_away_is_not_found() {
+        let limits = Limits {
+            max_tokens: 64,
+            max_seqs: 2,
+            max_rows: 2,
+            context: 128,
+        };
+        let policy = Policy {
+            limits,
+            prefix_cache: true,
+            spec: None,
+            token_budget: None,
+        };
+        let mut scheduler = Scheduler::new(policy, KvCache::new(&[8]));
+        let request = Request {
+            prompt: vec![7; 40],
+            ..Request::default()
+        };
+        let sequence = Sequence::new(RequestId(0), request, limits.context, None);
+        let key = sequence.key;
+        scheduler.add(sequence);
+        let first = BlockKey {
+            parent: Prefix::EMPTY,
+            salt: 0,
+            tokens: [7; KV_BLOCK],
+        };
+        for taken in [true, false] {
+            let schedule = scheduler.schedule();
+            assert_eq!(schedule.chunks.len(), 1);
+            let sequence = scheduler.get_mut(key).expect("it runs");
+            let epoch = sequence.epoch;
+            sequence.submitted(40, None);
+            if taken {
+                scheduler.preempt_youngest();
+                scheduler.settle(schedule.chunks[0].promise.as_ref());
+                scheduler.admit(&mut Vec::new());
+            }
+            scheduler.computed(key, 40, epoch);
+            scheduler.check().expect("nothing is lost");
+            assert_eq!(scheduler.kv.find(&first).is_some(), !taken);
+        }
+    }
+}
