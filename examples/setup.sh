@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # What the other scripts need on a bare Debian 12 that has Rust: a C compiler (the zstd library is C), Python's pip (the
-# models come in packages). Installs only what is missing.
+# models come in packages) and venv (the Python package is tested in one). Installs only what is missing.
 set -euo pipefail
 
 packages=()
 command -v cc >/dev/null || packages+=(gcc libc6-dev)
 python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
+python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
 if ((${#packages[@]})); then
   if [[ $(id -u) -eq 0 ]]; then
     as_root=()

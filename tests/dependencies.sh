@@ -10,6 +10,11 @@ if grep -inE '^(fastc|cranelift|nvrtc|clang|llvm|gguf)|nvrtc' <<<"$tree"; then
   echo "dependencies.sh: fastrun depends on a part of the compiler (above)" >&2
   status=1
 fi
+# The library alone has no server, and no async runtime.
+if cargo tree --locked -p fastrun-ffi --edges normal,build --prefix none | grep -iE '^(axum|tokio|hyper)'; then
+  echo "dependencies.sh: the library depends on a part of the server (above)" >&2
+  status=1
+fi
 # edges CRATE EXPECTED: our own crates that a crate depends on.
 edges() {
   local found
@@ -24,4 +29,5 @@ edges bundle-format ''
 edges kernels 'bundle-format '
 edges fastc 'bundle-format kernels '
 edges fastrun 'bundle-format kernels '
+edges fastrun-ffi 'fastrun '
 exit $status

@@ -18,6 +18,7 @@ examples/setup.sh || exit 1
 model=$(examples/fetch-model.sh) || exit 1
 export FASTINFER_MODELS=${model%/*}
 examples/fetch-gemma.sh >&2 || exit 1
+tests/python.sh setup || exit 1
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 passed=0
@@ -57,12 +58,15 @@ suite() {
 
 check "format" cargo fmt --all --check
 check "clippy" cargo clippy --workspace --all-targets --locked -- -D warnings
-check "release build" cargo build --release --locked -p fastc -p fastrun
+check "release build" cargo build --release --locked -p fastc -p fastrun -p fastrun-ffi --bins --lib --examples
 check "the runner links no compiler" tests/dependencies.sh
 suite "unit, golden, parity, property and doc tests" cargo test --workspace --locked --exclude e2e
 suite "end to end" cargo test --release --locked -p e2e
+check "Python package" tests/python.sh
+suite "server" tests/server/run.sh
 if [[ -n $full ]]; then
   check "ids of llama.cpp's vocabularies" tests/vocab_check.sh
+  suite "cluster" tests/cluster/run.sh
   suite "long tests" cargo test --release --locked -p e2e --features full --test long
 fi
 

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use bundle_format::plan::KvDType;
+use bundle_format::plan::{Encoding, KvDType};
 use bundle_format::target::Target;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use fastc::driver::{self, Options};
@@ -301,9 +301,9 @@ fn run(command: Command) -> Result<(), Error> {
                 seed,
                 output: &output,
             };
-            synth::synth(&options, &bars)?;
+            let made = synth::synth(&options, &bars)?;
             bars.finish();
-            report(&output)
+            report_model(&output, &made, options.encoding)
         }
     }
 }
@@ -317,6 +317,25 @@ fn report(output: &Path) -> Result<(), Error> {
         output.display(),
         bytes as f64 / 1e6
     ))
+}
+
+/// Says what was made.
+fn report_model(output: &Path, made: &synth::Summary, asked: Encoding) -> Result<(), Error> {
+    let synth::Parameters { total, active } = made.parameters;
+    let millions = |n: u64| n as f64 / 1e6;
+    let mut text = format!(
+        "{}: {:.1} MB, {:.1} million parameters",
+        output.display(),
+        millions(made.bytes),
+        millions(total)
+    );
+    if active < total {
+        text += &format!(", {:.1} of them for each token", millions(active));
+    }
+    if let Some(replaced) = made.replaced {
+        text += &format!("\n{replaced:?} where rows aren't whole blocks of {asked:?}");
+    }
+    print(&(text + "\n"))
 }
 
 /// Prints to standard output; a reader that went away is no failure.

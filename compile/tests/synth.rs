@@ -7,6 +7,7 @@ use bundle_format::plan::Encoding;
 use fastc::error::Error;
 use fastc::gguf::{ErrorKind, Gguf, Numbers, Strings, TensorType, Writer};
 use fastc::progress::{Progress, Silent};
+use fastc::synth::tensors::{list, put_hyperparameters};
 use fastc::synth::{self, Options, Shape, Summary, encoding_named, synth};
 
 /// Those whose blocks the widths of shape `tiny` are multiples of.
@@ -46,6 +47,22 @@ fn made_with(
     let file = std::fs::read(options.output).unwrap();
     assert_eq!(summary.bytes, file.len() as u64);
     (summary, file)
+}
+
+/// The file of one layer of a shape that need not have a name.
+fn one_layer(shape: &Shape, vocab: &Gguf<'_>, encoding: Encoding) -> (Summary, Vec<u8>) {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("m.gguf");
+    let options = Options {
+        shape,
+        encoding,
+        layers: Some(1),
+        vocab: Some(vocab),
+        seed: 1,
+        output: &output,
+    };
+    let summary = synth(&options, &Silent).unwrap();
+    (summary, std::fs::read(&output).unwrap())
 }
 
 /// A file of vocabulary alone: `n` tokens, with scores and types where asked.
@@ -108,19 +125,280 @@ fn every_encoding_parses_with_its_tensors() {
         expect("output.weight", &[128, 320], matrix);
         assert_eq!(gguf.tensors().len(), 3 + 2 * 9);
         let elements: u64 = gguf.tensors().iter().map(|t| t.elements()).sum();
-        assert_eq!(summary.parameters, elements);
+        assert_eq!(summary.parameters.total, elements);
+        assert_eq!(summary.parameters.active, elements);
+        assert_eq!(summary.replaced, None);
     }
 }
 
 #[test]
 fn shapes_have_whole_heads_and_blocks() {
     for shape in Shape::ALL {
-        assert_eq!(shape.head_dim() * shape.heads, shape.embedding);
         assert_eq!(shape.heads % shape.kv_heads, 0, "{}", shape.name);
-        for cols in [shape.embedding, shape.feed_forward, shape.head_dim()] {
+        if shape.family.head_dim_keys.len() < 2 {
+            assert_eq!(shape.query_dim(), shape.embedding, "{}", shape.name);
+        }
+        let experts = shape.experts.iter();
+        let hidden = experts.flat_map(|e| e.feed_forward.into_iter().chain(e.shared));
+        let sizes = [shape.embedding, shape.feed_forward, shape.head_dim];
+        for cols in sizes.into_iter().chain(hidden) {
             assert_eq!(cols % 32, 0, "{}", shape.name);
         }
         assert_eq!(Shape::named(shape.name).unwrap(), shape);
+    }
+}
+
+/// The numbers that the models' makers publish, in millions.
+#[test]
+fn parameters_are_those_published() {
+    for (name, total, active) in [
+        ("smollm2-135m", 134.5, 134.5),
+        ("tinyllama", 1100.0, 1100.0),
+        ("llama2-7b", 6738.4, 6738.4),
+        ("llama3-8b", 8030.3, 8030.3),
+        ("qwen2.5-7b", 7615.6, 7615.6),
+        ("qwen3-8b", 8190.7, 8190.7),
+        ("gemma3-1b", 999.9, 999.9),
+        ("qwen15-moe", 14_315.8, 2689.2),
+        ("qwen3-30b-a3b", 30_532.1, 3353.0),
+        ("mixtral-8x7b", 46_702.8, 12_879.9),
+    ] {
+        let shape = Shape::named(name).unwrap();
+        let found = shape.parameters(shape.vocab.unwrap() as u64);
+        let millions = |n: u64| (n as f64 / 1e5).round() / 10.0;
+        assert_eq!(millions(found.total), total, "{name}");
+        assert_eq!(millions(found.active), active, "{name}, active");
+    }
+}
+
+/// One layer, with Q4_K asked for: every tensor of it, and every key under the architecture's name.
+#[test]
+fn architectures_have_their_tensors_and_keys() {
+    use Encoding::{F32, Q4_K, Q5_0};
+    let check = |name: &str, keys: &[(&str, u32)], layer: &[(&str, &[u64], Encoding)]| {
+        let shape = Shape::named(name).unwrap();
+        let mut writer = Writer::new();
+        put_hyperparameters(&mut writer, shape, 1, 64, Q4_K).unwrap();
+        let mut header = Vec::new();
+        writer
+            .write(&mut header, |_, _| Ok::<_, fastc::gguf::WriteError>(()))
+            .unwrap();
+        let metadata = Gguf::parse(&header).unwrap().metadata;
+        let arch = shape.family.arch;
+        assert_eq!(metadata.required::<&str>("general.architecture"), Ok(arch));
+        for (key, value) in keys {
+            let key = format!("{arch}.{key}");
+            assert_eq!(metadata.required::<u32>(&key), Ok(*value), "{name}: {key}");
+        }
+        let all = metadata
+            .iter()
+            .filter_map(|(key, _)| key.strip_prefix(arch));
+        let own = all.filter(|rest| rest.starts_with('.'));
+        // And two reals: the norms' epsilon, the rotation's base.
+        assert_eq!(own.count(), keys.len() + 2, "{name}");
+
+        let tensors = list(shape, 1, 64, Q4_K);
+        let found = tensors.iter().filter_map(|t| {
+            let part = t.name.strip_prefix("blk.0.")?;
+            Some((part, &t.dims[..], t.encoding))
+        });
+        assert_eq!(found.collect::<Vec<_>>(), layer, "{name}");
+        assert_eq!(
+            tensors.len() - layer.len(),
+            if shape.tied { 2 } else { 3 },
+            "{name}"
+        );
+    };
+    check(
+        "gemma3-1b",
+        &[
+            ("block_count", 1),
+            ("context_length", 32_768),
+            ("embedding_length", 1152),
+            ("feed_forward_length", 6912),
+            ("attention.head_count", 4),
+            ("attention.head_count_kv", 1),
+            ("attention.key_length", 256),
+            ("attention.value_length", 256),
+            ("attention.sliding_window", 512),
+        ],
+        &[
+            ("attn_norm.weight", &[1152], F32),
+            ("attn_q.weight", &[1152, 1024], Q5_0),
+            ("attn_k.weight", &[1152, 256], Q5_0),
+            ("attn_v.weight", &[1152, 256], Q5_0),
+            ("attn_q_norm.weight", &[256], F32),
+            ("attn_k_norm.weight", &[256], F32),
+            ("attn_output.weight", &[1024, 1152], Q4_K),
+            ("post_attention_norm.weight", &[1152], F32),
+            ("ffn_norm.weight", &[1152], F32),
+            ("ffn_gate.weight", &[1152, 6912], Q5_0),
+            ("ffn_up.weight", &[1152, 6912], Q5_0),
+            ("ffn_down.weight", &[6912, 1152], Q4_K),
+            ("post_ffw_norm.weight", &[1152], F32),
+        ],
+    );
+    check(
+        "qwen2.5-7b",
+        &[
+            ("block_count", 1),
+            ("context_length", 131_072),
+            ("embedding_length", 3584),
+            ("feed_forward_length", 18_944),
+            ("attention.head_count", 28),
+            ("attention.head_count_kv", 4),
+        ],
+        &[
+            ("attn_norm.weight", &[3584], F32),
+            ("attn_q.weight", &[3584, 3584], Q4_K),
+            ("attn_q.bias", &[3584], F32),
+            ("attn_k.weight", &[3584, 512], Q4_K),
+            ("attn_k.bias", &[512], F32),
+            ("attn_v.weight", &[3584, 512], Q4_K),
+            ("attn_v.bias", &[512], F32),
+            ("attn_output.weight", &[3584, 3584], Q4_K),
+            ("ffn_norm.weight", &[3584], F32),
+            ("ffn_gate.weight", &[3584, 18_944], Q4_K),
+            ("ffn_up.weight", &[3584, 18_944], Q4_K),
+            ("ffn_down.weight", &[18_944, 3584], Q4_K),
+        ],
+    );
+    let moe_attention: [(&str, &[u64], Encoding); 8] = [
+        ("attn_norm.weight", &[2048], F32),
+        ("attn_q.weight", &[2048, 2048], Q4_K),
+        ("attn_q.bias", &[2048], F32),
+        ("attn_k.weight", &[2048, 2048], Q4_K),
+        ("attn_k.bias", &[2048], F32),
+        ("attn_v.weight", &[2048, 2048], Q4_K),
+        ("attn_v.bias", &[2048], F32),
+        ("attn_output.weight", &[2048, 2048], Q4_K),
+    ];
+    let mixture: [(&str, &[u64], Encoding); 9] = [
+        ("ffn_norm.weight", &[2048], F32),
+        ("ffn_gate_inp.weight", &[2048, 60], F32),
+        ("ffn_gate_exps.weight", &[2048, 1408, 60], Q4_K),
+        ("ffn_up_exps.weight", &[2048, 1408, 60], Q4_K),
+        ("ffn_down_exps.weight", &[1408, 2048, 60], Q5_0),
+        ("ffn_gate_inp_shexp.weight", &[2048], F32),
+        ("ffn_gate_shexp.weight", &[2048, 5632], Q4_K),
+        ("ffn_up_shexp.weight", &[2048, 5632], Q4_K),
+        ("ffn_down_shexp.weight", &[5632, 2048], Q4_K),
+    ];
+    check(
+        "qwen15-moe",
+        &[
+            ("block_count", 1),
+            ("context_length", 8192),
+            ("embedding_length", 2048),
+            ("feed_forward_length", 5632),
+            ("attention.head_count", 16),
+            ("attention.head_count_kv", 16),
+            ("expert_count", 60),
+            ("expert_used_count", 4),
+            ("expert_feed_forward_length", 1408),
+            ("expert_shared_feed_forward_length", 5632),
+        ],
+        &[&moe_attention[..], &mixture[..]].concat(),
+    );
+    check(
+        "qwen3-30b-a3b",
+        &[
+            ("block_count", 1),
+            ("context_length", 40_960),
+            ("embedding_length", 2048),
+            ("feed_forward_length", 6144),
+            ("attention.head_count", 32),
+            ("attention.head_count_kv", 4),
+            ("attention.key_length", 128),
+            ("attention.value_length", 128),
+            ("expert_count", 128),
+            ("expert_used_count", 8),
+            ("expert_feed_forward_length", 768),
+        ],
+        &[
+            ("attn_norm.weight", &[2048], F32),
+            ("attn_q.weight", &[2048, 4096], Q4_K),
+            ("attn_k.weight", &[2048, 512], Q4_K),
+            ("attn_v.weight", &[2048, 512], Q4_K),
+            ("attn_q_norm.weight", &[128], F32),
+            ("attn_k_norm.weight", &[128], F32),
+            ("attn_output.weight", &[4096, 2048], Q4_K),
+            ("ffn_norm.weight", &[2048], F32),
+            ("ffn_gate_inp.weight", &[2048, 128], F32),
+            ("ffn_gate_exps.weight", &[2048, 768, 128], Q4_K),
+            ("ffn_up_exps.weight", &[2048, 768, 128], Q4_K),
+            ("ffn_down_exps.weight", &[768, 2048, 128], Q4_K),
+        ],
+    );
+}
+
+/// Rows that aren't whole blocks of 256 become the nearest type of 32, and the summary says so.
+#[test]
+fn blocks_that_do_not_fit_give_way() {
+    let (summary, file) = made(|o| o.encoding = Encoding::Q6_K);
+    assert_eq!(summary.replaced, Some(Encoding::Q8_0));
+    let gguf = Gguf::parse(&file).unwrap();
+    let ty = |name: &str| gguf.tensor(name).unwrap().ty;
+    assert_eq!(ty("blk.0.ffn_up.weight"), TensorType::from(Encoding::Q8_0));
+    assert_eq!(
+        ty("blk.0.ffn_down.weight"),
+        TensorType::from(Encoding::Q6_K)
+    );
+}
+
+/// A narrow model of a shape's kind.
+fn narrow(name: &str) -> Shape {
+    let shape = Shape::named(name).unwrap();
+    Shape {
+        vocab: None,
+        embedding: 256,
+        feed_forward: 64,
+        heads: 2,
+        kv_heads: 2,
+        head_dim: 128,
+        experts: shape.experts.map(|experts| synth::shape::Experts {
+            feed_forward: experts.feed_forward.map(|_| 64),
+            shared: experts.shared.map(|_| 64),
+            ..experts
+        }),
+        ..*shape
+    }
+}
+
+fn compiled(file: &[u8]) -> Result<(), Error> {
+    let options = fastc::driver::Options::new(bundle_format::target::Target::X86_64V3);
+    let gguf = Gguf::parse(file).unwrap();
+    fastc::driver::compile_graph(&gguf, &options, |_| {}, |_| {}).map(drop)
+}
+
+#[test]
+fn dense_architectures_compile() {
+    let bytes = vocabulary(64, false, false);
+    let vocab = Gguf::parse(&bytes).unwrap();
+    for name in ["llama3-8b", "qwen2.5-7b", "qwen3-8b", "gemma3-1b"] {
+        let (_, file) = one_layer(&narrow(name), &vocab, Encoding::Q4_0);
+        compiled(&file).unwrap_or_else(|e| panic!("{name}: {e}"));
+    }
+}
+
+/// Mixtures can be made, not compiled: the error says which model it is and what could be.
+#[test]
+fn mixtures_are_refused_by_name() {
+    let bytes = vocabulary(64, false, false);
+    let vocab = Gguf::parse(&bytes).unwrap();
+    for (name, says) in [
+        ("qwen15-moe", "architecture 'qwen2moe'"),
+        ("qwen3-30b-a3b", "architecture 'qwen3moe'"),
+        ("mixtral-8x7b", "llama.expert_count 8"),
+    ] {
+        let (summary, file) = one_layer(&narrow(name), &vocab, Encoding::Q4_0);
+        assert!(summary.parameters.active < summary.parameters.total);
+        let Err(error @ Error::Unsupported(_)) = compiled(&file) else {
+            panic!("{name} was not refused as unsupported");
+        };
+        let text = error.to_string();
+        assert!(text.contains(says), "{text}");
+        assert!(text.contains("llama, qwen2, qwen3, gemma3, phi3"), "{text}");
     }
 }
 

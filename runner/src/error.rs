@@ -1,7 +1,7 @@
 //! What can go wrong in the runner, by whose fault it is.
 
 /// Every variant's text says what, where and what to do.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The user's input: a wrong file, a bad argument, a prompt that doesn't fit.
     #[error("{0}")]
@@ -9,6 +9,9 @@ pub enum Error {
     /// Valid input that this build or this machine can't run.
     #[error("unsupported: {0}")]
     Unsupported(String),
+    /// No request of this kind is taken now; the same is likely to work a little later.
+    #[error("busy: {0}")]
+    Busy(String),
     /// A broken promise of our own code.
     #[error("bug in fastrun: {0}; please report it")]
     Bug(String),

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bundle_format::model::Manifest;
 use bundle_format::plan::Plan;
@@ -89,6 +90,42 @@ impl Loaded {
         let _ = self
             .map
             .advise_range(Advice::WillNeed, weights.start, weights.len());
+    }
+
+    /// Checks every chunk of the weights, on all processors; `progress` is called with the bytes of each.
+    ///
+    /// # Errors
+    /// [`Error::User`] about the first damaged chunk that was found.
+    pub fn verify_weights(&self, progress: &(dyn Fn(u64) + Sync)) -> Result<(), Error> {
+        let chunks = self.bundle.chunk_count();
+        let next = AtomicU64::new(0);
+        let work = || {
+            loop {
+                let chunk = next.fetch_add(1, Ordering::Relaxed);
+                if chunk >= chunks {
+                    return Ok(());
+                }
+                match self.bundle.verify_chunk(chunk) {
+                    Ok(len) => progress(len),
+                    Err(error) => {
+                        // Nobody need go on.
+                        next.store(chunks, Ordering::Relaxed);
+                        return Err(error);
+                    }
+                }
+            }
+        };
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let results: Vec<_> = std::thread::scope(|scope| {
+            let handles: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+            handles.into_iter().map(|handle| handle.join()).collect()
+        });
+        for result in results {
+            result
+                .map_err(|_| Error::Bug("a thread that verified weights panicked".into()))?
+                .map_err(|e| Error::User(format!("{}: {e}", self.path.display())))?;
+        }
+        Ok(())
     }
 
     /// The bundle, with its tokenizer and weights in the map.

@@ -1,51 +1,89 @@
 //! What goes into the next step: decode rows first, prompts in chunks that fill what is left of the token budget.
 //!
 //! A sequence waits, then runs. When it starts to run it gets blocks for all tokens that it has, so that only decoding can
-//! run out of blocks. Then the sequence that came last gives its blocks up and waits again, to be computed anew
-//! (preemption by recompute): the oldest always gets on, and everything ends.
+//! run out of blocks. Then the youngest sequence gives its blocks up and waits again, to be computed anew (preemption by
+//! recompute, of which the prefix cache saves what nobody needed meanwhile): the oldest always gets on, and everything ends.
+//! A sequence that waits has no blocks.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, HashSet};
 
-use bundle_format::plan::Limits;
+use bundle_format::plan::{KV_BLOCK, Limits};
 
-use crate::kv::{KvCache, blocks_for};
-use crate::sequence::{RequestId, Sequence};
+use crate::device::BlockCopy;
+use crate::kv::{BlockKey, KvCache, blocks_for};
+use crate::pace::Pace;
+use crate::sequence::{Key, Sequence};
+use crate::spec::NgramSpec;
 
 /// Consecutive tokens of one sequence in a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Chunk {
-    pub id: RequestId,
-    /// Tokens to feed; at least one.
+    pub key: Key,
+    /// Tokens to feed, the sequence's guesses among them; at least one.
     pub count: u32,
-    /// Whether the chunk ends with the sequence's last token, so that the next one is to be drawn.
-    pub draws: bool,
+    /// Rows whose results are wanted: the last ones of the chunk.
+    pub rows: u32,
+    /// The block that others need not compute, for this chunk does.
+    pub promise: Option<BlockKey>,
 }
 
 /// One step's work.
 #[derive(Debug, Default)]
 pub(crate) struct Schedule {
     pub chunks: Vec<Chunk>,
+    /// Rows that decode, guesses among them, and tokens of prompts.
+    pub load: (u32, u32),
     /// Sequences, taken out of the scheduler, that the KV memory has no room for even alone.
     pub outgrown: Vec<Sequence>,
 }
 
+/// What was counted so far.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Counts {
+    pub hit_tokens: u64,
+    pub query_tokens: u64,
+    pub preemptions: u64,
+}
+
+/// How to schedule.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Policy {
+    pub limits: Limits,
+    pub prefix_cache: bool,
+    pub spec: Option<NgramSpec>,
+    pub token_budget: Option<u32>,
+}
+
 #[derive(Debug)]
 pub(crate) struct Scheduler {
-    limits: Limits,
+    policy: Policy,
     kv: KvCache,
-    /// By age, oldest first; all younger than those that run.
-    waiting: VecDeque<Sequence>,
-    /// By age, oldest first.
+    /// By age.
+    waiting: BTreeMap<Key, Sequence>,
+    /// By age.
     running: Vec<Sequence>,
+    /// Blocks that steps in flight compute for all who start alike.
+    promised: HashSet<BlockKey>,
+    pub pace: Pace,
+    counts: Counts,
+}
+
+/// What is left of a step.
+struct Room {
+    tokens: u32,
+    rows: u32,
 }
 
 impl Scheduler {
-    pub fn new(limits: Limits, kv: KvCache) -> Scheduler {
+    pub fn new(policy: Policy, kv: KvCache) -> Scheduler {
         Scheduler {
-            limits,
+            pace: Pace::new(policy.token_budget, policy.limits.max_rows),
+            policy,
             kv,
-            waiting: VecDeque::new(),
+            waiting: BTreeMap::new(),
             running: Vec::new(),
+            promised: HashSet::new(),
+            counts: Counts::default(),
         }
     }
 
@@ -53,8 +91,8 @@ impl Scheduler {
         &self.kv
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.waiting.is_empty() && self.running.is_empty()
+    pub fn counts(&self) -> Counts {
+        self.counts
     }
 
     /// Sequences that run and that wait.
@@ -62,54 +100,144 @@ impl Scheduler {
         (self.running.len(), self.waiting.len())
     }
 
-    /// Queues a sequence behind all others.
+    /// Queues a sequence, behind all that are older.
     pub fn add(&mut self, sequence: Sequence) {
-        self.waiting.push_back(sequence);
+        self.waiting.insert(sequence.key, sequence);
     }
 
-    pub fn get_mut(&mut self, id: RequestId) -> Option<&mut Sequence> {
-        let mut all = self.running.iter_mut().chain(&mut self.waiting);
-        all.find(|s| s.id == id)
+    pub fn get_mut(&mut self, key: Key) -> Option<&mut Sequence> {
+        match self.running.binary_search_by_key(&key, |s| s.key) {
+            Ok(at) => self.running.get_mut(at),
+            Err(_) => self.waiting.get_mut(&key),
+        }
     }
 
-    /// Takes a sequence out, its blocks free again.
-    pub fn remove(&mut self, id: RequestId) -> Option<Sequence> {
-        let mut sequence = if let Some(at) = self.running.iter().position(|s| s.id == id) {
-            self.running.remove(at)
-        } else {
-            let at = self.waiting.iter().position(|s| s.id == id)?;
-            self.waiting.remove(at)?
+    /// Takes a sequence out, its blocks free again. Choices that have not parted from it yet go on without it.
+    pub fn remove(&mut self, key: Key) -> Option<Sequence> {
+        let found = match self.running.binary_search_by_key(&key, |s| s.key) {
+            Ok(at) => Some(self.running.remove(at)),
+            Err(_) => self.waiting.remove(&key),
         };
-        self.kv.release(&mut sequence.tables);
+        let Some(mut sequence) = found else {
+            let first = Key { choice: 0, ..key };
+            if let Some(first) = self.get_mut(first) {
+                first.drop_fork(key.choice);
+            }
+            return None;
+        };
+        release(&mut self.kv, &mut sequence);
+        sequence
+            .fork()
+            .into_iter()
+            .for_each(|other| self.add(other));
         Some(sequence)
     }
 
     /// Chooses the next step's work, within the limits of the plan. Without chunks there is nothing to submit before a
     /// step in flight has ended.
     pub fn schedule(&mut self) -> Schedule {
-        let mut outgrown = Vec::new();
-        self.make_room_for_decoding(&mut outgrown);
-        self.admit(&mut outgrown);
-        Schedule {
-            chunks: self.chunks(),
-            outgrown,
+        let mut schedule = Schedule::default();
+        self.fork();
+        self.make_room(&mut schedule.outgrown);
+        self.admit(&mut schedule.outgrown);
+        if self.fork() {
+            self.make_room(&mut schedule.outgrown);
         }
+        self.fill(&mut schedule);
+        self.promised
+            .extend(schedule.chunks.iter().filter_map(|c| c.promise.clone()));
+        schedule
+    }
+
+    /// The copy that has to precede the first step of a sequence, which is about to be submitted.
+    pub fn take_copy(&mut self, key: Key) -> Option<BlockCopy> {
+        let copy = self.get_mut(key)?.copy.take()?;
+        self.kv.copied(copy);
+        Some(copy)
+    }
+
+    /// A step that computes a promised block has ended, one way or another.
+    pub fn settle(&mut self, promise: Option<&BlockKey>) {
+        if let Some(promise) = promise {
+            self.promised.remove(promise);
+        }
+    }
+
+    /// The steps of a sequence's first `positions` tokens have ended well, while its blocks were those of `epoch`: others can
+    /// find what they wrote.
+    pub fn computed(&mut self, key: Key, positions: u32, epoch: u32) {
+        let Ok(at) = self.running.binary_search_by_key(&key, |s| s.key) else {
+            return;
+        };
+        let sequence = &mut self.running[at];
+        if sequence.epoch != epoch {
+            return;
+        }
+        sequence.computed(positions);
+        while self.policy.prefix_cache
+            && let Some((index, block)) = sequence.publishable()
+        {
+            let prefix = self.kv.publish(&mut sequence.table, index, block);
+            sequence.published(prefix);
+        }
+    }
+
+    /// Checks what must always hold. For tests.
+    pub fn check(&self) -> Result<(), String> {
+        if !self.running.is_sorted_by(|a, b| a.key < b.key) {
+            return Err("those that run are not in the order of age".into());
+        }
+        let waiting = self.waiting.values();
+        let mut owners = waiting.filter(|s| !s.table.blocks().is_empty() || s.copy.is_some());
+        if let Some(s) = owners.next() {
+            return Err(format!("{:?} waits and has blocks", s.key));
+        }
+        let tables = self.running.iter().flat_map(|s| s.table.blocks());
+        let copies = self.running.iter().filter_map(|s| s.copy);
+        self.kv.check(tables.copied().chain(copies.map(|c| c.from)))
     }
 
     /// Sequences that may run together: each of them may want a token and a row of one step.
     fn max_running(&self) -> usize {
-        let l = &self.limits;
+        let l = &self.policy.limits;
         l.max_seqs.min(l.max_rows).min(l.max_tokens) as usize
     }
 
+    fn insert_running(&mut self, sequence: Sequence) {
+        let at = self.running.partition_point(|s| s.key < sequence.key);
+        self.running.insert(at, sequence);
+    }
+
+    /// Parts the choices of requests whose prompt is fed but for the last token. Those that can't run at once wait, and find
+    /// the prompt in the prefix cache. Tells whether there were any.
+    fn fork(&mut self) -> bool {
+        let mut any = false;
+        while let Some(at) = self.running.iter().position(Sequence::is_at_fork) {
+            any = true;
+            for mut other in self.running[at].fork() {
+                let from = &self.running[at];
+                if self.running.len() < self.max_running()
+                    && let Some((table, copy)) = self.kv.fork(&from.table, from.fed())
+                {
+                    other.continue_from(from, table, copy);
+                    // Younger than the one at `at`, which stays there.
+                    self.insert_running(other);
+                } else {
+                    self.add(other);
+                }
+            }
+        }
+        any
+    }
+
     /// Gives each running sequence, oldest first, blocks for what it can feed, at the cost of the youngest.
-    fn make_room_for_decoding(&mut self, outgrown: &mut Vec<Sequence>) {
+    fn make_room(&mut self, outgrown: &mut Vec<Sequence>) {
         let mut i = 0;
         while i < self.running.len() {
             let alone = self.running.len() == 1;
             let sequence = &mut self.running[i];
             let positions = sequence.feedable();
-            if self.kv.grow(&mut sequence.tables, positions) {
+            if self.kv.grow(&mut sequence.table, positions) {
                 i += 1;
             } else if !alone {
                 self.preempt_youngest();
@@ -117,17 +245,18 @@ impl Scheduler {
                 // It ends, but not before the token that is on its way.
                 i += 1;
             } else {
-                let id = sequence.id;
-                outgrown.extend(self.remove(id));
+                let key = sequence.key;
+                outgrown.extend(self.remove(key));
             }
         }
     }
 
     fn preempt_youngest(&mut self) {
         if let Some(mut sequence) = self.running.pop() {
-            self.kv.release(&mut sequence.tables);
+            release(&mut self.kv, &mut sequence);
             sequence.rewind();
-            self.waiting.push_front(sequence);
+            self.counts.preemptions += 1;
+            self.add(sequence);
         }
     }
 
@@ -135,45 +264,230 @@ impl Scheduler {
     /// that runs already: otherwise the newcomer would soon lose its blocks again.
     fn admit(&mut self, outgrown: &mut Vec<Sequence>) {
         while self.running.len() < self.max_running() {
-            let Some(mut sequence) = self.waiting.pop_front() else {
+            let Some((_, mut sequence)) = self.waiting.pop_first() else {
                 return;
             };
             let positions = sequence.feedable();
-            let spare = self.running.len() as u32;
-            let fits = blocks_for(positions).saturating_add(spare) <= self.kv.free_blocks();
-            if fits && sequence.todo() > 0 && self.kv.grow(&mut sequence.tables, positions) {
-                self.running.push(sequence);
-            } else if self.running.is_empty() && sequence.todo() > 0 && !sequence.is_drawing() {
+            let found = match self.policy.prefix_cache {
+                true => sequence.matching(|key| self.kv.find(key)),
+                false => Vec::new(),
+            };
+            // Blocks that are found take nothing where others hold them.
+            let held = found.iter().filter(|(b, _)| !self.kv.is_free(*b)).count() as u32;
+            let needed = blocks_for(positions) - held;
+            let spare = (self.running.len() + sequence.forks().len()) as u32;
+            let free = self.kv.free_blocks();
+            let fits = needed.saturating_add(spare) <= free
+                // Alone, it may have all.
+                || self.running.is_empty() && needed <= free;
+            if fits {
+                self.count_prefix(&sequence, found.len());
+                for (index, (block, prefix)) in found.into_iter().enumerate() {
+                    self.kv.adopt(&mut sequence.table, index, block);
+                    sequence.found(prefix);
+                }
+                // It fits: that is what was counted above.
+                let _ = self.kv.grow(&mut sequence.table, positions);
+                self.insert_running(sequence);
+            } else if self.running.is_empty() && !sequence.is_drawing() {
+                sequence
+                    .fork()
+                    .into_iter()
+                    .for_each(|other| self.add(other));
                 outgrown.push(sequence);
             } else {
-                self.waiting.push_front(sequence);
+                self.add(sequence);
                 return;
             }
         }
     }
 
-    /// Shares the token budget out: first those with one token to feed, then the others; both oldest first.
-    fn chunks(&self) -> Vec<Chunk> {
-        let mut budget = self.limits.max_tokens;
-        let ready = |s: &&Sequence| s.todo() > 0 && s.feedable() <= s.tables.capacity();
-        let (decoding, prefilling): (Vec<&Sequence>, Vec<&Sequence>) = self
-            .running
-            .iter()
-            .filter(ready)
-            .partition(|s| s.todo() == 1);
-        let mut chunks = Vec::new();
-        for sequence in decoding.into_iter().chain(prefilling) {
-            let count = sequence.todo().min(budget);
-            if count == 0 {
+    /// Counts what the prefix cache does for a sequence that starts to run for the first time.
+    fn count_prefix(&mut self, sequence: &Sequence, found: usize) {
+        if self.policy.prefix_cache && !sequence.task.hidden && sequence.epoch == 0 {
+            self.counts.query_tokens += u64::from(sequence.task.prompt);
+            self.counts.hit_tokens += (found * KV_BLOCK) as u64;
+        }
+    }
+
+    /// Shares a step out: first those with one token to feed, with guesses behind it where there is room; then prompts,
+    /// oldest first, as much of them as the answers that run can bear.
+    fn fill(&mut self, schedule: &mut Schedule) {
+        let Limits {
+            max_tokens,
+            max_rows,
+            ..
+        } = self.policy.limits;
+        let (mut decoding, mut prefilling, mut answering) = (Vec::new(), Vec::new(), 0);
+        for (i, s) in self.running.iter().enumerate() {
+            answering += u32::from(s.is_answering());
+            if s.todo() == 0 || s.feedable() > s.table.capacity() {
+                continue;
+            }
+            if s.todo() == 1 && !s.task.hidden {
+                decoding.push(i);
+            } else {
+                prefilling.push(i);
+            }
+        }
+        let mut room = Room {
+            tokens: max_tokens,
+            rows: max_rows,
+        };
+        // Guesses leave a token and a row to everyone else.
+        let others = prefilling.len() as u32 + decoding.len() as u32;
+        let most = self.policy.spec.map_or(0, |s| s.max_rows);
+        let mut guesses = (max_tokens.min(max_rows).saturating_sub(others))
+            .min(most.saturating_sub(decoding.len() as u32));
+        for i in decoding {
+            let chunk = self.decode(i, guesses);
+            guesses -= chunk.count - 1;
+            room.tokens -= chunk.count;
+            room.rows -= chunk.rows;
+            schedule.load.0 += chunk.count;
+            schedule.chunks.push(chunk);
+        }
+        if answering > 0 {
+            let rows = schedule.load.0.max(answering);
+            room.tokens = room.tokens.min(self.pace.budget(rows));
+        }
+        for i in prefilling {
+            if room.tokens == 0 {
                 break;
             }
-            budget -= count;
-            chunks.push(Chunk {
-                id: sequence.id,
-                count,
-                draws: sequence.fed() + count == sequence.len(),
-            });
+            if let Some(chunk) = self.prefill(i, &room, &schedule.chunks) {
+                room.tokens -= chunk.count;
+                room.rows -= chunk.rows;
+                schedule.load.1 += chunk.count;
+                schedule.chunks.push(chunk);
+            }
         }
-        chunks
+    }
+
+    /// The one token that a sequence can feed, and up to `most` guesses behind it.
+    fn decode(&mut self, i: usize, most: u32) -> Chunk {
+        let sequence = &mut self.running[i];
+        let (fed, draws) = (sequence.fed(), sequence.fed() + 1 == sequence.len());
+        let mut guesses = if most > 0 { sequence.guess(most) } else { 0 };
+        if guesses > 0 && !self.kv.grow(&mut sequence.table, fed + 1 + guesses) {
+            // Nobody loses blocks for a guess.
+            guesses = guesses.min(sequence.table.capacity().saturating_sub(fed + 1));
+            sequence.drop_guesses(guesses);
+        }
+        Chunk {
+            key: sequence.key,
+            count: 1 + guesses,
+            rows: if draws { 1 + guesses } else { 0 },
+            promise: None,
+        }
+    }
+
+    /// The next tokens of a prompt; none where another chunk, of this step or one in flight, computes the same block.
+    fn prefill(&mut self, i: usize, room: &Room, chunks: &[Chunk]) -> Option<Chunk> {
+        let sequence = &mut self.running[i];
+        let mut promise = None;
+        while self.policy.prefix_cache
+            && let Some(key) = sequence.next_key()
+        {
+            if sequence.may_find_next()
+                && let Some((block, prefix)) = self.kv.find(&key)
+            {
+                let index = sequence.fed() as usize / KV_BLOCK;
+                self.kv.adopt(&mut sequence.table, index, block);
+                sequence.found(prefix);
+                if sequence.epoch == 0 {
+                    self.counts.hit_tokens += KV_BLOCK as u64;
+                }
+                continue;
+            }
+            let here = || chunks.iter().any(|c| c.promise.as_ref() == Some(&key));
+            if sequence.may_find_next() && (self.promised.contains(&key) || here()) {
+                return None;
+            }
+            promise = Some(key);
+            break;
+        }
+        let (fed, todo) = (sequence.fed(), sequence.todo());
+        let mut count = todo.min(room.tokens);
+        let rows = if sequence.task.hidden {
+            count = count.min(room.rows);
+            count
+        } else if fed + count == sequence.len() {
+            // Without a row to draw in, the last token waits.
+            count -= u32::from(room.rows == 0);
+            room.rows.min(1)
+        } else {
+            0
+        };
+        if count == 0 {
+            return None;
+        }
+        // Others can find a whole block only.
+        promise = promise.filter(|_| count as usize >= KV_BLOCK);
+        Some(Chunk {
+            key: sequence.key,
+            count,
+            rows,
+            promise,
+        })
+    }
+}
+
+/// Takes all blocks of a sequence.
+fn release(kv: &mut KvCache, sequence: &mut Sequence) {
+    if let Some(copy) = sequence.copy.take() {
+        kv.copied(copy);
+    }
+    kv.release(&mut sequence.table);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kv::Prefix;
+    use crate::request::{Request, RequestId};
+
+    #[test]
+    fn what_was_written_to_blocks_that_were_taken_away_is_not_found() {
+        let limits = Limits {
+            max_tokens: 64,
+            max_seqs: 2,
+            max_rows: 2,
+            context: 128,
+        };
+        let policy = Policy {
+            limits,
+            prefix_cache: true,
+            spec: None,
+            token_budget: None,
+        };
+        let mut scheduler = Scheduler::new(policy, KvCache::new(&[8]));
+        let request = Request {
+            prompt: vec![7; 40],
+            ..Request::default()
+        };
+        let sequence = Sequence::new(RequestId(0), request, limits.context, None);
+        let key = sequence.key;
+        scheduler.add(sequence);
+        let first = BlockKey {
+            parent: Prefix::EMPTY,
+            salt: 0,
+            tokens: [7; KV_BLOCK],
+        };
+        for taken in [true, false] {
+            let schedule = scheduler.schedule();
+            assert_eq!(schedule.chunks.len(), 1);
+            let sequence = scheduler.get_mut(key).expect("it runs");
+            let epoch = sequence.epoch;
+            sequence.submitted(40, None);
+            if taken {
+                scheduler.preempt_youngest();
+                scheduler.settle(schedule.chunks[0].promise.as_ref());
+                scheduler.admit(&mut Vec::new());
+            }
+            scheduler.computed(key, 40, epoch);
+            scheduler.check().expect("nothing is lost");
+            assert_eq!(scheduler.kv.find(&first).is_some(), !taken);
+        }
     }
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bundle_format::plan::KV_BLOCK;
 
-use crate::device::{Step, StepKv, TokenSource, Want};
-use crate::kv::{BlockTables, blocks_for};
+use crate::device::{BlockCopy, Step, StepKv, TokenSource, Want};
+use crate::kv::{BlockTable, blocks_for};
 
 /// A step in the making. It keeps the promises of [`Step`] about order, slots and tables; that the step is within the
 /// plan's limits is up to the caller.
@@ -27,13 +27,13 @@ impl StepBuilder {
         }
     }
 
-    /// Appends consecutive tokens of one more sequence, the first at `position`. `tables` have room for them. Gives the
-    /// token row after the last.
+    /// Appends consecutive tokens of one more sequence, the first at `position`. `table` has room for them. Gives the token
+    /// row after the last.
     pub fn push(
         &mut self,
         tokens: impl IntoIterator<Item = TokenSource>,
         position: u32,
-        tables: &BlockTables,
+        table: &BlockTable,
     ) -> u32 {
         let first = self.step.tokens.len();
         self.step.tokens.extend(tokens);
@@ -44,15 +44,20 @@ impl StepBuilder {
         self.step
             .sequences
             .extend(std::iter::repeat_n(index, count as usize));
-        for (kv, table) in self.step.kv.iter_mut().zip(tables.groups()) {
-            let table: Arc<[u32]> = table[..blocks_for(end) as usize].into();
-            let block_size = KV_BLOCK as u32;
-            let slot = |p: u32| table[(p / block_size) as usize] * block_size + p % block_size;
+        let table: Arc<[u32]> = table.blocks()[..blocks_for(end) as usize].into();
+        let block_size = KV_BLOCK as u32;
+        let slot = |p: u32| table[(p / block_size) as usize] * block_size + p % block_size;
+        for kv in &mut self.step.kv {
             kv.slots.extend((position..end).map(slot));
-            kv.tables.push(table);
+            kv.tables.push(table.clone());
         }
         self.sequences += 1;
         first as u32 + count
+    }
+
+    /// Has a block copied before the step.
+    pub fn copy(&mut self, copy: BlockCopy) {
+        self.step.kv.iter_mut().for_each(|kv| kv.copies.push(copy));
     }
 
     /// Asks for results of a token row, above all rows that were asked for before. Gives the row of the outcome.

@@ -20,14 +20,29 @@ pub fn golden(name: &str) -> PathBuf {
     root().join("tests/golden").join(name)
 }
 
-/// A release binary, which `tests/run.sh` builds before the tests.
+/// A release binary.
 pub fn bin(name: &str) -> PathBuf {
+    built(name)
+}
+
+/// A library for applications: `libfastrun.so`, `.a` or `.rlib`.
+pub fn library(name: &str) -> PathBuf {
+    built(name)
+}
+
+/// A release build of an example of the runner.
+pub fn example(name: &str) -> PathBuf {
+    built(&format!("examples/{name}"))
+}
+
+/// What `tests/run.sh` builds before the tests.
+fn built(name: &str) -> PathBuf {
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     let path = target.join("release").join(name);
     assert!(
         path.is_file(),
-        "{} is missing; run: cargo build --release -p fastc -p fastrun",
+        "{} is missing; run: cargo build --release -p fastc -p fastrun -p fastrun-ffi --bins --lib --examples",
         path.display()
     );
     path

@@ -99,8 +99,9 @@ impl Config<'_, '_> {
         }
         if let Some(experts) = self.optional("expert_count")?.filter(|&n| n > 0) {
             return Err(Error::Unsupported(format!(
-                "{} {experts}: mixture of experts",
-                self.key("expert_count")
+                "{} {experts}: a mixture of experts; this build compiles dense models, of {}",
+                self.key("expert_count"),
+                super::known()
             )));
         }
         let eps: f32 = self

@@ -53,12 +53,17 @@ const ARCHS: &[Arch] = &[
 fn of(gguf: &Gguf<'_>) -> Result<&'static Arch, Error> {
     let name: &str = gguf.metadata.required("general.architecture")?;
     ARCHS.iter().find(|a| a.name == name).ok_or_else(|| {
-        let known: Vec<&str> = ARCHS.iter().map(|a| a.name).collect();
-        let known = known.join(", ");
+        let known = known();
         Error::Unsupported(format!(
             "architecture '{name}'; this build compiles: {known}"
         ))
     })
+}
+
+/// The names of all architectures.
+fn known() -> String {
+    let names: Vec<&str> = ARCHS.iter().map(|a| a.name).collect();
+    names.join(", ")
 }
 
 /// The positions that a model was trained for, and the metadata key that says so.

@@ -210,7 +210,7 @@ fn print_type(ty: Type) -> String {
 /// The name of a type of keys and values: `q8_0`.
 pub fn kv_dtype_name(dtype: KvDType) -> &'static str {
     match dtype {
-        KvDType::F16 => "f16",
+        KvDType::F16 | KvDType::F16Rows => "f16",
         KvDType::Q8_0 => "q8_0",
     }
 }

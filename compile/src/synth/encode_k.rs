@@ -83,15 +83,16 @@ pub fn q6_k(x: &[f32; SUPER], out: &mut [u8; 210]) {
 
 /// d (f16), 4 bits an element through a table: element i low, i + 16 high.
 pub fn iq4_nl(x: &[f32; BLOCK], out: &mut [u8; 18]) {
-    let d = f16::from_f32(best_scale(x, &IQ4_VALUES));
+    let d = f16::from_f32(best_scale(x));
     out[..2].copy_from_slice(&d.to_le_bytes());
-    pack_looked_up(x, d.to_f32(), &IQ4_VALUES, &mut out[2..]);
+    let codes = iq4_steps(x, reciprocal(d.to_f32()), |_| 1);
+    pack_codes(codes, &mut out[2..]);
 }
 
 /// d (f16), 6 bits of scale a part of 32, 4 bits an element as in IQ4_NL: d (s - 32) value.
 pub fn iq4_xs(x: &[f32; SUPER], out: &mut [u8; 136]) {
     let parts = x.as_chunks::<BLOCK>().0;
-    let wanted: [f32; 8] = std::array::from_fn(|part| best_scale(&parts[part], &IQ4_VALUES));
+    let wanted: [f32; 8] = std::array::from_fn(|part| best_scale(&parts[part]));
     let (d, scales) = integer_scales(&wanted, 31);
     out[..2].copy_from_slice(&d.to_le_bytes());
     let mut high_bits = 0u16;
@@ -100,8 +101,9 @@ pub fn iq4_xs(x: &[f32; SUPER], out: &mut [u8; 136]) {
         let bits = (scale + 32) as u8;
         out[4 + part / 2] |= (bits & 15) << (part % 2 * 4);
         high_bits |= u16::from(bits >> 4) << (2 * part);
-        let bytes = &mut out[8 + part * 16..][..16];
-        pack_looked_up(&parts[part], d.to_f32() * *scale as f32, &IQ4_VALUES, bytes);
+        let inverse = reciprocal(d.to_f32() * *scale as f32);
+        let codes = iq4_steps(&parts[part], inverse, |_| 1);
+        pack_codes(codes, &mut out[8 + part * 16..][..16]);
     }
     out[2..4].copy_from_slice(&high_bits.to_le_bytes());
 }
@@ -114,7 +116,8 @@ pub fn mxfp4(x: &[f32; BLOCK], out: &mut [u8; 17]) {
     let e = (largest.to_bits() >> 23).saturating_sub(2) as u8;
     let half = f64::from(e) - 128.0;
     out[0] = e;
-    pack_looked_up(x, half.exp2() as f32, &MXFP4_VALUES, &mut out[1..]);
+    let inverse = reciprocal(half.exp2() as f32);
+    pack_codes(x.map(|v| nearest_mxfp4(v * inverse)), &mut out[1..]);
 }
 
 /// A large block of P parts of L elements with scales and minima, coded.
@@ -242,28 +245,43 @@ fn integer_scales<const P: usize>(wanted: &[f32; P], most: i32) -> (f16, [i32; P
     (d, scales)
 }
 
-/// The scale at which levels from a table fit best: the extreme is tried as the table's least and greatest.
-fn best_scale(x: &[f32; BLOCK], table: &[i8; 16]) -> f32 {
+/// The scale at which [`IQ4_VALUES`] fit best: the extreme is tried as the least and the greatest of them.
+fn best_scale(x: &[f32; BLOCK]) -> f32 {
     let extreme = x
         .iter()
         .fold(0.0f32, |e, v| if v.abs() > e.abs() { *v } else { e });
     let error = |scale: &f32| -> f32 {
         let inverse = reciprocal(*scale);
-        let of = |v: &f32| {
-            let value = table[nearest(v * inverse, table)];
-            (f32::from(value) * scale - v).powi(2)
+        let values = iq4_steps(x, inverse, |k| IQ4_VALUES[k + 1] - IQ4_VALUES[k]);
+        let of = |(v, steps): (&f32, i32)| {
+            let value = i32::from(IQ4_VALUES[0]) + steps;
+            (value as f32 * scale - v).powi(2)
         };
-        x.iter().map(of).sum()
+        x.iter().zip(values).map(of).sum()
     };
-    let low = TRIED.map(|size| size * extreme / f32::from(table[0]));
-    let high = TRIED.map(|size| size * extreme / f32::from(table[15]));
+    let low = TRIED.map(|size| size * extreme / f32::from(IQ4_VALUES[0]));
+    let high = TRIED.map(|size| size * extreme / f32::from(IQ4_VALUES[15]));
     least([least(low, error), least(high, error)], error)
 }
 
-/// The index of the nearest number of a table, the first of equals.
-fn nearest(v: f32, table: &[i8; 16]) -> usize {
-    let apart = |i: usize| (v - f32::from(table[i])).abs();
-    (1..16).fold(0, |best, i| if apart(i) < apart(best) { i } else { best })
+/// The sum of `step` over the values of the table, less the last, that each element is beyond the middle of and of the
+/// next: with steps of 1, the index of the nearest. Loops over elements, which the compiler makes vectors of.
+fn iq4_steps(x: &[f32; BLOCK], inverse: f32, step: impl Fn(usize) -> i8) -> [i32; BLOCK] {
+    let mut sums = [0; BLOCK];
+    for k in 0..15 {
+        let middle = (f32::from(IQ4_VALUES[k]) + f32::from(IQ4_VALUES[k + 1])) / 2.0;
+        let step = i32::from(step(k));
+        for (sum, v) in sums.iter_mut().zip(x) {
+            *sum += if v * inverse > middle { step } else { 0 };
+        }
+    }
+    sums
+}
+
+/// The code of the nearest number of MXFP4, the first of equals.
+fn nearest_mxfp4(v: f32) -> i32 {
+    let apart = |i: usize| (v - f32::from(MXFP4_VALUES[i])).abs();
+    (1..16).fold(0, |best, i| if apart(i) < apart(best) { i } else { best }) as i32
 }
 
 /// The one of the least error, the first of equals.
@@ -283,13 +301,11 @@ fn reciprocal(d: f32) -> f32 {
     if d == 0.0 { 0.0 } else { 1.0 / d }
 }
 
-/// 32 elements as indices into a table: i low, i + 16 high.
-fn pack_looked_up(x: &[f32; BLOCK], scale: f32, table: &[i8; 16], out: &mut [u8]) {
-    let inverse = reciprocal(scale);
-    let (first, second) = x.split_at(BLOCK / 2);
+/// 32 codes of 4 bits: i low, i + 16 high.
+fn pack_codes(codes: [i32; BLOCK], out: &mut [u8]) {
+    let (first, second) = codes.split_at(BLOCK / 2);
     for ((low, high), byte) in first.iter().zip(second).zip(out) {
-        let [low, high] = [low, high].map(|v| nearest(v * inverse, table) as u8);
-        *byte = low | high << 4;
+        *byte = (low | high << 4) as u8;
     }
 }
 

@@ -1,12 +1,14 @@
 //! `fastc synth`: models with random weights in the shape of real ones, for speed and for tests.
 //!
-//! In the order in which data flows: [`shape`] the sizes, `tokenizer` a vocabulary, [`random`] elements, [`encode`] their
-//! bytes, and here the file. The same options give the same bytes, whatever the threads.
+//! In the order in which data flows: [`shape`] the sizes, [`tensors`] what a file of them holds, `tokenizer` a vocabulary,
+//! [`random`] elements, [`encode`] their bytes, and here the file. The same options give the same bytes, whatever the
+//! threads.
 
 pub mod encode;
 mod encode_k;
 pub mod random;
 pub mod shape;
+pub mod tensors;
 mod tokenizer;
 
 use std::io::Write;
@@ -20,6 +22,8 @@ use crate::gguf::{Gguf, TensorType, WriteError, Writer};
 use crate::progress::Progress;
 use random::Stream;
 pub use shape::Shape;
+pub use tensors::Parameters;
+use tensors::Tensor;
 
 /// The most layers that can be asked for: what other tools load.
 pub const MAX_LAYERS: u32 = 512;
@@ -34,7 +38,7 @@ const SLAB: usize = 2048 * PIECE;
 #[derive(Clone, Copy)]
 pub struct Options<'a> {
     pub shape: &'a Shape,
-    /// Of matrices; vectors are always F32.
+    /// Of matrices; vectors and routers are always F32. Where blocks of 256 don't fit, blocks of 32 of as many bits do.
     pub encoding: Encoding,
     /// Instead of the shape's number of layers.
     pub layers: Option<u32>,
@@ -48,8 +52,10 @@ pub struct Options<'a> {
 /// What was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Summary {
-    pub parameters: u64,
+    pub parameters: Parameters,
     pub vocab: u64,
+    /// The encoding of matrices whose rows are not whole blocks of the one that was asked for, if there are any.
+    pub replaced: Option<Encoding>,
     /// Of the file.
     pub bytes: u64,
 }
@@ -85,10 +91,10 @@ pub fn synth(options: &Options<'_>, progress: &dyn Progress) -> Result<Summary, 
     }
 
     let mut writer = Writer::new();
-    put_hyperparameters(&mut writer, shape, layers, options.encoding)?;
-    let vocab = tokenizer::put(&mut writer, options.vocab, shape.vocab)? as u64;
-    writer.put("llama.vocab_size", &(vocab as u32))?;
-    let tensors = tensors(shape, layers, vocab, options.encoding);
+    let vocab = tokenizer::size(options.vocab, shape.vocab)?;
+    tensors::put_hyperparameters(&mut writer, shape, layers, vocab as u32, options.encoding)?;
+    tokenizer::put(&mut writer, options.vocab, vocab)?;
+    let tensors = tensors::list(shape, layers, vocab as u64, options.encoding);
     for tensor in &tensors {
         writer.tensor(&tensor.name, &tensor.dims, tensor.encoding.into())?;
     }
@@ -104,123 +110,14 @@ pub fn synth(options: &Options<'_>, progress: &dyn Progress) -> Result<Summary, 
         })
     })?;
     Ok(Summary {
-        parameters: tensors.iter().map(Tensor::elements).sum(),
-        vocab,
+        parameters: tensors::parameters(&tensors, shape),
+        vocab: vocab as u64,
+        replaced: tensors::replaced(&tensors, options.encoding),
         bytes,
     })
 }
 
-fn put_hyperparameters(
-    writer: &mut Writer,
-    shape: &Shape,
-    layers: u32,
-    encoding: Encoding,
-) -> Result<(), WriteError> {
-    writer.put("general.architecture", "llama")?;
-    writer.put("general.type", "model")?;
-    writer.put("general.name", &format!("synthetic {}", shape.name))?;
-    writer.put("general.file_type", &file_type(encoding))?;
-    if TensorType::from(encoding).block > 1 {
-        writer.put("general.quantization_version", &2u32)?;
-    }
-    writer.put("llama.block_count", &layers)?;
-    writer.put("llama.context_length", &shape.context)?;
-    writer.put("llama.embedding_length", &shape.embedding)?;
-    writer.put("llama.feed_forward_length", &shape.feed_forward)?;
-    writer.put("llama.attention.head_count", &shape.heads)?;
-    writer.put("llama.attention.head_count_kv", &shape.kv_heads)?;
-    writer.put("llama.attention.layer_norm_rms_epsilon", &shape.rms_epsilon)?;
-    writer.put("llama.rope.dimension_count", &shape.head_dim())?;
-    writer.put("llama.rope.freq_base", &shape.rope_base)
-}
-
-/// GGUF's number for a file that is mostly of one type.
-fn file_type(encoding: Encoding) -> u32 {
-    match encoding {
-        Encoding::F32 => 0,
-        Encoding::F16 => 1,
-        Encoding::Q4_0 => 2,
-        Encoding::Q4_1 => 3,
-        Encoding::Q8_0 => 7,
-        Encoding::BF16 => 32,
-        Encoding::Q5_0 => 8,
-        Encoding::Q5_1 => 9,
-        Encoding::Q2_K => 10,
-        Encoding::Q3_K => 11,
-        Encoding::Q4_K => 14,
-        Encoding::Q5_K => 16,
-        Encoding::Q6_K => 18,
-        Encoding::IQ4_NL => 25,
-        Encoding::IQ4_XS => 30,
-        Encoding::MXFP4 => 38,
-    }
-}
-
-/// A tensor and the distribution of its elements.
-struct Tensor {
-    name: String,
-    /// Innermost first.
-    dims: Vec<u64>,
-    encoding: Encoding,
-    mean: f32,
-    deviation: f32,
-}
-
-/// All tensors of a model. Matrices keep the size of what they multiply: a deviation of 1 over the root of their inputs.
-fn tensors(shape: &Shape, layers: u32, vocab: u64, encoding: Encoding) -> Vec<Tensor> {
-    let matrix = |name: String, cols: u32, rows: u64| Tensor {
-        name,
-        dims: vec![cols as u64, rows],
-        encoding,
-        mean: 0.0,
-        deviation: 1.0 / (cols as f32).sqrt(),
-    };
-    let norm = |name: String| Tensor {
-        name,
-        dims: vec![shape.embedding as u64],
-        encoding: Encoding::F32,
-        mean: 1.0,
-        deviation: 0.1,
-    };
-    let (embedding, ffn) = (shape.embedding, shape.feed_forward);
-
-    let table = matrix("token_embd.weight".into(), embedding, vocab);
-    let mut tensors = vec![if shape.tied {
-        table
-    } else {
-        // Nothing is summed where it isn't the head too.
-        Tensor {
-            deviation: 1.0,
-            ..table
-        }
-    }];
-    for layer in 0..layers {
-        let name = |part: &str| format!("blk.{layer}.{part}.weight");
-        let kv = shape.kv_dim() as u64;
-        tensors.extend([
-            norm(name("attn_norm")),
-            matrix(name("attn_q"), embedding, embedding as u64),
-            matrix(name("attn_k"), embedding, kv),
-            matrix(name("attn_v"), embedding, kv),
-            matrix(name("attn_output"), embedding, embedding as u64),
-            norm(name("ffn_norm")),
-            matrix(name("ffn_gate"), embedding, ffn as u64),
-            matrix(name("ffn_up"), embedding, ffn as u64),
-            matrix(name("ffn_down"), ffn, embedding as u64),
-        ]);
-    }
-    tensors.push(norm("output_norm.weight".into()));
-    if !shape.tied {
-        tensors.push(matrix("output.weight".into(), embedding, vocab));
-    }
-    tensors
-}
-
 impl Tensor {
-    fn elements(&self) -> u64 {
-        self.dims.iter().product()
-    }
-
     /// Makes and writes the elements, a slab at a time.
     fn write(&self, seed: u64, out: &mut impl Write, progress: &dyn Progress) -> Result<(), Error> {
         let stream = Stream::new(seed, &self.name, self.mean, self.deviation);

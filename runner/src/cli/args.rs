@@ -1,8 +1,12 @@
 //! The command line, as clap parses it. What can be wrong without looking at a file is a usage error (exit code 2).
 
 use std::path::PathBuf;
+#[cfg(feature = "server")]
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+#[cfg(feature = "server")]
+use fastrun::spec::NgramSpec;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -10,6 +14,7 @@ Examples:
   fastrun model.fib -p 'Why is the sky blue?'  one answer
   fastrun model.fib --raw -p 'def fib(n):'   continue a text
   git diff | fastrun model.fib -s 'Write a commit message for this.'
+  fastrun serve model.fib                    OpenAI's interface at http://127.0.0.1:8080/v1, a chat at /
   fastrun bench model.fib --json             tokens a second
 
 In a chat, Ctrl-C stops an answer, Ctrl-D leaves, and /help tells the rest.
@@ -22,6 +27,14 @@ To have them in every new shell:
   fastrun completions bash > ~/.local/share/bash-completion/completions/fastrun
   fastrun completions zsh > ~/.zfunc/_fastrun    with `fpath+=~/.zfunc` before `compinit` in ~/.zshrc
   fastrun completions fish > ~/.config/fish/completions/fastrun.fish";
+
+#[cfg(feature = "server")]
+const SERVE: &str = "\
+Try it:
+  curl http://127.0.0.1:8080/v1/chat/completions -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}'
+
+Every option can be set by an environment variable too; the command line goes first.
+SIGTERM and Ctrl-C let running requests end; a second one ends them.";
 
 /// Runs a FastInference bundle.
 #[derive(Debug, Parser)]
@@ -42,6 +55,10 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Serve a model over HTTP, as OpenAI's interface has it, with a page to chat at /
+    #[cfg(feature = "server")]
+    #[command(after_help = SERVE)]
+    Serve(ServeArgs),
     /// Measure tokens a second: reading a prompt, and decoding at several batch sizes
     Bench(BenchArgs),
     /// Perplexity over a text, by llama.cpp's protocol: windows of --ctx tokens, the second half of each scored
@@ -169,11 +186,123 @@ pub enum Verify {
     Full,
 }
 
+#[cfg(feature = "server")]
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// The bundle
+    #[arg(value_name = "B.fib", env = "FASTRUN_BUNDLE")]
+    pub bundle: PathBuf,
+    /// Name or address to listen at; 0.0.0.0: every one of this machine
+    #[arg(
+        long,
+        value_name = "HOST",
+        default_value = "127.0.0.1",
+        env = "FASTRUN_HOST"
+    )]
+    pub host: String,
+    /// Port to listen at; 0: any free one, which standard output tells
+    #[arg(
+        long,
+        value_name = "PORT",
+        default_value_t = 8080,
+        env = "FASTRUN_PORT"
+    )]
+    pub port: u16,
+    /// What clients call the model [default: the bundle's file name without its ending]
+    #[arg(long, value_name = "NAME", env = "FASTRUN_MODEL")]
+    pub model: Option<String>,
+    /// Key that clients must have; several, separated by commas, are all good
+    #[arg(
+        long = "api-key",
+        value_name = "KEY",
+        value_delimiter = ',',
+        env = "FASTRUN_API_KEY",
+        hide_env_values = true,
+        value_parser = clap::builder::NonEmptyStringValueParser::new()
+    )]
+    pub api_keys: Vec<String>,
+    /// Origins whose web pages may call the server (https://example.org), separated by commas; *: all
+    #[arg(
+        long,
+        value_name = "ORIGIN",
+        value_delimiter = ',',
+        env = "FASTRUN_CORS"
+    )]
+    pub cors: Vec<String>,
+    /// No line for each request on standard error
+    #[arg(long, env = "FASTRUN_QUIET")]
+    pub quiet: bool,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+}
+
+/// What a server takes.
+#[cfg(feature = "server")]
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Limits")]
+pub struct LimitArgs {
+    /// Most requests at a time; further ones get status 429
+    #[arg(long, value_name = "N", default_value_t = 256, env = "FASTRUN_MAX_CONCURRENT", value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub max_concurrent: u32,
+    /// Requests that may wait for the engine; further ones get status 503
+    #[arg(long, value_name = "N", default_value_t = 1024, env = "FASTRUN_QUEUE", value_parser = at_least_one)]
+    pub queue: usize,
+    /// Most bytes of a request's body
+    #[arg(long, value_name = "BYTES", default_value_t = 4 << 20, env = "FASTRUN_MAX_BODY", value_parser = at_least_one)]
+    pub max_body: usize,
+    /// Most tokens of a prompt [default: as many as the context has]
+    #[arg(long, value_name = "N", env = "FASTRUN_MAX_PROMPT", value_parser = at_least_one)]
+    pub max_prompt: Option<usize>,
+    /// Most seconds that an answer may take [default: no limit]
+    #[arg(long, value_name = "SECONDS", env = "FASTRUN_TIMEOUT", value_parser = seconds)]
+    pub timeout: Option<Duration>,
+    /// Seconds that running requests have to end after a signal
+    #[arg(long, value_name = "SECONDS", default_value = "30", env = "FASTRUN_DRAIN_TIMEOUT", value_parser = seconds)]
+    pub drain_timeout: Duration,
+}
+
+/// What computes for a server.
+#[cfg(feature = "server")]
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Machine")]
+pub struct EngineArgs {
+    /// Threads to compute with [default: one for each core]
+    #[arg(long, value_name = "N", env = "FASTRUN_THREADS", value_parser = at_least_one)]
+    pub threads: Option<usize>,
+    /// Bytes of the KV cache, with K, M or G: 512M [default: what fits]
+    #[arg(long, value_name = "BYTES", env = "FASTRUN_KV_MEMORY", value_parser = bytes)]
+    pub kv_memory: Option<u64>,
+    /// Guess tokens ahead from the text so far: ngram, or ngram:N for at most N at a time; answers stay the same
+    #[arg(long, value_name = "HOW", env = "FASTRUN_SPEC")]
+    pub spec: Option<NgramSpec>,
+    /// Don't keep what was computed for requests that start alike
+    #[arg(long, env = "FASTRUN_NO_PREFIX_CACHE")]
+    pub no_prefix_cache: bool,
+    /// Most prompt tokens of a step in which others decode: fewer keep running answers flowing, more read prompts faster
+    #[arg(long, value_name = "N", env = "FASTRUN_TOKEN_BUDGET", value_parser = clap::value_parser!(u32).range(1..))]
+    pub token_budget: Option<u32>,
+    /// What to compute with; reference is slow, and exact
+    #[arg(long, value_name = "DEVICE", value_enum, default_value_t = DeviceKind::Cpu, env = "FASTRUN_DEVICE")]
+    pub device: DeviceKind,
+    /// How much of the bundle to check before running it; full: the weights too
+    #[arg(long, value_name = "HOW", value_enum, default_value_t = Verify::Quick, env = "FASTRUN_VERIFY")]
+    pub verify: Verify,
+}
+
 #[derive(Debug, Args)]
 pub struct BenchArgs {
     /// The bundle
-    #[arg(value_name = "B.fib")]
-    pub bundle: PathBuf,
+    #[cfg_attr(
+        feature = "server",
+        arg(value_name = "B.fib", required_unless_present = "serve")
+    )]
+    #[cfg_attr(not(feature = "server"), arg(value_name = "B.fib", required = true))]
+    pub bundle: Option<PathBuf>,
+    #[cfg(feature = "server")]
+    #[command(flatten)]
+    pub load: LoadArgs,
     /// Tokens of the prompt
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..))]
     pub prompt: u32,
@@ -194,6 +323,39 @@ pub struct BenchArgs {
     pub profile: bool,
     #[command(flatten)]
     pub device: DeviceArgs,
+}
+
+/// Many clients of a server, instead of a bundle: --prompt and --gen are the tokens of each request.
+#[cfg(feature = "server")]
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Load on a server")]
+pub struct LoadArgs {
+    /// Measure the server at this address, http://HOST:PORT, instead of a bundle
+    #[arg(long, value_name = "URL", conflicts_with_all = ["bundle", "batch", "profile"])]
+    pub serve: Option<String>,
+    /// Requests a second, on average, at random times (a Poisson process) [default: each client asks again at once]
+    #[arg(long, value_name = "R", requires = "serve", value_parser = rate)]
+    pub rate: Option<f64>,
+    /// Most requests at a time
+    #[arg(long, value_name = "N", requires = "serve", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=65536))]
+    pub clients: u32,
+    /// Requests in all
+    #[arg(long, value_name = "N", requires = "serve", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    pub requests: u32,
+    /// Tokens with which all prompts begin alike
+    #[arg(long, value_name = "TOKENS", requires = "serve", default_value_t = 0)]
+    pub shared_prefix: u32,
+    /// The server's API key
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "FASTRUN_API_KEY",
+        hide_env_values = true
+    )]
+    pub api_key: Option<String>,
+    /// Same seed, same prompts and times
+    #[arg(long, value_name = "SEED", requires = "serve", default_value_t = 1)]
+    pub seed: u64,
 }
 
 #[derive(Debug, Args)]
@@ -307,6 +469,39 @@ fn number(text: &str, valid: impl Fn(f32) -> bool, what: &str) -> Result<f32, St
         Ok(x) if x.is_finite() && valid(x) => Ok(x),
         _ => Err(what.to_string()),
     }
+}
+
+#[cfg(feature = "server")]
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<f64>() {
+        Ok(x) if (0.0..=1e9).contains(&x) => Ok(Duration::from_secs_f64(x)),
+        _ => Err("this is a number of seconds from 0 up".to_string()),
+    }
+}
+
+#[cfg(feature = "server")]
+fn rate(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(x) if x > 0.0 && x <= 1e6 => Ok(x),
+        _ => Err("this is a number of requests a second above 0".to_string()),
+    }
+}
+
+#[cfg(feature = "server")]
+fn bytes(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.as_bytes().last() {
+        Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
+        Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
+        Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let bytes = digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|n| n.checked_mul(1 << shift));
+    bytes
+        .filter(|&n| n > 0)
+        .ok_or_else(|| "this is a number of bytes, maybe with K, M or G behind it".to_string())
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {

@@ -2,6 +2,8 @@
 //! token of each step; then decoding from an empty context, all rows of logits computed and none returned. Each figure is
 //! the median of several repetitions after a warm-up.
 
+#[cfg(feature = "server")]
+mod load;
 mod profile;
 
 use std::io::Write;
@@ -52,7 +54,14 @@ struct Figure {
 }
 
 pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Failure> {
-    let session = Session::open(&args.bundle, &args.device)?;
+    #[cfg(feature = "server")]
+    if let Some(url) = &args.load.serve {
+        return load::run(url, args, out);
+    }
+    let Some(bundle) = &args.bundle else {
+        return Err(Error::Bug("the command line has no bundle".into()).into());
+    };
+    let session = Session::open(bundle, &args.device)?;
     let work = Work::new(args, &session.limits(), session.vocab())?;
     let limits = session.limits();
     let (threads, figures) = match session.device_kind() {
@@ -82,7 +91,7 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Failure> {
     };
     let step_bytes = weight_bytes(session.plan());
     if args.json {
-        let model = args.bundle.display().to_string();
+        let model = bundle.display().to_string();
         writeln!(out, "{}", to_json(model, threads, &figures, step_bytes))?;
     } else {
         print(out, &figures, step_bytes)?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bundle_format::plan::{KV_BLOCK, Limits};
 use fastrun::Error;
 use fastrun::device::{Device, Outcome, Step, TokenSource, Want};
-use fastrun::kv::{BlockTables, KvCache};
+use fastrun::kv::{BlockTable, KvCache};
 use fastrun::step::StepBuilder;
 
 /// How long to leave a device alone that is not ready.
@@ -19,10 +19,10 @@ pub struct Forward<D> {
     kv: KvCache,
 }
 
-/// A sequence on the device: its tokens so far are in `tables`.
+/// A sequence on the device: its tokens so far are in `table`.
 #[derive(Default)]
 pub struct Lane {
-    tables: BlockTables,
+    table: BlockTable,
     position: u32,
 }
 
@@ -99,7 +99,7 @@ impl<D: Device> Forward<D> {
 
     /// Forgets a sequence.
     pub fn release(&mut self, lane: &mut Lane) {
-        self.kv.release(&mut lane.tables);
+        self.kv.release(&mut lane.table);
         lane.position = 0;
     }
 
@@ -121,14 +121,14 @@ impl<D: Device> Forward<D> {
                 self.limits.context
             )));
         }
-        if !self.kv.grow(&mut lane.tables, end) {
+        if !self.kv.grow(&mut lane.table, end) {
             return Err(Error::User(format!(
                 "the device's KV memory of {} positions is too small for this; use fewer tokens or sequences",
                 self.kv.total_blocks() as usize * KV_BLOCK
             )));
         }
         let sources = tokens.iter().map(|&id| TokenSource::Id(id));
-        let row = builder.push(sources, lane.position, &lane.tables);
+        let row = builder.push(sources, lane.position, &lane.table);
         lane.position = end;
         Ok(row)
     }

@@ -16,6 +16,8 @@ mod logits;
 mod perplexity;
 mod progress;
 mod run;
+#[cfg(feature = "server")]
+mod serve;
 mod session;
 pub mod style;
 mod tokenize;
@@ -30,6 +32,8 @@ use failure::Failure;
 pub fn execute(cli: &Cli, out: &mut dyn Write) -> Result<(), Failure> {
     match &cli.command {
         None => run::run(&cli.run, out),
+        #[cfg(feature = "server")]
+        Some(Command::Serve(args)) => serve::run(args, out),
         Some(Command::Bench(args)) => bench::run(args, out),
         Some(Command::Perplexity(args)) => perplexity::run(args, out),
         Some(Command::Tokenize(args)) => tokenize::run(args, out),

@@ -150,6 +150,7 @@ impl<D: Device> Speaker<'_, D> {
             max_tokens: self.args.n,
             sampling: self.sampling.clone(),
             stop: self.end.clone(),
+            ..Request::default()
         };
         let stop = &self.args.stop;
         answer(

@@ -121,10 +121,6 @@ impl Session {
 
     /// For an engine on [`Session::device`]: both devices work while they are submitted to.
     pub fn engine_config(&self) -> Config {
-        Config {
-            limits: self.limits(),
-            vocab: self.vocab(),
-            in_flight: 1,
-        }
+        Config::new(self.limits(), self.vocab())
     }
 }

@@ -182,14 +182,14 @@ pub struct Outcome {
 
 #[derive(Clone, Debug, Default)]
 pub struct RowOutcome {
-    /// Why there is no token, or no log-probabilities, although they were wanted: the mask failed or allows nothing, or the
-    /// logits are not numbers. It concerns this row alone. A later step may still name the row as
-    /// [`TokenSource::Sampled`]: some token stands in, and what comes of it is of no use.
-    pub error: Option<String>,
     pub token: Option<u32>,
     pub logprobs: Option<LogProbs>,
     pub logits: Option<Vec<f32>>,
     pub hidden: Option<Vec<f32>>,
+    /// Why there is no token, or no log-probabilities, although they were wanted: the mask failed or allows nothing, or the
+    /// logits are not numbers. It concerns this row alone. A later step may still name the row as
+    /// [`TokenSource::Sampled`]: some token stands in, and what comes of it is of no use.
+    pub error: Option<String>,
 }
 
 /// Natural logarithms of probabilities.

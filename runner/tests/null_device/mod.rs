@@ -2,13 +2,15 @@
 //!
 //! It writes a hash of each token and position into the token's slot of every KV group, and draws from the chain of what it
 //! then finds, through the block table, at positions 0 up to the row's own. So a wrong table, slot, position or token, a
-//! block that two sequences write, or a chunk that was never fed gives another token than [`expected`]. It also refuses
-//! steps that break a limit or a promise of [`Step`].
+//! block that two sequences write, a copy that was not made or a chunk that was never fed gives another token than
+//! [`expected`]. It also refuses steps that break a limit or a promise of [`Step`].
 
 use std::collections::HashMap;
 
 use bundle_format::plan::{KV_BLOCK, Limits};
-use fastrun::device::{Device, Outcome, RowOutcome, SampleParams, Step, Ticket, TokenSource};
+use fastrun::device::{
+    Device, LogProbs, Outcome, RowOutcome, SampleParams, Step, Ticket, TokenSource, Want, allows,
+};
 use fastrun::{Error, FinishReason, Request};
 
 /// Scrambles two words into one (the finaliser of MurmurHash3, on a mix of both).
@@ -25,44 +27,129 @@ fn entry(group: usize, token: u32, position: u32) -> u64 {
     mix(mix(group as u64 + 1, u64::from(token)), u64::from(position))
 }
 
-/// `recent` are the ids that the device was told of, or the last ones of all tokens.
-fn draw(context: u64, recent: &[u32], position: u32, params: &SampleParams, vocab: u32) -> u32 {
-    let mut h = mix(mix(context, params.seed), u64::from(position));
-    for &token in recent {
-        h = mix(h, u64::from(token));
-    }
-    (h % u64::from(vocab)) as u32
+/// The context that a position of one group's chain adds to.
+fn see(chains: &[u64]) -> u64 {
+    chains.iter().fold(0, |context, &chain| mix(context, chain))
 }
 
-/// What a request yields on its own, with `pool` positions of KV memory.
+/// What a draw depends on beside the context.
+struct Draw<'a> {
+    /// The ids that the device was told of, or the last ones of all tokens.
+    recent: &'a [u32],
+    bias: &'a [(u32, f32)],
+    mask: Option<&'a [u32]>,
+    params: &'a SampleParams,
+    /// Of the drawn token.
+    position: u32,
+    /// The token before.
+    last: u32,
+    vocab: u32,
+}
+
+/// Seven of eight tokens of an even seed go round a circle, so that they can be guessed; all others are random.
+fn draw(context: u64, how: &Draw<'_>) -> u32 {
+    let mut h = mix(mix(context, how.params.seed), u64::from(how.position));
+    for &token in how.recent {
+        h = mix(h, u64::from(token));
+    }
+    for &(token, bias) in how.bias {
+        h = mix(mix(h, u64::from(token)), u64::from(bias.to_bits()));
+    }
+    let is_allowed = |id: &u32| how.mask.is_none_or(|words| allows(words, *id));
+    let next = (how.last + 1) % how.vocab.min(5);
+    if how.params.seed.is_multiple_of(2) && !h.is_multiple_of(8) && is_allowed(&next) {
+        return next;
+    }
+    let allowed: Vec<u32> = (0..how.vocab).filter(is_allowed).collect();
+    allowed[(h % allowed.len() as u64) as usize]
+}
+
+/// Stands for the log-probabilities of a row.
+fn logprobs(context: u64, token: u32, count: u32) -> LogProbs {
+    LogProbs {
+        token: (context % 1000) as f32,
+        top: (0..count).map(|i| (token + i, i as f32)).collect(),
+    }
+}
+
+/// Stands for the hidden state of a row.
+fn hidden(context: u64) -> Vec<f32> {
+    vec![(context % 4096) as f32, (context >> 40) as f32]
+}
+
+/// What a request's choice yields on its own, with `pool` positions of KV memory.
+#[derive(Debug, PartialEq)]
+pub struct Expected {
+    pub tokens: Vec<u32>,
+    pub logprobs: Vec<Option<LogProbs>>,
+    pub hidden: Vec<Vec<f32>>,
+    pub reason: FinishReason,
+}
+
+/// Without grammars.
 pub fn expected(
     request: &Request,
+    choice: u32,
     limits: &Limits,
     groups: usize,
     vocab: u32,
     pool: u32,
-) -> (Vec<u32>, FinishReason) {
-    let mut tokens = request.prompt.clone();
-    let mut answer = Vec::new();
+) -> Expected {
+    let params = SampleParams {
+        seed: request.sampling.seed.wrapping_add(u64::from(choice)),
+        ..request.sampling.clone()
+    };
+    let mut tokens = Vec::new();
+    let mut chains = vec![0; groups];
+    let mut feed = |tokens: &mut Vec<u32>, token| {
+        for (group, chain) in chains.iter_mut().enumerate() {
+            *chain = mix(*chain, entry(group, token, tokens.len() as u32));
+        }
+        tokens.push(token);
+        see(&chains)
+    };
+    let contexts: Vec<u64> = request
+        .prompt
+        .iter()
+        .map(|&token| feed(&mut tokens, token))
+        .collect();
+    let mut found = Expected {
+        tokens: Vec::new(),
+        logprobs: Vec::new(),
+        hidden: Vec::new(),
+        reason: FinishReason::Length,
+    };
+    if request.hidden {
+        found.hidden = contexts.into_iter().map(hidden).collect();
+        found.reason = FinishReason::Stop;
+        return found;
+    }
+    let mut context = *contexts.last().expect("prompts are not empty");
     let most = request.max_tokens.unwrap_or(u32::MAX);
     loop {
         let fed = tokens.len() as u32;
-        if answer.len() as u32 == most || fed > limits.context.min(pool) {
-            return (answer, FinishReason::Length);
+        if found.tokens.len() as u32 == most || fed > limits.context.min(pool) {
+            return found;
         }
-        let mut context = 0;
-        for group in 0..groups {
-            for (position, &token) in tokens.iter().enumerate() {
-                context = mix(context, entry(group, token, position as u32));
-            }
-        }
-        let recent = tokens.len().saturating_sub(request.sampling.looks_back());
-        let token = draw(context, &tokens[recent..], fed, &request.sampling, vocab);
+        let recent = tokens.len().saturating_sub(params.looks_back());
+        let how = Draw {
+            recent: &tokens[recent..],
+            bias: &request.bias,
+            mask: None,
+            params: &params,
+            position: fed,
+            last: *tokens.last().expect("prompts are not empty"),
+            vocab,
+        };
+        let token = draw(context, &how);
         if request.stop.contains(&token) {
-            return (answer, FinishReason::Stop);
+            found.reason = FinishReason::Stop;
+            return found;
         }
-        tokens.push(token);
-        answer.push(token);
+        let logprobs = request.logprobs.map(|n| logprobs(context, token, n));
+        context = feed(&mut tokens, token);
+        found.tokens.push(token);
+        found.logprobs.push(logprobs);
     }
 }
 
@@ -73,16 +160,20 @@ pub struct NullDevice {
     /// By group and slot.
     memory: Vec<Vec<u64>>,
     /// Tokens that past steps drew, by ticket.
-    drawn: HashMap<Ticket, Vec<u32>>,
+    drawn: HashMap<Ticket, Vec<Option<u32>>>,
     /// Not polled yet, with the number of polls that still find them running.
     running: HashMap<Ticket, (u32, Outcome)>,
     /// Polls that a step takes in turn.
     polls: Vec<u32>,
     /// Steps submitted, failed ones included.
     pub steps: u64,
+    /// Tokens fed.
+    pub tokens: u64,
     /// Steps that fail: at submission, and at the poll.
     pub fail_submit: Option<u64>,
     pub fail_poll: Option<u64>,
+    /// Steps of which each row fails by itself.
+    pub fail_rows: Option<u64>,
     /// Largest step so far: tokens, sequences, rows.
     pub largest: (usize, usize, usize),
 }
@@ -101,14 +192,17 @@ impl NullDevice {
             running: HashMap::new(),
             polls,
             steps: 0,
+            tokens: 0,
             fail_submit: None,
             fail_poll: None,
+            fail_rows: None,
             largest: (0, 0, 0),
         }
     }
 
     fn check(&self, step: &Step) -> Result<(), String> {
-        let ensure = |ok: bool, what: &str| ok.then_some(()).ok_or(format!("{what}: {step:?}"));
+        let ensure =
+            |ok: bool, what: &str| ok.then_some(()).ok_or_else(|| format!("{what}: {step:?}"));
         let (t, r) = (step.tokens.len(), step.rows.len());
         let s = step.sequences.last().map_or(0, |&s| s as usize + 1);
         let l = &self.limits;
@@ -142,6 +236,9 @@ impl NullDevice {
                 kv.tables.iter().all(|x| x.iter().all(|&b| b < blocks)),
                 "block",
             )?;
+            let apart = |c: &fastrun::device::BlockCopy| c.from != c.to;
+            let inside = |c: &fastrun::device::BlockCopy| c.from.max(c.to) < blocks;
+            ensure(kv.copies.iter().all(|c| apart(c) && inside(c)), "copies")?;
             for i in 0..t {
                 let (p, table) = (
                     step.positions[i] as usize,
@@ -159,32 +256,74 @@ impl NullDevice {
         Ok(())
     }
 
-    fn run(&mut self, step: &Step) -> Vec<u32> {
+    fn run(&mut self, step: &Step) -> Vec<RowOutcome> {
         let id = |source: &TokenSource| match *source {
             TokenSource::Id(id) => id,
-            TokenSource::Sampled { ticket, row } => self.drawn[&ticket][row as usize],
+            TokenSource::Sampled { ticket, row } => {
+                self.drawn[&ticket][row as usize].expect("the row drew a token")
+            }
         };
         let ids: Vec<u32> = step.tokens.iter().map(id).collect();
         for (group, (kv, memory)) in step.kv.iter().zip(&mut self.memory).enumerate() {
+            for copy in &kv.copies {
+                let from = copy.from as usize * KV_BLOCK;
+                memory.copy_within(from..from + KV_BLOCK, copy.to as usize * KV_BLOCK);
+            }
             for (i, &slot) in kv.slots.iter().enumerate() {
                 memory[slot as usize] = entry(group, ids[i], step.positions[i]);
             }
         }
-        let row_token = |(&row, want): (&u32, &fastrun::device::Want)| {
-            let row = row as usize;
-            let position = step.positions[row];
-            let mut context = 0;
-            for (kv, memory) in step.kv.iter().zip(&self.memory) {
-                let table = &kv.tables[step.sequences[row] as usize];
-                for p in 0..=position as usize {
-                    let slot = table[p / KV_BLOCK] as usize * KV_BLOCK + p % KV_BLOCK;
-                    context = mix(context, memory[slot]);
-                }
-            }
-            let params = want.sample.as_ref().expect("the engine samples every row");
-            draw(context, &want.recent, position + 1, params, self.vocab)
+        let outcome = |(&row, want): (&u32, &Want)| self.row(step, &ids, row as usize, want);
+        step.rows.iter().zip(&step.wants).map(outcome).collect()
+    }
+
+    /// Has a step leave rubbish where it was to write.
+    fn spoil(&mut self, step: &Step) {
+        for (kv, memory) in step.kv.iter().zip(&mut self.memory) {
+            kv.slots
+                .iter()
+                .for_each(|&slot| memory[slot as usize] = 666);
+        }
+    }
+
+    fn row(&self, step: &Step, ids: &[u32], row: usize, want: &Want) -> RowOutcome {
+        let position = step.positions[row];
+        let chain = |(kv, memory): (&fastrun::device::StepKv, &Vec<u64>)| {
+            let table = &kv.tables[step.sequences[row] as usize];
+            let slots = (0..=position as usize)
+                .map(|p| table[p / KV_BLOCK] as usize * KV_BLOCK + p % KV_BLOCK);
+            slots.fold(0, |chain, slot| mix(chain, memory[slot]))
         };
-        step.rows.iter().zip(&step.wants).map(row_token).collect()
+        let chains: Vec<u64> = step.kv.iter().zip(&self.memory).map(chain).collect();
+        let context = see(&chains);
+        let mut outcome = RowOutcome {
+            hidden: want.hidden.then(|| hidden(context)),
+            ..RowOutcome::default()
+        };
+        let Some(params) = &want.sample else {
+            assert!(want.hidden, "a row of which nothing is wanted");
+            return outcome;
+        };
+        let mask = match want.mask.as_ref().map(|mask| mask.wait()).transpose() {
+            Ok(mask) => mask,
+            Err(text) => {
+                outcome.error = Some(text.into());
+                return outcome;
+            }
+        };
+        let how = Draw {
+            recent: &want.recent,
+            bias: &want.bias,
+            mask,
+            params,
+            position: position + 1,
+            last: ids[row],
+            vocab: self.vocab,
+        };
+        let token = draw(context, &how);
+        outcome.token = Some(token);
+        outcome.logprobs = want.logprobs.map(|n| logprobs(context, token, n));
+        outcome
     }
 }
 
@@ -203,16 +342,22 @@ impl Device for NullDevice {
             s.max(sequences),
             r.max(step.rows.len()),
         );
-        let tokens = self.run(&step);
+        self.tokens += step.tokens.len() as u64;
+        let mut rows = self.run(&step);
+        if self.fail_poll == Some(number) {
+            self.spoil(&step);
+        }
         let ticket = Ticket(number);
-        let row = |&token: &u32| RowOutcome {
-            token: Some(token),
-            ..RowOutcome::default()
-        };
-        let outcome = Outcome {
-            rows: tokens.iter().map(row).collect(),
-        };
+        let tokens = rows.iter().map(|row| row.token).collect();
         self.drawn.insert(ticket, tokens);
+        // As long as the engine may name them.
+        self.drawn.remove(&Ticket(number.wrapping_sub(64)));
+        if self.fail_rows == Some(number) {
+            let failed =
+                |row: &mut RowOutcome| row.error = Some("the row failed on purpose".into());
+            rows.iter_mut().for_each(failed);
+        }
+        let outcome = Outcome { rows };
         let polls = self.polls.get(number as usize % self.polls.len().max(1));
         self.running
             .insert(ticket, (polls.copied().unwrap_or(0), outcome));

@@ -1,0 +1,95 @@
+//! How a [`Runner`](super::Runner) opens a bundle.
+
+use std::sync::Arc;
+
+use crate::Config;
+use crate::Error;
+use crate::device::Device;
+use crate::device::cpu::{CpuDevice, CpuOptions};
+use crate::device::reference::{ReferenceDevice, ReferenceOptions};
+use crate::load::Loaded;
+use crate::spec::NgramSpec;
+
+/// What runs a bundle.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// The bundle's code.
+    #[default]
+    Cpu,
+    /// The bundle's meaning, in f32: slow, the measure of the others.
+    Reference,
+}
+
+/// Take the rest from the default (`..RunnerOptions::default()`), for there will be more fields.
+#[derive(Clone, Debug)]
+pub struct RunnerOptions {
+    pub device: DeviceKind,
+    /// Threads that compute; none: one for each physical core.
+    pub threads: Option<usize>,
+    /// Bytes of all KV pools; none: what the device thinks fit ([`CpuOptions::kv_bytes`]). For [`DeviceKind::Cpu`] only.
+    pub kv_memory: Option<u64>,
+    /// Requests that may wait while others run; one more is [`Error::Busy`].
+    pub queue: usize,
+    /// Whether what was computed for one request is found by others that start alike.
+    pub prefix_cache: bool,
+    /// Guess tokens ahead; answers are the same either way.
+    pub spec: Option<NgramSpec>,
+    /// Most prompt tokens of a step in which others decode ([`Config::token_budget`]).
+    pub token_budget: Option<u32>,
+    /// Check the hashes of all weights first. It reads the whole file.
+    pub verify: bool,
+}
+
+impl Default for RunnerOptions {
+    fn default() -> Self {
+        Self {
+            device: DeviceKind::default(),
+            threads: None,
+            kv_memory: None,
+            queue: 1024,
+            prefix_cache: true,
+            spec: None,
+            token_budget: None,
+            verify: false,
+        }
+    }
+}
+
+impl RunnerOptions {
+    /// How the engine serves: both devices work while they are submitted to.
+    pub(super) fn engine_config(&self, loaded: &Loaded) -> Config {
+        Config {
+            queue: self.queue,
+            prefix_cache: self.prefix_cache,
+            spec: self.spec,
+            token_budget: self.token_budget,
+            ..Config::new(loaded.plan().limits, loaded.manifest().model.vocab)
+        }
+    }
+
+    /// Opens the device, on the thread that is to use it.
+    pub(super) fn open_device(&self, loaded: &Arc<Loaded>) -> Result<Box<dyn Device>, Error> {
+        Ok(match self.device {
+            DeviceKind::Cpu => {
+                let options = CpuOptions {
+                    threads: self.threads,
+                    kv_bytes: self.kv_memory,
+                    ..CpuOptions::default()
+                };
+                Box::new(CpuDevice::open(loaded.clone(), &options)?)
+            }
+            DeviceKind::Reference => {
+                if self.kv_memory.is_some() {
+                    return Err(Error::Unsupported(
+                        "the reference device keeps its KV cache in f32, in memory of its own; leave kv_memory out".into(),
+                    ));
+                }
+                let options = ReferenceOptions {
+                    threads: self.threads,
+                    ..ReferenceOptions::default()
+                };
+                Box::new(ReferenceDevice::open(loaded.clone(), &options)?)
+            }
+        })
+    }
+}

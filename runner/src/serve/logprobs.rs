@@ -1,0 +1,59 @@
+//! Log-probabilities in OpenAI's two shapes.
+
+use serde_json::{Map, Value, json};
+
+use crate::runner::TokenInfo;
+
+/// What JSON can say of a probability of 0, which has no logarithm.
+const LEAST: f32 = -9999.0;
+
+/// Of a chat's tokens: `{"content": [...]}`.
+pub fn of_chat(tokens: &[TokenInfo]) -> Value {
+    let content: Vec<Value> = tokens
+        .iter()
+        .map(|token| {
+            let mut entry = entry(&token.bytes, token.logprob);
+            let top = token
+                .top
+                .iter()
+                .map(|a| self::entry(&a.bytes, Some(a.logprob)));
+            entry["top_logprobs"] = top.collect();
+            entry
+        })
+        .collect();
+    json!({ "content": content, "refusal": null })
+}
+
+fn entry(bytes: &[u8], logprob: Option<f32>) -> Value {
+    json!({ "token": text(bytes), "logprob": finite(logprob), "bytes": bytes })
+}
+
+/// Of a plain completion's tokens, the first of which begins at character `offset`.
+pub fn of_completion(tokens: &[TokenInfo], offset: usize) -> Value {
+    let mut at = offset;
+    let (mut texts, mut values, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
+    for token in tokens {
+        let spelled = text(&token.bytes);
+        let top = token.top.iter();
+        let top: Map<String, Value> = top
+            .map(|a| (text(&a.bytes), finite(Some(a.logprob))))
+            .collect();
+        offsets.push(at);
+        at += spelled.chars().count();
+        values.push(finite(token.logprob));
+        tops.push(top);
+        texts.push(spelled);
+    }
+    json!({ "tokens": texts, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets })
+}
+
+/// A part of a character shows as U+FFFD; a chat's `bytes` have it exactly.
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn finite(logprob: Option<f32>) -> Value {
+    logprob
+        .map(|x| if x.is_finite() { x } else { LEAST })
+        .into()
+}
