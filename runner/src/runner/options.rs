@@ -6,6 +6,7 @@ use crate::Config;
 use crate::Error;
 use crate::device::Device;
 use crate::device::cpu::{CpuDevice, CpuOptions};
+use crate::device::cuda::{CudaDevice, CudaOptions};
 use crate::device::reference::{ReferenceDevice, ReferenceOptions};
 use crate::load::Loaded;
 use crate::spec::NgramSpec;
@@ -13,9 +14,9 @@ use crate::spec::NgramSpec;
 /// What runs a bundle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceKind {
-    /// The bundle's code.
+    /// The bundle's code, on what it was compiled for.
     #[default]
-    Cpu,
+    Own,
     /// The bundle's meaning, in f32: slow, the measure of the others.
     Reference,
 }
@@ -26,7 +27,7 @@ pub struct RunnerOptions {
     pub device: DeviceKind,
     /// Threads that compute; none: one for each physical core.
     pub threads: Option<usize>,
-    /// Bytes of all KV pools; none: what the device thinks fit ([`CpuOptions::kv_bytes`]). For [`DeviceKind::Cpu`] only.
+    /// Bytes of all KV pools; none: what the device thinks fit ([`CpuOptions::kv_bytes`]). For [`DeviceKind::Own`] only.
     pub kv_memory: Option<u64>,
     /// Requests that may wait while others run; one more is [`Error::Busy`].
     pub queue: usize,
@@ -70,7 +71,13 @@ impl RunnerOptions {
     /// Opens the device, on the thread that is to use it.
     pub(super) fn open_device(&self, loaded: &Arc<Loaded>) -> Result<Box<dyn Device>, Error> {
         Ok(match self.device {
-            DeviceKind::Cpu => {
+            DeviceKind::Own if loaded.manifest().target.is_gpu() => {
+                let options = CudaOptions {
+                    kv_bytes: self.kv_memory,
+                };
+                Box::new(CudaDevice::open(loaded.clone(), &options)?)
+            }
+            DeviceKind::Own => {
                 let options = CpuOptions {
                     threads: self.threads,
                     kv_bytes: self.kv_memory,
