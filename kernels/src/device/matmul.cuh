@@ -168,8 +168,12 @@ DEVICE void matmul_few(const Counts* counts, const u16* x, const Segments& segme
                 // This slot's next fragment: DEPTH further, or of the next item.
                 const bool there = more && (S::EVEN || (wraps ? i : c + DEPTH) < count);
 #pragma unroll
-                for (int r = 0; r < TILES; r++)
-                    ring[i][r] = there ? F::load(from + r * TILE_BYTES + i * F::BYTES, lane) : F::none();
+                for (int r = 0; r < TILES; r++) {
+                    if (there)
+                        ring[i][r] = F::load(from + r * TILE_BYTES + i * F::BYTES, lane);
+                    else if (!S::EVEN)
+                        ring[i][r] = F::none();
+                }
             }
         }
         p = next;
@@ -197,7 +201,7 @@ DEVICE void matmul_few(const Counts* counts, const u16* x, const Segments& segme
         for (int i = threadIdx.x; i < live * S::GROUP * 16; i += S::THREADS) {
             int at = i / (S::GROUP * 16) * S::STRIDE + i % (S::GROUP * 16);
             float v = total[at];
-#pragma unroll
+#pragma unroll 4
             for (int k = 1; k < S::ALONG; k++) v += total[at + k * S::ROWS * S::STRIDE];
             total[at] = v;
         }

@@ -230,7 +230,8 @@ impl Writer<'_> {
         let fragments = input.cols / FRAGMENT as u32;
         // Every warp has columns enough to keep reads in flight.
         let along = prev_power_of_two((fragments / 2).max(1)).min(16);
-        let per_warp = if groups > 1 && group.is_multiple_of(2) {
+        // Two tiles of eight groups' sums would not fit a thread's registers.
+        let per_warp = if matches!(groups, 2 | 4) && group.is_multiple_of(2) {
             2
         } else {
             1
@@ -265,7 +266,8 @@ impl Writer<'_> {
         } else {
             (16 / warps).clamp(1, 4)
         };
-        let bounds = format!("__launch_bounds__({}, {ctas_per_sm}) ", warps * 32);
+        // Registers as needed: a spill costs more than a block less on a processor.
+        let bounds = format!("__launch_bounds__({}, 1) ", warps * 32);
         let mut kernel = self.kernel("matmul", parameters, &body, &bounds, warps * 32, 1);
         let rows = if columns == 0 { 1 } else { 8 * groups };
         kernel.grid = [

@@ -36,7 +36,7 @@ pub fn compile(source: &str, arch: &str) -> Result<Compiled, Error> {
     let options = [
         format!("--gpu-architecture={arch}"),
         "--std=c++17".to_string(),
-        "--default-device".to_string(),
+        "--device-as-default-execution-space".to_string(),
         "--ptxas-options=-v".to_string(),
         "--diag-suppress=177".to_string(),
     ];
