@@ -41,6 +41,11 @@ struct MatMulShape {
     static constexpr int SHARED = X_BYTES + 2 * SUMS * 4;
 };
 
+// 0, once a value is there: the assembler doesn't know that blocks have one row of threads.
+DEVICE u32 behind(float value) {
+    return __float_as_uint(value) & threadIdx.y;
+}
+
 template <class S, class Segments>
 DEVICE void matmul_few(const Counts* counts, const u16* x, const Segments& segments) {
     using F = typename S::F;
@@ -169,8 +174,10 @@ DEVICE void matmul_few(const Counts* counts, const u16* x, const Segments& segme
                 const bool there = more && (S::EVEN || (wraps ? i : c + DEPTH) < count);
 #pragma unroll
                 for (int r = 0; r < TILES; r++) {
+                    // A read that waits for these sums: all of an item's at once would need twice the registers.
                     if (there)
-                        ring[i][r] = F::load(from + r * TILE_BYTES + i * F::BYTES, lane);
+                        ring[i][r] = F::load(from + r * TILE_BYTES + i * F::BYTES + (S::ONE ? behind(acc[r][0][0]) : 0),
+                                             lane);
                     else if (!S::EVEN)
                         ring[i][r] = F::none();
                 }
