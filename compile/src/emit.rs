@@ -96,12 +96,12 @@ fn write_weights(
     progress: &dyn Progress,
     describe: &(dyn Fn(io::Error) -> Error + Sync),
 ) -> Result<Vec<Digest>, Error> {
-    progress.begin("packing", section.len());
+    progress.begin("packing", section.bytes());
     let (due, syncs) = mpsc::channel();
     let unsynced = AtomicU64::new(0);
     let write = move |buffer: &mut Vec<u8>, from: u64| -> Result<(u64, Digest), Error> {
         stop_if_cancelled(progress)?;
-        let len = CHUNK_LEN.min(section.len() - from);
+        let len = CHUNK_LEN.min(section.bytes() - from);
         buffer.resize(len as usize, 0);
         section.fill(from, buffer);
         let hash = hash::chunk(buffer);
@@ -119,7 +119,7 @@ fn write_weights(
     let (chunks, synced) = std::thread::scope(|scope| {
         let syncing = scope.spawn(move || sync_when_due(file, syncs));
         // Chunks are begun in order, so that model and bundle are read and written forward.
-        let chunks = (0..section.len()).step_by(CHUNK_LEN as usize).par_bridge();
+        let chunks = (0..section.bytes()).step_by(CHUNK_LEN as usize).par_bridge();
         let chunks = chunks
             .map_init(Vec::new, write)
             .collect::<Result<Vec<_>, Error>>();

@@ -37,7 +37,7 @@ impl<'a> WeightsSection<'a> {
     }
 
     /// Bytes of the section.
-    pub fn len(&self) -> u64 {
+    pub fn bytes(&self) -> u64 {
         self.len
     }
 
