@@ -5,6 +5,7 @@
 //! one. Temporary files, syncing and renaming are the caller's.
 
 use std::io::{self, Seek, SeekFrom, Write};
+use std::ops::Range;
 
 use crate::codec;
 use crate::error::Error;
@@ -161,7 +162,45 @@ impl<W: Write + Seek> Writer<W> {
                 "one that has",
             ));
         }
+        self.seal()
+    }
 
+    /// Where the weights section lies in the file, for callers that write it themselves, in any order and on any number of
+    /// threads, and end with [`Writer::finish_with`].
+    pub fn weights_range(&self) -> Range<u64> {
+        let section = self.header.section(SectionKind::Weights);
+        section.offset..section.offset + section.raw_len
+    }
+
+    /// As [`Writer::finish`], where the caller has written the whole weights section, zeros between weights included.
+    /// `chunks` are the [`hash::chunk`]s of each [`CHUNK_LEN`] bytes of it and of the rest.
+    ///
+    /// # Errors
+    /// [`crate::ErrorKind::Caller`] if a weight was started here, or the number of hashes is not that of the chunks.
+    pub fn finish_with(mut self, chunks: &[Digest]) -> Result<(W, Written), Error> {
+        if self.started != 0 {
+            return Err(Error::caller(
+                "finishing a bundle with chunks written elsewhere",
+                "none here",
+                format!("{} started weights", self.started),
+            ));
+        }
+        let len = self.header.section(SectionKind::Weights).raw_len;
+        let expected = len.div_ceil(CHUNK_LEN);
+        if chunks.len() as u64 != expected {
+            return Err(Error::caller(
+                "hashes of chunks of weights",
+                expected,
+                chunks.len(),
+            ));
+        }
+        self.tree = chunks.iter().flat_map(|digest| digest.0).collect();
+        self.seal()
+    }
+
+    /// Writes what depends on the weights: their tree and the header.
+    fn seal(mut self) -> Result<(W, Written), Error> {
+        let len = self.header.section(SectionKind::Weights).raw_len;
         let tree_hash = hash::section(SectionKind::WeightsTree, &self.tree);
         let weights_hash = hash::weights(len, &self.tree);
         for section in &mut self.header.sections {

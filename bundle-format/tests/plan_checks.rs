@@ -23,6 +23,9 @@ fn kv_groups() {
     bad(&["KV group 0: kv_heads"], |p| p.kv[0].kv_heads = 0);
     bad(&["KV group 0: head_dim"], |p| p.kv[0].head_dim = 1 << 31);
     bad(&["KV group 0: window"], |p| p.kv[0].window = Some(0));
+    bad(&["KV group 0: head_dim in Q8_0", "multiple of 32"], |p| {
+        (p.kv[0].dtype, p.kv[0].head_dim) = (KvDType::Q8_0, 48)
+    });
 }
 
 #[test]
@@ -62,6 +65,9 @@ fn buffers() {
     });
     bad(&["buffer 11", "type of Output(Logits)"], |p| {
         p.buffers[logits].dtype = DType::U32
+    });
+    bad(&["buffer 5", "type of Output(Hidden)"], |p| {
+        p.buffers[x].place.role = Role::Output(Output::Hidden)
     });
     bad(&["each input and output once"], |p| {
         p.buffers[2].place.role = Role::Input(Input::Positions)
@@ -608,6 +614,11 @@ fn kv_stores() {
     bad(&["dimensions of a KV store"], store(1, 2, 17));
     bad(&["dimensions of a KV store"], store(1, 2, u32::MAX));
     bad(&["units of a KV store"], |p| p.kv[0].kv_heads = 2);
+    // Halves of heads of 32.
+    bad(
+        &["width of a store to a KV pool in Q8_0", "found 16"],
+        |p| p.kv[0].dtype = KvDType::Q8_0,
+    );
 }
 
 #[test]

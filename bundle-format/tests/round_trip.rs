@@ -145,6 +145,40 @@ fn writer_refuses_misuse() {
     caller(w.finish().unwrap_err(), "weights of the bundle");
 }
 
+/// A caller that writes the weights section itself makes the same file.
+#[test]
+fn weights_written_elsewhere_give_the_same_bundle() {
+    let plan = plan(LARGE);
+    let new = || {
+        let contents = Contents {
+            manifest: &manifest(LARGE),
+            plan: &plan,
+            code: &code(),
+            tokenizer: &tokenizer(),
+        };
+        Writer::new(Cursor::new(Vec::new()), contents).unwrap()
+    };
+    let section = weights_section(&plan);
+    let chunks = section.chunks(CHUNK_LEN as usize);
+    let hashes: Vec<_> = chunks.map(hash::chunk).collect();
+    assert!(hashes.len() > 1);
+
+    let error = new().finish_with(&hashes[1..]).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Caller, "{error}");
+    let mut started = new();
+    started.start_weight(0).unwrap();
+    let error = started.finish_with(&hashes).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Caller, "{error}");
+
+    let writer = new();
+    let range = writer.weights_range();
+    assert_eq!(range.end - range.start, section.len() as u64);
+    let (mut sink, _) = writer.finish_with(&hashes).unwrap();
+    sink.set_position(range.start);
+    sink.write_all(&section).unwrap();
+    assert!(sink.into_inner() == written(LARGE, 1000));
+}
+
 /// Takes a number of bytes, then fails.
 struct Full {
     inner: Cursor<Vec<u8>>,

@@ -1,29 +1,35 @@
-//! Writing the bundle: a temporary file beside the target, packed weights streamed into it, synced and renamed.
+//! Writing the bundle. All threads make chunks of the weights
+//! section, hash them and write them where they belong; another has the disk follow.
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write as _};
-use std::path::{Path, PathBuf};
+use std::io::{self, BufWriter};
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, Receiver};
 
+use bundle_format::hash::{self, Digest};
+use bundle_format::layout::CHUNK_LEN;
 use bundle_format::model::Manifest;
-use bundle_format::plan::{Encoding, Weight, WeightLayout};
 use bundle_format::write::{Contents, Writer};
 use rayon::prelude::*;
 
 use crate::driver::Compiled;
 use crate::error::Error;
 use crate::gguf::Gguf;
-use crate::ir::{RopeFreqs, Tensor, TensorSource};
+use crate::output::Output;
+use crate::pack::WeightsSection;
 use crate::progress::Progress;
 use crate::source::Source;
 
-/// Bytes of packed weights in memory at a time.
-const CHUNK: usize = 8 << 20;
+/// Bytes of the model that are hashed at a time, and those that are read ahead of them.
+const HASHED: usize = 8 << 20;
+const READ_AHEAD: usize = 4 * HASHED;
 
-/// Rows of a packed group.
-const GROUP: u32 = 8;
+/// Bytes of a write. Linux copies larger ones into larger pages, and four times slower (kernels/NOTES.md, Packing).
+const WRITTEN: usize = 64 << 10;
 
-/// Rows of a packed tile.
-const TILE: u32 = kernels::pack::fragment::TILE as u32;
+/// Bytes written between syncs: what the disk has to do while packing goes on.
+const SYNCED: u64 = 128 << 20;
 
 /// What goes into a bundle.
 pub struct Job<'a> {
@@ -38,30 +44,14 @@ pub struct Job<'a> {
 
 /// Writes the bundle to `output`: whole, or not at all.
 pub fn write(job: Job<'_>, output: &Path, progress: &dyn Progress) -> Result<(), Error> {
-    let folder = match output.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p.to_path_buf(),
-        _ => PathBuf::from("."),
-    };
-    let describe = |e: io::Error| {
-        let hint = match e.kind() {
-            io::ErrorKind::StorageFull => "; free some space or choose another folder with -o",
-            _ => "",
-        };
-        Error::User(format!("can't write {}: {e}{hint}", output.display()))
-    };
     let hash = hash_source(job.source, progress)?;
-    let mut file = tempfile::Builder::new()
-        .prefix(".fastc-")
-        .suffix(".part")
-        .tempfile_in(&folder)
-        .map_err(describe)?;
+    let output = Output::create(output)?;
+    let describe = |e: io::Error| output.failed(e);
     {
-        let sink = BufWriter::with_capacity(1 << 20, file.as_file_mut());
-        let plan = &job.compiled.plan;
         let manifest = (job.manifest)(hash);
         let contents = Contents {
             manifest: &manifest,
-            plan,
+            plan: &job.compiled.plan,
             code: &job.compiled.code.bytes,
             tokenizer: job.tokenizer,
         };
@@ -69,49 +59,119 @@ pub fn write(job: Job<'_>, output: &Path, progress: &dyn Progress) -> Result<(),
             bundle_format::Error::Io(e) => describe(e),
             other => Error::Bug(format!("the bundle's writer refused: {other}")),
         };
-        let mut writer = Writer::new(sink, contents).map_err(refused)?;
-        progress.begin("packing", plan.weights.iter().map(|w| w.len).sum());
-        for (index, weight) in plan.weights.iter().enumerate() {
-            let packer = Packer::new(&job, weight)?;
-            writer.start_weight(index).map_err(refused)?;
-            packer.pack(progress, &mut |bytes| {
-                writer.write_all(bytes).map_err(describe)
-            })?;
-            packer
-                .slices
-                .iter()
-                .for_each(|slice| job.source.forget(slice.data));
-        }
-        writer.finish().map_err(refused)?;
+        let section = WeightsSection::new(job.gguf, job.source, job.compiled)?;
+        let writer = Writer::new(BufWriter::new(output.file()), contents).map_err(refused)?;
+        let start = writer.weights_range().start;
+        reserve(output.file(), writer.weights_range().end).map_err(describe)?;
+        let chunks = write_weights(&section, output.file(), start, progress, &describe)?;
+        writer.finish_with(&chunks).map_err(refused)?;
     }
-    set_permissions(file.as_file()).map_err(describe)?;
-    file.as_file().sync_all().map_err(describe)?;
-    file.persist(output).map_err(|e| describe(e.error))?;
-    // The rename is durable once the folder is.
-    File::open(&folder)
-        .and_then(|f| f.sync_all())
-        .map_err(describe)
+    output.finish()
 }
 
-/// A temporary file is for its owner only; a bundle is an ordinary file.
-fn set_permissions(file: &File) -> io::Result<()> {
+/// Packs the weights into the file from `start` on, on all threads. Gives the hashes of their chunks.
+fn write_weights(
+    section: &WeightsSection<'_>,
+    file: &File,
+    start: u64,
+    progress: &dyn Progress,
+    describe: &(dyn Fn(io::Error) -> Error + Sync),
+) -> Result<Vec<Digest>, Error> {
+    progress.begin("packing", section.bytes());
+    let (due, syncs) = mpsc::channel();
+    let unsynced = AtomicU64::new(0);
+    let write = move |buffer: &mut Vec<u8>, from: u64| -> Result<(u64, Digest), Error> {
+        stop_if_cancelled(progress)?;
+        let len = CHUNK_LEN.min(section.bytes() - from);
+        buffer.resize(len as usize, 0);
+        section.fill(from, buffer);
+        let hash = hash::chunk(buffer);
+        for (i, piece) in buffer.chunks(WRITTEN).enumerate() {
+            write_at(file, piece, start + from + (i * WRITTEN) as u64).map_err(describe)?;
+        }
+        progress.advance(len);
+        if unsynced.fetch_add(len, Ordering::Relaxed) + len >= SYNCED {
+            unsynced.store(0, Ordering::Relaxed);
+            // The thread is gone if a sync failed, which its result says.
+            let _ = due.send(());
+        }
+        Ok((from, hash))
+    };
+    let (chunks, synced) = std::thread::scope(|scope| {
+        let syncing = scope.spawn(move || sync_when_due(file, syncs));
+        // Chunks are begun in order, so that model and bundle are read and written forward.
+        let chunks = (0..section.bytes())
+            .step_by(CHUNK_LEN as usize)
+            .par_bridge();
+        let chunks = chunks
+            .map_init(Vec::new, write)
+            .collect::<Result<Vec<_>, Error>>();
+        (chunks, syncing.join())
+    });
+    let mut chunks = chunks?;
+    let synced = synced.map_err(|_| Error::Bug("the syncing thread panicked".to_string()))?;
+    synced.map_err(describe)?;
+    chunks.sort_unstable_by_key(|(from, _)| *from);
+    Ok(chunks.into_iter().map(|(_, hash)| hash).collect())
+}
+
+/// Takes the file's room on the disk, so that a full one shows at once and writing finds its blocks.
+fn reserve(file: &File, len: u64) -> io::Result<()> {
     #[cfg(unix)]
     {
-        use std::os::unix::fs::PermissionsExt;
-        file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
+        use rustix::fs::{FallocateFlags, fallocate};
+        match fallocate(file, FallocateFlags::empty(), 0, len) {
+            // Not every file system can.
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => file.set_len(len),
+            other => Ok(other?),
+        }
+    }
+    #[cfg(not(unix))]
+    {
+        file.set_len(len)
+    }
+}
+
+/// Brings the file to the disk each time it is told to, until no one can.
+fn sync_when_due(file: &File, due: Receiver<()>) -> io::Result<()> {
+    while due.recv().is_ok() {
+        // One sync does for all that was written meanwhile.
+        while due.try_recv().is_ok() {}
+        file.sync_data()?;
     }
     Ok(())
+}
+
+/// Writes all bytes at an offset.
+fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+    }
+    #[cfg(windows)]
+    {
+        let mut done = 0;
+        while done < bytes.len() {
+            let at = offset + done as u64;
+            done += std::os::windows::fs::FileExt::seek_write(file, &bytes[done..], at)?;
+        }
+        Ok(())
+    }
 }
 
 /// blake3 of the model's files, one after the other, on all cores.
 fn hash_source(source: &Source, progress: &dyn Progress) -> Result<[u8; 32], Error> {
     progress.begin("hashing", source.files().map(|f| f.len() as u64).sum());
     let mut hasher = blake3::Hasher::new();
-    for chunk in source.files().flat_map(|file| file.chunks(CHUNK)) {
-        stop_if_cancelled(progress)?;
-        hasher.update_rayon(chunk);
-        source.forget(chunk);
-        progress.advance(chunk.len() as u64);
+    for file in source.files() {
+        for (i, chunk) in file.chunks(HASHED).enumerate() {
+            stop_if_cancelled(progress)?;
+            let ahead = file.get(i * HASHED + READ_AHEAD..).unwrap_or_default();
+            source.expect(&ahead[..ahead.len().min(HASHED)]);
+            hasher.update_rayon(chunk);
+            source.forget(chunk);
+            progress.advance(chunk.len() as u64);
+        }
     }
     Ok(*hasher.finalize().as_bytes())
 }
@@ -121,163 +181,4 @@ fn stop_if_cancelled(progress: &dyn Progress) -> Result<(), Error> {
         true => Err(Error::User("interrupted; nothing was written".to_string())),
         false => Ok(()),
     }
-}
-
-/// One slice of a weight: its rows in the model file, and where each packed row comes from.
-struct SourceRows<'a> {
-    tensor: &'a Tensor,
-    data: &'a [u8],
-}
-
-/// Packs one weight.
-struct Packer<'a> {
-    weight: &'a Weight,
-    slices: Vec<SourceRows<'a>>,
-    /// Bytes of a source row.
-    row_bytes: usize,
-    /// A weight that is computed, not read.
-    computed: Option<Vec<u8>>,
-}
-
-impl<'a> Packer<'a> {
-    fn new(job: &Job<'a>, weight: &'a Weight) -> Result<Packer<'a>, Error> {
-        let bug = |what: String| Error::Bug(format!("weight '{}': {what}", weight.name));
-        let mut packer = Packer {
-            weight,
-            slices: Vec::new(),
-            row_bytes: 0,
-            computed: None,
-        };
-        let row_bytes = kernels::quant::row_bytes(weight.encoding, weight.cols as u64);
-        packer.row_bytes = row_bytes.ok_or_else(|| bug("not whole blocks".to_string()))? as usize;
-        for slice in &weight.slices {
-            let tensor = job
-                .compiled
-                .graph
-                .tensors
-                .iter()
-                .find(|t| t.name == slice.tensor);
-            let tensor = tensor.ok_or_else(|| bug(format!("no tensor '{}'", slice.tensor)))?;
-            match &tensor.source {
-                TensorSource::File {
-                    tensor: name,
-                    first_row,
-                } => {
-                    let info = job.gguf.tensor(name);
-                    let info =
-                        info.ok_or_else(|| bug(format!("no tensor '{name}' in the file")))?;
-                    let first = *first_row as usize * packer.row_bytes;
-                    let rows = first..first + tensor.rows as usize * packer.row_bytes;
-                    let data = job.gguf.data(info).get(rows.clone());
-                    let data =
-                        data.ok_or_else(|| bug(format!("no bytes {rows:?} in tensor '{name}'")))?;
-                    packer.slices.push(SourceRows { tensor, data });
-                }
-                TensorSource::RopeFreqs(freqs) => {
-                    packer.computed = Some(rope_freqs(freqs, job.gguf)?)
-                }
-            }
-        }
-        Ok(packer)
-    }
-
-    /// Hands the packed bytes on, a chunk at a time, in order.
-    fn pack(
-        &self,
-        progress: &dyn Progress,
-        put: &mut dyn FnMut(&[u8]) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        if let Some(bytes) = &self.computed {
-            progress.advance(bytes.len() as u64);
-            return put(bytes);
-        }
-        if self.weight.layout == WeightLayout::RowMajor {
-            let bytes = self.row(0);
-            progress.advance(bytes.len() as u64);
-            return put(bytes);
-        }
-        let layout = self.weight.layout;
-        let group_rows = match layout {
-            WeightLayout::Fragment16 => TILE,
-            _ => GROUP,
-        };
-        let groups = self.weight.rows.div_ceil(group_rows);
-        let group_bytes = self.weight.len as usize / groups as usize;
-        let at_once = (CHUNK / group_bytes).max(1) as u32;
-        let mut buffer = vec![0; group_bytes * at_once.min(groups) as usize];
-        let mut first = 0;
-        while first < groups {
-            stop_if_cancelled(progress)?;
-            let count = at_once.min(groups - first);
-            let chunk = &mut buffer[..count as usize * group_bytes];
-            chunk
-                .par_chunks_mut(group_bytes)
-                .enumerate()
-                .for_each(|(i, out)| {
-                    let from = (first + i as u32) * group_rows;
-                    let to = (from + group_rows).min(self.weight.rows);
-                    let rows: Vec<&[u8]> = (from..to).map(|row| self.row(row)).collect();
-                    let pack = match layout {
-                        WeightLayout::Fragment16 => kernels::pack::fragment::pack_tile,
-                        _ => kernels::pack::pack_group,
-                    };
-                    pack(self.weight.encoding, self.weight.cols as usize, &rows, out);
-                });
-            put(chunk)?;
-            progress.advance(chunk.len() as u64);
-            first += count;
-        }
-        Ok(())
-    }
-
-    /// The source bytes of a packed row.
-    fn row(&self, row: u32) -> &'a [u8] {
-        let row = kernels::pack::fragment::paired_row(row, self.weight.pairs);
-        let (slice, row) = self.locate(row);
-        let row = slice.tensor.transform.source_row(row) as usize;
-        &slice.data[row * self.row_bytes..(row + 1) * self.row_bytes]
-    }
-
-    /// The slice of a packed row and its row in it.
-    fn locate(&self, row: u32) -> (&SourceRows<'a>, u32) {
-        let interleave = self.weight.interleave;
-        if let Some(turn) = row.checked_div(interleave) {
-            let count = self.slices.len() as u32;
-            let within = row % interleave;
-            return (
-                &self.slices[(turn % count) as usize],
-                turn / count * interleave + within,
-            );
-        }
-        let mut row = row;
-        for slice in &self.slices[..self.slices.len() - 1] {
-            if row < slice.tensor.rows {
-                return (slice, row);
-            }
-            row -= slice.tensor.rows;
-        }
-        (&self.slices[self.slices.len() - 1], row)
-    }
-}
-
-/// The bytes of [`TensorSource::RopeFreqs`].
-fn rope_freqs(freqs: &RopeFreqs, gguf: &Gguf<'_>) -> Result<Vec<u8>, Error> {
-    let count = freqs.dim as usize / 2;
-    let factors = match &freqs.factors {
-        None => vec![1.0; count],
-        Some(name) => {
-            let bytes = gguf.tensor(name).map(|t| gguf.data(t)).unwrap_or_default();
-            let mut factors = vec![0.0; count];
-            if bytes.len() != 4 * count {
-                return Err(Error::Bug(format!(
-                    "'{name}' has {} bytes, expected {count} f32",
-                    bytes.len()
-                )));
-            }
-            kernels::quant::dequantise_row(Encoding::F32, bytes, &mut factors);
-            factors
-        }
-    };
-    let values = freqs.values(&factors);
-    Ok(values.into_iter().flat_map(f32::to_le_bytes).collect())
 }

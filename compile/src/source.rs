@@ -33,6 +33,11 @@ impl Source {
         Ok(Source { parts })
     }
 
+    /// The path of each file.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.parts.iter().map(|p| &*p.path)
+    }
+
     /// The bytes of each file.
     pub fn files(&self) -> impl Iterator<Item = &[u8]> {
         self.parts.iter().map(|p| &p.map[..])
@@ -75,25 +80,38 @@ impl Source {
         whole.ok_or_else(|| Error::Bug("a source without files".to_string()))
     }
 
-    /// Tells the system that a part of a file won't be read soon, so that the memory in use stays near the largest tensor,
+    /// Tells the system that a part of a file will be read soon.
+    pub fn expect(&self, bytes: &[u8]) {
+        #[cfg(unix)]
+        if let Some((map, offset)) = self.locate(bytes) {
+            // Refused advice costs time, nothing else.
+            let _ = map.advise_range(memmap2::Advice::WillNeed, offset, bytes.len());
+        }
+    }
+
+    /// Tells the system that a part of a file won't be read soon, so that the memory in use stays near what is worked on,
     /// not the model.
     pub fn forget(&self, bytes: &[u8]) {
         #[cfg(unix)]
-        for Part { map, .. } in &self.parts {
-            let Some(offset) = (bytes.as_ptr() as usize).checked_sub(map.as_ptr() as usize) else {
-                continue;
+        if let Some((map, offset)) = self.locate(bytes) {
+            // SAFETY: the map is read-only and of a file, so what is dropped is read from the file again at the next
+            // access, the same bytes: no one can tell the difference.
+            let advised = unsafe {
+                let advice = memmap2::UncheckedAdvice::DontNeed;
+                map.unchecked_advise_range(advice, offset, bytes.len())
             };
-            if offset + bytes.len() <= map.len() {
-                // SAFETY: the map is read-only and of a file, so what is dropped is read from the file again at the next
-                // access, the same bytes: no one can tell the difference.
-                let advised = unsafe {
-                    let advice = memmap2::UncheckedAdvice::DontNeed;
-                    map.unchecked_advise_range(advice, offset, bytes.len())
-                };
-                // Refused advice costs memory, nothing else.
-                let _ = advised;
-            }
+            // Refused advice costs memory, nothing else.
+            let _ = advised;
         }
+    }
+
+    /// The map that has these bytes, and where.
+    #[cfg(unix)]
+    fn locate(&self, bytes: &[u8]) -> Option<(&Mmap, usize)> {
+        self.parts.iter().find_map(|Part { map, .. }| {
+            let offset = (bytes.as_ptr() as usize).checked_sub(map.as_ptr() as usize)?;
+            (offset + bytes.len() <= map.len()).then_some((map, offset))
+        })
     }
 }
 

@@ -52,7 +52,7 @@ pub fn parameters(tensors: &[Tensor], shape: &Shape) -> Parameters {
 /// The encoding of a matrix of `cols` columns where `encoding` is asked for: as llama.cpp's quantiser does, blocks of 256
 /// that a row isn't a whole number of give way to the nearest type of 32.
 pub fn fitting(encoding: Encoding, cols: u32) -> Encoding {
-    if cols.is_multiple_of(TensorType::from(encoding).block as u32) {
+    if cols.is_multiple_of(TensorType::from(encoding).block) {
         return encoding;
     }
     match encoding {
