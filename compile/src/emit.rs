@@ -119,7 +119,9 @@ fn write_weights(
     let (chunks, synced) = std::thread::scope(|scope| {
         let syncing = scope.spawn(move || sync_when_due(file, syncs));
         // Chunks are begun in order, so that model and bundle are read and written forward.
-        let chunks = (0..section.bytes()).step_by(CHUNK_LEN as usize).par_bridge();
+        let chunks = (0..section.bytes())
+            .step_by(CHUNK_LEN as usize)
+            .par_bridge();
         let chunks = chunks
             .map_init(Vec::new, write)
             .collect::<Result<Vec<_>, Error>>();

@@ -152,7 +152,7 @@ impl Tensor {
 }
 
 /// Writes `path` through a temporary file beside it, which vanishes on an error. Returns the file's length.
-fn write_file(
+pub(crate) fn write_file(
     path: &Path,
     write: impl FnOnce(&mut std::fs::File) -> Result<(), Error>,
 ) -> Result<u64, Error> {
