@@ -498,7 +498,12 @@ fn buffers(plan: &Plan) -> Value {
             Role::Output(_) => "output",
         };
         drawn.push(json!([b.name, b.place.offset, bytes, from, to, role]));
-        let ty = format!("{:?}[{},{}]", b.dtype, dim_name(b.extent), b.cols).to_lowercase();
+        let ty = format!(
+            "{}[{},{}]",
+            text::dtype_name(b.dtype),
+            dim_name(b.extent),
+            b.cols
+        );
         listed.push(Row {
             name: b.name.clone(),
             says: json!({"name": b.name, "type": ty, "bytes": bytes, "row": b.row_bytes(), "role": role}),
