@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::gguf::Gguf;
 use crate::ir::{Graph, Node, Op as NodeOp, Transform, text};
 use crate::lower::memory;
+use crate::output::Output;
 use crate::passes::Stage;
 
 const TEMPLATE: &str = include_str!("page.html");
@@ -45,17 +46,12 @@ pub fn page(gguf: &Gguf<'_>, options: &Options, model: &str) -> Result<String, E
 /// [`Error::User`]: the file can't be made there.
 pub fn write(page: &str, output: &Path) -> Result<(), Error> {
     use std::io::Write as _;
-    if output.is_dir() {
-        let folder = output.display();
-        return Err(Error::User(format!(
-            "--html {folder} is a folder; name a file"
-        )));
-    }
-    let written = crate::synth::write_file(output, |file| {
-        file.write_all(page.as_bytes())
-            .map_err(|e| Error::User(e.to_string()))
-    });
-    written.map(|_| ()).map_err(|e| e.context("--html"))
+    let named = |e: Error| e.context("--html");
+    Output::check(output, []).map_err(named)?;
+    let output = Output::create(output).map_err(named)?;
+    let written = output.file().write_all(page.as_bytes());
+    written.map_err(|e| named(output.failed(e)))?;
+    output.finish().map_err(named)
 }
 
 /// The data in its page. `<` is escaped, so that no name ends the script.
@@ -177,6 +173,11 @@ fn sections(rows: Vec<Row>) -> Value {
         rows: Vec<Value>,
         at: Vec<Value>,
     }
+    struct Section {
+        layers: Vec<u32>,
+        rows: Vec<Value>,
+        at: Vec<Vec<Value>>,
+    }
     let (mut before, mut after) = (Layer::default(), Layer::default());
     let mut layers: BTreeMap<u32, Layer> = BTreeMap::new();
     for row in rows {
@@ -192,19 +193,26 @@ fn sections(rows: Vec<Row>) -> Value {
         });
         place.at.push(row.at);
     }
-    let mut alike: Vec<(Vec<u32>, Vec<Value>, Vec<Vec<Value>>)> = Vec::new();
+    let section = |layers, Layer { rows, at }| Section {
+        layers,
+        rows,
+        at: vec![at],
+    };
+    let mut list = vec![section(Vec::new(), before)];
     for (number, layer) in layers {
-        match alike.iter_mut().find(|(_, rows, _)| *rows == layer.rows) {
-            Some((numbers, _, at)) => {
-                numbers.push(number);
-                at.push(layer.at);
+        let alike = |s: &&mut Section| !s.layers.is_empty() && s.rows == layer.rows;
+        match list.iter_mut().find(alike) {
+            Some(found) => {
+                found.layers.push(number);
+                found.at.push(layer.at);
             }
-            None => alike.push((vec![number], layer.rows, vec![layer.at])),
+            None => list.push(section(vec![number], layer)),
         }
     }
-    let edge = |l: Layer| (!l.rows.is_empty()).then_some((Vec::new(), l.rows, vec![l.at]));
-    let all = edge(before).into_iter().chain(alike).chain(edge(after));
-    all.map(|(layers, rows, at)| json!({"layers": layers, "rows": rows, "at": at}))
+    list.push(section(Vec::new(), after));
+    list.iter()
+        .filter(|s| !s.rows.is_empty())
+        .map(|s| json!({"layers": s.layers, "rows": s.rows, "at": s.at}))
         .collect()
 }
 
