@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::gguf::Gguf;
 use crate::ir::Graph;
 use crate::ir::text::kv_dtype_name;
+use crate::output::Output;
 use crate::passes::Activations;
 use crate::progress::Progress;
 use crate::source::Source;
@@ -85,6 +86,7 @@ pub fn compile(
     progress: &dyn Progress,
 ) -> Result<PathBuf, Error> {
     let source = Source::open(input)?;
+    Output::check(output, source.paths())?;
     let gguf = source.parse()?;
     let in_file = |e: Error| e.context(input.display());
     let compiled = compile_graph(&gguf, options, |_| {}, |_| {}).map_err(in_file)?;

@@ -1,9 +1,9 @@
-//! Writing the bundle: a temporary file beside the target, synced and renamed. All threads make chunks of the weights
+//! Writing the bundle. All threads make chunks of the weights
 //! section, hash them and write them where they belong; another has the disk follow.
 
 use std::fs::File;
 use std::io::{self, BufWriter};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver};
 
@@ -16,6 +16,7 @@ use rayon::prelude::*;
 use crate::driver::Compiled;
 use crate::error::Error;
 use crate::gguf::Gguf;
+use crate::output::Output;
 use crate::pack::WeightsSection;
 use crate::progress::Progress;
 use crate::source::Source;
@@ -43,23 +44,9 @@ pub struct Job<'a> {
 
 /// Writes the bundle to `output`: whole, or not at all.
 pub fn write(job: Job<'_>, output: &Path, progress: &dyn Progress) -> Result<(), Error> {
-    let folder = match output.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p.to_path_buf(),
-        _ => PathBuf::from("."),
-    };
-    let describe = |e: io::Error| {
-        let hint = match e.kind() {
-            io::ErrorKind::StorageFull => "; free some space or choose another folder with -o",
-            _ => "",
-        };
-        Error::User(format!("can't write {}: {e}{hint}", output.display()))
-    };
     let hash = hash_source(job.source, progress)?;
-    let file = tempfile::Builder::new()
-        .prefix(".fastc-")
-        .suffix(".part")
-        .tempfile_in(&folder)
-        .map_err(describe)?;
+    let output = Output::create(output)?;
+    let describe = |e: io::Error| output.failed(e);
     {
         let manifest = (job.manifest)(hash);
         let contents = Contents {
@@ -73,19 +60,13 @@ pub fn write(job: Job<'_>, output: &Path, progress: &dyn Progress) -> Result<(),
             other => Error::Bug(format!("the bundle's writer refused: {other}")),
         };
         let section = WeightsSection::new(job.gguf, job.source, job.compiled)?;
-        let writer = Writer::new(BufWriter::new(file.as_file()), contents).map_err(refused)?;
+        let writer = Writer::new(BufWriter::new(output.file()), contents).map_err(refused)?;
         let start = writer.weights_range().start;
-        reserve(file.as_file(), writer.weights_range().end).map_err(describe)?;
-        let chunks = write_weights(&section, file.as_file(), start, progress, &describe)?;
+        reserve(output.file(), writer.weights_range().end).map_err(describe)?;
+        let chunks = write_weights(&section, output.file(), start, progress, &describe)?;
         writer.finish_with(&chunks).map_err(refused)?;
     }
-    set_permissions(file.as_file()).map_err(describe)?;
-    file.as_file().sync_all().map_err(describe)?;
-    file.persist(output).map_err(|e| describe(e.error))?;
-    // The rename is durable once the folder is.
-    File::open(&folder)
-        .and_then(|f| f.sync_all())
-        .map_err(describe)
+    output.finish()
 }
 
 /// Packs the weights into the file from `start` on, on all threads. Gives the hashes of their chunks.
@@ -119,7 +100,9 @@ fn write_weights(
     let (chunks, synced) = std::thread::scope(|scope| {
         let syncing = scope.spawn(move || sync_when_due(file, syncs));
         // Chunks are begun in order, so that model and bundle are read and written forward.
-        let chunks = (0..section.bytes()).step_by(CHUNK_LEN as usize).par_bridge();
+        let chunks = (0..section.bytes())
+            .step_by(CHUNK_LEN as usize)
+            .par_bridge();
         let chunks = chunks
             .map_init(Vec::new, write)
             .collect::<Result<Vec<_>, Error>>();
@@ -174,16 +157,6 @@ fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
         }
         Ok(())
     }
-}
-
-/// A temporary file is for its owner only; a bundle is an ordinary file.
-fn set_permissions(file: &File) -> io::Result<()> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        file.set_permissions(std::fs::Permissions::from_mode(0o644))?;
-    }
-    Ok(())
 }
 
 /// blake3 of the model's files, one after the other, on all cores.

@@ -1,8 +1,12 @@
 //! What the compiler decided and why: the graph after each pass, the plan's launches, and what one step costs.
 
+mod page;
+
+pub use page::{page, write as write_page};
+
 use std::fmt::Write as _;
 
-use bundle_format::plan::{Dim, Op, Plan, Variant};
+use bundle_format::plan::{Dim, Limits, Op, Plan, Variant};
 
 use crate::driver::{self, Options};
 use crate::error::Error;
@@ -16,8 +20,39 @@ pub struct Scope {
     pub layer: Option<u32>,
     /// Tokens of the step whose cost is shown.
     pub tokens: u32,
-    /// Positions that its sequence holds in the cache.
-    pub depth: u32,
+    /// Positions that its sequence holds in the cache; none: [`DEPTH`], or the whole context where that is less.
+    pub depth: Option<u32>,
+}
+
+/// Positions of the step whose cost is shown.
+pub const DEPTH: u32 = 512;
+
+impl Scope {
+    /// Refuses what the model doesn't have.
+    fn check(self, layers: u32, limits: &Limits) -> Result<(), Error> {
+        let refuse = |option: String, expected: String| {
+            Err(Error::User(format!("{option}: expected {expected}")))
+        };
+        let Scope {
+            layer,
+            tokens,
+            depth,
+        } = self;
+        if let Some(layer) = layer.filter(|&layer| layer >= layers) {
+            let last = layers.saturating_sub(1);
+            return refuse(format!("--layer {layer}"), format!("0 to {last}"));
+        }
+        let most = limits.max_tokens;
+        if tokens == 0 || tokens > most {
+            return refuse(format!("--tokens {tokens}"), format!("1 to {most}"));
+        }
+        if let Some(depth) = depth.filter(|&depth| depth > limits.context) {
+            let most = limits.context;
+            let expected = format!("at most {most}, the positions of a sequence");
+            return refuse(format!("--depth {depth}"), expected);
+        }
+        Ok(())
+    }
 }
 
 /// The whole story of a model and a target, as text.
@@ -32,6 +67,8 @@ pub fn explain(gguf: &Gguf<'_>, options: &Options, scope: Scope) -> Result<Strin
         |stage| stages.push(stage),
         |graph| imported = Some(graph.clone()),
     )?;
+    let layers = compiled.graph.kv.iter().map(|group| group.layers).sum();
+    scope.check(layers, &compiled.plan.limits)?;
     if let Some(graph) = &imported {
         before = graph.nodes.len();
         let _ = writeln!(
@@ -174,26 +211,29 @@ pub fn print_variants(plan: &Plan, scope: Scope) -> String {
 }
 
 fn print_variant(v: &Variant) -> String {
-    let micro: Vec<String> =
-        v.parts
-            .iter()
-            .map(|p| match p.micro {
-                Some(id) => kernels::cpu::lookup(id)
-                    .map_or_else(|| format!("{id:#x}"), |k| k.name.to_string()),
-                None => "generated".to_string(),
-            })
-            .collect();
-    let mut names = micro.clone();
-    names.dedup();
     format!(
         "rows {}..={}: {} in tiles of {} x {}: {}",
         v.min_rows,
         v.max_rows,
-        names.join(" + "),
+        part_names(v),
         v.tile_rows,
         v.tile_cols,
         v.reason
     )
+}
+
+/// What does a variant's main work.
+fn part_names(v: &Variant) -> String {
+    let name = |id: u32| {
+        kernels::cpu::lookup(id).map_or_else(|| format!("{id:#x}"), |k| k.name.to_string())
+    };
+    let mut names: Vec<String> = v
+        .parts
+        .iter()
+        .map(|p| p.micro.map_or_else(|| "generated".to_string(), name))
+        .collect();
+    names.dedup();
+    names.join(" + ")
 }
 
 fn op_name(op: &Op) -> String {
@@ -300,6 +340,7 @@ pub fn cost(plan: &Plan, op: &Op, tokens: u32, depth: u32) -> Cost {
 /// The cost of each launch, and of the step.
 pub fn print_cost(plan: &Plan, scope: Scope) -> String {
     let Scope { tokens, depth, .. } = scope;
+    let depth = depth.unwrap_or(DEPTH.min(plan.limits.context));
     let depth = depth.max(tokens);
     let mut out = format!(
         "== step: {tokens} tokens of one sequence with {depth} positions, one row of logits\n"

@@ -13,6 +13,7 @@ use fastc::driver::{self, Options};
 use fastc::error::Error;
 use fastc::explain::{self, Scope};
 use fastc::inspect;
+use fastc::output::Output;
 use fastc::passes::{Activations, Settings};
 use fastc::progress::Progress;
 use fastc::source::Source;
@@ -55,9 +56,12 @@ enum Command {
         /// Tokens of the step whose cost is shown.
         #[arg(long, default_value_t = 1)]
         tokens: u32,
-        /// Positions in its sequence's cache.
-        #[arg(long, default_value_t = 512)]
-        depth: u32,
+        /// Positions in its sequence's cache [default: 512, or the whole context where that is less].
+        #[arg(long)]
+        depth: Option<u32>,
+        /// Write all of it as a web page instead, for every layer, and a step of decode and of prefill.
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["layer", "all_layers", "tokens", "depth"])]
+        html: Option<PathBuf>,
     },
     /// Show what a model file holds: metadata and tensors.
     Inspect {
@@ -102,10 +106,15 @@ struct Shape {
     #[arg(long, value_enum, default_value = "cpu")]
     target: TargetName,
     /// Positions of a sequence [default: what the model was trained for].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     ctx: Option<u32>,
     /// Sequences of a step.
-    #[arg(long, value_name = "N", default_value_t = 32)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 32,
+        allow_negative_numbers = true
+    )]
     max_batch: u32,
     /// Precision of the activations that meet quantised weights.
     #[arg(long, value_enum, default_value = "auto")]
@@ -219,12 +228,6 @@ fn run(command: Command) -> Result<(), Error> {
             shape,
         } => {
             let output = output.unwrap_or_else(|| model.with_extension("fib"));
-            if output.is_dir() {
-                return Err(Error::User(format!(
-                    "-o {} is a folder; name a file",
-                    output.display()
-                )));
-            }
             let bars = Bars::new()?;
             driver::compile(&model, &output, &shape.options()?, &bars)?;
             bars.finish();
@@ -237,10 +240,17 @@ fn run(command: Command) -> Result<(), Error> {
             all_layers,
             tokens,
             depth,
+            html,
         } => {
             let source = Source::open(&model)?;
             let in_file = |e: Error| e.context(model.display());
             let gguf = source.parse()?;
+            if let Some(output) = html {
+                let name = model.file_name().unwrap_or(model.as_os_str());
+                let page = explain::page(&gguf, &shape.options()?, &name.to_string_lossy());
+                explain::write_page(&page.map_err(in_file)?, &output)?;
+                return report(&output);
+            }
             let scope = Scope {
                 layer: (!all_layers).then_some(layer),
                 tokens,
@@ -269,6 +279,7 @@ fn run(command: Command) -> Result<(), Error> {
             let bars = Bars::new()?;
             let source = vocab.as_deref().map(Source::open).transpose()?;
             let gguf = source.as_ref().map(Source::parse).transpose()?;
+            Output::check(&output, vocab.as_deref())?;
             let options = synth::Options {
                 shape: synth::Shape::named(&shape)?,
                 encoding: synth::encoding_named(&quant)?,

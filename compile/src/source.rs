@@ -33,6 +33,11 @@ impl Source {
         Ok(Source { parts })
     }
 
+    /// The path of each file.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.parts.iter().map(|p| &*p.path)
+    }
+
     /// The bytes of each file.
     pub fn files(&self) -> impl Iterator<Item = &[u8]> {
         self.parts.iter().map(|p| &p.map[..])

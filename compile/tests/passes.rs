@@ -111,7 +111,7 @@ fn the_plan_has_its_golden_texts() {
     let scope = Scope {
         layer: None,
         tokens: 1,
-        depth: 64,
+        depth: Some(64),
     };
     golden("20-pack.txt", &explain::print_pack(&plan, scope));
     golden("21-memory_plan.txt", &explain::print_memory(&plan, scope));

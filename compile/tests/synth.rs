@@ -580,7 +580,8 @@ fn bad_options_are_named() {
         };
         let error = synth(&options, &Silent).unwrap_err();
         assert!(matches!(error, Error::User(_)));
-        assert!(error.to_string().ends_with(&format!("found {layers}")));
+        let text = error.to_string();
+        assert_eq!(text, format!("--layers {layers}: expected 1 to 512"));
     }
     let text = Shape::named("gpt5").unwrap_err().to_string();
     assert!(text.contains("`gpt5`") && text.contains("llama2-7b"));

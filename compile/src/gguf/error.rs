@@ -94,7 +94,9 @@ pub enum ErrorKind {
     BigEndian { version: u32 },
     #[error("expected version 2 or 3, found {found}{}", if *found == 1 { "; convert the model anew" } else { "" })]
     Version { found: u32 },
-    #[error("expected {needed} bytes of {what}, found the end of the file after {available}")]
+    #[error(
+        "expected {needed} bytes of {what}, found the end of the file after {available}; is it complete?"
+    )]
     Truncated {
         what: &'static str,
         needed: u64,
@@ -144,7 +146,8 @@ pub enum ErrorKind {
     )]
     Misaligned { found: u64, alignment: u64 },
     #[error(
-        "expected {needed} bytes of data at {start} of the tensor data, found only {available} bytes of tensor data"
+        "expected {needed} bytes of data at {start} of the tensor data, found only {available} bytes of tensor data; the file is \
+         incomplete, fetch it again"
     )]
     DataTruncated {
         start: u64,

@@ -19,6 +19,7 @@ use rayon::prelude::*;
 
 use crate::error::Error;
 use crate::gguf::{Gguf, TensorType, WriteError, Writer};
+use crate::output::Output;
 use crate::progress::Progress;
 use random::Stream;
 pub use shape::Shape;
@@ -82,11 +83,12 @@ pub fn encoding_named(name: &str) -> Result<Encoding, Error> {
 /// # Errors
 /// [`Error::User`]: zero or too many layers, a vocabulary file without tokenizer, a full disk, cancelled.
 pub fn synth(options: &Options<'_>, progress: &dyn Progress) -> Result<Summary, Error> {
+    Output::check(options.output, [])?;
     let shape = options.shape;
     let layers = options.layers.unwrap_or(shape.layers);
     if layers == 0 || layers > MAX_LAYERS {
         return Err(Error::User(format!(
-            "expected 1 to {MAX_LAYERS} layers, found {layers}"
+            "--layers {layers}: expected 1 to {MAX_LAYERS}"
         )));
     }
 
@@ -100,15 +102,23 @@ pub fn synth(options: &Options<'_>, progress: &dyn Progress) -> Result<Summary, 
     }
 
     progress.begin("making weights", writer.data_bytes());
-    let bytes = write_file(options.output, |file| {
-        let mut remaining = tensors.iter();
-        writer.write(file, |spec, out| {
+    let output = Output::create(options.output)?;
+    let in_file = |e: Error| e.context(format_args!("writing {}", options.output.display()));
+    let mut remaining = tensors.iter();
+    writer
+        .write(&mut output.file(), |spec, out| {
             let tensor = remaining.next().ok_or_else(|| {
                 Error::Bug(format!("synth: tensor `{}` isn't planned", spec.name))
             })?;
             tensor.write(options.seed, out, progress)
         })
-    })?;
+        .map_err(in_file)?;
+    let bytes = output
+        .file()
+        .metadata()
+        .map_err(|e| output.failed(e))?
+        .len();
+    output.finish()?;
     Ok(Summary {
         parameters: tensors::parameters(&tensors, shape),
         vocab: vocab as u64,
@@ -149,34 +159,4 @@ impl Tensor {
         let ty = TensorType::from(self.encoding);
         elements / ty.block as usize * ty.block_bytes as usize
     }
-}
-
-/// Writes `path` through a temporary file beside it, which vanishes on an error. Returns the file's length.
-fn write_file(
-    path: &Path,
-    write: impl FnOnce(&mut std::fs::File) -> Result<(), Error>,
-) -> Result<u64, Error> {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let failed =
-        |doing: &str, e: std::io::Error| Error::User(format!("{doing} {}: {e}", path.display()));
-    let mut builder = tempfile::Builder::new();
-    builder.suffix(".part");
-    #[cfg(unix)]
-    {
-        // As any new file, less the user's mask: a temporary file's own would keep others out.
-        use std::os::unix::fs::PermissionsExt;
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let mut file = builder
-        .tempfile_in(folder)
-        .map_err(|e| failed("creating a temporary file for", e))?;
-    write(file.as_file_mut()).map_err(|e| e.context(format_args!("writing {}", path.display())))?;
-    let file = file
-        .persist(path)
-        .map_err(|e| failed("renaming the temporary file to", e.error))?;
-    let len = file.metadata().map_err(|e| failed("reading", e))?.len();
-    Ok(len)
 }
