@@ -246,6 +246,7 @@ fn run(command: Command) -> Result<(), Error> {
             let in_file = |e: Error| e.context(model.display());
             let gguf = source.parse()?;
             if let Some(output) = html {
+                Output::check(&output, source.paths()).map_err(|e| e.context("--html"))?;
                 let name = model.file_name().unwrap_or(model.as_os_str());
                 let page = explain::page(&gguf, &shape.options()?, &name.to_string_lossy());
                 explain::write_page(&page.map_err(in_file)?, &output)?;
