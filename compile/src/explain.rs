@@ -1,5 +1,9 @@
 //! What the compiler decided and why: the graph after each pass, the plan's launches, and what one step costs.
 
+mod page;
+
+pub use page::{page, write as write_page};
+
 use std::fmt::Write as _;
 
 use bundle_format::plan::{Dim, Limits, Op, Plan, Variant};
@@ -207,26 +211,29 @@ pub fn print_variants(plan: &Plan, scope: Scope) -> String {
 }
 
 fn print_variant(v: &Variant) -> String {
-    let micro: Vec<String> =
-        v.parts
-            .iter()
-            .map(|p| match p.micro {
-                Some(id) => kernels::cpu::lookup(id)
-                    .map_or_else(|| format!("{id:#x}"), |k| k.name.to_string()),
-                None => "generated".to_string(),
-            })
-            .collect();
-    let mut names = micro.clone();
-    names.dedup();
     format!(
         "rows {}..={}: {} in tiles of {} x {}: {}",
         v.min_rows,
         v.max_rows,
-        names.join(" + "),
+        part_names(v),
         v.tile_rows,
         v.tile_cols,
         v.reason
     )
+}
+
+/// What does a variant's main work.
+fn part_names(v: &Variant) -> String {
+    let name = |id: u32| {
+        kernels::cpu::lookup(id).map_or_else(|| format!("{id:#x}"), |k| k.name.to_string())
+    };
+    let mut names: Vec<String> = v
+        .parts
+        .iter()
+        .map(|p| p.micro.map_or_else(|| "generated".to_string(), name))
+        .collect();
+    names.dedup();
+    names.join(" + ")
 }
 
 fn op_name(op: &Op) -> String {

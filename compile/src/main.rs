@@ -59,6 +59,9 @@ enum Command {
         /// Positions in its sequence's cache [default: 512, or the whole context where that is less].
         #[arg(long)]
         depth: Option<u32>,
+        /// Write all of it as a web page instead, for every layer, and a step of decode and of prefill.
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["layer", "all_layers", "tokens", "depth"])]
+        html: Option<PathBuf>,
     },
     /// Show what a model file holds: metadata and tensors.
     Inspect {
@@ -261,10 +264,18 @@ fn run(command: Command) -> Result<(), Error> {
             all_layers,
             tokens,
             depth,
+            html,
         } => {
             let source = Source::open(&model)?;
             let in_file = |e: Error| e.context(model.display());
             let gguf = source.parse()?;
+            if let Some(output) = html {
+                Output::check(&output, source.paths()).map_err(|e| e.context("--html"))?;
+                let name = model.file_name().unwrap_or(model.as_os_str());
+                let page = explain::page(&gguf, &shape.options()?, &name.to_string_lossy());
+                explain::write_page(&page.map_err(in_file)?, &output)?;
+                return report(&output);
+            }
             let scope = Scope {
                 layer: (!all_layers).then_some(layer),
                 tokens,

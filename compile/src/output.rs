@@ -32,7 +32,7 @@ impl Output {
         }
         if path.is_dir() || path.file_name().is_none() {
             return Err(Error::User(format!(
-                "can't write {shown}: it is a folder; name a file with -o"
+                "can't write {shown}: it is a folder; name a file"
             )));
         }
         // A path that can't be resolved has no file yet, so is no input.
@@ -40,7 +40,7 @@ impl Output {
             let mut inputs = inputs.into_iter();
             if inputs.any(|input| input.canonicalize().is_ok_and(|input| input == resolved)) {
                 return Err(Error::User(format!(
-                    "can't write {shown}: it is the input itself; name another file with -o"
+                    "can't write {shown}: it is the input itself; name another file"
                 )));
             }
         }
@@ -117,8 +117,8 @@ fn failed(path: &Path, error: io::Error) -> Error {
             .map_or(error, io::Error::from_raw_os_error),
     };
     let hint = match reason.kind() {
-        io::ErrorKind::StorageFull => "; free some space or choose another folder with -o",
-        io::ErrorKind::PermissionDenied => "; choose a folder that you may write to with -o",
+        io::ErrorKind::StorageFull => "; free some space or choose another folder",
+        io::ErrorKind::PermissionDenied => "; choose a folder that you may write to",
         _ => "",
     };
     Error::User(format!("can't write {path}: {reason}{hint}"))

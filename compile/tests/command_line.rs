@@ -63,7 +63,7 @@ fn errors_say_what_where_and_what_to_do() {
         ),
         (
             "compile m.gguf -o dir",
-            "can't write dir: it is a folder; name a file with -o",
+            "can't write dir: it is a folder; name a file",
         ),
         (
             "compile m.gguf -o dir/..",
@@ -75,7 +75,7 @@ fn errors_say_what_where_and_what_to_do() {
         ),
         (
             "compile m.gguf -o m.gguf",
-            "can't write m.gguf: it is the input itself; name another file with -o",
+            "can't write m.gguf: it is the input itself; name another file",
         ),
         (
             "compile m.gguf -o dir/../m.gguf",
@@ -116,7 +116,7 @@ fn errors_say_what_where_and_what_to_do() {
         ("inspect absent.gguf", "can't read absent.gguf"),
         (
             "synth tiny -o dir",
-            "can't write dir: it is a folder; name a file with -o",
+            "can't write dir: it is a folder; name a file",
         ),
         (
             "synth tiny -o absent/m.gguf",

@@ -79,9 +79,9 @@ fn touches(op: &Op) -> (Vec<Place>, Vec<Place>) {
     (reads, writes)
 }
 
-/// Gives each buffer an offset: scratch buffers that are never alive together share memory. Inputs and outputs live for the
-/// whole step.
-pub fn place(plan: &mut Plan) -> Result<(), Error> {
+/// The first and last launch that each buffer is alive in; none: no launch touches it. Inputs and outputs live for the whole
+/// step, which ends after the last launch.
+pub fn lives(plan: &Plan) -> Vec<Option<(usize, usize)>> {
     let count = plan.launches.len();
     let mut lives: Vec<Option<(usize, usize)>> = vec![None; plan.buffers.len()];
     for (index, launch) in plan.launches.iter().enumerate() {
@@ -98,6 +98,12 @@ pub fn place(plan: &mut Plan) -> Result<(), Error> {
             *life = Some((0, count));
         }
     }
+    lives
+}
+
+/// Gives each buffer an offset: scratch buffers that are never alive together share memory.
+pub fn place(plan: &mut Plan) -> Result<(), Error> {
+    let lives = lives(plan);
     let size = |index: usize| {
         let buffer = &plan.buffers[index];
         let rows = match buffer.extent {

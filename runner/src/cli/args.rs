@@ -318,6 +318,9 @@ pub struct BenchArgs {
     /// One JSON object on standard output
     #[arg(long)]
     pub json: bool,
+    /// Also draw a chart over the batch sizes, against what reading memory allows
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
     /// Also tell where the time of a prompt and of a decoding step goes, launch by launch
     #[arg(long)]
     pub profile: bool,
@@ -331,7 +334,7 @@ pub struct BenchArgs {
 #[command(next_help_heading = "Load on a server")]
 pub struct LoadArgs {
     /// Measure the server at this address, http://HOST:PORT, instead of a bundle
-    #[arg(long, value_name = "URL", conflicts_with_all = ["bundle", "batch", "profile"])]
+    #[arg(long, value_name = "URL", conflicts_with_all = ["bundle", "batch", "profile", "svg"])]
     pub serve: Option<String>,
     /// Requests a second, on average, at random times (a Poisson process) [default: each client asks again at once]
     #[arg(long, value_name = "R", requires = "serve", value_parser = rate)]

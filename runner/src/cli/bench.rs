@@ -1,16 +1,21 @@
 //! `fastrun bench`: tokens a second, measured as shared figures of other runners are: one prompt, the logits of the last
 //! token of each step; then decoding from an empty context, all rows of logits computed and none returned. Each figure is
-//! the median of several repetitions after a warm-up.
+//! the median of several repetitions after a warm-up. The memory's read rate, measured in the same run, says how much there
+//! is to get.
 
+mod chart;
 #[cfg(feature = "server")]
 mod load;
+mod memory;
+mod output_file;
 mod profile;
+mod roof;
 
 use std::io::Write;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use bundle_format::plan::{Limits, Op, Plan};
-use bundle_format::region::Operand;
+use bundle_format::plan::Limits;
 use fastrun::Error;
 use fastrun::device::Device;
 use fastrun::device::cpu::{CpuDevice, LaunchTime};
@@ -21,7 +26,10 @@ use super::failure::Failure;
 use super::forward::{Forward, Lane};
 use super::progress;
 use super::session::Session;
+use chart::{Chart, Point};
+use output_file::OutputFile;
 use profile::Profile;
+use roof::Roof;
 
 /// Batch sizes without --batch.
 const BATCHES: [u32; 3] = [1, 8, 32];
@@ -64,6 +72,7 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Failure> {
     let session = Session::open(bundle, &args.device)?;
     let work = Work::new(args, &session.limits(), session.vocab())?;
     let limits = session.limits();
+    let svg = args.svg.as_deref().map(OutputFile::new).transpose()?;
     let (threads, figures) = match session.device_kind() {
         DeviceKind::Auto | DeviceKind::Cpu => {
             let device = session.cpu_device(args.profile)?;
@@ -89,12 +98,19 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Failure> {
             )
         }
     };
-    let step_bytes = weight_bytes(session.plan());
+    let roof = Roof {
+        read_rate: memory::read_rate(threads)?,
+        weight_bytes: roof::weight_bytes(session.plan()),
+        kv_bytes: roof::kv_bytes(&session.plan().kv, WARM_UP, work.generate),
+    };
+    if let Some(svg) = svg {
+        svg.write(&chart(&session, bundle, &work, threads, &figures, &roof).svg())?;
+    }
     if args.json {
         let model = bundle.display().to_string();
-        writeln!(out, "{}", to_json(model, threads, &figures, step_bytes))?;
+        writeln!(out, "{}", to_json(model, threads, &figures, &roof))?;
     } else {
-        print(out, &figures, step_bytes)?;
+        print(out, &figures, &roof)?;
     }
     Ok(())
 }
@@ -223,56 +239,74 @@ fn median(mut values: Vec<f64>) -> f64 {
     (values[(n - 1) / 2] + values[n / 2]) / 2.0
 }
 
-/// Bytes of weights that a decoding step reads: all but embedding tables that only give rows.
-fn weight_bytes(plan: &Plan) -> u64 {
-    let mut read = vec![false; plan.weights.len()];
-    let mut mark = |weight: u32| {
-        if let Some(read) = read.get_mut(weight as usize) {
-            *read = true;
-        }
-    };
-    let mut mark_operands = |operands: &[Operand]| {
-        for operand in operands {
-            if let Operand::Weight(weight) = operand {
-                mark(*weight);
-            }
-        }
-    };
-    for launch in &plan.launches {
-        match &launch.op {
-            Op::Embed { .. } => {}
-            Op::RopeTable { freqs, .. } => mark_operands(&[Operand::Weight(*freqs)]),
-            Op::Region { region, .. } => mark_operands(&region.operands),
-            Op::MatMul { segments, .. } => {
-                for segment in segments {
-                    mark_operands(&[Operand::Weight(segment.weight)]);
-                    mark_operands(&segment.epilogue.operands);
-                }
-            }
-            Op::Attention { epilogue, .. } => mark_operands(&epilogue.operands),
-        }
-    }
-    let used = plan.weights.iter().zip(read).filter(|(_, read)| *read);
-    used.map(|(weight, _)| weight.len).sum()
-}
-
 /// Gigabytes of weights a second, where each of `batch` sequences gets `rate / batch` tokens a second.
 fn bandwidth(step_bytes: u64, batch: u32, rate: f64) -> f64 {
     step_bytes as f64 * rate / f64::from(batch) / 1e9
 }
 
-fn to_json(model: String, threads: usize, figures: &[Figure], step_bytes: u64) -> Value {
+fn chart(
+    session: &Session,
+    bundle: &Path,
+    work: &Work,
+    threads: usize,
+    figures: &[Figure],
+    roof: &Roof,
+) -> Chart {
+    let manifest = session.manifest();
+    let name = match manifest.model.name.as_str() {
+        "" => bundle.file_stem().unwrap_or_default().to_string_lossy(),
+        name => name.into(),
+    };
+    let model = format!("{name} {}", manifest.model.quantisation);
+    let target = match session.device_kind() {
+        DeviceKind::Cpu => manifest.target.to_string(),
+        DeviceKind::Reference => "reference device".to_string(),
+    };
+    let prefill = figures.iter().find(|f| f.batch.is_none());
+    let decode = figures.iter().filter_map(|f| {
+        Some(Point {
+            batch: f.batch?,
+            rate: f.rate,
+        })
+    });
+    Chart {
+        model: model.trim().to_string(),
+        target,
+        threads,
+        cpu: cpu_name(),
+        prompt: work.prompt,
+        prefill: prefill.map_or(0.0, |f| f.rate),
+        generate: work.generate,
+        points: decode.collect(),
+        roof: roof.clone(),
+    }
+}
+
+/// The processor's name, where Linux tells it.
+fn cpu_name() -> Option<String> {
+    let info = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = info.lines().find(|line| line.starts_with("model name"))?;
+    let (_, name) = line.split_once(':')?;
+    Some(name.trim().to_string()).filter(|name| !name.is_empty())
+}
+
+fn to_json(model: String, threads: usize, figures: &[Figure], roof: &Roof) -> Value {
     let mut json = Map::new();
     json.insert("model".into(), json!(model));
     json.insert("threads".into(), json!(threads));
     for figure in figures {
         json.insert(figure.key.clone(), json!(figure.rate));
     }
-    json.insert("weight_bytes_per_step".into(), json!(step_bytes));
+    json.insert("read_bytes_per_s".into(), json!(roof.read_rate));
+    json.insert("weight_bytes_per_step".into(), json!(roof.weight_bytes));
+    json.insert("kv_bytes_per_sequence".into(), json!(roof.kv_bytes));
     for figure in figures {
         if let Some(batch) = figure.batch {
             let key = format!("weights_gb_s_b{batch}");
-            json.insert(key, json!(bandwidth(step_bytes, batch, figure.rate)));
+            let gb = bandwidth(roof.weight_bytes, batch, figure.rate);
+            json.insert(key, json!(gb));
+            let limit = roof.rate(f64::from(batch));
+            json.insert(format!("limit_b{batch}"), json!(limit));
         }
     }
     let profiles: Map<String, Value> = figures
@@ -285,17 +319,20 @@ fn to_json(model: String, threads: usize, figures: &[Figure], step_bytes: u64) -
     Value::Object(json)
 }
 
-fn print(out: &mut dyn Write, figures: &[Figure], step_bytes: u64) -> std::io::Result<()> {
+fn print(out: &mut dyn Write, figures: &[Figure], roof: &Roof) -> std::io::Result<()> {
     for figure in figures {
         write!(out, "{:<12} {:>10.1} tokens/s", figure.key, figure.rate)?;
         match figure.batch {
             None => writeln!(out)?,
             Some(batch) => {
-                let gb = bandwidth(step_bytes, batch, figure.rate);
-                writeln!(out, " {gb:>8.1} GB/s of weights")?;
+                let gb = bandwidth(roof.weight_bytes, batch, figure.rate);
+                let share = roof.share(batch, figure.rate) * 100.0;
+                writeln!(out, " {gb:>8.1} GB/s of weights {share:>5.0}% of the limit")?;
             }
         }
     }
+    let gb = roof.read_rate / 1e9;
+    writeln!(out, "{:<12} {gb:>10.1} GB/s, the limit", "memory reads")?;
     for figure in figures {
         if let Some(profile) = &figure.profile {
             writeln!(out, "\n{}, share of the time by launch:", figure.key)?;
@@ -370,7 +407,14 @@ mod tests {
             figure("pp512", None, 900.0),
             figure("tg128_b8", Some(8), 80.0),
         ];
-        let json = to_json("m.fib".into(), 2, &figures, 1_000_000_000);
+        let roof = Roof {
+            read_rate: 2e10,
+            weight_bytes: 1_000_000_000,
+            kv_bytes: 0.0,
+        };
+        let json = to_json("m.fib".into(), 2, &figures, &roof);
+        assert_eq!(json["read_bytes_per_s"], 2e10);
+        assert_eq!(json["limit_b8"], 160.0);
         assert_eq!(json["pp512"], 900.0);
         assert_eq!(json["tg128_b8"], 80.0);
         assert_eq!(json["weights_gb_s_b8"], 10.0);

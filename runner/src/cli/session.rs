@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use bundle_format::model::Manifest;
 use bundle_format::plan::{Limits, Plan};
 use bundle_format::tokenizer::Special;
 use fastrun::device::Device;
@@ -110,13 +111,17 @@ impl Session {
         self.loaded.plan()
     }
 
+    pub fn manifest(&self) -> &Manifest {
+        self.loaded.manifest()
+    }
+
     pub fn limits(&self) -> Limits {
         self.plan().limits
     }
 
     /// Token ids are below this.
     pub fn vocab(&self) -> u32 {
-        self.loaded.manifest().model.vocab
+        self.manifest().model.vocab
     }
 
     /// For an engine on [`Session::device`]: both devices work while they are submitted to.

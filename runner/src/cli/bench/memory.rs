@@ -1,0 +1,95 @@
+//! How fast this machine's memory can be read: what a decoding step, which reads all weights once, can't outrun.
+
+use std::hint::black_box;
+use std::thread::Builder;
+use std::time::{Duration, Instant};
+
+use fastrun::Error;
+use memmap2::{Advice, MmapMut};
+
+/// Bytes of the buffer: more than most caches hold.
+const BUFFER: usize = 256 << 20;
+
+/// Times that the buffer is read in a pass, so that the start of the threads hardly counts.
+const SWEEPS: u32 = 4;
+
+/// Passes, of which the fastest counts: whatever else the machine does only makes them slower.
+const PASSES: u32 = 5;
+
+/// Bytes that are read and summed at a time: a cache line.
+const LINE: usize = 64;
+
+/// Bytes a second that `threads` threads read together from an anonymous mapping, each its own part of it.
+pub fn read_rate(threads: usize) -> Result<f64, Error> {
+    let failed = |what: &str, error: std::io::Error| {
+        let mib = BUFFER >> 20;
+        Error::User(format!(
+            "can't {what} to measure the memory with {mib} MiB: {error}; free some memory, or use fewer --threads"
+        ))
+    };
+    let mut buffer = MmapMut::map_anon(BUFFER).map_err(|e| failed("map a buffer", e))?;
+    // Large pages, as the weights have them where the kernel can; where it can't, small ones are what there is.
+    #[cfg(target_os = "linux")]
+    let _ = buffer.advise(Advice::HugePage);
+    let part = BUFFER.div_ceil(threads.max(1)).next_multiple_of(LINE);
+    // Written, as untouched pages are all one page of zeros; by as many threads, for each to have its part near it.
+    in_parallel(buffer.chunks_mut(part), |part| part.fill(1))
+        .map_err(|e| failed("start threads", e))?;
+    let mut best = Duration::MAX;
+    for _ in 0..PASSES {
+        let start = Instant::now();
+        in_parallel(buffer.chunks(part), |part| {
+            for _ in 0..SWEEPS {
+                black_box(sum(black_box(part)));
+            }
+        })
+        .map_err(|e| failed("start threads", e))?;
+        best = best.min(start.elapsed());
+    }
+    Ok(BUFFER as f64 * f64::from(SWEEPS) / best.as_secs_f64())
+}
+
+/// Does the work on each part in a thread of its own.
+fn in_parallel<P: Send>(
+    parts: impl Iterator<Item = P>,
+    work: impl Fn(P) + Sync,
+) -> std::io::Result<()> {
+    let work = &work;
+    std::thread::scope(|scope| {
+        for part in parts {
+            Builder::new().spawn_scoped(scope, move || work(part))?;
+        }
+        Ok(())
+    })
+}
+
+/// The sum of all words, in sums that don't wait for each other. The bytes past the last whole line don't count.
+fn sum(bytes: &[u8]) -> u64 {
+    let mut sums = [0u64; LINE / 8];
+    for line in bytes.as_chunks::<LINE>().0 {
+        for (sum, word) in sums.iter_mut().zip(line.as_chunks::<8>().0) {
+            *sum = sum.wrapping_add(u64::from_ne_bytes(*word));
+        }
+    }
+    sums.into_iter().fold(0, u64::wrapping_add)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_word_is_read() {
+        let bytes: Vec<u8> = (0..4u64 * LINE as u64 / 8)
+            .flat_map(u64::to_ne_bytes)
+            .collect();
+        assert_eq!(sum(&bytes), 31 * 32 / 2);
+    }
+
+    #[test]
+    fn every_part_is_worked_on() {
+        let mut bytes = [0u8; 100];
+        in_parallel(bytes.chunks_mut(33), |part| part.fill(part.len() as u8)).expect("threads");
+        assert_eq!((bytes[0], bytes[98], bytes[99]), (33, 33, 1));
+    }
+}
