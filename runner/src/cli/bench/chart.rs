@@ -18,6 +18,8 @@ const RATES: (f64, f64) = (122.0, 362.0);
 const TIMES: (f64, f64) = (410.0, 560.0);
 /// Between a panel's side and the first batch, for labels to fit.
 const INSET: f64 = 60.0;
+/// Below the lowest rate, for the two labels of the first point.
+const FLOOR: f64 = 40.0;
 /// Labels of points and batches are at least this far apart.
 const LABEL: f64 = 46.0;
 /// Pieces that the roof is drawn in.
@@ -128,18 +130,18 @@ impl Chart {
             number(self.prefill)
         );
         svg.text(24.0, 84.0, "strong", "start", &prefill);
-        let (y, measured, roof) = (79.5, 530.0, 640.0);
+        let (y, measured, roof) = (79.5, 590.0, 716.0);
         svg.path("line", &[(measured, y), (measured + 28.0, y)]);
         svg.dot(measured + 14.0, y, "measured");
         svg.text(measured + 36.0, 84.0, "", "start", "measured");
         svg.path("roof", &[(roof, y), (roof + 28.0, y)]);
-        svg.text(roof + 36.0, 84.0, "", "start", "limit by memory reads");
+        svg.text(roof + 36.0, 84.0, "", "start", "memory's limit");
     }
 
     fn rates(&self, svg: &mut Svg, x: &Scale, points: &[Point]) {
         let roofs = points.iter().map(|p| self.roof.rate(f64::from(p.batch)));
         let rates = points.iter().map(|p| p.rate);
-        let y = Scale::around(rates.chain(roofs), RATES.1, RATES.0);
+        let y = Scale::around(rates.chain(roofs), RATES.1 - FLOOR, RATES.0);
         panel(svg, RATES, &y, "decode, tokens/s (log)");
         self.curves(svg, x, points, |batch, rate| (batch, y.at(rate)));
         for p in spaced(x, points) {
@@ -212,20 +214,19 @@ impl Chart {
     /// What the figures mean.
     fn foot(&self, svg: &mut Svg) {
         let limit = format!(
-            "Limit: {} GB/s, read by {} in the same run. A step reads {} MB of weights, and on average {} MB of keys and values per \
-             sequence.",
+            "Limit: {} GB/s, read by {} in the same run. Each sequence decodes {} tokens from an empty context.",
             number(self.roof.read_rate / 1e9),
             if self.threads == 1 {
                 "one thread"
             } else {
                 "as many threads"
             },
-            number(self.roof.weight_bytes as f64 / 1e6),
-            number(self.roof.kv_bytes / 1e6),
+            self.generate
         );
         let steps = format!(
-            "Each sequence decodes {} tokens from an empty context.",
-            self.generate
+            "A step reads {} MB of weights and, on average, {} MB of keys and values per sequence.",
+            number(self.roof.weight_bytes as f64 / 1e6),
+            number(self.roof.kv_bytes / 1e6),
         );
         svg.text(24.0, 628.0, "dim", "start", &limit);
         svg.text(24.0, 647.0, "dim", "start", &steps);
@@ -235,7 +236,7 @@ impl Chart {
 /// A panel's frame, marks and heading.
 fn panel(svg: &mut Svg, (top, bottom): (f64, f64), y: &Scale, heading: &str) {
     svg.text(LEFT, top - 10.0, "strong", "start", heading);
-    let most = ((bottom - top) / 24.0) as usize;
+    let most = ((bottom - top) / 18.0) as usize;
     for tick in y.ticks(most) {
         let py = y.at(tick);
         svg.path("grid", &[(LEFT, py), (RIGHT, py)]);
