@@ -31,6 +31,17 @@ pub fn kernels(plan: &Plan, variant: &Variant) -> Result<(), Invalid> {
     Ok(())
 }
 
+/// Checks the kernels that draw.
+pub fn sampling(plan: &Plan) -> Result<(), Invalid> {
+    let Some(sampling) = &plan.sampling else {
+        return Ok(());
+    };
+    for k in sampling.kernels() {
+        kernel(plan, k).map_err(|e| e.within(format_args!("sampling")))?;
+    }
+    Ok(())
+}
+
 fn kernel(plan: &Plan, kernel: &Kernel) -> Result<(), Invalid> {
     let spelled = (1..=128).contains(&kernel.symbol.len())
         && kernel
@@ -91,6 +102,12 @@ fn argument(plan: &Plan, arg: Arg) -> Result<(), Invalid> {
         Arg::Weight(index) => below("weight", index, plan.weights.len()),
         Arg::Tables(group) => below("KV group", group, plan.kv.len()),
         Arg::Kv { group, layer, .. } => super::region::kv_layer(plan, group, layer).map(|_| ()),
-        Arg::Counts | Arg::TableStride | Arg::Tiles | Arg::Workspace | Arg::Tickets => Ok(()),
+        Arg::Counts
+        | Arg::TableStride
+        | Arg::Tiles
+        | Arg::Workspace
+        | Arg::Tickets
+        | Arg::Draws
+        | Arg::Drawn => Ok(()),
     }
 }

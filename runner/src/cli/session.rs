@@ -124,8 +124,19 @@ impl Session {
         self.manifest().model.vocab
     }
 
-    /// For an engine on [`Session::device`]: both devices work while they are submitted to.
+    /// For an engine on [`Session::device`].
     pub fn engine_config(&self) -> Config {
-        Config::new(self.limits(), self.vocab())
+        Config {
+            in_flight: self.in_flight(),
+            ..Config::new(self.limits(), self.vocab())
+        }
+    }
+
+    /// Steps that are submitted at a time: a GPU works beside the host, other devices while they are submitted to.
+    pub fn in_flight(&self) -> usize {
+        match self.kind {
+            DeviceKind::Cuda => 2,
+            DeviceKind::Auto | DeviceKind::Cpu | DeviceKind::Reference => 1,
+        }
     }
 }

@@ -57,9 +57,11 @@ impl Default for RunnerOptions {
 }
 
 impl RunnerOptions {
-    /// How the engine serves: both devices work while they are submitted to.
+    /// How the engine serves: a GPU works beside the host, other devices while they are submitted to.
     pub(super) fn engine_config(&self, loaded: &Loaded) -> Config {
+        let is_beside = self.device == DeviceKind::Own && loaded.manifest().target.is_gpu();
         Config {
+            in_flight: if is_beside { 2 } else { 1 },
             queue: self.queue,
             prefix_cache: self.prefix_cache,
             spec: self.spec,

@@ -22,6 +22,7 @@ pub fn generate(plan: &mut Plan, chip: &Chip) -> Result<Code, Error> {
     for (launch, variants) in plan.launches.iter_mut().zip(chosen.variants) {
         launch.variants = variants;
     }
+    plan.sampling = chosen.sampling;
     let source = format!("{}\n{}", ::kernels::device::cuda(chip.many), chosen.source);
     let compiled = nvrtc::compile(&source, chip.arch)?;
     gate::check(&compiled.log, &chosen.symbols)?;

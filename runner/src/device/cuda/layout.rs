@@ -1,7 +1,7 @@
 //! Where everything lies in the GPU's memory: weights, the arena, KV pools, the inputs of a step, what launches need for
 //! themselves.
 
-use bundle_format::gpu::{Arg, Extent, Kernel};
+use bundle_format::gpu::{Arg, DRAW_BYTES, DRAWN_BYTES, Extent, Kernel};
 use bundle_format::plan::{Input, KV_BLOCK, Plan, Role, WeightLayout};
 use bundle_format::region::KvPart;
 
@@ -22,6 +22,8 @@ pub struct Inputs {
     pub positions: usize,
     pub sequences: usize,
     pub rows: usize,
+    /// How to draw from each row.
+    pub draws: usize,
     /// By KV group.
     pub slots: Vec<usize>,
     pub tiles: usize,
@@ -41,6 +43,8 @@ pub struct Layout {
     pub arena: u64,
     pub inputs_at: u64,
     pub inputs: Inputs,
+    /// Drawn tokens, for the steps of two turns.
+    pub drawn: u64,
     pub workspace: u64,
     pub tickets: u64,
     pub tickets_bytes: u64,
@@ -71,14 +75,10 @@ impl Layout {
         let weights = place(weights_bytes + read_ahead(plan));
         let arena = place(plan.arena_bytes);
         let inputs_at = place(inputs.bytes as u64);
-        let kernels = || {
-            plan.launches
-                .iter()
-                .flat_map(|l| &l.variants)
-                .flat_map(|v| &v.kernels)
-        };
-        let workspace = place(kernels().map(|k| k.workspace).max().unwrap_or(0));
-        let tickets_bytes = kernels().map(|k| u64::from(k.tickets)).max().unwrap_or(0) * 4;
+        let drawn = place(2 * u64::from(plan.limits.max_rows) * DRAWN_BYTES as u64);
+        let workspace = place(plan.kernels().map(|k| k.workspace).max().unwrap_or(0));
+        let counters = plan.kernels().map(|k| u64::from(k.tickets)).max();
+        let tickets_bytes = counters.unwrap_or(0) * 4;
         let tickets = place(tickets_bytes);
         let pools = place(0);
         let block_bytes: u64 = plan.kv.iter().map(|kv| kv.block_bytes()).sum();
@@ -103,6 +103,7 @@ impl Layout {
             arena,
             inputs_at,
             inputs,
+            drawn,
             workspace,
             tickets,
             tickets_bytes,
@@ -146,6 +147,8 @@ impl Layout {
             Arg::Tiles => input(self.inputs.tiles),
             Arg::Workspace => Argument::At(self.workspace),
             Arg::Tickets => Argument::At(self.tickets),
+            Arg::Draws => input(self.inputs.draws),
+            Arg::Drawn => Argument::At(self.drawn),
         }
     }
 }
@@ -184,6 +187,7 @@ impl Inputs {
         let counts = place(4);
         let all = [(); 3].map(|()| place(tokens));
         let rows = place(limits.max_rows as usize);
+        let draws = place(limits.max_rows as usize * DRAW_BYTES / 4);
         let slots = plan.kv.iter().map(|_| place(tokens)).collect();
         let tiles = place(4 * (tokens / tile_rows as usize + limits.max_seqs as usize + 1));
         let tables = plan
@@ -197,6 +201,7 @@ impl Inputs {
             positions: all[1],
             sequences: all[2],
             rows,
+            draws,
             slots,
             tiles,
             tables,
@@ -211,13 +216,7 @@ impl Inputs {
 fn tile_rows(plan: &Plan) -> Result<u32, Error> {
     let extents = |k: &Kernel| k.grid;
     let mut found = None;
-    for extent in plan
-        .launches
-        .iter()
-        .flat_map(|l| &l.variants)
-        .flat_map(|v| &v.kernels)
-        .flat_map(extents)
-    {
+    for extent in plan.kernels().flat_map(extents) {
         if let Extent::Tiles(rows) = extent {
             if found.is_some_and(|other| other != rows) {
                 return Err(Error::Bug(format!(
