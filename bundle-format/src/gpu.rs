@@ -13,7 +13,11 @@ pub struct Kernel {
     pub grid: [Extent; 3],
     /// Threads of a block.
     pub threads: u32,
-    /// Dynamic shared memory of a block, in bytes.
+    /// Registers of a thread.
+    pub registers: u32,
+    /// Shared memory of a block that is in the object, in bytes.
+    pub fixed_shared: u32,
+    /// Shared memory of a block that the launch adds.
     pub shared: u32,
     /// Bytes of [`Arg::Workspace`] that it writes, at most.
     pub workspace: u64,

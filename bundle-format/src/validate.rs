@@ -89,6 +89,7 @@ fn shown(name: &str) -> String {
 pub fn bundle(manifest: &Manifest, plan: &Plan, code_len: u64) -> Result<(), Invalid> {
     self::manifest(manifest)?;
     self::plan(plan, code_len)?;
+    gpu::fits(manifest.target, plan)?;
 
     let vocab = manifest.model.vocab;
     for (i, buffer) in plan.buffers.iter().enumerate() {

@@ -611,6 +611,9 @@ impl Writer<'_> {
             symbol,
             grid: [Extent::Rows(rows), Extent::Fixed(1), Extent::Fixed(1)],
             threads,
+            // The compiler tells.
+            registers: 0,
+            fixed_shared: 0,
             shared: 0,
             workspace: 0,
             tickets: 0,
