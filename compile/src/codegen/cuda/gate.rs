@@ -233,7 +233,10 @@ ptxas info    : Used 255 registers, used 0 barriers
             let text = gate(source, arch, &mut kernel("g", 256, 0)).unwrap_err();
             assert!(text.to_string().contains("kernel g"), "{text}");
             let text = gate(source, arch, &mut kernel("f", 256, 99 << 10)).unwrap_err();
-            assert!(text.to_string().contains("bytes of shared memory"), "{text}");
+            assert!(
+                text.to_string().contains("bytes of shared memory"),
+                "{text}"
+            );
         }
     }
 
@@ -261,7 +264,10 @@ ptxas info    : Used 255 registers, used 0 barriers
                 let chip = Chip { arch, ..CHIP };
                 let text = check(&compiled, &chip, std::iter::once(&mut kernel("f", 32, 0)));
                 let text = text.unwrap_err().to_string();
-                assert!(text.contains("instructions on local memory"), "{arch}: {text}");
+                assert!(
+                    text.contains("instructions on local memory"),
+                    "{arch}: {text}"
+                );
             }
         }
     }
@@ -278,7 +284,9 @@ ptxas info    : Used 255 registers, used 0 barriers
     fn a_warning_of_the_assembler_is_an_error() {
         let compiled = Compiled {
             cubin: Vec::new(),
-            log: "ptxas info : (C7510) Potential Performance Loss: wgmma instructions are serialized".into(),
+            log:
+                "ptxas info : (C7510) Potential Performance Loss: wgmma instructions are serialized"
+                    .into(),
             version: String::new(),
         };
         assert!(check(&compiled, &CHIP, std::iter::empty()).is_err());

@@ -233,7 +233,11 @@ mod tests {
     fn a_named_folder_is_the_only_place() {
         let home = |name: &str| (name == "HOME").then(|| OsString::from("/home/a"));
         let own = "fastinfer/nvrtc/nvidia/cu13/lib";
-        let expected = [&format!("/home/a/.cache/{own}"), "/usr/local/cuda/lib64", ""];
+        let expected = [
+            &format!("/home/a/.cache/{own}"),
+            "/usr/local/cuda/lib64",
+            "",
+        ];
         assert_eq!(places(home), expected.map(PathBuf::from));
         let other = |name: &str| match name {
             "XDG_CACHE_HOME" => Some("/cache".into()),

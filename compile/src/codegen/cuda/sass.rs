@@ -59,9 +59,6 @@ fn functions(cubin: &[u8]) -> Option<Vec<(String, &[u8])>> {
 /// A little-endian number of up to eight bytes.
 fn number(bytes: &[u8], at: usize, len: usize) -> Option<usize> {
     let bytes = bytes.get(at..at.checked_add(len)?)?;
-    let value = bytes
-        .iter()
-        .rev()
-        .fold(0u64, |v, &b| v << 8 | u64::from(b));
+    let value = bytes.iter().rev().fold(0u64, |v, &b| v << 8 | u64::from(b));
     usize::try_from(value).ok()
 }
