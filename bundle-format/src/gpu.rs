@@ -13,7 +13,11 @@ pub struct Kernel {
     pub grid: [Extent; 3],
     /// Threads of a block.
     pub threads: u32,
-    /// Dynamic shared memory of a block, in bytes.
+    /// Registers of a thread.
+    pub registers: u32,
+    /// Shared memory of a block that is in the object, in bytes.
+    pub fixed_shared: u32,
+    /// Shared memory of a block that the launch adds.
     pub shared: u32,
     /// Bytes of [`Arg::Workspace`] that it writes, at most.
     pub workspace: u64,
@@ -41,6 +45,15 @@ pub struct Sampling {
 impl Sampling {
     pub fn kernels(&self) -> [&Kernel; 4] {
         [&self.likeliest, &self.weigh, &self.select, &self.draw]
+    }
+
+    pub fn kernels_mut(&mut self) -> [&mut Kernel; 4] {
+        [
+            &mut self.likeliest,
+            &mut self.weigh,
+            &mut self.select,
+            &mut self.draw,
+        ]
     }
 }
 

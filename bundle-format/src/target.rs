@@ -77,6 +77,16 @@ impl Target {
         self.compute_capability().is_some()
     }
 
+    /// Bytes of shared memory that a block of threads may have on a GPU; none for other processors.
+    pub fn block_shared(self) -> Option<u32> {
+        match self {
+            Target::X86_64V3 | Target::X86_64V4 => None,
+            Target::Sm80 => Some(163 << 10),
+            Target::Sm86 | Target::Sm89 | Target::Sm120a => Some(99 << 10),
+            Target::Sm90a | Target::Sm100a => Some(227 << 10),
+        }
+    }
+
     /// The processor features without which the bundle's code must not run, by the names that
     /// `std::arch::is_x86_feature_detected!` uses.
     pub fn required_features(self) -> &'static [&'static str] {

@@ -89,6 +89,7 @@ fn shown(name: &str) -> String {
 pub fn bundle(manifest: &Manifest, plan: &Plan, code_len: u64) -> Result<(), Invalid> {
     self::manifest(manifest)?;
     self::plan(plan, code_len)?;
+    gpu::fits(manifest.target, plan)?;
 
     let vocab = manifest.model.vocab;
     for (i, buffer) in plan.buffers.iter().enumerate() {
@@ -390,23 +391,22 @@ pub const fn activation_types(encoding: Encoding) -> &'static [DType] {
 /// Bytes of a fragment of 16 rows by 64 columns (`WeightLayout::Fragment16`): its codes and its scales; none where an
 /// encoding has no fragments.
 pub const fn fragment(encoding: Encoding) -> Option<u64> {
-    match encoding {
-        Encoding::F32 | Encoding::BF16 => None,
-        Encoding::F16 => Some(2048),
-        Encoding::Q4_0 => Some(512 + 64),
-        Encoding::Q4_1 => Some(512 + 128),
-        Encoding::Q8_0 => Some(1024 + 64),
-        Encoding::Q5_0
-        | Encoding::Q5_1
-        | Encoding::Q2_K
-        | Encoding::Q3_K
-        | Encoding::Q4_K
-        | Encoding::Q5_K
-        | Encoding::Q6_K
-        | Encoding::IQ4_NL
-        | Encoding::IQ4_XS
-        | Encoding::MXFP4 => Some(1024 + 512),
-    }
+    let (codes, scales) = match encoding {
+        Encoding::F32 => return None,
+        Encoding::F16 | Encoding::BF16 => (2048, 0),
+        Encoding::Q4_0 => (512, 64),
+        Encoding::Q4_1 => (512, 128),
+        Encoding::Q5_0 => (640, 64),
+        Encoding::Q5_1 => (640, 128),
+        Encoding::Q8_0 | Encoding::IQ4_NL => (1024, 64),
+        Encoding::Q2_K | Encoding::Q4_K => (512, 128),
+        Encoding::Q3_K => (512, 96),
+        Encoding::Q5_K => (640, 128),
+        Encoding::Q6_K => (768, 96),
+        Encoding::IQ4_XS => (1024, 96),
+        Encoding::MXFP4 => (1024, 512),
+    };
+    Some(codes + scales)
 }
 
 /// Bytes of a weight of this encoding, layout and shape; none where `cols` is no multiple of the block.

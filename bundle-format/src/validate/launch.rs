@@ -253,7 +253,7 @@ fn variants(plan: &Plan, launch: &Launch, shape: &Shape, code_len: u64) -> Resul
     let limit = max_extent(plan, shape.extent);
     let mut next = 1;
     for (i, v) in launch.variants.iter().enumerate() {
-        variant(plan, v, shape, next, limit, code_len)
+        variant(plan, launch, v, shape, (next, limit), code_len)
             .map_err(|e| e.within(format_args!("variant {i}")))?;
         next = v.max_rows + 1;
     }
@@ -268,10 +268,10 @@ fn variants(plan: &Plan, launch: &Launch, shape: &Shape, code_len: u64) -> Resul
 
 fn variant(
     plan: &Plan,
+    launch: &Launch,
     v: &Variant,
     shape: &Shape,
-    first: u32,
-    limit: u32,
+    (first, limit): (u32, u32),
     code_len: u64,
 ) -> Result<(), Invalid> {
     ensure!(v.min_rows == first, "min_rows", first, v.min_rows);
@@ -297,7 +297,7 @@ fn variant(
     );
     name(&v.reason).map_err(|e| e.within("reason"))?;
     if !v.kernels.is_empty() {
-        return gpu::kernels(plan, v);
+        return gpu::kernels(plan, &launch.op, v);
     }
     for &multiple in &shape.multiples {
         ensure!(

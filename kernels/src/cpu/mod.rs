@@ -28,6 +28,9 @@
 //!
 //! None of it depends on the tile's size, the number of tokens or heads in a call, or the number of threads.
 
+#[macro_use]
+mod compiled;
+
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]

@@ -5,7 +5,8 @@
 // rows by 64 columns, which a fifth pair of hands fetches with one bulk copy: whoever wrote them wrote them in tiles
 // (`Tiled`), in the order of columns in which fragments hold theirs, and swizzled as the matrix unit wants it.
 //
-// The dequantised registers of one tile are multiplied while those of the next are made.
+// The dequantised registers of one tile are multiplied while those of the next are made. Numbers that are multiplied as they
+// were read are so from the registers of the ring, whose next read waits until they have been.
 
 #if __CUDA_ARCH__ >= 900
 
@@ -57,7 +58,8 @@ struct ManyShape {
     static constexpr int K = K_, FRAGMENTS = K / 64;
     static constexpr int ROWS = 128, FEATURES = 128;
     static constexpr int STAGES = 6, STAGE_BYTES = ROWS * 128;
-    static constexpr int DEPTH = 4;
+    // Fragments on their way: as many as registers allow.
+    static constexpr int DEPTH = !F::AS_READ && sizeof(typename F::Fragment) > 48 ? 2 : 4;
     static constexpr int THREADS = 256 + 32;
     static constexpr int STRIDE = FEATURES + 4;
     static constexpr int SUMS_BYTES = ROWS * STRIDE * 4;
@@ -122,7 +124,12 @@ DEVICE void matmul_many(const Counts* counts, const u16* x, const Segments& segm
     for (int i = 0; i < 64; i++) acc[i] = 0;
     if (warp < 8) {
         u32 a[2][4][4];
-        dequantise_fragment<F>(ring[0], a[0]);
+        if (!F::AS_READ) dequantise_fragment<F>(ring[0], a[0]);
+        // A slot's next fragment, once that of tile i is used up.
+        auto refill = [&](typename F::Fragment& slot, int i) {
+            if (i >= 0)
+                slot = i + S::DEPTH < S::FRAGMENTS ? F::load(w + (u64)(i + S::DEPTH) * F::BYTES, lane) : F::none();
+        };
 #pragma unroll 1
         for (int round = 0; round < S::FRAGMENTS; round += S::DEPTH) {
 #pragma unroll
@@ -134,14 +141,25 @@ DEVICE void matmul_many(const Counts* counts, const u16* x, const Segments& segm
                 const u64 b = tile_descriptor(shared_address(shared) + stage * S::STAGE_BYTES);
                 products_fence();
 #pragma unroll
-                for (int step = 0; step < 4; step++) multiply_many(acc, a[j % 2][step], b + 2 * step);
+                for (int step = 0; step < 4; step++) {
+                    if (F::AS_READ) {
+                        u32 numbers[4];
+                        F::dequantise(ring[j], step, numbers);
+                        multiply_many(acc, numbers, b + 2 * step);
+                    } else {
+                        multiply_many(acc, a[j % 2][step], b + 2 * step);
+                    }
+                }
                 products_commit();
                 // The slot that this tile came from is free: its next fragment.
-                ring[j] = i + S::DEPTH < S::FRAGMENTS ? F::load(w + (u64)(i + S::DEPTH) * F::BYTES, lane) : F::none();
+                if (!F::AS_READ) refill(ring[j], i);
                 // The products before these are done, so their registers and their stage are free.
                 products_wait<1>();
                 if (i > 0 && lane == 0) barrier_arrive(empty + 8 * ((i - 1) % S::STAGES));
-                dequantise_fragment<F>(ring[(j + 1) % S::DEPTH], a[(j + 1) % 2]);
+                if (F::AS_READ)
+                    refill(ring[(j + S::DEPTH - 1) % S::DEPTH], i - 1);
+                else
+                    dequantise_fragment<F>(ring[(j + 1) % S::DEPTH], a[(j + 1) % 2]);
             }
         }
         products_wait<0>();

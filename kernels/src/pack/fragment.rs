@@ -9,21 +9,30 @@
 //! activations 16 bytes at a time. A lane's numbers of a step are its *codes*, in the order of the instruction's registers:
 //! [`ORDER`] gives row (0: g, 1: g + 8) and column of each.
 //!
-//! | family | encodings            | codes of a lane, 64 columns                                  | then, for each row                      |
-//! |--------|----------------------|--------------------------------------------------------------|-----------------------------------------|
-//! | Half   | F16                  | 64 bytes: f16, in order of use                               |                                         |
-//! | Nibble | Q4_0, Q4_1           | 16 bytes: a word a step, nibble i the code i of [`NIBBLES`]  | f16 d (Q4_1: and m) of both blocks of 32 |
-//! | Byte   | Q8_0                 | 32 bytes: two words a step, codes of row g, then of row g + 8; plus 128 | f16 d of both blocks         |
-//! | Wide   | all other quantised  | as Byte, without the 128                                     | f32 s and n of each 16 columns          |
+//! A fragment is its codes, then its scales. Codes are integers (F16, BF16: the numbers themselves):
 //!
-//! The words of a lane for one of the first three lie together, lane after lane, 16 bytes of every lane at a time. A scale
-//! block is, for each g, the row g's and the row g + 8's fields: [d, d'] or [d, d', m, m'] for each block of 32, [s, s'] and
-//! [n, n'] for each 16 columns.
+//! | codes   | of a lane                                                                                   | bytes |
+//! |---------|---------------------------------------------------------------------------------------------|-------|
+//! | Half    | 64 bytes, in order of use                                                                   | 2048  |
+//! | Nibbles | 16 bytes: a word a step, nibble i the low four bits of code i of [`NIBBLES`]                | 512   |
+//! | Five    | as Nibbles; behind all of those, a word: the fifth bit of register r's half h of step s is bit 4s + r + 16h | 640 |
+//! | Six     | as Nibbles; behind, a word for two steps: the high two bits are at bit 8 (s % 2) + 2r + 16h | 768   |
+//! | Bytes   | 32 bytes: two words a step, codes of row g, then of row g + 8; plus 128                     | 1024  |
 //!
-//! Wide is an exact re-encoding: an element is `s * code - n` with s and n the products that the encoding defines, exact in
-//! f32, and code its integer plus 128.
+//! Words of Half, Nibbles and Bytes lie 16 bytes of every lane at a time, lane after lane. An element is `s * (code - offset) - n`:
+//!
+//! | scales    | for each g, of rows g and g + 8 (marked ')                                                  | s, n        | bytes |
+//! |-----------|---------------------------------------------------------------------------------------------|-------------|-------|
+//! | Blocks    | of both blocks of 32 columns [d, d'], f16                                                   | d, 0        | 64    |
+//! | BlocksMin | of both blocks of 32 columns [d, d', m, m'], f16                                            | d, -m       | 128   |
+//! | Super     | [d, e], [d', e'], f16; bytes [a0, b0, a1, b1], and those ' : a and b of both blocks of 32   | d a, e b    | 128   |
+//! | PartsMin  | as Super; bytes [p0, p1, p2, p3] of the four parts of 16, a the low half of p, b the high   | d a, e b    | 128   |
+//! | Parts     | bytes [a0, a1, a2, a3] of the parts of 16, plus 128, and those '; behind all of those, [d, d'], f16 | d a, 0 | 96    |
+//! | Wide      | of each part of 16 columns [s, s', n, n'], f32                                              | s, n        | 512   |
+//!
+//! All are exact: products of an f16 and an integer of a byte are f32 numbers.
 
-use crate::quant::fields::{Fields, has_min, value};
+use crate::quant::fields::{Fields, has_min, offset, value};
 use crate::quant::{BLOCK, block_bytes, block_elements, f16_at, f32_at};
 use bundle_format::plan::Encoding;
 
@@ -60,56 +69,85 @@ pub const NIBBLES: [(usize, usize); 8] = [
     (1, 3),
 ];
 
-/// How an encoding's codes lie in a fragment.
+/// How the codes of an encoding lie in a fragment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
+pub enum Codes {
     Half,
-    Nibble,
-    Byte,
+    Nibbles,
+    Five,
+    Six,
+    Bytes,
+}
+
+/// How its scales do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scales {
+    /// Numbers need none.
+    None,
+    Blocks,
+    BlocksMin,
+    Super,
+    Parts,
+    PartsMin,
     Wide,
 }
 
-/// The family of an encoding; none for those that have no fragments.
-pub const fn family(encoding: Encoding) -> Option<Family> {
-    match encoding {
-        Encoding::F32 | Encoding::BF16 => None,
-        Encoding::F16 => Some(Family::Half),
-        Encoding::Q4_0 | Encoding::Q4_1 => Some(Family::Nibble),
-        Encoding::Q8_0 => Some(Family::Byte),
-        Encoding::Q5_0
-        | Encoding::Q5_1
-        | Encoding::Q2_K
-        | Encoding::Q3_K
-        | Encoding::Q4_K
-        | Encoding::Q5_K
-        | Encoding::Q6_K
-        | Encoding::IQ4_NL
-        | Encoding::IQ4_XS
-        | Encoding::MXFP4 => Some(Family::Wide),
+/// Codes and scales of an encoding; none for one that has no fragments.
+pub const fn form(encoding: Encoding) -> Option<(Codes, Scales)> {
+    Some(match encoding {
+        Encoding::F32 => return None,
+        Encoding::F16 | Encoding::BF16 => (Codes::Half, Scales::None),
+        Encoding::Q4_0 => (Codes::Nibbles, Scales::Blocks),
+        Encoding::Q4_1 => (Codes::Nibbles, Scales::BlocksMin),
+        Encoding::Q5_0 => (Codes::Five, Scales::Blocks),
+        Encoding::Q5_1 => (Codes::Five, Scales::BlocksMin),
+        Encoding::Q8_0 | Encoding::IQ4_NL => (Codes::Bytes, Scales::Blocks),
+        Encoding::Q2_K => (Codes::Nibbles, Scales::PartsMin),
+        Encoding::Q3_K => (Codes::Nibbles, Scales::Parts),
+        Encoding::Q4_K => (Codes::Nibbles, Scales::Super),
+        Encoding::Q5_K => (Codes::Five, Scales::Super),
+        Encoding::Q6_K => (Codes::Six, Scales::Parts),
+        Encoding::IQ4_XS => (Codes::Bytes, Scales::Parts),
+        Encoding::MXFP4 => (Codes::Bytes, Scales::Wide),
+    })
+}
+
+impl Codes {
+    /// Bytes of a fragment's.
+    pub const fn bytes(self) -> usize {
+        TILE * FRAGMENT * self.bits() / 8
+    }
+
+    const fn bits(self) -> usize {
+        match self {
+            Codes::Half => 16,
+            Codes::Nibbles => 4,
+            Codes::Five => 5,
+            Codes::Six => 6,
+            Codes::Bytes => 8,
+        }
     }
 }
 
-/// Bytes of the codes of a fragment.
-const fn code_bytes(family: Family) -> usize {
-    match family {
-        Family::Half => TILE * FRAGMENT * 2,
-        Family::Nibble => TILE * FRAGMENT / 2,
-        Family::Byte | Family::Wide => TILE * FRAGMENT,
+impl Scales {
+    /// Bytes of a fragment's.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Scales::None => 0,
+            Scales::Blocks => TILE * 4,
+            Scales::Parts => TILE * 6,
+            Scales::BlocksMin | Scales::Super | Scales::PartsMin => TILE * 8,
+            Scales::Wide => TILE * 32,
+        }
     }
 }
 
 /// Bytes of a fragment: the same as the plan's validation counts; none for an encoding that has none.
 pub const fn fragment_bytes(encoding: Encoding) -> Option<usize> {
-    let Some(family) = family(encoding) else {
-        return None;
-    };
-    let scales = match (family, encoding) {
-        (Family::Half, _) => 0,
-        (Family::Nibble, Encoding::Q4_1) => TILE * 2 * 4,
-        (Family::Nibble | Family::Byte, _) => TILE * 2 * 2,
-        (Family::Wide, _) => TILE * 4 * 8,
-    };
-    Some(code_bytes(family) + scales)
+    match form(encoding) {
+        Some((codes, scales)) => Some(codes.bytes() + scales.bytes()),
+        None => None,
+    }
 }
 
 /// Bytes of a tile; none where `cols` is no whole number of fragments or the encoding has none.
@@ -148,29 +186,22 @@ pub fn packed_row(row: u32, pairs: u32) -> u32 {
 /// # Panics
 /// Where the encoding has no fragments or a length disagrees: a mistake of the caller, who computed both.
 pub fn pack_tile(encoding: Encoding, cols: usize, rows: &[&[u8]], out: &mut [u8]) {
-    let family = family(encoding).expect("the encoding has fragments");
+    let (form, _) = form(encoding).expect("the encoding has fragments");
     let bytes = fragment_bytes(encoding).expect("the encoding has fragments");
     assert!(rows.len() <= TILE, "a tile has at most {TILE} rows");
     assert_eq!(Some(out.len() as u64), tile_bytes(encoding, cols as u64));
     out.fill(0);
     for (index, fragment) in out.chunks_exact_mut(bytes).enumerate() {
-        let (codes, scales) = fragment.split_at_mut(code_bytes(family));
+        let (codes, scales) = fragment.split_at_mut(form.bytes());
         for row in 0..TILE {
             match rows.get(row) {
-                Some(bytes) => pack_row(encoding, family, bytes, index, row, codes, scales),
-                // A byte's zero is 128, a nibble's scale 0: with scales of 0 any code is zero, but a Q8_0 code must not
-                // be one that a kernel takes for something else.
-                None => clear_row(family, row, codes),
+                Some(bytes) => pack_row(encoding, bytes, index, row, codes, scales),
+                // With scales of 0 any code is a zero; a byte's own is 128.
+                None if form == Codes::Bytes => {
+                    (0..FRAGMENT).for_each(|column| put_code(form, row, column, 128, codes));
+                }
+                None => {}
             }
-        }
-    }
-}
-
-/// Codes of a row that is not there.
-fn clear_row(family: Family, row: usize, codes: &mut [u8]) {
-    if matches!(family, Family::Byte | Family::Wide) {
-        for column in 0..FRAGMENT {
-            put_code(family, row, column, 128, codes);
         }
     }
 }
@@ -178,17 +209,17 @@ fn clear_row(family: Family, row: usize, codes: &mut [u8]) {
 /// Columns `64 index ..` of row `row` of a tile.
 fn pack_row(
     encoding: Encoding,
-    family: Family,
     bytes: &[u8],
     index: usize,
     row: usize,
     codes: &mut [u8],
     scales: &mut [u8],
 ) {
-    if family == Family::Half {
+    let (form, scale) = form(encoding).expect("the encoding has fragments");
+    if form == Codes::Half {
         let bytes = &bytes[index * FRAGMENT * 2..][..FRAGMENT * 2];
         for (column, bytes) in bytes.as_chunks::<2>().0.iter().enumerate() {
-            put_code(family, row, column, u16::from_le_bytes(*bytes), codes);
+            put_code(form, row, column, u16::from_le_bytes(*bytes), codes);
         }
         return;
     }
@@ -199,38 +230,67 @@ fn pack_row(
         let block = &bytes[block * block_bytes(encoding)..][..block_bytes(encoding)];
         let fields = Fields::of(encoding, block);
         for (i, &code) in fields.codes[within..within + BLOCK].iter().enumerate() {
-            let code = match family {
-                Family::Nibble => u16::from(code),
-                _ => (i16::from(value(encoding, code)) + 128) as u16,
+            let code = match form {
+                Codes::Bytes => (i16::from(value(encoding, code)) + 128) as u16,
+                _ => u16::from(code),
             };
-            put_code(family, row, half * BLOCK + i, code, codes);
+            put_code(form, row, half * BLOCK + i, code, codes);
         }
-        if family == Family::Wide {
+        put_scales(encoding, scale, &fields, (row, half, within), scales);
+    }
+}
+
+/// The scales of a row's block of 32 columns, `half` of the fragment, which begins at element `within` of its fields.
+fn put_scales(
+    encoding: Encoding,
+    form: Scales,
+    fields: &Fields,
+    (row, half, within): (usize, usize, usize),
+    scales: &mut [u8],
+) {
+    let mut put = |at: usize, bytes: &[u8]| scales[at..at + bytes.len()].copy_from_slice(bytes);
+    let (g, high) = (row % 8, row / 8);
+    let part = within / 16;
+    match form {
+        Scales::None => {}
+        Scales::Blocks => put(block_scale(row, half, 1), &fields.d),
+        Scales::BlocksMin => {
+            put(block_scale(row, half, 2), &fields.d);
+            put(block_scale(row, half, 2) + 4, &fields.m);
+        }
+        Scales::Super | Scales::PartsMin => {
+            put(g * 16 + high * 4, &fields.d);
+            put(g * 16 + high * 4 + 2, &fields.m);
+            let byte = |i: usize| fields.scales[part + i] as u8 | fields.mins[part + i] << 4;
+            let pair = match form {
+                Scales::Super => [fields.scales[part] as u8, fields.mins[part]],
+                _ => [byte(0), byte(1)],
+            };
+            put(g * 16 + 8 + high * 4 + half * 2, &pair);
+        }
+        Scales::Parts => {
+            let biased = |i: usize| (i16::from(fields.scales[part + i]) + 128) as u8;
+            put(g * 8 + high * 4 + half * 2, &[biased(0), biased(1)]);
+            put(TILE * 4 + g * 4 + high * 2, &fields.d);
+        }
+        Scales::Wide => {
             let (d, m) = (fields.factor(encoding), fields.min_factor(encoding));
-            for part in 0..2 {
-                let at = within / 16 + part;
-                let scale = d * f32::from(fields.scales[at]);
+            for i in 0..2 {
+                let scale = d * f32::from(fields.scales[part + i]);
                 let minimum = match has_min(encoding) {
-                    true => -m * f32::from(fields.mins[at]),
+                    true => -m * f32::from(fields.mins[part + i]),
                     false => 0.0,
                 };
-                let at = wide_scale(row, 2 * half + part);
-                scales[at..at + 4].copy_from_slice(&scale.to_le_bytes());
-                scales[at + 8..at + 12].copy_from_slice(&minimum.to_le_bytes());
-            }
-        } else {
-            let at = half_scale(encoding, row, half);
-            scales[at..at + 2].copy_from_slice(&fields.d);
-            if encoding == Encoding::Q4_1 {
-                scales[at + 4..at + 6].copy_from_slice(&fields.m);
+                let at = wide_scale(row, 2 * half + i);
+                put(at, &scale.to_le_bytes());
+                put(at + 8, &minimum.to_le_bytes());
             }
         }
     }
 }
 
-/// Byte of the f16 factor of a row's block of 32 in the scales of a fragment; the minimum's is 4 further.
-fn half_scale(encoding: Encoding, row: usize, block: usize) -> usize {
-    let fields = if encoding == Encoding::Q4_1 { 2 } else { 1 };
+/// Byte of the f16 factor of a row's block of 32 in scales of so many fields; the minimum's is 4 further.
+fn block_scale(row: usize, block: usize, fields: usize) -> usize {
     ((row % 8 * 2 + block) * fields * 2 + row / 8) * 2
 }
 
@@ -239,8 +299,43 @@ fn wide_scale(row: usize, part: usize) -> usize {
     ((row % 8 * 4 + part) * 4 + row / 8) * 4
 }
 
-/// Where a code of a row and column lies: the byte, and the bit in it.
-fn place(family: Family, row: usize, column: usize) -> (usize, u32) {
+/// The factor of a row's part of 16 columns, and what is added to a product with it.
+fn factors(form: Scales, scales: &[u8], row: usize, part: usize) -> (f32, f32) {
+    let (g, high, half) = (row % 8, row / 8, part / 2);
+    let byte = |at: usize| f32::from(scales[at]);
+    match form {
+        Scales::None => (1.0, 0.0),
+        Scales::Blocks => (f16_at(scales, block_scale(row, half, 1)), 0.0),
+        Scales::BlocksMin => {
+            let at = block_scale(row, half, 2);
+            (f16_at(scales, at), f16_at(scales, at + 4))
+        }
+        Scales::Super | Scales::PartsMin => {
+            let at = g * 16 + high * 4;
+            let (d, e) = (f16_at(scales, at), f16_at(scales, at + 2));
+            let (a, b) = match form {
+                Scales::Super => (byte(at + 8 + half * 2), byte(at + 9 + half * 2)),
+                _ => {
+                    let both = scales[at + 8 + part];
+                    (f32::from(both & 15), f32::from(both >> 4))
+                }
+            };
+            (d * a, -(e * b))
+        }
+        Scales::Parts => {
+            let a = byte(g * 8 + high * 4 + part) - 128.0;
+            (f16_at(scales, TILE * 4 + g * 4 + high * 2) * a, 0.0)
+        }
+        Scales::Wide => {
+            let at = wide_scale(row, part);
+            (f32_at(scales, at), -f32_at(scales, at + 8))
+        }
+    }
+}
+
+/// Where a code of a row and column lies: the byte of its low bits, and the bit in it; and the same of its high bits, if it
+/// has others.
+fn place(codes: Codes, row: usize, column: usize) -> ((usize, u32), Option<(usize, u32)>) {
     let (half, g) = (row / 8, row % 8);
     let (block, within) = (column / BLOCK, column % BLOCK);
     let (t, step, j) = (within / 8, 2 * block + within % 8 / 4, within % 4);
@@ -251,25 +346,50 @@ fn place(family: Family, row: usize, column: usize) -> (usize, u32) {
         let found = order.iter().position(|&o| o == (half, j));
         found.expect("all eight are in the order")
     };
-    match family {
-        Family::Half => (of_lane(step * 16 + 2 * index(&ORDER)), 0),
-        Family::Nibble => {
-            let i = index(&NIBBLES);
-            (of_lane(step * 4 + i / 2), i as u32 % 2 * 4)
+    let nibble = || {
+        let i = index(&NIBBLES);
+        (of_lane(step * 4 + i / 2), i as u32 % 2 * 4)
+    };
+    // The register of the instruction, and the half of it.
+    let (register, part) = (index(&ORDER) / 2, index(&ORDER) % 2);
+    // Bit `at` of a lane's word behind the nibbles.
+    let high = |word: usize, at: usize| (Codes::Nibbles.bytes() + word * 4 + at / 8, at as u32 % 8);
+    match codes {
+        Codes::Half => ((of_lane(step * 16 + 2 * index(&ORDER)), 0), None),
+        Codes::Bytes => ((of_lane(step * 8 + half * 4 + j), 0), None),
+        Codes::Nibbles => (nibble(), None),
+        Codes::Five => (nibble(), Some(high(lane, 4 * step + register + 16 * part))),
+        Codes::Six => {
+            let at = 8 * (step % 2) + 2 * register + 16 * part;
+            (nibble(), Some(high(lane * 2 + step / 2, at)))
         }
-        Family::Byte | Family::Wide => (of_lane(step * 8 + half * 4 + j), 0),
     }
 }
 
-fn put_code(family: Family, row: usize, column: usize, code: u16, codes: &mut [u8]) {
-    let (at, bit) = place(family, row, column);
-    match family {
-        Family::Half => codes[at..at + 2].copy_from_slice(&code.to_le_bytes()),
-        _ => {
-            codes[at] =
-                codes[at] & !(0xf << bit) * u8::from(family == Family::Nibble) | (code << bit) as u8
+/// Puts a code in its place, which is zero.
+fn put_code(form: Codes, row: usize, column: usize, code: u16, codes: &mut [u8]) {
+    let ((at, bit), high) = place(form, row, column);
+    match form {
+        Codes::Half => codes[at..at + 2].copy_from_slice(&code.to_le_bytes()),
+        Codes::Bytes => codes[at] = code as u8,
+        Codes::Nibbles | Codes::Five | Codes::Six => {
+            codes[at] |= (code as u8 & 15) << bit;
+            if let Some((at, bit)) = high {
+                codes[at] |= (code as u8 >> 4) << bit;
+            }
         }
     }
+}
+
+/// The integer at a row and column, as it was put there.
+fn code_at(form: Codes, row: usize, column: usize, codes: &[u8]) -> u8 {
+    let ((at, bit), high) = place(form, row, column);
+    if form == Codes::Bytes {
+        return codes[at];
+    }
+    let mask = (1 << (form.bits() - 4)) - 1;
+    let high = high.map_or(0, |(at, bit)| codes[at] >> bit & mask);
+    codes[at] >> bit & 15 | high << 4
 }
 
 /// Dequantises row `row` of a packed weight of `out.len()` columns.
@@ -277,7 +397,7 @@ fn put_code(family: Family, row: usize, column: usize, code: u16, codes: &mut [u
 /// # Panics
 /// Where the encoding has no fragments, or `packed` ends before the row's tile does.
 pub fn unpack_row(encoding: Encoding, packed: &[u8], row: usize, out: &mut [f32]) {
-    let family = family(encoding).expect("the encoding has fragments");
+    let (form, scale) = form(encoding).expect("the encoding has fragments");
     let bytes = fragment_bytes(encoding).expect("the encoding has fragments");
     let len = out.len() / FRAGMENT * bytes;
     let (tile, row) = (&packed[row / TILE * len..][..len], row % TILE);
@@ -285,29 +405,23 @@ pub fn unpack_row(encoding: Encoding, packed: &[u8], row: usize, out: &mut [f32]
         .chunks_exact(bytes)
         .zip(out.as_chunks_mut::<FRAGMENT>().0)
     {
-        let (codes, scales) = fragment.split_at(code_bytes(family));
+        let (codes, scales) = fragment.split_at(form.bytes());
         for (column, out) in out.iter_mut().enumerate() {
-            let (at, bit) = place(family, row, column);
-            *out = match family {
-                Family::Half => f16_at(codes, at),
-                Family::Nibble => {
-                    let at_scale = half_scale(encoding, row, column / BLOCK);
-                    let d = f16_at(scales, at_scale);
-                    let q = value(encoding, codes[at] >> bit & 15);
-                    let m = match encoding {
-                        Encoding::Q4_1 => f16_at(scales, at_scale + 4),
-                        _ => 0.0,
+            *out = match (form, encoding) {
+                (Codes::Half, Encoding::BF16) => {
+                    let ((at, _), _) = place(form, row, column);
+                    let bits = u16::from_le_bytes([codes[at], codes[at + 1]]);
+                    f32::from_bits(u32::from(bits) << 16)
+                }
+                (Codes::Half, _) => f16_at(codes, place(form, row, column).0.0),
+                _ => {
+                    let less = match form {
+                        Codes::Bytes => 128,
+                        _ => offset(encoding),
                     };
-                    d * f32::from(q) + m
-                }
-                Family::Byte => {
-                    let d = f16_at(scales, half_scale(encoding, row, column / BLOCK));
-                    d * (f32::from(codes[at]) - 128.0)
-                }
-                Family::Wide => {
-                    let at_scale = wide_scale(row, column / 16);
-                    let q = f32::from(codes[at]) - 128.0;
-                    f32_at(scales, at_scale) * q - f32_at(scales, at_scale + 8)
+                    let code = code_at(form, row, column, codes);
+                    let (s, m) = factors(scale, scales, row, column / 16);
+                    s * (f32::from(code) - f32::from(less)) + m
                 }
             };
         }
@@ -322,7 +436,7 @@ mod tests {
     #[test]
     fn unpacking_returns_every_row() {
         for encoding in Encoding::ALL {
-            if family(encoding).is_none() {
+            if form(encoding).is_none() {
                 continue;
             }
             let cols = 512;
@@ -354,19 +468,31 @@ mod tests {
     /// What a lane multiplies in a step is what the documentation says.
     #[test]
     fn lanes_hold_the_columns_of_their_steps() {
-        for family in [Family::Half, Family::Nibble, Family::Byte] {
+        for codes in [
+            Codes::Half,
+            Codes::Nibbles,
+            Codes::Five,
+            Codes::Six,
+            Codes::Bytes,
+        ] {
             let mut seen = std::collections::BTreeSet::new();
             for row in 0..TILE {
                 for column in 0..FRAGMENT {
-                    assert!(seen.insert(place(family, row, column)), "{family:?}");
+                    let (low, high) = place(codes, row, column);
+                    assert!(seen.insert(low), "{codes:?}");
+                    assert!(high.is_none_or(|high| seen.insert(high)), "{codes:?}");
                 }
             }
             let last = seen.last().unwrap().0;
-            assert!(last < code_bytes(family), "{family:?}");
+            assert!(last < codes.bytes(), "{codes:?}");
         }
-        // Row 13 = 8 + 5, column 43 = 32 + 8 * 1 + 3: lane 21, step 2.
-        assert_eq!(place(Family::Byte, 13, 43), (512 + 21 * 16 + 4 + 3, 0));
-        assert_eq!(place(Family::Nibble, 13, 43), (21 * 16 + 8 + 3, 4));
-        assert_eq!(place(Family::Half, 13, 43), (1024 + 21 * 16 + 14, 0));
+        // Row 13 = 8 + 5, column 43 = 32 + 8 * 1 + 3: lane 21, step 2, register 3, the high half.
+        let low = |codes| place(codes, 13, 43).0;
+        assert_eq!(low(Codes::Bytes), (512 + 21 * 16 + 4 + 3, 0));
+        assert_eq!(low(Codes::Nibbles), (21 * 16 + 8 + 3, 4));
+        assert_eq!(low(Codes::Half), (1024 + 21 * 16 + 14, 0));
+        let high = |codes| place(codes, 13, 43).1;
+        assert_eq!(high(Codes::Five), Some((512 + 21 * 4 + 3, 3)));
+        assert_eq!(high(Codes::Six), Some((512 + 21 * 8 + 4 + 2, 6)));
     }
 }

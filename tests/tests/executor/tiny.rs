@@ -528,6 +528,7 @@ impl<'a> Builder<'a> {
             len: bytes.len() as u64,
             slices: vec![],
             interleave: 0,
+            pairs: 0,
             shard: None,
         });
         self.weights.push(bytes);
@@ -582,6 +583,7 @@ impl<'a> Builder<'a> {
             tile_rows,
             tile_cols,
             parts: codes.iter().map(|&code| Part { micro, code }).collect(),
+            kernels: vec![],
             reason: "a test".into(),
         };
         let limit = match &op {

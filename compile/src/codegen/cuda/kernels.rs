@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use bundle_format::gpu::{Arg, Extent, Kernel, Sampling};
 use bundle_format::plan::{Dim, Encoding, KvGroup, Op, Output, Part, Plan, Role, Segment, Variant};
 use bundle_format::region::{Inst, KvPart, Region};
-use kernels::pack::fragment::{self, FRAGMENT, Family, TILE};
+use kernels::pack::fragment::{self, Codes, FRAGMENT, Scales, TILE};
 
 use super::region;
 use super::target::Chip;
@@ -219,7 +219,7 @@ impl Writer<'_> {
     fn few(&mut self, x: u32, run: &[&Segment], last: u32) -> Result<(Kernel, u32), Error> {
         let input = &self.plan.buffers[x as usize];
         let encoding = self.plan.weights[run[0].weight as usize].encoding;
-        let (format, family) = (format(encoding)?, family(encoding)?);
+        let (format, (codes, scales)) = (format(encoding)?, form(encoding)?);
         let tiles: Vec<u32> = run.iter().map(|s| self.tiles(s)).collect();
         let groups = last.div_ceil(8).next_power_of_two().min(8);
         // Units that are summed over lie in one item; otherwise two tiles share what is read of x.
@@ -236,7 +236,8 @@ impl Writer<'_> {
         // Every warp has columns enough to keep reads in flight.
         let along = prev_power_of_two((fragments / 2).max(1)).min(16);
         // Two tiles of eight groups' sums would not fit a thread's registers.
-        let per_warp = if matches!(groups, 2 | 4) && group.is_multiple_of(2) {
+        let wide = scales == Scales::Wide;
+        let per_warp = if matches!(groups, 2 | 4) && group.is_multiple_of(2) && !wide {
             2
         } else {
             1
@@ -252,8 +253,8 @@ impl Writer<'_> {
         }
         let along = along.min(most / across).max(1);
         let warps = across * along;
-        let depth = match family {
-            Family::Nibble if group == 1 && groups == 1 && fragments / along >= 4 => 4,
+        let depth = match codes {
+            Codes::Nibbles if group == 1 && groups == 1 && fragments / along >= 4 => 4,
             _ if groups > 4 => 1,
             _ => 2,
         };
@@ -661,6 +662,9 @@ impl Writer<'_> {
             symbol,
             grid: [Extent::Rows(rows), Extent::Fixed(1), Extent::Fixed(1)],
             threads,
+            // The compiler tells.
+            registers: 0,
+            fixed_shared: 0,
             shared: 0,
             workspace: 0,
             tickets: 0,
@@ -750,25 +754,36 @@ fn by_format<'s>(plan: &Plan, segments: &'s [Segment]) -> Result<Vec<Vec<&'s Seg
     Ok(runs.into_iter().map(|(_, run)| run).collect())
 }
 
-fn family(encoding: Encoding) -> Result<Family, Error> {
-    fragment::family(encoding).ok_or_else(|| no_fragments("a weight", encoding))
+fn form(encoding: Encoding) -> Result<(Codes, Scales), Error> {
+    fragment::form(encoding).ok_or_else(|| no_fragments("a weight", encoding))
 }
 
 /// The struct of an encoding in fragment.cuh.
 fn format(encoding: Encoding) -> Result<&'static str, Error> {
-    Ok(match family(encoding)? {
-        Family::Half => "F16",
-        Family::Nibble if encoding == Encoding::Q4_1 => "Q4_1",
-        Family::Nibble => "Q4_0",
-        Family::Byte => "Q8_0",
-        Family::Wide => "Wide",
+    Ok(match encoding {
+        Encoding::F32 => return Err(no_fragments("a weight", encoding)),
+        Encoding::F16 => "F16",
+        Encoding::BF16 => "BF16",
+        Encoding::Q4_0 => "Q4_0",
+        Encoding::Q4_1 => "Q4_1",
+        Encoding::Q5_0 => "Q5_0",
+        Encoding::Q5_1 => "Q5_1",
+        // The packing has put the values that its codes stand for in their place.
+        Encoding::Q8_0 | Encoding::IQ4_NL => "Q8_0",
+        Encoding::Q2_K => "Q2_K",
+        Encoding::Q3_K => "Q3_K",
+        Encoding::Q4_K => "Q4_K",
+        Encoding::Q5_K => "Q5_K",
+        Encoding::Q6_K => "Q6_K",
+        Encoding::IQ4_XS => "IQ4_XS",
+        Encoding::MXFP4 => "Wide",
     })
 }
 
 fn no_fragments(name: &str, encoding: Encoding) -> Error {
     let encoding = crate::ir::text::encoding_name(encoding);
     Error::Unsupported(format!(
-        "'{name}' is {encoding}, for which this target has no kernels; convert the model to F16 or a quantised type, or \
+        "'{name}' is {encoding}, for which this target has no kernels; convert the model to F16, BF16 or a quantised type, or \
          compile it for cpu"
     ))
 }

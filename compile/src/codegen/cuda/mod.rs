@@ -1,12 +1,14 @@
 //! NVIDIA: the kernels of a plan as CUDA C++, compiled at compile time for one chip.
 //!
 //! [`kernels`] chooses templates of `kernels::device` and their constants for each launch, with [`region`] for element-wise
-//! code; [`nvrtc`] compiles the whole to a cubin, without a GPU; [`gate`] refuses one whose kernels spill.
+//! code; [`nvrtc`] compiles the whole to a cubin, without a GPU; [`gate`] refuses one whose kernels spill, by what the assembler says
+//! and by the instructions themselves ([`sass`]).
 
 mod gate;
 mod kernels;
 mod nvrtc;
 mod region;
+mod sass;
 mod target;
 
 pub use target::Chip;
@@ -25,7 +27,13 @@ pub fn generate(plan: &mut Plan, chip: &Chip) -> Result<Code, Error> {
     plan.sampling = chosen.sampling;
     let source = format!("{}\n{}", ::kernels::device::cuda(chip.many), chosen.source);
     let compiled = nvrtc::compile(&source, chip.arch)?;
-    gate::check(&compiled.log, &chosen.symbols)?;
+    let kernels = plan
+        .launches
+        .iter_mut()
+        .flat_map(|l| &mut l.variants)
+        .flat_map(|v| &mut v.kernels)
+        .chain(plan.sampling.iter_mut().flat_map(|s| s.kernels_mut()));
+    gate::check(&compiled, chip, kernels)?;
     Ok(Code {
         functions: chosen.symbols.len(),
         bytes: compiled.cubin,

@@ -1,14 +1,14 @@
 //! The run-time compiler of CUDA C++, a library that is loaded where there is code to compile with it. It needs no GPU.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::path::{Path, PathBuf};
+use std::ffi::{CStr, CString, OsString, c_char, c_int, c_void};
+use std::path::PathBuf;
 use std::ptr;
 
 use libloading::Library;
 
 use crate::error::Error;
 
-/// Names the folder of the libraries.
+/// Names the folder of the libraries, instead of the usual places.
 const VARIABLE: &str = "FASTC_NVRTC";
 
 /// The version that code is generated with: kernels are tuned to a compiler, and the same input gives the same bytes.
@@ -32,7 +32,7 @@ type Program = *mut c_void;
 /// # Errors
 /// [`Error::User`] where the library isn't there or has another version; [`Error::Bug`] for code that doesn't compile.
 pub fn compile(source: &str, arch: &str) -> Result<Compiled, Error> {
-    let nvrtc = Nvrtc::load()?;
+    let nvrtc = Nvrtc::load(&places(|name| std::env::var_os(name)))?;
     let options = [
         format!("--gpu-architecture={arch}"),
         "--std=c++17".to_string(),
@@ -86,6 +86,21 @@ pub fn compile(source: &str, arch: &str) -> Result<Compiled, Error> {
 type Size = unsafe extern "C" fn(Program, *mut usize) -> c_int;
 type Get = unsafe extern "C" fn(Program, *mut c_char) -> c_int;
 
+fn missing(places: &[PathBuf], why: &str) -> Error {
+    let looked: Vec<String> = places
+        .iter()
+        .map(|place| match place.as_os_str().is_empty() {
+            true => "where the system looks".to_string(),
+            false => place.display().to_string(),
+        })
+        .collect();
+    Error::User(format!(
+        "no compiler for NVIDIA targets: {LIBRARY}: {why} ({}). Install NVRTC 13.0, which needs no GPU: python3 -m pip install \
+         --target ~/.cache/fastinfer/nvrtc nvidia-cuda-nvrtc==13.0.88; or name the folder that has it in {VARIABLE}",
+        looked.join(", ")
+    ))
+}
+
 /// The library's functions.
 struct Nvrtc {
     create: unsafe extern "C" fn(
@@ -108,18 +123,18 @@ struct Nvrtc {
 }
 
 impl Nvrtc {
-    fn load() -> Result<Nvrtc, Error> {
-        let folder = folder();
+    /// Loads the libraries from the first place that has them.
+    fn load(places: &[PathBuf]) -> Result<Nvrtc, Error> {
+        let has = |place: &&PathBuf| place.as_os_str().is_empty() || place.join(LIBRARY).is_file();
+        let Some(place) = places.iter().find(has) else {
+            return Err(missing(places, "no such file"));
+        };
         let open = |name: &str| {
-            let path = folder
-                .as_deref()
-                .map_or_else(|| PathBuf::from(name), |f| f.join(name));
+            let path = place.join(name);
             // SAFETY: loading runs the library's initialisers; NVIDIA's only set up its own state.
-            unsafe { Library::new(&path) }.map_err(|e| {
-                Error::User(format!(
-                    "no compiler for NVIDIA targets: {e}; install NVRTC 13.0 (the Python package \
-                     nvidia-cuda-nvrtc==13.0.* has it) and name its folder of libraries in {VARIABLE}"
-                ))
+            unsafe { Library::new(&path) }.map_err(|e| match place.as_os_str().is_empty() {
+                true => missing(places, "no such file"),
+                false => Error::User(format!("can't load {}: {e}", path.display())),
             })
         };
         // NVRTC looks for its builtins by name alone: they must be there already.
@@ -140,9 +155,11 @@ impl Nvrtc {
             unsafe { version(&mut major, &mut minor) };
             if (major, minor) != VERSION {
                 return Err(Error::User(format!(
-                    "NVRTC has version {major}.{minor}; expected {}.{}, with which the kernels are tuned: install \
-                     nvidia-cuda-nvrtc==13.0.*",
-                    VERSION.0, VERSION.1
+                    "{}: NVRTC has version {major}.{minor}; expected {}.{}, with which the kernels are tuned: install \
+                     nvidia-cuda-nvrtc==13.0.88",
+                    place.join(LIBRARY).display(),
+                    VERSION.0,
+                    VERSION.1
                 )));
             }
             Nvrtc {
@@ -191,13 +208,58 @@ impl Nvrtc {
     }
 }
 
-/// The folder of the libraries: what the variable names, or where `examples/setup.sh` puts them; none: the system's own
-/// places.
-fn folder() -> Option<PathBuf> {
-    if let Some(named) = std::env::var_os(VARIABLE) {
-        return Some(PathBuf::from(named));
+/// Where the libraries are looked for, the first that has them: the folder that the variable names, where
+/// `examples/setup.sh` puts them, where CUDA is installed, and wherever the system's loader looks (an empty path).
+fn places(variable: impl Fn(&str) -> Option<OsString>) -> Vec<PathBuf> {
+    let set = |name: &str| variable(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    // Who names a folder means that one.
+    if let Some(named) = set(VARIABLE) {
+        return vec![named];
     }
-    let home = PathBuf::from(std::env::var_os("HOME")?);
-    let usual = home.join(".cache/fastinfer/nvrtc/nvidia/cu13/lib");
-    Path::new(&usual).join(LIBRARY).is_file().then_some(usual)
+    let cache = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")));
+    let own = cache.map(|cache| cache.join("fastinfer/nvrtc/nvidia/cu13/lib"));
+    let cuda = set("CUDA_HOME").or_else(|| set("CUDA_PATH"));
+    let installed = cuda.unwrap_or_else(|| PathBuf::from("/usr/local/cuda"));
+    own.into_iter()
+        .chain([installed.join("lib64"), PathBuf::new()])
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_named_folder_is_the_only_place() {
+        let home = |name: &str| (name == "HOME").then(|| OsString::from("/home/a"));
+        let own = "fastinfer/nvrtc/nvidia/cu13/lib";
+        let expected = [
+            &format!("/home/a/.cache/{own}"),
+            "/usr/local/cuda/lib64",
+            "",
+        ];
+        assert_eq!(places(home), expected.map(PathBuf::from));
+        let other = |name: &str| match name {
+            "XDG_CACHE_HOME" => Some("/cache".into()),
+            "CUDA_HOME" => Some("/cuda".into()),
+            _ => home(name),
+        };
+        let expected = [&format!("/cache/{own}"), "/cuda/lib64", ""];
+        assert_eq!(places(other), expected.map(PathBuf::from));
+        let named = |name: &str| (name == VARIABLE).then(|| OsString::from("/named"));
+        assert_eq!(places(named), [PathBuf::from("/named")]);
+    }
+
+    #[test]
+    fn a_missing_library_is_an_error_that_says_how_to_get_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = folder.path().to_path_buf();
+        let text = Nvrtc::load(&[place.clone()]).err().unwrap().to_string();
+        assert!(text.contains("pip install --target"), "{text}");
+        assert!(text.contains(&*place.to_string_lossy()), "{text}");
+        std::fs::write(place.join(LIBRARY), "no library").unwrap();
+        std::fs::write(place.join(BUILTINS), "no library").unwrap();
+        let text = Nvrtc::load(&[place]).err().unwrap().to_string();
+        assert!(text.contains("can't load"), "{text}");
+    }
 }

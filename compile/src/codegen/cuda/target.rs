@@ -8,6 +8,8 @@ pub struct Chip {
     pub arch: &'static str,
     /// Processors that grids are cut for. A card with more or fewer runs the same code.
     pub processors: u32,
+    /// Bytes of shared memory that a block may have.
+    pub shared: u32,
     /// Whether it has Hopper's matrix instructions and bulk copies, which the kernels for many rows need.
     pub many: bool,
 }
@@ -27,6 +29,7 @@ impl Chip {
         Some(Chip {
             arch,
             processors,
+            shared: target.block_shared()?,
             many,
         })
     }

@@ -1,4 +1,4 @@
-//! Attention over paged f16 pools, up to [`QUERIES`] queries of one KV head at a time.
+//! Attention over paged pools, up to [`QUERIES`] queries of one KV head at a time, whatever the pools hold.
 //!
 //! Queries (heads of a group, consecutive tokens) share the loads and conversions of keys and values. Per query nothing
 //! depends on its company: it takes its own tiles, its own positions within them, and its own order of sums.
@@ -9,8 +9,8 @@ use std::ops::Range;
 use bundle_format::plan::KV_BLOCK;
 
 use crate::abi::AttentionArgs;
+use crate::cpu::TILE;
 use crate::cpu::math::exp_constants as exp_of;
-use crate::cpu::{MAX_HEAD_DIM, TILE};
 
 /// Queries that a pass over the cache serves.
 pub(super) const QUERIES: usize = 6;
@@ -18,12 +18,55 @@ pub(super) const QUERIES: usize = 6;
 /// Blocks of a tile.
 pub(super) const BLOCKS: usize = TILE / KV_BLOCK;
 
-/// Attention with f16 keys and values.
+/// Keys and values of one type: how queries meet them.
+pub(super) trait Cache {
+    /// A query as its scores take it.
+    type Scaled: Copy;
+
+    const ZERO: Self::Scaled;
+
+    /// Bytes of a head's keys (or values) in a block.
+    fn head_bytes(dim: usize) -> usize;
+
+    /// Scales a query into `to`.
+    ///
+    /// # Safety
+    /// `q` has `dim` elements; the processor has the level.
+    unsafe fn scale_query(q: *const f32, scale: f32, dim: usize, to: &mut Self::Scaled);
+
+    /// Scores of `p.len()` queries over whole blocks of the tile, the first query `q[0]`.
+    ///
+    /// # Safety
+    /// `keys[b]` points at the head's keys for each of `blocks`; the processor has the level.
+    unsafe fn scores(
+        dim: usize,
+        q: &[Self::Scaled],
+        p: &mut [[f32; TILE]],
+        keys: &[*const u8; BLOCKS],
+        blocks: Range<usize>,
+    );
+
+    /// Adds the values of the tile at position `base` that each query sees to its output, ascending, times its `p`.
+    ///
+    /// # Safety
+    /// `values[b]` points at the head's values for each of `blocks`, which hold all that a query sees; the processor has the
+    /// level.
+    unsafe fn add_values(
+        dim: usize,
+        queries: &[Query],
+        p: &[[f32; TILE]],
+        values: &[*const u8; BLOCKS],
+        blocks: Range<usize>,
+        base: usize,
+    );
+}
+
+/// Attention over pools of a type.
 ///
 /// # Safety
 /// As the scalar twin, and the processor has the level.
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-pub unsafe fn attention_f16(args: &AttentionArgs) {
+pub(super) unsafe fn attend<C: Cache>(args: &AttentionArgs) {
     let group = args.group_size as usize;
     let heads = args.head0 as usize..(args.head0 + args.heads) as usize;
     let mut head = heads.start;
@@ -40,7 +83,7 @@ pub unsafe fn attention_f16(args: &AttentionArgs) {
         for first in (0..count).step_by(QUERIES) {
             let queries = first..count.min(first + QUERIES);
             // SAFETY: the caller's promise; token and head are of the call.
-            unsafe { shared.pass(queries, head, end - head) };
+            unsafe { shared.pass::<C>(queries, head, end - head) };
         }
         head = end;
     }
@@ -73,8 +116,8 @@ impl Query {
 
 /// Queries, scaled, and the probabilities of a tile.
 #[repr(align(64))]
-struct Scratch {
-    q: [[f32; MAX_HEAD_DIM]; QUERIES],
+struct Scratch<C: Cache> {
+    q: [C::Scaled; QUERIES],
     p: [[f32; TILE]; QUERIES],
 }
 
@@ -83,11 +126,11 @@ impl Shared<'_> {
     /// heads`.
     ///
     /// # Safety
-    /// As [`attention_f16`].
+    /// As [`attend`].
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    unsafe fn pass(&self, range: Range<usize>, head: usize, heads: usize) {
-        let mut scratch = Scratch {
-            q: [[0.0; MAX_HEAD_DIM]; QUERIES],
+    unsafe fn pass<C: Cache>(&self, range: Range<usize>, head: usize, heads: usize) {
+        let mut scratch = Scratch::<C> {
+            q: [C::ZERO; QUERIES],
             p: [[0.0; TILE]; QUERIES],
         };
         let mut queries = [Query {
@@ -100,7 +143,7 @@ impl Shared<'_> {
         let queries = &mut queries[..range.len()];
         for ((query, q), i) in queries.iter_mut().zip(&mut scratch.q).zip(range) {
             // SAFETY: the caller's promise.
-            *query = unsafe { self.start(i / heads, head + i % heads, q) };
+            *query = unsafe { self.start::<C>(i / heads, head + i % heads, q) };
         }
 
         // Positions ascend with the queries: both ends of what they see do.
@@ -119,7 +162,7 @@ impl Shared<'_> {
         for query in queries {
             let inverse = _mm256_set1_ps(1.0 / query.sum);
             // SAFETY: the query's output row.
-            unsafe { self.scale(query.out, inverse) };
+            unsafe { scale(query.out, self.dim, inverse) };
         }
     }
 
@@ -128,27 +171,22 @@ impl Shared<'_> {
     /// # Safety
     /// Token and head are of the call.
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    unsafe fn start(&self, token: usize, head: usize, scaled: &mut [f32; MAX_HEAD_DIM]) -> Query {
+    unsafe fn start<C: Cache>(&self, token: usize, head: usize, scaled: &mut C::Scaled) -> Query {
         let args = self.args;
         let position = args.position as usize + token;
-        // SAFETY: the caller's promise.
-        let (q, out) = unsafe {
-            (
-                args.q.add(token * args.q_stride as usize + head * self.dim),
-                args.out.add(
-                    token * args.out_stride as usize + (head - args.head0 as usize) * self.dim,
-                ),
-            )
-        };
-        let scale = _mm256_set1_ps(args.scale);
-        for d in (0..self.dim).step_by(8) {
-            // SAFETY: rows of q, `scaled` and out have `dim` elements, a multiple of 8.
-            unsafe {
-                let q = _mm256_mul_ps(_mm256_loadu_ps(q.add(d)), scale);
-                _mm256_storeu_ps(scaled.as_mut_ptr().add(d), q);
+        // SAFETY: the caller's promise; rows of q and out have `dim` elements, a multiple of 8.
+        let out = unsafe {
+            let q = args.q.add(token * args.q_stride as usize + head * self.dim);
+            C::scale_query(q, args.scale, self.dim, scaled);
+            let head = head - args.head0 as usize;
+            let out = args
+                .out
+                .add(token * args.out_stride as usize + head * self.dim);
+            for d in (0..self.dim).step_by(8) {
                 _mm256_storeu_ps(out.add(d), _mm256_setzero_ps());
             }
-        }
+            out
+        };
         Query {
             out,
             first: match usize::try_from(args.window) {
@@ -166,13 +204,19 @@ impl Shared<'_> {
     /// # Safety
     /// Every query sees a position of the tile, and table and pools hold what they see.
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    unsafe fn tile(&self, queries: &mut [Query], from: usize, base: usize, scratch: &mut Scratch) {
+    unsafe fn tile<C: Cache>(
+        &self,
+        queries: &mut [Query],
+        from: usize,
+        base: usize,
+        scratch: &mut Scratch<C>,
+    ) {
         let last = queries.len() - 1;
         let blocks = (queries[0].seen(base).start - base) / KV_BLOCK
             ..(queries[last].seen(base).end - base).div_ceil(KV_BLOCK);
         let mut keys = [std::ptr::null(); BLOCKS];
         let mut values = [std::ptr::null(); BLOCKS];
-        let head_bytes = self.kv_head * self.dim * KV_BLOCK * 2;
+        let head_bytes = self.kv_head * C::head_bytes(self.dim);
         for b in blocks.clone() {
             // SAFETY: the block holds a position that a query sees, so it is in the table and the pools.
             unsafe {
@@ -183,274 +227,33 @@ impl Shared<'_> {
             }
         }
 
-        let q = &scratch.q[from..];
+        let q = &scratch.q[from..][..queries.len()];
         let p = &mut scratch.p[from..][..queries.len()];
         // SAFETY: the blocks' key pointers were just set.
-        unsafe { self.scores(q, p, &keys, blocks) };
+        unsafe { C::scores(self.dim, q, p, &keys, blocks.clone()) };
         for (query, p) in queries.iter_mut().zip(p.iter_mut()) {
             let seen = query.seen(base);
             let correction = softmax(query, seen.start - base..seen.end - base, p);
             // SAFETY: the query's output row.
-            unsafe { self.scale(query.out, correction) };
+            unsafe { scale(query.out, self.dim, correction) };
         }
         // SAFETY: the blocks' value pointers were just set, and cover what the queries see.
-        unsafe { self.add_all_values(queries, p, &values, base) };
+        unsafe { C::add_values(self.dim, queries, p, &values, blocks, base) };
     }
+}
 
-    /// `out *= factor`.
-    ///
-    /// # Safety
-    /// `out` has `dim` elements.
-    #[inline]
-    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    unsafe fn scale(&self, out: *mut f32, factor: __m256) {
-        for d in (0..self.dim).step_by(8) {
-            // SAFETY: the caller's promise.
-            unsafe {
-                let o = _mm256_mul_ps(_mm256_loadu_ps(out.add(d)), factor);
-                _mm256_storeu_ps(out.add(d), o);
-            }
-        }
-    }
-
-    /// Scores of `p.len()` queries over whole blocks of the tile, the first query `q[0]`.
-    ///
-    /// # Safety
-    /// `keys[b]` points at the head's keys for each of `blocks`.
-    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    unsafe fn scores(
-        &self,
-        q: &[[f32; MAX_HEAD_DIM]],
-        p: &mut [[f32; TILE]],
-        keys: &[*const u8; BLOCKS],
-        blocks: Range<usize>,
-    ) {
+/// `out *= factor`.
+///
+/// # Safety
+/// `out` has `dim` elements.
+#[inline]
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+unsafe fn scale(out: *mut f32, dim: usize, factor: __m256) {
+    for d in (0..dim).step_by(8) {
         // SAFETY: the caller's promise.
         unsafe {
-            match p.len() {
-                1 => self.scores_of::<1, 4>(q, p, keys, blocks),
-                2 => self.scores_of::<2, 2>(q, p, keys, blocks),
-                3 => self.scores_of::<3, 1>(q, p, keys, blocks),
-                4 => self.scores_of::<4, 1>(q, p, keys, blocks),
-                5 => self.scores_of::<5, 1>(q, p, keys, blocks),
-                _ => self.scores_of::<QUERIES, 1>(q, p, keys, blocks),
-            }
-        }
-    }
-
-    /// [`Self::scores`] of Q queries, N blocks at a time and the rest one by one.
-    ///
-    /// # Safety
-    /// As [`Self::scores`].
-    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    unsafe fn scores_of<const Q: usize, const N: usize>(
-        &self,
-        q: &[[f32; MAX_HEAD_DIM]],
-        p: &mut [[f32; TILE]],
-        keys: &[*const u8; BLOCKS],
-        blocks: Range<usize>,
-    ) {
-        let mut b = blocks.start;
-        while b + N <= blocks.end {
-            // SAFETY: the caller's promise.
-            unsafe { self.block_scores::<Q, N>(q, p, keys, b) };
-            b += N;
-        }
-        for b in b..blocks.end {
-            // SAFETY: the caller's promise.
-            unsafe { self.block_scores::<Q, 1>(q, p, keys, b) };
-        }
-    }
-
-    /// Scores of Q queries over N blocks from block b on.
-    ///
-    /// # Safety
-    /// As [`Self::scores`].
-    #[inline]
-    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    unsafe fn block_scores<const Q: usize, const N: usize>(
-        &self,
-        q: &[[f32; MAX_HEAD_DIM]],
-        p: &mut [[f32; TILE]],
-        keys: &[*const u8; BLOCKS],
-        b: usize,
-    ) {
-        let q: &[[f32; MAX_HEAD_DIM]; Q] = q[..Q].try_into().expect("a slice of Q");
-        let keys: &[*const u8; N] = keys[b..b + N].try_into().expect("a slice of N");
-        let mut acc = [[[_mm256_setzero_ps(); 2]; Q]; N];
-        for d in 0..self.dim.min(MAX_HEAD_DIM) {
-            for (acc, key) in acc.iter_mut().zip(keys) {
-                // SAFETY: dimension d of the block's 16 positions.
-                let k = unsafe {
-                    let k = key.add(d * KV_BLOCK * 2).cast::<__m128i>();
-                    [
-                        _mm256_cvtph_ps(_mm_loadu_si128(k)),
-                        _mm256_cvtph_ps(_mm_loadu_si128(k.add(1))),
-                    ]
-                };
-                for (acc, q) in acc.iter_mut().zip(q) {
-                    let q = _mm256_broadcast_ss(&q[d]);
-                    acc[0] = _mm256_fmadd_ps(q, k[0], acc[0]);
-                    acc[1] = _mm256_fmadd_ps(q, k[1], acc[1]);
-                }
-            }
-        }
-        for (n, acc) in acc.iter().enumerate() {
-            for (acc, p) in acc.iter().zip(p.iter_mut()) {
-                let p = &mut p[(b + n) * KV_BLOCK..][..KV_BLOCK];
-                // SAFETY: `p` has 16 elements.
-                unsafe {
-                    _mm256_storeu_ps(p.as_mut_ptr(), acc[0]);
-                    _mm256_storeu_ps(p.as_mut_ptr().add(8), acc[1]);
-                }
-            }
-        }
-    }
-
-    /// Adds the values that each query sees to its output, ascending. What all of them see is taken together.
-    ///
-    /// # Safety
-    /// `values[b]` points at the head's values for each block that a query sees.
-    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    unsafe fn add_all_values(
-        &self,
-        queries: &[Query],
-        p: &[[f32; TILE]],
-        values: &[*const u8; BLOCKS],
-        base: usize,
-    ) {
-        let last = queries.len() - 1;
-        let common = queries[last].seen(base).start - base..queries[0].seen(base).end - base;
-        if common.is_empty() {
-            for (query, p) in queries.iter().zip(p) {
-                let seen = query.seen(base);
-                let own = seen.start - base..seen.end - base;
-                // SAFETY: the caller's promise.
-                unsafe {
-                    self.add_values::<1, 8>([query.out], std::array::from_ref(p), values, own)
-                };
-            }
-            return;
-        }
-        for (query, p) in queries.iter().zip(p) {
-            let before = query.seen(base).start - base..common.start;
-            // SAFETY: the caller's promise.
-            unsafe {
-                self.add_values::<1, 8>([query.out], std::array::from_ref(p), values, before)
-            };
-        }
-        // SAFETY: the caller's promise.
-        unsafe {
-            match queries.len() {
-                1 => self.add_values_of::<1, 8>(queries, p, values, common.clone()),
-                2 => self.add_values_of::<2, 4>(queries, p, values, common.clone()),
-                3 => self.add_values_of::<3, 4>(queries, p, values, common.clone()),
-                4 => self.add_values_of::<4, 2>(queries, p, values, common.clone()),
-                5 => self.add_values_of::<5, 2>(queries, p, values, common.clone()),
-                _ => self.add_values_of::<QUERIES, 2>(queries, p, values, common.clone()),
-            }
-        }
-        for (query, p) in queries.iter().zip(p) {
-            let after = common.end..query.seen(base).end - base;
-            // SAFETY: the caller's promise.
-            unsafe { self.add_values::<1, 8>([query.out], std::array::from_ref(p), values, after) };
-        }
-    }
-
-    /// [`Self::add_values`] of the first Q queries.
-    ///
-    /// # Safety
-    /// As [`Self::add_values`].
-    #[inline]
-    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    unsafe fn add_values_of<const Q: usize, const V: usize>(
-        &self,
-        queries: &[Query],
-        p: &[[f32; TILE]],
-        values: &[*const u8; BLOCKS],
-        positions: Range<usize>,
-    ) {
-        let outs = std::array::from_fn(|i| queries[i].out);
-        let p = p[..Q].try_into().expect("a slice of Q");
-        // SAFETY: the caller's promise.
-        unsafe { self.add_values::<Q, V>(outs, p, values, positions) };
-    }
-
-    /// `out += p * v` over positions of the tile, for Q queries, V vectors of dimensions at a time and the rest one by one.
-    ///
-    /// # Safety
-    /// `values[b]` points at the head's values for each block of `positions`; outputs have `dim` elements.
-    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    unsafe fn add_values<const Q: usize, const V: usize>(
-        &self,
-        outs: [*mut f32; Q],
-        p: &[[f32; TILE]; Q],
-        values: &[*const u8; BLOCKS],
-        positions: Range<usize>,
-    ) {
-        if positions.is_empty() {
-            return;
-        }
-        let mut d = 0;
-        while d + 8 * V <= self.dim {
-            // SAFETY: the caller's promise; 8 V dimensions from d on are there.
-            unsafe { self.add_vectors::<Q, V>(outs, p, values, positions.clone(), d) };
-            d += 8 * V;
-        }
-        while d < self.dim {
-            // SAFETY: as above, of one vector.
-            unsafe { self.add_vectors::<Q, 1>(outs, p, values, positions.clone(), d) };
-            d += 8;
-        }
-    }
-
-    /// Dimensions `d .. d + 8 V` of [`Self::add_values`].
-    ///
-    /// # Safety
-    /// As there.
-    #[inline]
-    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    unsafe fn add_vectors<const Q: usize, const V: usize>(
-        &self,
-        outs: [*mut f32; Q],
-        p: &[[f32; TILE]; Q],
-        values: &[*const u8; BLOCKS],
-        positions: Range<usize>,
-        d: usize,
-    ) {
-        // SAFETY: the outputs have dimensions d .. d + 8 V.
-        let mut acc: [[__m256; V]; Q] = std::array::from_fn(|i| {
-            std::array::from_fn(|v| unsafe { _mm256_loadu_ps(outs[i].add(d + 8 * v)) })
-        });
-        let blocks = positions.start / KV_BLOCK..positions.end.div_ceil(KV_BLOCK);
-        for (block, values) in blocks.clone().zip(&values[blocks]) {
-            let start = positions.start.max(block * KV_BLOCK);
-            let end = positions.end.min((block + 1) * KV_BLOCK);
-            for position in start..end {
-                // SAFETY: the position's row in its block.
-                let row = unsafe {
-                    values
-                        .add(((position % KV_BLOCK) * self.dim + d) * 2)
-                        .cast::<__m128i>()
-                };
-                // SAFETY: V vectors of the row.
-                let v: [__m256; V] = std::array::from_fn(|v| unsafe {
-                    _mm256_cvtph_ps(_mm_loadu_si128(row.add(v)))
-                });
-                for (acc, p) in acc.iter_mut().zip(p) {
-                    // SAFETY: the position is one of the tile's; a check here would cost a tenth of the loop.
-                    let p = _mm256_broadcast_ss(unsafe { p.get_unchecked(position) });
-                    for (acc, v) in acc.iter_mut().zip(v) {
-                        *acc = _mm256_fmadd_ps(p, v, *acc);
-                    }
-                }
-            }
-        }
-        for (out, acc) in outs.iter().zip(acc) {
-            for (v, acc) in acc.iter().enumerate() {
-                // SAFETY: as the loads.
-                unsafe { _mm256_storeu_ps(out.add(d + 8 * v), *acc) };
-            }
+            let o = _mm256_mul_ps(_mm256_loadu_ps(out.add(d)), factor);
+            _mm256_storeu_ps(out.add(d), o);
         }
     }
 }

@@ -21,24 +21,7 @@ macro_rules! embed_of {
     )*};
 }
 
-embed_of! {
-    embed_f32: F32,
-    embed_f16: F16,
-    embed_bf16: BF16,
-    embed_q4_0: Q4_0,
-    embed_q4_1: Q4_1,
-    embed_q5_0: Q5_0,
-    embed_q5_1: Q5_1,
-    embed_q8_0: Q8_0,
-    embed_q2_k: Q2_K,
-    embed_q3_k: Q3_K,
-    embed_q4_k: Q4_K,
-    embed_q5_k: Q5_K,
-    embed_q6_k: Q6_K,
-    embed_iq4_nl: IQ4_NL,
-    embed_iq4_xs: IQ4_XS,
-    embed_mxfp4: MXFP4,
-}
+each_embed! { embed_of! }
 
 /// The body, which other levels inline and so compile for their instruction set.
 ///

@@ -51,21 +51,7 @@ macro_rules! quantised_of {
     )*};
 }
 
-quantised_of! {
-    matmul_q4_0, matmul_q4_0_q16: Q4_0,
-    matmul_q4_1, matmul_q4_1_q16: Q4_1,
-    matmul_q5_0, matmul_q5_0_q16: Q5_0,
-    matmul_q5_1, matmul_q5_1_q16: Q5_1,
-    matmul_q8_0, matmul_q8_0_q16: Q8_0,
-    matmul_q2_k, matmul_q2_k_q16: Q2_K,
-    matmul_q3_k, matmul_q3_k_q16: Q3_K,
-    matmul_q4_k, matmul_q4_k_q16: Q4_K,
-    matmul_q5_k, matmul_q5_k_q16: Q5_K,
-    matmul_q6_k, matmul_q6_k_q16: Q6_K,
-    matmul_iq4_nl, matmul_iq4_nl_q16: IQ4_NL,
-    matmul_iq4_xs, matmul_iq4_xs_q16: IQ4_XS,
-    matmul_mxfp4, matmul_mxfp4_q16: MXFP4,
-}
+each_quantised! { quantised_of! }
 
 /// Types of quantised rows.
 #[derive(Clone, Copy)]
