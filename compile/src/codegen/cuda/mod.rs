@@ -24,7 +24,11 @@ pub fn generate(plan: &mut Plan, chip: &Chip) -> Result<Code, Error> {
     for (launch, variants) in plan.launches.iter_mut().zip(chosen.variants) {
         launch.variants = variants;
     }
-    let source = format!("{}\n{}", ::kernels::device::cuda(chip.many), chosen.source);
+    let source = format!(
+        "{}\n{}",
+        ::kernels::device::cuda(chip.hopper),
+        chosen.source
+    );
     let compiled = nvrtc::compile(&source, chip.arch)?;
     let kernels = plan
         .launches
