@@ -29,6 +29,9 @@ pub struct Options {
     /// Type of the cached keys and values.
     pub kv: KvDType,
     pub passes: passes::Settings,
+    /// Whether a GPU's kernels are those that every chip could have, where it has better ones of its own: to test the
+    /// others' on it.
+    pub portable: bool,
 }
 
 impl Options {
@@ -42,6 +45,7 @@ impl Options {
                 disabled: Vec::new(),
                 activations: Activations::Auto,
             },
+            portable: false,
         }
     }
 }
@@ -70,6 +74,12 @@ pub fn compile_graph(
 ) -> Result<Compiled, Error> {
     let limits = limits(gguf, options)?;
     let mut graph = arch::build(gguf, limits.context)?;
+    if options.target.is_gpu() && options.kv != KvDType::F16 {
+        let (kv, target) = (kv_dtype_name(options.kv), options.target);
+        return Err(Error::Unsupported(format!(
+            "--kv {kv} has no kernels for {target}; use --kv f16"
+        )));
+    }
     store_kv_as(&mut graph, options.kv)?;
     imported(&graph);
     let mut settings = options.passes.clone();
@@ -78,7 +88,7 @@ pub fn compile_graph(
     }
     let graph = passes::run(graph, &settings, &mut seen)?;
     let mut plan = lower::lower(&graph, options.target, limits)?;
-    let code = codegen::generate(&mut plan, options.target)?;
+    let code = codegen::generate(&mut plan, options.target, options.portable)?;
     Ok(Compiled { graph, plan, code })
 }
 
@@ -212,6 +222,9 @@ fn recorded(options: &Options, limits: &Limits) -> Vec<String> {
     };
     list.push(format!("activations={activations}"));
     list.push(format!("kv={}", kv_dtype_name(options.kv)));
+    if options.portable {
+        list.push("kernels=portable".to_string());
+    }
     list.sort();
     list
 }

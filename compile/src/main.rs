@@ -125,6 +125,9 @@ struct Shape {
     /// A pass to leave out, to measure what it is worth; may be repeated.
     #[arg(long, value_name = "PASS")]
     disable_pass: Vec<String>,
+    /// On a GPU only the kernels that every chip could have: to test them on one that has better ones.
+    #[arg(long, hide = true)]
+    portable_kernels: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -191,6 +194,11 @@ impl Shape {
             TargetName::Sm120 => Target::Sm120a,
             TargetName::Native => native()?,
         };
+        if target.is_gpu() && !matches!(self.activations, ActivationsName::Auto) {
+            return Err(Error::User(format!(
+                "--activations is for processors; {target} multiplies f16: leave it out"
+            )));
+        }
         let activations = match self.activations {
             ActivationsName::Auto => Activations::Auto,
             ActivationsName::Q8 => Activations::Q8,
@@ -209,6 +217,7 @@ impl Shape {
                 KvName::Q8_0 => KvDType::Q8_0,
             },
             passes,
+            portable: self.portable_kernels,
         })
     }
 }

@@ -18,8 +18,10 @@ pub struct Code {
 }
 
 /// Generates the code of a plan's regions and enters it into the plan's variants.
-pub fn generate(plan: &mut Plan, target: Target) -> Result<Code, Error> {
-    if let Some(chip) = cuda::Chip::of(target) {
+///
+/// `portable`: see [`crate::driver::Options::portable`].
+pub fn generate(plan: &mut Plan, target: Target, portable: bool) -> Result<Code, Error> {
+    if let Some(chip) = cuda::Chip::of(target, portable) {
         return cuda::generate(plan, &chip);
     }
     let mut section = CodeSection::new();

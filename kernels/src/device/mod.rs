@@ -6,14 +6,17 @@ const FRAGMENT: &str = include_str!("fragment.cuh");
 const REGION: &str = include_str!("region.cuh");
 const MATMUL: &str = include_str!("matmul.cuh");
 const MATMUL_MANY: &str = include_str!("matmul_many.cuh");
+const MATMUL_MANY_MMA: &str = include_str!("matmul_many_mma.cuh");
 const ATTENTION: &str = include_str!("attention.cuh");
 const SAMPLE: &str = include_str!("sample.cuh");
 
-/// All templates for NVIDIA chips; with those for Hopper's matrix unit where `hopper` is set.
+/// All templates for NVIDIA chips; where `hopper` is set, products of many rows are for Hopper's matrix unit.
 pub fn cuda(hopper: bool) -> String {
-    let mut parts = vec![BASE, FRAGMENT, REGION, MATMUL, ATTENTION, SAMPLE];
-    if hopper {
-        parts.push(MATMUL_MANY);
-    }
-    parts.join("\n").replace("#pragma once\n", "")
+    let many = match hopper {
+        true => MATMUL_MANY,
+        false => MATMUL_MANY_MMA,
+    };
+    [BASE, FRAGMENT, REGION, MATMUL, many, ATTENTION, SAMPLE]
+        .join("\n")
+        .replace("#pragma once\n", "")
 }

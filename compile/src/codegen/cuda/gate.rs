@@ -192,7 +192,7 @@ ptxas info    : Used 255 registers, used 0 barriers
         arch: "sm_86",
         processors: 84,
         shared: 99 << 10,
-        many: false,
+        hopper: false,
     };
 
     fn kernel(symbol: &str, threads: u32, shared: u32) -> Kernel {

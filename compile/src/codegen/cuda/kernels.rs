@@ -181,7 +181,7 @@ impl Writer<'_> {
     /// them.
     fn layouts(&self, extent: Dim) -> Vec<(u32, u32, bool)> {
         let (few, limit) = (RANGES[RANGES.len() - 1], self.limit(extent));
-        match self.chip.many && limit > few {
+        match limit > few {
             true => vec![(1, few, false), (few + 1, limit, true)],
             false => vec![(1, limit, false)],
         }
@@ -200,7 +200,7 @@ impl Writer<'_> {
             let mut kernels = Vec::new();
             let mut rows = 1;
             for run in by_format(self.plan, segments)? {
-                let many = first > RANGES[RANGES.len() - 1] && self.chip.many;
+                let many = first > RANGES[RANGES.len() - 1];
                 let (kernel, of_cta) = match many {
                     true => self.many(x, &run)?,
                     false => self.few(x, &run, last)?,
@@ -311,16 +311,25 @@ impl Writer<'_> {
             .iter()
             .map(|s| self.tiles(s).div_ceil(MANY_FEATURES / TILE as u32))
             .sum();
-        let body = format!("matmul_many<{shape}>(counts, p0, {segments});");
-        let bounds = "__launch_bounds__(288, 1) ";
-        let mut kernel = self.kernel("matmul_many", parameters, &body, bounds, 288, 1);
+        let body = format!("matmul_many<S>(counts, p0, {segments});");
+        // Stages of tiles or sums, whichever are more; Hopper's have the slack of their alignment, and a warp that copies.
+        let (threads, stages, slack) = match self.chip.hopper {
+            true => (288, 6, 1024),
+            false => (256, 4, 0),
+        };
+        let sums = MANY_ROWS * (MANY_FEATURES + 4) * 4;
+        let shared = (stages * MANY_ROWS * 128).max(sums) + slack;
+        let body = format!(
+            "using S = {shape};\n    static_assert(S::THREADS == {threads} && S::SHARED == {shared}, \"as the plan says\");\n    {body}"
+        );
+        let bounds = format!("__launch_bounds__({threads}, 1) ");
+        let mut kernel = self.kernel("matmul_many", parameters, &body, &bounds, threads, 1);
         kernel.grid = [
             Extent::Rows(MANY_ROWS),
             Extent::Fixed(items),
             Extent::Fixed(1),
         ];
-        // ManyShape::SHARED: stages or sums, whichever are more, and the slack of their alignment.
-        kernel.shared = (6 * MANY_ROWS * 128).max(MANY_ROWS * (MANY_FEATURES + 4) * 4) + 1024;
+        kernel.shared = shared;
         Ok((kernel, MANY_ROWS))
     }
 
@@ -484,11 +493,10 @@ impl Writer<'_> {
                 continue;
             }
             let many = first > few;
-            let tiled = many && self.chip.many;
             let store = self.named_struct(
                 "Store",
                 format!(
-                    "struct @ {{\n    {name}<{tiled}> region;\n    __device__ void store(int row, int head, const float* tile) \
+                    "struct @ {{\n    {name}<{many}> region;\n    __device__ void store(int row, int head, const float* tile) \
                      const {{ finish_head(region, row, head, tile); }}\n}};\n"
                 ),
             );
@@ -811,10 +819,10 @@ fn reason(first: u32, last: u32, chip: &Chip) -> String {
     match (last, first > RANGES[RANGES.len() - 1]) {
         (1, _) => "one row: codes are multiplied as they are, sums scaled".to_string(),
         (_, false) => format!("up to {last} rows: bound by reading weights"),
-        (_, true) if chip.many => {
+        (_, true) if chip.hopper => {
             "many rows: weights through registers, activations by bulk copies".to_string()
         }
-        _ => "many rows, 64 at a time".to_string(),
+        _ => "many rows: weights through registers, activations copied ahead".to_string(),
     }
 }
 

@@ -25,7 +25,11 @@ pub fn generate(plan: &mut Plan, chip: &Chip) -> Result<Code, Error> {
         launch.variants = variants;
     }
     plan.sampling = chosen.sampling;
-    let source = format!("{}\n{}", ::kernels::device::cuda(chip.many), chosen.source);
+    let source = format!(
+        "{}\n{}",
+        ::kernels::device::cuda(chip.hopper),
+        chosen.source
+    );
     let compiled = nvrtc::compile(&source, chip.arch)?;
     let kernels = plan
         .launches

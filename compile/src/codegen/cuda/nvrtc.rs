@@ -254,7 +254,10 @@ mod tests {
     fn a_missing_library_is_an_error_that_says_how_to_get_it() {
         let folder = tempfile::tempdir().unwrap();
         let place = folder.path().to_path_buf();
-        let text = Nvrtc::load(&[place.clone()]).err().unwrap().to_string();
+        let text = Nvrtc::load(std::slice::from_ref(&place))
+            .err()
+            .unwrap()
+            .to_string();
         assert!(text.contains("pip install --target"), "{text}");
         assert!(text.contains(&*place.to_string_lossy()), "{text}");
         std::fs::write(place.join(LIBRARY), "no library").unwrap();

@@ -10,14 +10,15 @@ pub struct Chip {
     pub processors: u32,
     /// Bytes of shared memory that a block may have.
     pub shared: u32,
-    /// Whether it has Hopper's matrix instructions and bulk copies, which the kernels for many rows need.
-    pub many: bool,
+    /// Whether products of many rows use Hopper's matrix instructions and bulk copies; others work on every chip.
+    pub hopper: bool,
 }
 
 impl Chip {
-    /// The chip of a target; none for processors of other kinds.
-    pub fn of(target: Target) -> Option<Chip> {
-        let (arch, processors, many) = match target {
+    /// The chip of a target; none for processors of other kinds. With `portable` set, its kernels are those that every chip
+    /// could have.
+    pub fn of(target: Target, portable: bool) -> Option<Chip> {
+        let (arch, processors, hopper) = match target {
             Target::X86_64V3 | Target::X86_64V4 => return None,
             Target::Sm80 => ("sm_80", 108, false),
             Target::Sm86 => ("sm_86", 84, false),
@@ -30,7 +31,7 @@ impl Chip {
             arch,
             processors,
             shared: target.block_shared()?,
-            many,
+            hopper: hopper && !portable,
         })
     }
 }
