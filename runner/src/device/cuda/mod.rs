@@ -15,7 +15,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use bundle_format::gpu::{DRAWN_BYTES, TOKEN_DRAWN, draw_kind};
-use bundle_format::plan::Limits;
+use bundle_format::plan::{Limits, Plan};
 use bundle_format::region::KvPart;
 
 use self::draw::Draw;
@@ -90,8 +90,15 @@ impl CudaDevice {
     /// # Errors
     /// [`Error::Unsupported`] for no GPU, another one, or an old driver; [`Error::User`] for too little memory.
     pub fn open(loaded: Arc<Loaded>, options: &CudaOptions) -> Result<CudaDevice, Error> {
-        let gpu = Gpu::open()?;
         let target = loaded.manifest().target;
+        if !target.is_gpu() {
+            return Err(Error::User(format!(
+                "{}: the bundle is for {target}, not for a GPU; leave --device cuda out, or compile the model for one (fastc \
+                 compile --target sm_90)",
+                loaded.path().display()
+            )));
+        }
+        let gpu = Gpu::open()?;
         let (major, minor) = gpu.capability;
         let runs = target.compute_capability().is_some_and(|(a, b)| {
             // Code with instructions of one chip alone runs on no other; other code on later ones of its generation.
@@ -117,20 +124,18 @@ impl CudaDevice {
         let available = free.saturating_sub(SPARE);
         let layout = Layout::new(plan, weights.len() as u64, available, options.kv_bytes)?;
         let memory = Memory::new(layout.bytes, "weights, buffers and KV pools")?;
-        let module = Module::load(bundle.code())?;
-        let mut functions = HashMap::new();
-        let mut most: HashMap<&str, u32> = HashMap::new();
-        for kernel in plan.kernels() {
-            let shared = most.entry(&kernel.symbol).or_default();
-            *shared = kernel.shared.max(*shared);
-        }
-        for (symbol, shared) in most {
-            functions.insert(symbol.to_string(), module.function(symbol, shared)?);
-        }
         let file = File::open(loaded.path())
             .map_err(|e| Error::User(format!("can't open {}: {e}", loaded.path().display())))?;
         let to = memory.start + layout.weights;
-        upload::upload(&gpu, &file, weights.start as u64, weights.len() as u64, to)?;
+        // The driver takes its time over kernels: meanwhile weights are on their way.
+        let (module, functions) = std::thread::scope(|scope| {
+            let upload = scope.spawn(|| upload::upload(&gpu, &file, weights.clone(), to));
+            let kernels = load_kernels(plan, bundle.code());
+            match upload.join() {
+                Ok(result) => result.and(kernels),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })?;
         let stream = Stream::new()?;
         if layout.tickets_bytes > 0 {
             stream.clear(memory.start + layout.tickets, layout.tickets_bytes)?;
@@ -440,6 +445,25 @@ impl Device for CudaDevice {
     fn kv_blocks(&self) -> &[u32] {
         &self.kv_blocks
     }
+}
+
+/// The functions that a plan launches, by their symbols.
+fn load_kernels(plan: &Plan, object: &[u8]) -> Result<(Module, HashMap<String, Function>), Error> {
+    let module = Module::load(object)?;
+    let mut most: HashMap<&str, u32> = HashMap::new();
+    for kernel in plan.kernels() {
+        let shared = most.entry(&kernel.symbol).or_default();
+        *shared = kernel.shared.max(*shared);
+    }
+    let function = |(symbol, shared): (&str, u32)| {
+        let function = module.function(symbol, shared)?;
+        Ok((symbol.to_string(), function))
+    };
+    let functions = most
+        .into_iter()
+        .map(function)
+        .collect::<Result<_, Error>>()?;
+    Ok((module, functions))
 }
 
 /// Consecutive tokens of a sequence, at most `rows` of them: first token, tokens, sequence, position of the first.
