@@ -1,12 +1,12 @@
-// Attention over a paged f16 KV cache, for sm_80 and later: `decode` takes every token on its own, `prefill` tiles of consecutive
+// Attention over a paged KV cache, f16 or 8 bits with scales, for sm_80 and later: `decode` takes every token on its own, `prefill` tiles of consecutive
 // tokens of a sequence. Compiled by NVRTC without headers: nothing is included, what C++ lacks is inline PTX.
 //
 // A model is a struct of constants; a kernel is a wrapper around one of the two functions:
 //   struct Llama { static constexpr int D = 128, HEADS = 32, KV_HEADS = 8, WINDOW = 0; static constexpr float SCALE = 0.08838834764f;
-//                  static constexpr bool STABLE = true; };
+//                  static constexpr bool STABLE = true, Q8 = false; };
 //   extern "C" __global__ void __launch_bounds__(attention::Decode<Llama>::THREADS, attention::Decode<Llama>::MIN_CTAS)
 //   attend(attention::Args a, u16* out) { attention::decode<Llama>(a, StoreF16{out}); }
-// D is a multiple of 16 up to 256. WINDOW is how many positions a query sees, itself included; 0 means all.
+// D is a multiple of 16 up to 256; of 32 where Q8. WINDOW is how many positions a query sees, itself included; 0 means all.
 // STABLE says that counts, positions, sequences, tables and tiles were written before the chain of dependent launches began, so that
 // they may be read before the launches ahead have finished. Queries, keys and values never are.
 //
@@ -22,8 +22,8 @@ typedef unsigned long long u64;
 
 struct Args {
   const float* q;        // [T, HEADS * D], rotated
-  const char* keys;      // pools of one layer: (block, kv_head, position % 16, dim) is
-  const char* values;    //   block * block_stride bytes + ((kv_head * 16 + position % 16) * D + dim) * 2 bytes
+  const char* keys;      // pools of one layer: a KV head of a block is block * block_stride + kv_head * Kv<C>::HEAD, and there
+  const char* values;    //   lie its 16 positions of D dims. Q8: behind them the 16 positions' f16 scales, one for each 32 dims
   u64 block_stride;      // bytes; a multiple of 16
   const u32* tables;     // [S][table_stride] block numbers; only entries of blocks that hold a visible position are read
   const u32* sequences;  // [T]
@@ -116,20 +116,69 @@ FI_DEVICE u32 take_ticket(u32* p, u32 last) {
 FI_DEVICE void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 FI_DEVICE void copies_wait() { asm volatile("cp.async.wait_group 0;" ::: "memory"); }
 
-// ---- KV elements: what a q8_0 pool would replace ----
+// ---- KV elements ----
 
 // Bytes from one position to the next, and from one KV head to the next (a head's 16 positions of a block lie together).
 template <class C> struct Kv {
-  static constexpr int ROW = C::D * 2, HEAD = 16 * ROW;
+  static constexpr int ROW = C::Q8 ? C::D : C::D * 2, SCALES = C::Q8 ? C::D / 32 : 0, HEAD = 16 * (ROW + 2 * SCALES);
+  static constexpr int WORDS = (SCALES + 1) / 2;  // of a position's scales
+  static constexpr int BLOCK = 16 * ROW / 128;    // words of a lane, 32 of which hold the elements of a head's block
+  static_assert(!C::Q8 || C::D % 32 == 0, "a scale for each 32 dims");
 };
-// N values (2, 4 or 8) of a row from dim on, as f16 pairs. L1 keeps none: each is read once.
-template <class C, int N> FI_DEVICE void kv_load(u32* r, const char* row, int dim) {
-  const char* p = row + dim * 2;
-  if (N == 8)
+// 16, 8, 4 or 2 bytes. L1 keeps none: each is read once.
+template <int BYTES> FI_DEVICE void load_bytes(u32* r, const char* p) {
+  if (BYTES == 16)
     asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "l"(p));
-  if (N == 4) asm volatile("ld.global.L1::no_allocate.L2::128B.v2.u32 {%0,%1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "l"(p));
-  if (N == 2) asm volatile("ld.global.L1::no_allocate.L2::128B.u32 %0, [%1];" : "=r"(r[0]) : "l"(p));
+  if (BYTES == 8) asm volatile("ld.global.L1::no_allocate.L2::128B.v2.u32 {%0,%1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "l"(p));
+  if (BYTES == 4) asm volatile("ld.global.L1::no_allocate.L2::128B.u32 %0, [%1];" : "=r"(r[0]) : "l"(p));
+  if (BYTES == 2) {
+    u16 v;
+    asm volatile("ld.global.L1::no_allocate.L2::128B.u16 %0, [%1];" : "=h"(v) : "l"(p));
+    r[0] = v;
+  }
+}
+// N values (2, 4 or 8) of a row from dim on: f16 pairs, or four signed bytes a word.
+template <class C, int N> FI_DEVICE void kv_load(u32* r, const char* row, int dim) {
+  load_bytes<C::Q8 ? N : 2 * N>(r, row + dim * (C::Q8 ? 1 : 2));
+}
+// The scales of a position, two a word.
+template <class C> FI_DEVICE void kv_scales(u32* r, const char* head, int position) {
+  constexpr int N = Kv<C>::SCALES, BYTES = N % 8 == 0 ? 16 : N % 4 == 0 ? 8 : N % 2 == 0 ? 4 : 2;
+  const char* p = head + 16 * Kv<C>::ROW + position * 2 * N;
+  if (BYTES > 2) {
+#pragma unroll
+    for (int i = 0; i < 2 * N / BYTES; i++) load_bytes<BYTES>(r + i * BYTES / 4, p + i * BYTES);
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < N; i++) {
+    u32 half;
+    load_bytes<2>(&half, p + 2 * i);
+    r[i / 2] = i % 2 ? r[i / 2] | half << 16 : half;
+  }
+}
+FI_DEVICE u32 subtract(u32 a, u32 b) {
+  u32 r;
+  asm("sub.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  return r;
+}
+FI_DEVICE u32 scaled(u32 a, u32 scales) {
+  u32 r;
+  asm("mul.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(scales));
+  return r;
+}
+FI_DEVICE float number(u32 pair, bool high) {
+  float r;
+  const u16 half = (u16)(high ? pair >> 16 : pair);
+  asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(half));
+  return r;
+}
+// Signed bytes as f16, exactly: 1024 + 128 + byte has it in its lowest bits.
+FI_DEVICE void expand(u32 bytes, u32& low, u32& high) {
+  const u32 moved = bytes ^ 0x80808080u;
+  low = subtract(__byte_perm(moved, 0x64646464u, 0x4140), 0x64806480u);
+  high = subtract(__byte_perm(moved, 0x64646464u, 0x4342), 0x64806480u);
 }
 
 // Scores are kept in powers of two: the scale takes log2(e) with it.
@@ -156,6 +205,7 @@ template <class C> struct Decode {
   static constexpr int WARPS = 8, THREADS = 32 * WARPS, MIN_CTAS = C::D <= 128 ? 2 : 1;
   static constexpr int ROW = C::D + 4;  // a partial result: D sums, their maximum, their weight; keeps float4 alignment
   static constexpr int PARTIAL = HG * ROW;
+  static constexpr int KEYS = Kv<C>::BLOCK + 2 * Kv<C>::WORDS, VALUES = Kv<C>::BLOCK + 4 * Kv<C>::WORDS;  // registers of a lane
   static constexpr int SHARED = (WARPS * PARTIAL + 4) * 4 + (C::D + 31) / 32 * 512;
   // Up to this many blocks of 16 positions (128 KB of K and V) one split is faster than a merge; above it a split gets at least SHARE.
   static constexpr u32 ALONE = 2048 / C::D, SHARE = 512 / C::D;
@@ -163,15 +213,20 @@ template <class C> struct Decode {
 };
 
 // The 16 keys of a block as A fragments. Which dims form a column of the mma is free as long as queries agree: lane t of a row takes
-// 8 consecutive dims (4 in a last half step), the first four as columns 2t, 2t+1, 2t+8, 2t+9 of one mma.
-template <class C> FI_DEVICE void decode_keys(u32 (&k)[C::D / 4], const char* head, int g, int t) {
+// 8 consecutive dims (4 in a last half step), the first four as columns 2t, 2t+1, 2t+8, 2t+9 of one mma. Q8: then the two rows' scales.
+template <class C> FI_DEVICE void decode_keys(u32 (&k)[Decode<C>::KEYS], const char* head, int g, int t) {
   const char* row = head + g * Kv<C>::ROW;
+  constexpr int STEP = C::Q8 ? 4 : 8;
 #pragma unroll
   for (int s = 0; s < C::D / 32; s++) {
-    kv_load<C, 8>(k + 8 * s, row, 32 * s + 8 * t);
-    kv_load<C, 8>(k + 8 * s + 4, row + 8 * Kv<C>::ROW, 32 * s + 8 * t);
+    kv_load<C, 8>(k + STEP * s, row, 32 * s + 8 * t);
+    kv_load<C, 8>(k + STEP * s + STEP / 2, row + 8 * Kv<C>::ROW, 32 * s + 8 * t);
   }
-  if (C::D % 32) {
+  if constexpr (C::Q8) {
+    kv_scales<C>(k + Kv<C>::BLOCK, head, g);
+    kv_scales<C>(k + Kv<C>::BLOCK + Kv<C>::WORDS, head, g + 8);
+  }
+  if constexpr (C::D % 32 != 0) {
     kv_load<C, 4>(k + C::D / 4 - 4, row, C::D - 16 + 4 * t);
     kv_load<C, 4>(k + C::D / 4 - 2, row + 8 * Kv<C>::ROW, C::D - 16 + 4 * t);
   }
@@ -179,18 +234,50 @@ template <class C> FI_DEVICE void decode_keys(u32 (&k)[C::D / 4], const char* he
 // The 16 values of a block: a lane takes positions 2t, 2t+1, 2t+8, 2t+9 of 8 dims (then 4, then 2), whose halves it exchanges to A
 // fragments of V^T.
 template <class C, int N> FI_DEVICE void decode_values_part(u32* v, const char* row, int dim) {
+  constexpr int W = C::Q8 ? N / 4 : N / 2;
   kv_load<C, N>(v, row, dim);
-  kv_load<C, N>(v + N / 2, row + Kv<C>::ROW, dim);
-  kv_load<C, N>(v + N, row + 8 * Kv<C>::ROW, dim);
-  kv_load<C, N>(v + N / 2 * 3, row + 9 * Kv<C>::ROW, dim);
+  kv_load<C, N>(v + W, row + Kv<C>::ROW, dim);
+  kv_load<C, N>(v + 2 * W, row + 8 * Kv<C>::ROW, dim);
+  kv_load<C, N>(v + 3 * W, row + 9 * Kv<C>::ROW, dim);
 }
-template <class C> FI_DEVICE void decode_values(u32 (&v)[C::D / 4], const char* head, int g, int t) {
+// Q8: then the four positions' scales.
+template <class C> FI_DEVICE void decode_values(u32 (&v)[Decode<C>::VALUES], const char* head, int g, int t) {
   const char* row = head + 2 * t * Kv<C>::ROW;
+  constexpr int STEP = C::Q8 ? 8 : 16;
 #pragma unroll
-  for (int s = 0; s < C::D / 64; s++) decode_values_part<C, 8>(v + 16 * s, row, 64 * s + 8 * g);
+  for (int s = 0; s < C::D / 64; s++) decode_values_part<C, 8>(v + STEP * s, row, 64 * s + 8 * g);
   constexpr int D32 = C::D / 64 * 64;
-  if (C::D % 64 >= 32) decode_values_part<C, 4>(v + D32 / 4, row, D32 + 4 * g);
-  if (C::D % 32) decode_values_part<C, 2>(v + C::D / 4 - 4, row, C::D - 16 + 2 * g);
+  if (C::D % 64 >= 32) decode_values_part<C, 4>(v + C::D / 64 * STEP, row, D32 + 4 * g);
+  if constexpr (C::D % 32 != 0) decode_values_part<C, 2>(v + C::D / 4 - 4, row, C::D - 16 + 2 * g);
+  if constexpr (C::Q8) {
+#pragma unroll
+    for (int i = 0; i < 4; i++) kv_scales<C>(v + Kv<C>::BLOCK + i * Kv<C>::WORDS, head, 2 * t + (i & 1) + 4 * (i & 2));
+  }
+}
+// Scores of 32 dims: s += scales of the rows * (K . q).
+FI_DEVICE void decode_scores_q8(float (&s)[4], const u32* k, const u32 (&q)[4], float scale, float scale8) {
+  float c0[4] = {}, c1[4] = {};
+  u32 a[8];
+  expand(k[0], a[0], a[1]);
+  expand(k[1], a[2], a[3]);
+  expand(k[2], a[4], a[5]);
+  expand(k[3], a[6], a[7]);
+  mma(c0, a[0], a[4], a[1], a[5], q[0], q[1]);
+  mma(c1, a[2], a[6], a[3], a[7], q[2], q[3]);
+#pragma unroll
+  for (int i = 0; i < 4; i++) s[i] += (c0[i] + c1[i]) * (i < 2 ? scale : scale8);
+}
+// W words (four dims each) of the four positions, whose scales are in pairs.
+template <int W> FI_DEVICE void decode_sum_q8(float (*o)[4], const u32* v, u32 scales, u32 scales8, u32 p0, u32 p1) {
+#pragma unroll
+  for (int j = 0; j < W; j++)
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      u32 a[4];  // a dim of two positions, and the next dim
+      expand(__byte_perm(v[j], v[W + j], h ? 0x7362 : 0x5140), a[0], a[1]);
+      expand(__byte_perm(v[2 * W + j], v[3 * W + j], h ? 0x7362 : 0x5140), a[2], a[3]);
+      mma(o[2 * j + h], scaled(a[0], scales), scaled(a[1], scales), scaled(a[2], scales8), scaled(a[3], scales8), p0, p1);
+    }
 }
 template <int N> FI_DEVICE void decode_sum_part(float (*o)[4], const u32* v, u32 p0, u32 p1) {
 #pragma unroll
@@ -289,7 +376,7 @@ template <class C, class Epilogue> FI_DEVICE void decode(const Args& a, const Ep
     dependency_wait();
   }
 
-  u32 k[D / 4], v[D / 4];
+  u32 k[S::KEYS], v[S::VALUES];
   if (b < end) {
     decode_keys<C>(k, keys + at, g, t);
     decode_values<C>(v, values + at, g, t);
@@ -321,9 +408,14 @@ template <class C, class Epilogue> FI_DEVICE void decode(const Args& a, const Ep
     float s0[4] = {}, s1[4] = {};  // two chains: half the latency
 #pragma unroll
     for (int s = 0; s < D / 32; s++) {
-      const u32* a8 = k + 8 * s;
       u32 q[4];
       load_shared(q, q_at + s * 512);
+      if constexpr (C::Q8) {
+        const u32* scales = k + Kv<C>::BLOCK + s / 2;
+        decode_scores_q8(s0, k + 4 * s, q, number(scales[0], s % 2), number(scales[Kv<C>::WORDS], s % 2));
+        continue;
+      }
+      const u32* a8 = k + 8 * s;
       mma(s0, a8[0], a8[4], a8[1], a8[5], q[0], q[1]);
       mma(s1, a8[2], a8[6], a8[3], a8[7], q[2], q[3]);
     }
@@ -345,10 +437,14 @@ template <class C, class Epilogue> FI_DEVICE void decode(const Args& a, const Ep
       if (base + g > range) s0[0] = s0[1] = masked();
       if (base + g + 8 > range) s0[2] = s0[3] = masked();
       const bool z0 = base + 2 * t > range, z1 = base + 2 * t + 1 > range, z2 = base + 2 * t + 8 > range, z3 = base + 2 * t + 9 > range;
+      if constexpr (C::Q8) {
+        decode_zero_part<2 * Kv<C>::WORDS>(v + Kv<C>::BLOCK, z0, z1, z2, z3);  // quants are numbers, whatever they are
+      } else {
 #pragma unroll
-      for (int s = 0; s < D / 64; s++) decode_zero_part<8>(v + 16 * s, z0, z1, z2, z3);
-      if (D % 64 >= 32) decode_zero_part<4>(v + D / 64 * 16, z0, z1, z2, z3);
-      if (D % 32) decode_zero_part<2>(v + D / 4 - 4, z0, z1, z2, z3);
+        for (int s = 0; s < D / 64; s++) decode_zero_part<8>(v + 16 * s, z0, z1, z2, z3);
+        if constexpr (D % 64 >= 32) decode_zero_part<4>(v + D / 64 * 16, z0, z1, z2, z3);
+        if constexpr (D % 32 != 0) decode_zero_part<2>(v + D / 4 - 4, z0, z1, z2, z3);
+      }
     }
     float x0 = fmaxf(s0[0], s0[2]), x1 = fmaxf(s0[1], s0[3]);
 #pragma unroll
@@ -368,10 +464,24 @@ template <class C, class Epilogue> FI_DEVICE void decode(const Args& a, const Ep
     for (int i = 0; i < 4; i++) s0[i] = exp2_fast(s0[i] - (i & 1 ? m1 : m0));
     l0 += s0[0] + s0[2], l1 += s0[1] + s0[3];
     const u32 p0 = transpose(pack(s0[0], s0[1])), p1 = transpose(pack(s0[2], s0[3]));
+    if constexpr (C::Q8) {
+      constexpr int W = Kv<C>::WORDS;
+      const u32* scales = v + Kv<C>::BLOCK;
+      // A lane's 8 dims of 64 have one scale, of the first 32 or the others.
+      const u32 which = g < 4 ? 0x5410 : 0x7632;
 #pragma unroll
-    for (int s = 0; s < D / 64; s++) decode_sum_part<8>(o + 4 * s, v + 16 * s, p0, p1);
-    if (D % 64 >= 32) decode_sum_part<4>(o + D / 64 * 4, v + D / 64 * 16, p0, p1);
-    if (D % 32) decode_sum_part<2>(o + D / 16 - 1, v + D / 4 - 4, p0, p1);
+      for (int s = 0; s < D / 64; s++)
+        decode_sum_q8<2>(o + 4 * s, v + 8 * s, __byte_perm(scales[s], scales[W + s], which),
+                         __byte_perm(scales[2 * W + s], scales[3 * W + s], which), p0, p1);
+      if (D % 64)
+        decode_sum_q8<1>(o + D / 64 * 4, v + D / 64 * 8, low_halves(scales[W - 1], scales[2 * W - 1]),
+                         low_halves(scales[3 * W - 1], scales[4 * W - 1]), p0, p1);
+    } else {
+#pragma unroll
+      for (int s = 0; s < D / 64; s++) decode_sum_part<8>(o + 4 * s, v + 16 * s, p0, p1);
+      if constexpr (D % 64 >= 32) decode_sum_part<4>(o + D / 64 * 4, v + D / 64 * 16, p0, p1);
+      if constexpr (D % 32 != 0) decode_sum_part<2>(o + D / 16 - 1, v + D / 4 - 4, p0, p1);
+    }
     if (more) decode_values<C>(v, values + at, g, t);
   }
 
@@ -471,14 +581,16 @@ template <class C, class Epilogue> FI_DEVICE void decode(const Args& a, const Ep
 template <class C> struct Prefill {
   static constexpr int MT = C::D <= 128 ? 2 : 1, WARPS = 4, THREADS = 32 * WARPS, MIN_CTAS = 2;
   static constexpr bool Q_REGISTERS = C::D <= 64;
-  static constexpr int BM = 16 * MT * WARPS, BN = C::D <= 128 && C::D != 112 ? 64 : 32;  // by what registers hold
+  static constexpr int BM = 16 * MT * WARPS, BN = C::D <= (C::Q8 ? 96 : 128) && C::D != 112 ? 64 : 32;  // by what registers hold
   // Rows of K and V in 16-byte pieces: eight consecutive rows must hit different banks at the same piece, by an odd row length or by
   // exchanging pieces.
   static constexpr int PIECES = C::D / 8;
   static constexpr bool EXCHANGE = PIECES % 8 == 0;
   static constexpr int STRIDE = 16 * (EXCHANGE ? PIECES : PIECES | 1), TILE = BN * STRIDE;
   static constexpr int Q = BM * C::D * 2, OUT = C::D + 8;
-  static constexpr int NOTES = Q + 4 * TILE > BM * OUT * 4 ? Q + 4 * TILE : BM * OUT * 4;  // what the loop has no registers for
+  // Two tiles of K and V each, one filled while the other is used. Q8: a tile of each, and what the next will be made of.
+  static constexpr int RAW = BN / 16 * Kv<C>::HEAD, KV = C::Q8 ? 2 * TILE + 2 * RAW : 4 * TILE;
+  static constexpr int NOTES = Q + KV > BM * OUT * 4 ? Q + KV : BM * OUT * 4;  // what the loop has no registers for
   static constexpr int SHARED = NOTES + 16;
   static_assert(C::D % 16 == 0 && C::D <= 256 && C::HEADS % C::KV_HEADS == 0, "a shape this kernel does not cover");
 };
@@ -492,6 +604,41 @@ template <class C> FI_DEVICE void stage_block(u32 to, const char* head, u32 posi
     const int piece = i * S::THREADS + threadIdx.x, row = piece / S::PIECES, column = piece % S::PIECES;
     const u32 place = to + row * S::STRIDE + ((S::EXCHANGE ? column ^ (row & 7) : column) << 4);
     if (16 * S::PIECES % S::THREADS == 0 || piece < 16 * S::PIECES) copy_async(place, head + piece * 16, position + row - start <= range);
+  }
+}
+
+// Q8: starts the copy of a block as it is; one that is not there becomes zero.
+template <class C> FI_DEVICE void stage_raw(u32 to, const char* head, bool real) {
+  constexpr int PIECES = Kv<C>::HEAD / 16;
+#pragma unroll
+  for (int i = 0; i < (PIECES + Prefill<C>::THREADS - 1) / Prefill<C>::THREADS; i++) {
+    const int piece = i * Prefill<C>::THREADS + threadIdx.x;
+    if (piece < PIECES) copy_async(to + piece * 16, head + piece * 16, real);
+  }
+}
+// A tile from blocks that have come, the first position of which is `position`. Rows outside [start, start + range] become zero.
+template <class C> FI_DEVICE void unpack(u32 to, u32 raw, u32 position, u32 start, u32 range) {
+  typedef Prefill<C> S;
+  constexpr int PARTS = C::D / 16;  // 16 dims each
+#pragma unroll 2
+  for (int i = threadIdx.x; i < S::BN * PARTS; i += S::THREADS) {
+    const int row = i / PARTS, part = i % PARTS;
+    const u32 block = raw + row / 16 * Kv<C>::HEAD;
+    u32 x[4], y[8];
+    load_shared(x, block + row % 16 * C::D + part * 16);
+    u16 half;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(half) : "r"(block + 16 * C::D + (row % 16 * Kv<C>::SCALES + part / 2) * 2) : "memory");
+    const u32 scale = position + row - start <= range ? half * 0x10001u : 0;
+#pragma unroll
+    for (int j = 0; j < 4; j++) expand(x[j], y[2 * j], y[2 * j + 1]);
+#pragma unroll
+    for (int j = 0; j < 8; j++) y[j] = scaled(y[j], scale);
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+      const int column = 2 * part + j;
+      const u32 place = to + row * S::STRIDE + ((S::EXCHANGE ? column ^ (row & 7) : column) << 4);
+      store_shared(place, y[4 * j], y[4 * j + 1], y[4 * j + 2], y[4 * j + 3]);
+    }
   }
 }
 
@@ -531,6 +678,16 @@ template <class C, class Epilogue> FI_DEVICE void prefill(const Args& a, const E
     u32 ids[NB];
 #pragma unroll
     for (int j = 0; j < NB; j++) ids[j] = i * NB + j < blocks ? table[first + i * NB + j] : 0;
+    if constexpr (C::Q8) {
+      const u32 raw = kv + 2 * S::TILE;
+#pragma unroll
+      for (int j = 0; j < NB; j++) {
+        stage_raw<C>(raw + j * Kv<C>::HEAD, keys + ids[j] * a.block_stride, i * NB + j < blocks);
+        stage_raw<C>(raw + S::RAW + j * Kv<C>::HEAD, values + ids[j] * a.block_stride, i * NB + j < blocks);
+      }
+      copies_commit();
+      return;
+    }
 #pragma unroll
     for (int j = 0; j < NB; j++)
       stage_block<C>(to + j * 16 * S::STRIDE, keys + ids[j] * a.block_stride, (first + i * NB + j) * 16, start, range);
@@ -577,10 +734,16 @@ template <class C, class Epilogue> FI_DEVICE void prefill(const Args& a, const E
   for (u32 i = 0; i < steps; i++) {
     copies_wait();
     __syncthreads();  // step i has arrived for all, and all are done with step i - 1, whose place step i + 1 takes
+    if constexpr (C::Q8) {
+      const u32 raw = kv + 2 * S::TILE, position = first * 16 + i * BN;
+      unpack<C>(kv, raw, position, start, range);
+      unpack<C>(kv + S::TILE, raw + S::RAW, position, start, range);
+      __syncthreads();
+    }
     if (i + 1 < steps) stage(i + 1);
     const u32 base = first * 16 + i * BN;
     if (base > high || (C::WINDOW && base + BN + C::WINDOW <= low + 1)) continue;  // nothing that this warp sees
-    const u32 ring = (i & 1) * 2 * S::TILE;
+    const u32 ring = C::Q8 ? 0 : (i & 1) * 2 * S::TILE;
 
     float s[MT][BN / 8][4] = {};
 #pragma unroll
