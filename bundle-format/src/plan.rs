@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::gpu::Kernel;
+use crate::gpu::{Kernel, Sampling};
 use crate::region::Region;
 
 /// Elements of a quantised activation block ([`DType::Q8`], [`DType::Q16`]).
@@ -32,6 +32,17 @@ pub struct Plan {
     pub weights: Vec<Weight>,
     /// In an order that respects [`Launch::deps`].
     pub launches: Vec<Launch>,
+    /// What a GPU launches behind them where rows want tokens; none: the host draws.
+    pub sampling: Option<Sampling>,
+}
+
+impl Plan {
+    /// All that a GPU launches.
+    pub fn kernels(&self) -> impl Iterator<Item = &Kernel> {
+        let variants = self.launches.iter().flat_map(|l| &l.variants);
+        let drawing = self.sampling.iter().flat_map(|s| s.kernels());
+        variants.flat_map(|v| &v.kernels).chain(drawing)
+    }
 }
 
 /// The largest step that the plan's buffers hold.

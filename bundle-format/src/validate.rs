@@ -204,6 +204,7 @@ pub fn plan(plan: &Plan, code_len: u64) -> Result<(), Invalid> {
             })
             .map_err(|e| e.within(format_args!("launch {i} ({})", shown(&l.name))))?;
     }
+    gpu::sampling(plan)?;
     arena.finish()
 }
 

@@ -2,7 +2,7 @@
 
 mod common;
 
-use bundle_format::gpu::{Arg, Extent, Kernel};
+use bundle_format::gpu::{Arg, Extent, Kernel, Sampling};
 use bundle_format::plan::*;
 use bundle_format::region::KvPart;
 use bundle_format::target::Target;
@@ -184,6 +184,40 @@ fn arguments_are_the_launch_s_own() {
     bad(OUTPUT, "KV pool", kv(0, 0));
 }
 
+/// What draws tokens is checked as the rest, and reads logits alone.
+#[test]
+fn what_draws_reads_logits() {
+    let mut plan = gpu_plan();
+    let kernel = |symbol: &str, args: &[Arg]| Kernel {
+        symbol: symbol.into(),
+        args: args.to_vec(),
+        ..plan.launches[0].variants[0].kernels[0].clone()
+    };
+    let sampling = Sampling {
+        likeliest: kernel(
+            "likeliest",
+            &[Arg::Counts, Arg::Buffer(buf::LOGITS), Arg::Drawn],
+        ),
+        weigh: kernel("weigh", &[Arg::Draws, Arg::Workspace]),
+        select: kernel("select", &[Arg::Tickets]),
+        draw: kernel("draw", &[Arg::Drawn]),
+    };
+    plan.sampling = Some(sampling.clone());
+    open_for(Target::Sm90a, &plan).unwrap();
+    let refused = |texts: &[&str], change: &dyn Fn(&mut Sampling)| {
+        let mut sampling = sampling.clone();
+        change(&mut sampling);
+        let mut plan = plan.clone();
+        plan.sampling = Some(sampling);
+        says(open_for(Target::Sm90a, &plan), texts);
+    };
+    refused(&["sampling (select)", "weight"], &|s| {
+        s.select.args[0] = Arg::Weight(0)
+    });
+    refused(&["sampling (draw)", "threads"], &|s| s.draw.threads = 0);
+    refused(&["sampling", "shared"], &|s| s.draw.shared = 227 << 10);
+}
+
 /// A number behind the last argument is one that a later version may know.
 #[test]
 fn unknown_arguments_are_unsupported() {
@@ -195,7 +229,8 @@ fn unknown_arguments_are_unsupported() {
         panic!("the sample's last launch is a product")
     };
     let reason = "the only one";
-    let tail = reason.len() + 1;
+    // And nothing is drawn.
+    let tail = reason.len() + 2;
     let at = encoded.len() - tail - 2;
     assert_eq!(encoded[at..at + 2], [2, *index as u8]);
     let mut unknown = encoded.clone();

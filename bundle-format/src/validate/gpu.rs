@@ -2,7 +2,7 @@
 
 use super::{Invalid, ensure};
 use crate::gpu::{Arg, Extent, Kernel};
-use crate::plan::{Op, Plan, Role, Variant};
+use crate::plan::{Buffer, Op, Output, Plan, Role, Variant};
 use crate::region::{Operand, Region};
 use crate::target::Target;
 
@@ -36,13 +36,8 @@ pub fn fits(target: Target, plan: &Plan) -> Result<(), Invalid> {
                     variant.kernels.len()
                 );
                 for (k, kernel) in variant.kernels.iter().enumerate() {
-                    let shared = kernel.fixed_shared.saturating_add(kernel.shared);
-                    ensure!(
-                        most.is_some_and(|most| shared <= most),
-                        format!("kernel {k}: shared"),
-                        format!("at most {} bytes, for {target}", most.unwrap_or(0)),
-                        shared
-                    );
+                    shared_fits(target, kernel)
+                        .map_err(|e| e.within(format_args!("kernel {k}")))?;
                 }
                 Ok(())
             };
@@ -52,6 +47,22 @@ pub fn fits(target: Target, plan: &Plan) -> Result<(), Invalid> {
             })?;
         }
     }
+    let drawing = plan.sampling.iter().flat_map(|s| s.kernels());
+    for kernel in drawing {
+        shared_fits(target, kernel).map_err(|e| e.within("sampling"))?;
+    }
+    Ok(())
+}
+
+fn shared_fits(target: Target, kernel: &Kernel) -> Result<(), Invalid> {
+    let most = target.block_shared();
+    let shared = kernel.fixed_shared.saturating_add(kernel.shared);
+    ensure!(
+        most.is_some_and(|most| shared <= most),
+        "shared",
+        format!("at most {} bytes, for {target}", most.unwrap_or(0)),
+        shared
+    );
     Ok(())
 }
 
@@ -72,6 +83,24 @@ pub fn kernels(plan: &Plan, op: &Op, variant: &Variant) -> Result<(), Invalid> {
     let own = Own::of(op);
     for (i, k) in variant.kernels.iter().enumerate() {
         kernel(plan, &own, k).map_err(|e| e.within(format_args!("kernel {i}")))?;
+    }
+    Ok(())
+}
+
+/// Checks the kernels that draw: they read logits.
+pub fn sampling(plan: &Plan) -> Result<(), Invalid> {
+    let Some(sampling) = &plan.sampling else {
+        return Ok(());
+    };
+    let logits = |b: &Buffer| b.place.role == Role::Output(Output::Logits);
+    let buffers = plan.buffers.iter().position(logits);
+    let own = Own {
+        buffers: buffers.iter().map(|&i| i as u32).collect(),
+        ..Own::default()
+    };
+    for k in sampling.kernels() {
+        kernel(plan, &own, k)
+            .map_err(|e| e.within(format_args!("sampling ({})", super::shown(&k.symbol))))?;
     }
     Ok(())
 }
@@ -189,7 +218,13 @@ fn argument(plan: &Plan, own: &Own, arg: Arg) -> Result<(), Invalid> {
                 format!("layer {layer} of group {group}")
             );
         }
-        Arg::Counts | Arg::TableStride | Arg::Tiles | Arg::Workspace | Arg::Tickets => {}
+        Arg::Counts
+        | Arg::TableStride
+        | Arg::Tiles
+        | Arg::Workspace
+        | Arg::Tickets
+        | Arg::Draws
+        | Arg::Drawn => {}
     }
     Ok(())
 }

@@ -89,6 +89,7 @@ pub fn plan(vocab: u32) -> Plan {
         arena_bytes: 0,
         weights: Vec::new(),
         launches: Vec::new(),
+        sampling: None,
     };
     add_buffers(&mut plan, vocab);
     add_weights(&mut plan, vocab);

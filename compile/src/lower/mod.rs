@@ -47,6 +47,7 @@ pub fn lower(graph: &Graph, target: Target, limits: Limits) -> Result<Plan, Erro
         arena_bytes: 0,
         weights: weights.list,
         launches,
+        sampling: None,
     };
     if target.is_gpu() {
         gpu::arrange(&mut plan);

@@ -8,6 +8,7 @@ const MATMUL: &str = include_str!("matmul.cuh");
 const MATMUL_MANY: &str = include_str!("matmul_many.cuh");
 const MATMUL_MANY_MMA: &str = include_str!("matmul_many_mma.cuh");
 const ATTENTION: &str = include_str!("attention.cuh");
+const SAMPLE: &str = include_str!("sample.cuh");
 
 /// All templates for NVIDIA chips; where `hopper` is set, products of many rows are for Hopper's matrix unit.
 pub fn cuda(hopper: bool) -> String {
@@ -15,7 +16,7 @@ pub fn cuda(hopper: bool) -> String {
         true => MATMUL_MANY,
         false => MATMUL_MANY_MMA,
     };
-    [BASE, FRAGMENT, REGION, MATMUL, many, ATTENTION]
+    [BASE, FRAGMENT, REGION, MATMUL, many, ATTENTION, SAMPLE]
         .join("\n")
         .replace("#pragma once\n", "")
 }

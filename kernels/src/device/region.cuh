@@ -153,14 +153,19 @@ DEVICE void run_units(const Counts* counts, const R& region) {
     }
 }
 
+// The id of a token, which may be one that is being drawn: then it is an entry of `drawn`.
+DEVICE u32 token_id(u32 token, const U2* drawn) {
+    return token >> 31 ? drawn[token & ~(1u << 31)].x : token;
+}
+
 // out[t] = table[tokens[t]] * scale, of a table in fragments: a CTA a token.
 template <class F, int K>
-DEVICE void embed(const Counts* counts, const u32* tokens, const u8* table, float* out, float scale) {
+DEVICE void embed(const Counts* counts, const u32* tokens, const U2* drawn, const u8* table, float* out, float scale) {
     let_next_start();
     wait_for_previous();
     const int row = blockIdx.x;
     if (row >= (int)counts->tokens) return;
-    const u32 token = tokens[row], g = token % 8, high = token / 8 % 2;
+    const u32 token = token_id(tokens[row], drawn), g = token % 8, high = token / 8 % 2;
     const u8* tile = table + (u64)(token / 16) * (K / 64) * F::BYTES;
     for (int i = threadIdx.x; i < K / 64 * 16; i += blockDim.x) {
         // Four columns: a lane's of a step.

@@ -23,6 +23,8 @@ pub struct Session {
     kind: DeviceKind,
     /// None: the device's default.
     threads: Option<usize>,
+    /// Likewise.
+    kv_memory: Option<u64>,
 }
 
 impl Session {
@@ -41,6 +43,7 @@ impl Session {
                 kind => kind,
             },
             threads: args.threads,
+            kv_memory: args.kv_memory,
         })
     }
 
@@ -89,6 +92,7 @@ impl Session {
     pub fn cpu_device(&self, profile: bool) -> Result<CpuDevice, Error> {
         let options = CpuOptions {
             threads: self.threads,
+            kv_bytes: self.kv_memory,
             profile,
             ..CpuOptions::default()
         };
@@ -96,10 +100,18 @@ impl Session {
     }
 
     pub fn cuda_device(&self) -> Result<CudaDevice, Error> {
-        CudaDevice::open(self.loaded.clone(), &CudaOptions::default())
+        let options = CudaOptions {
+            kv_bytes: self.kv_memory,
+        };
+        CudaDevice::open(self.loaded.clone(), &options)
     }
 
     pub fn reference_device(&self) -> Result<ReferenceDevice, Error> {
+        if self.kv_memory.is_some() {
+            return Err(Error::User(
+                "the reference device keeps its KV cache in f32, in memory of its own; leave --kv-memory out".into(),
+            ));
+        }
         let options = ReferenceOptions {
             threads: Some(self.reference_threads()),
             ..ReferenceOptions::default()
@@ -124,8 +136,19 @@ impl Session {
         self.manifest().model.vocab
     }
 
-    /// For an engine on [`Session::device`]: both devices work while they are submitted to.
+    /// For an engine on [`Session::device`].
     pub fn engine_config(&self) -> Config {
-        Config::new(self.limits(), self.vocab())
+        Config {
+            in_flight: self.in_flight(),
+            ..Config::new(self.limits(), self.vocab())
+        }
+    }
+
+    /// Steps that are submitted at a time: a GPU works beside the host, other devices while they are submitted to.
+    pub fn in_flight(&self) -> usize {
+        match self.kind {
+            DeviceKind::Cuda => 2,
+            DeviceKind::Auto | DeviceKind::Cpu | DeviceKind::Reference => 1,
+        }
     }
 }

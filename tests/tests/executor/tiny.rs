@@ -129,6 +129,7 @@ impl<'a> Builder<'a> {
                 arena_bytes: 0,
                 weights: vec![],
                 launches: vec![],
+                sampling: None,
             },
             weights: vec![],
             code: CodeSection::new(),

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use bundle_format::gpu::{Arg, Extent, Kernel};
-use bundle_format::plan::{Dim, Encoding, KvGroup, Op, Part, Plan, Segment, Variant};
+use bundle_format::gpu::{Arg, Extent, Kernel, Sampling};
+use bundle_format::plan::{Dim, Encoding, KvGroup, Op, Output, Part, Plan, Role, Segment, Variant};
 use bundle_format::region::{Inst, KvPart, Region};
 use kernels::pack::fragment::{self, Codes, FRAGMENT, Scales, TILE};
 
@@ -28,6 +28,8 @@ const MAX_HEAD_DIM: u32 = 256;
 /// Variants of every launch, and the source of their kernels.
 pub struct Kernels {
     pub variants: Vec<Vec<Variant>>,
+    /// What draws tokens.
+    pub sampling: Option<Sampling>,
     pub source: String,
     /// Names of the functions, sorted.
     pub symbols: Vec<String>,
@@ -51,10 +53,12 @@ pub fn choose(plan: &Plan, chip: &Chip) -> Result<Kernels, Error> {
                 .map_err(|e| e.context(format_args!("launch '{}'", launch.name)))
         })
         .collect::<Result<Vec<_>, Error>>()?;
+    let sampling = writer.sampling()?;
     let mut symbols: Vec<String> = writer.functions.into_values().collect();
     symbols.sort();
     Ok(Kernels {
         variants,
+        sampling,
         source: writer.source,
         symbols,
     })
@@ -92,11 +96,12 @@ impl Writer<'_> {
                 let weight = &self.plan.weights[*table as usize];
                 let (format, cols) = (format(weight.encoding)?, weight.cols);
                 let body = format!(
-                    "embed<{format}, {cols}>(counts, p0, p1, p2, __uint_as_float(0x{:08x}u));",
+                    "embed<{format}, {cols}>(counts, p0, p1, p2, p3, __uint_as_float(0x{:08x}u));",
                     scale.to_bits()
                 );
                 let parameters = vec![
                     ("const u32*", Arg::Buffer(*tokens)),
+                    ("const U2*", Arg::Drawn),
                     ("const u8*", Arg::Weight(*table)),
                     ("float*", Arg::Buffer(*out)),
                 ];
@@ -550,6 +555,51 @@ impl Writer<'_> {
         Ok(variants)
     }
 
+    /// What draws tokens from the plan's logits; none for a vocabulary whose weights would not add up in 64 bits, whose
+    /// tokens the host draws.
+    fn sampling(&mut self) -> Result<Option<Sampling>, Error> {
+        let role = Role::Output(Output::Logits);
+        let Some(logits) = self.plan.buffers.iter().position(|b| b.place.role == role) else {
+            return Err(Error::Bug("the plan has no logits".into()));
+        };
+        let buffer = &self.plan.buffers[logits];
+        let (vocab, stride) = (buffer.cols, buffer.row_bytes() / 4);
+        if vocab > sample::MAX_VOCAB {
+            return Ok(None);
+        }
+        let (slices, bytes) = (sample::slices(vocab), sample::work_bytes(vocab));
+        let rows = self.plan.limits.max_rows;
+        let mut kernel = |name: &str, returns: bool| {
+            let mut parameters: Parameters = vec![
+                ("const float*", Arg::Buffer(logits as u32)),
+                ("const sample::Draw*", Arg::Draws),
+            ];
+            if returns {
+                parameters.push(("sample::Drawn*", Arg::Drawn));
+            }
+            parameters.extend([("u8*", Arg::Workspace), ("u32*", Arg::Tickets)]);
+            let given: Vec<String> = (0..parameters.len()).map(|i| format!("p{i}")).collect();
+            let body = format!(
+                "static_assert(sizeof(sample::Work<{vocab}>) == {bytes} && sizeof(sample::Counters) == {} * 4, \"as the plan \
+                 says\");\n    sample::{name}<{vocab}, {stride}>(counts, {});",
+                sample::COUNTERS,
+                given.join(", ")
+            );
+            let symbol = format!("sample_{name}");
+            let mut kernel = self.kernel(&symbol, parameters, &body, "", sample::THREADS, 1);
+            kernel.grid = [Extent::Fixed(slices), Extent::Rows(1), Extent::Fixed(1)];
+            kernel.workspace = u64::from(rows) * bytes;
+            kernel.tickets = rows * sample::COUNTERS;
+            kernel
+        };
+        Ok(Some(Sampling {
+            likeliest: kernel("likeliest", true),
+            weigh: kernel("weigh", false),
+            select: kernel("select", false),
+            draw: kernel("draw", true),
+        }))
+    }
+
     /// Parts of a long context, so that a step of `rows` rows fills the chip once: more parts than run at a time cost a
     /// second round.
     fn splits(&self, shape: &Attention, rows: u32) -> u32 {
@@ -631,6 +681,27 @@ impl Writer<'_> {
                 .chain(parameters.into_iter().map(|(_, arg)| arg))
                 .collect(),
         }
+    }
+}
+
+/// The constants of sample.cuh; the source checks them.
+mod sample {
+    pub const THREADS: u32 = 256;
+    /// Counters of a row.
+    pub const COUNTERS: u32 = 2 + 1024;
+    /// Sums of so many weights fit 64 bits.
+    pub const MAX_VOCAB: u32 = 1 << 19;
+    const SLICE: u32 = THREADS * 16;
+    const LIST: u64 = 8192;
+
+    /// Blocks of a row.
+    pub fn slices(vocab: u32) -> u32 {
+        vocab.div_ceil(SLICE)
+    }
+
+    /// Bytes that the kernels hand on, a row.
+    pub fn work_bytes(vocab: u32) -> u64 {
+        8 * (4 + u64::from(slices(vocab)) + LIST)
     }
 }
 

@@ -24,6 +24,7 @@ pub fn generate(plan: &mut Plan, chip: &Chip) -> Result<Code, Error> {
     for (launch, variants) in plan.launches.iter_mut().zip(chosen.variants) {
         launch.variants = variants;
     }
+    plan.sampling = chosen.sampling;
     let source = format!(
         "{}\n{}",
         ::kernels::device::cuda(chip.hopper),
@@ -34,7 +35,8 @@ pub fn generate(plan: &mut Plan, chip: &Chip) -> Result<Code, Error> {
         .launches
         .iter_mut()
         .flat_map(|l| &mut l.variants)
-        .flat_map(|v| &mut v.kernels);
+        .flat_map(|v| &mut v.kernels)
+        .chain(plan.sampling.iter_mut().flat_map(|s| s.kernels_mut()));
     gate::check(&compiled, chip, kernels, |symbol| shape(&source, symbol))?;
     Ok(Code {
         functions: chosen.symbols.len(),

@@ -228,6 +228,14 @@ impl Pinned {
         words
     }
 
+    /// `count` u32 from byte `at` on.
+    pub fn words(&self, at: usize, count: usize) -> &[u32] {
+        let bytes = &self.bytes()[at..at + 4 * count];
+        // SAFETY: as in `words_mut`.
+        let (_, words, _) = unsafe { bytes.align_to::<u32>() };
+        words
+    }
+
     /// `count` f32 from byte `at` on.
     pub fn floats(&self, at: usize, count: usize) -> &[f32] {
         let bytes = &self.bytes()[at..at + 4 * count];

@@ -1,7 +1,7 @@
 //! Where everything lies in the GPU's memory: weights, the arena, KV pools, the inputs of a step, what launches need for
 //! themselves.
 
-use bundle_format::gpu::{Arg, Extent, Kernel};
+use bundle_format::gpu::{Arg, DRAW_BYTES, DRAWN_BYTES, Extent, Kernel};
 use bundle_format::plan::{Input, KV_BLOCK, Plan, Role, WeightLayout};
 use bundle_format::region::KvPart;
 
@@ -22,6 +22,8 @@ pub struct Inputs {
     pub positions: usize,
     pub sequences: usize,
     pub rows: usize,
+    /// How to draw from each row.
+    pub draws: usize,
     /// By KV group.
     pub slots: Vec<usize>,
     pub tiles: usize,
@@ -41,6 +43,8 @@ pub struct Layout {
     pub arena: u64,
     pub inputs_at: u64,
     pub inputs: Inputs,
+    /// Drawn tokens, for the steps of two turns.
+    pub drawn: u64,
     pub workspace: u64,
     pub tickets: u64,
     pub tickets_bytes: u64,
@@ -54,7 +58,7 @@ impl Layout {
     /// Divides `available` bytes: as many KV blocks as fit, or as `kv_bytes` asks for.
     ///
     /// # Errors
-    /// [`Error::User`] where a single sequence of the context doesn't fit, with the numbers.
+    /// [`Error::User`] where they don't fit, with the numbers.
     pub fn new(
         plan: &Plan,
         weights_bytes: u64,
@@ -71,44 +75,26 @@ impl Layout {
         let weights = place(weights_bytes + read_ahead(plan));
         let arena = place(plan.arena_bytes);
         let inputs_at = place(inputs.bytes as u64);
-        let kernels = || {
-            plan.launches
-                .iter()
-                .flat_map(|l| &l.variants)
-                .flat_map(|v| &v.kernels)
-        };
-        let workspace = place(kernels().map(|k| k.workspace).max().unwrap_or(0));
-        let tickets_bytes = kernels().map(|k| u64::from(k.tickets)).max().unwrap_or(0) * 4;
+        let drawn = place(2 * u64::from(plan.limits.max_rows) * DRAWN_BYTES as u64);
+        let workspace = place(plan.kernels().map(|k| k.workspace).max().unwrap_or(0));
+        let counters = plan.kernels().map(|k| u64::from(k.tickets)).max();
+        let tickets_bytes = counters.unwrap_or(0) * 4;
         let tickets = place(tickets_bytes);
         let pools = place(0);
         let block_bytes: u64 = plan.kv.iter().map(|kv| kv.block_bytes()).sum();
-        let limits = &plan.limits;
-        let per_sequence = u64::from(limits.context).div_ceil(KV_BLOCK as u64);
-        // Never more than all sequences can fill.
-        let most = per_sequence * u64::from(limits.max_seqs);
-        let left = available.saturating_sub(pools);
-        let room = kv_bytes.unwrap_or(left).min(left);
-        let blocks = match block_bytes {
-            0 => most,
-            bytes => (room / bytes).min(most),
-        };
-        if blocks == 0 || available < pools {
-            return Err(Error::User(format!(
-                "the GPU has {available} bytes for this bundle, which needs {pools} and {block_bytes} for each block of \
-                 {KV_BLOCK} positions; free some of its memory, raise --kv-memory, or compile with a smaller --max-batch"
-            )));
-        }
+        let blocks = blocks(plan, available, pools, kv_bytes)?;
         Ok(Layout {
             weights,
             arena,
             inputs_at,
             inputs,
+            drawn,
             workspace,
             tickets,
             tickets_bytes,
             pools,
-            blocks: u32::try_from(blocks).unwrap_or(u32::MAX / KV_BLOCK as u32),
-            bytes: pools + blocks * block_bytes,
+            blocks,
+            bytes: pools + u64::from(blocks) * block_bytes,
         })
     }
 
@@ -146,8 +132,49 @@ impl Layout {
             Arg::Tiles => input(self.inputs.tiles),
             Arg::Workspace => Argument::At(self.workspace),
             Arg::Tickets => Argument::At(self.tickets),
+            Arg::Draws => input(self.inputs.draws),
+            Arg::Drawn => Argument::At(self.drawn),
         }
     }
+}
+
+/// Blocks of KV pools that lie behind `fixed` other bytes.
+fn blocks(plan: &Plan, available: u64, fixed: u64, kv_bytes: Option<u64>) -> Result<u32, Error> {
+    let limits = &plan.limits;
+    let per_sequence = u64::from(limits.context).div_ceil(KV_BLOCK as u64);
+    // Never more than all sequences can fill, nor than slots can number.
+    let most =
+        (per_sequence * u64::from(limits.max_seqs)).min(u64::from(u32::MAX) / KV_BLOCK as u64);
+    let block: u64 = plan.kv.iter().map(|kv| kv.block_bytes()).sum();
+    let short = |text: String| Err(Error::User(text));
+    let Some(left) = available.checked_sub(fixed) else {
+        return short(format!(
+            "the GPU has {available} bytes free for this bundle, whose weights and buffers take {fixed}; free some of its \
+             memory, or take a smaller model or a GPU with more"
+        ));
+    };
+    let room = match kv_bytes {
+        Some(bytes) if bytes < block => {
+            return short(format!(
+                "{bytes} bytes of KV memory hold no block of {KV_BLOCK} positions; give at least {block} bytes"
+            ));
+        }
+        Some(bytes) if bytes.min(most * block) > left => {
+            return short(format!(
+                "{bytes} bytes of KV memory are asked for, but the GPU has {left} left beside this bundle's weights and buffers \
+                 of {fixed} bytes; ask for less, or free some of its memory"
+            ));
+        }
+        Some(bytes) => bytes,
+        None if left < block => {
+            return short(format!(
+                "the GPU has {available} bytes free for this bundle, whose weights and buffers take {fixed} and each {KV_BLOCK} \
+                 positions {block} more; free some of its memory"
+            ));
+        }
+        None => left,
+    };
+    Ok(room.checked_div(block).unwrap_or(most).min(most) as u32)
 }
 
 /// What a kernel is given.
@@ -184,6 +211,7 @@ impl Inputs {
         let counts = place(4);
         let all = [(); 3].map(|()| place(tokens));
         let rows = place(limits.max_rows as usize);
+        let draws = place(limits.max_rows as usize * DRAW_BYTES / 4);
         let slots = plan.kv.iter().map(|_| place(tokens)).collect();
         let tiles = place(4 * (tokens / tile_rows as usize + limits.max_seqs as usize + 1));
         let tables = plan
@@ -197,6 +225,7 @@ impl Inputs {
             positions: all[1],
             sequences: all[2],
             rows,
+            draws,
             slots,
             tiles,
             tables,
@@ -211,13 +240,7 @@ impl Inputs {
 fn tile_rows(plan: &Plan) -> Result<u32, Error> {
     let extents = |k: &Kernel| k.grid;
     let mut found = None;
-    for extent in plan
-        .launches
-        .iter()
-        .flat_map(|l| &l.variants)
-        .flat_map(|v| &v.kernels)
-        .flat_map(extents)
-    {
+    for extent in plan.kernels().flat_map(extents) {
         if let Extent::Tiles(rows) = extent {
             if found.is_some_and(|other| other != rows) {
                 return Err(Error::Bug(format!(
@@ -228,4 +251,71 @@ fn tile_rows(plan: &Plan) -> Result<u32, Error> {
         }
     }
     Ok(found.unwrap_or(64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bundle_format::plan::{KvDType, KvGroup, Limits};
+
+    fn plan() -> Plan {
+        Plan {
+            limits: Limits {
+                max_tokens: 64,
+                max_seqs: 4,
+                max_rows: 8,
+                context: 100,
+            },
+            world_size: 1,
+            kv: vec![KvGroup {
+                dtype: KvDType::F16Rows,
+                layers: 2,
+                kv_heads: 3,
+                head_dim: 16,
+                window: None,
+            }],
+            buffers: vec![],
+            arena_bytes: 1000,
+            weights: vec![],
+            launches: vec![],
+            sampling: None,
+        }
+    }
+
+    #[test]
+    fn pools_take_what_is_free_or_asked_for() {
+        let block = plan().kv[0].block_bytes();
+        let new = |available, kv_bytes| Layout::new(&plan(), 5000, available, kv_bytes).unwrap();
+        // 7 blocks a sequence.
+        let all = new(1 << 30, None);
+        assert_eq!(all.blocks, 28);
+        assert_eq!(all.bytes, all.pools + 28 * block);
+        assert_eq!(new(all.pools + 5 * block + 1, None).blocks, 5);
+        assert_eq!(new(1 << 30, Some(3 * block)).blocks, 3);
+        assert_eq!(new(1 << 30, Some(1 << 40)).blocks, 28);
+        let (keys, bytes) = all.pool(&plan(), 0, 1, KvPart::Key);
+        assert_eq!((keys, bytes), (all.pools + 28 * block / 2, block / 4));
+        let (values, _) = all.pool(&plan(), 0, 1, KvPart::Value);
+        assert_eq!(values + 28 * bytes, all.bytes);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_told_with_numbers() {
+        let block = plan().kv[0].block_bytes();
+        let pools = Layout::new(&plan(), 5000, 1 << 30, None).unwrap().pools;
+        let text = |available, kv_bytes| match Layout::new(&plan(), 5000, available, kv_bytes) {
+            Err(Error::User(text)) => text,
+            other => panic!("{other:?}"),
+        };
+        let contains = |text: String, numbers: &[u64]| {
+            for number in numbers {
+                assert!(text.contains(&number.to_string()), "{number}: {text}");
+            }
+        };
+        contains(text(4000, None), &[4000, pools]);
+        contains(text(pools + block - 1, None), &[pools, block]);
+        contains(text(1 << 30, Some(7)), &[7, block]);
+        let asked = 20 * block;
+        contains(text(pools + block, Some(asked)), &[asked, block, pools]);
+    }
 }

@@ -1,9 +1,12 @@
 //! Runs a bundle for an NVIDIA GPU.
 //!
 //! A step is one copy of its inputs and one graph of launches, captured once for each *bucket*: sizes rounded up, the true
-//! ones in device memory. The host prepares the next step while one runs.
+//! ones in device memory. The graph ends with drawing tokens ([`draw`] says which), so that the host prepares and submits the
+//! next step, whose inputs name them, while one runs.
 
+mod draw;
 mod driver;
+mod graphs;
 mod layout;
 mod upload;
 
@@ -11,16 +14,18 @@ use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::sync::Arc;
 
-use bundle_format::gpu::Extent;
-use bundle_format::plan::{Dim, Limits, Op, Plan, Variant};
+use bundle_format::gpu::{DRAWN_BYTES, TOKEN_DRAWN, draw_kind};
+use bundle_format::plan::{Limits, Plan};
 use bundle_format::region::KvPart;
 
-use self::driver::{Event, Function, Gpu, Graph, Memory, Module, Pinned, Shape, Stream};
-use self::layout::{Argument, Layout};
+use self::draw::Draw;
+use self::driver::{Event, Function, Gpu, Graph, Memory, Module, Pinned, Stream};
+use self::graphs::Bucket;
+use self::layout::Layout;
 use super::check::{Bounds, check, sequences};
 use super::outputs::Outputs;
 use super::tickets::Tickets;
-use super::{Device, Outcome, Step, Ticket, TokenSource};
+use super::{Device, Outcome, Step, Ticket, TokenSource, Want};
 use crate::Error;
 use crate::load::Loaded;
 use crate::sampler::Sampler;
@@ -46,13 +51,13 @@ pub struct CudaDevice {
     staging: [Pinned; 2],
     /// Which of them is next.
     turn: usize,
-    /// Of logits and hidden rows, for the steps in `staging`.
+    /// Of what comes back, for the steps in `staging`.
     results: [Pinned; 2],
+    parts: Results,
     outputs: Outputs,
     flight: VecDeque<Flight>,
+    /// Steps land in the order of their submission: their tickets are those of `tickets`.
     tickets: Tickets,
-    /// Tickets of `tickets`, by our own, once a step has ended.
-    ended: HashMap<Ticket, Ticket>,
     next: u64,
     sampler: Sampler,
     kv_blocks: Vec<u32>,
@@ -65,18 +70,18 @@ pub struct CudaDevice {
 struct Flight {
     ticket: Ticket,
     step: Step,
+    /// What the GPU draws, by row.
+    draws: Vec<Option<Draw>>,
     done: Event,
     /// Which results are its own.
     turn: usize,
 }
 
-/// The sizes that a graph was captured for, rounded up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Bucket {
-    tokens: u32,
-    rows: u32,
-    /// Whether the head is left out: no row wants its logits.
-    no_logits: bool,
+/// Where the parts of a step's results are, in bytes, each for as many rows as a step has at most.
+struct Results {
+    hidden: usize,
+    drawn: usize,
+    bytes: usize,
 }
 
 impl CudaDevice {
@@ -85,8 +90,15 @@ impl CudaDevice {
     /// # Errors
     /// [`Error::Unsupported`] for no GPU, another one, or an old driver; [`Error::User`] for too little memory.
     pub fn open(loaded: Arc<Loaded>, options: &CudaOptions) -> Result<CudaDevice, Error> {
-        let gpu = Gpu::open()?;
         let target = loaded.manifest().target;
+        if !target.is_gpu() {
+            return Err(Error::User(format!(
+                "{}: the bundle is for {target}, not for a GPU; leave --device cuda out, or compile the model for one (fastc \
+                 compile --target sm_90)",
+                loaded.path().display()
+            )));
+        }
+        let gpu = Gpu::open()?;
         let (major, minor) = gpu.capability;
         let runs = target.compute_capability().is_some_and(|(a, b)| {
             // Code with instructions of one chip alone runs on no other; other code on later ones of its generation.
@@ -112,25 +124,18 @@ impl CudaDevice {
         let available = free.saturating_sub(SPARE);
         let layout = Layout::new(plan, weights.len() as u64, available, options.kv_bytes)?;
         let memory = Memory::new(layout.bytes, "weights, buffers and KV pools")?;
-        let module = Module::load(bundle.code())?;
-        let mut functions = HashMap::new();
-        let mut most: HashMap<&str, u32> = HashMap::new();
-        for kernel in plan
-            .launches
-            .iter()
-            .flat_map(|l| &l.variants)
-            .flat_map(|v| &v.kernels)
-        {
-            let shared = most.entry(&kernel.symbol).or_default();
-            *shared = kernel.shared.max(*shared);
-        }
-        for (symbol, shared) in most {
-            functions.insert(symbol.to_string(), module.function(symbol, shared)?);
-        }
         let file = File::open(loaded.path())
             .map_err(|e| Error::User(format!("can't open {}: {e}", loaded.path().display())))?;
         let to = memory.start + layout.weights;
-        upload::upload(&gpu, &file, weights.start as u64, weights.len() as u64, to)?;
+        // The driver takes its time over kernels: meanwhile weights are on their way.
+        let (module, functions) = std::thread::scope(|scope| {
+            let upload = scope.spawn(|| upload::upload(&gpu, &file, weights.clone(), to));
+            let kernels = load_kernels(plan, bundle.code());
+            match upload.join() {
+                Ok(result) => result.and(kernels),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })?;
         let stream = Stream::new()?;
         if layout.tickets_bytes > 0 {
             stream.clear(memory.start + layout.tickets, layout.tickets_bytes)?;
@@ -139,12 +144,18 @@ impl CudaDevice {
         let outputs = Outputs::find(plan)?;
         let rows = plan.limits.max_rows as usize;
         let row_bytes = |buffer: usize| plan.buffers[buffer].row_bytes() as usize;
-        let result_bytes = rows * (row_bytes(outputs.logits) + outputs.hidden.map_or(0, row_bytes));
+        let hidden = rows * row_bytes(outputs.logits);
+        let drawn = hidden + rows * outputs.hidden.map_or(0, row_bytes);
+        let parts = Results {
+            hidden,
+            drawn,
+            bytes: drawn + rows * DRAWN_BYTES,
+        };
         let staging = [
             Pinned::new(layout.inputs.bytes)?,
             Pinned::new(layout.inputs.bytes)?,
         ];
-        let results = [Pinned::new(result_bytes)?, Pinned::new(result_bytes)?];
+        let results = [Pinned::new(parts.bytes)?, Pinned::new(parts.bytes)?];
         Ok(CudaDevice {
             graphs: HashMap::new(),
             stream,
@@ -152,10 +163,10 @@ impl CudaDevice {
             staging,
             turn: 0,
             results,
+            parts,
             outputs,
             flight: VecDeque::new(),
             tickets: Tickets::default(),
-            ended: HashMap::new(),
             next: 0,
             sampler: Sampler::default(),
             kv_blocks: vec![layout.blocks; plan.kv.len()],
@@ -181,13 +192,34 @@ impl CudaDevice {
         self.loaded.plan().limits
     }
 
-    /// Steps whose draws a step feeds must have ended: they are drawn by the host.
-    fn settle(&mut self, step: &Step) -> Result<(), Error> {
-        let named = |source: &TokenSource| match source {
-            TokenSource::Id(_) => None,
-            TokenSource::Sampled { ticket, .. } => Some(*ticket),
+    /// How the GPU draws each row's token; none where the host does, or nobody.
+    fn draws(&self, step: &Step) -> Vec<Option<Draw>> {
+        let plan = self.loaded.plan();
+        let vocab = plan.buffers[self.outputs.logits].cols;
+        let draw = |(&row, want): (&u32, &Want)| {
+            plan.sampling.as_ref()?;
+            Draw::of(want, step.positions[row as usize] + 1, vocab)
         };
-        let last = step.tokens.iter().filter_map(named).max();
+        step.rows.iter().zip(&step.wants).map(draw).collect()
+    }
+
+    /// The step on its way that a token comes from; none where it is known to the host.
+    fn flight_of(&self, source: &TokenSource) -> Option<(&Flight, u32)> {
+        let TokenSource::Sampled { ticket, row } = *source else {
+            return None;
+        };
+        let flight = self.flight.iter().find(|f| f.ticket == ticket)?;
+        Some((flight, row))
+    }
+
+    /// Waits until there is room for a step, and until the steps have ended whose draws it feeds and the host makes.
+    fn settle(&mut self, step: &Step) -> Result<(), Error> {
+        let is_hosts = |source: &TokenSource| {
+            let (flight, row) = self.flight_of(source)?;
+            let is_ours = matches!(flight.draws.get(row as usize), Some(Some(_)));
+            (!is_ours).then_some(flight.ticket)
+        };
+        let last = step.tokens.iter().filter_map(is_hosts).max();
         while let Some(flight) = self.flight.front()
             && (last.is_some_and(|last| flight.ticket <= last) || self.flight.len() >= 2)
         {
@@ -207,7 +239,6 @@ impl CudaDevice {
         let logits = &plan.buffers[self.outputs.logits];
         let (cols, stride) = (logits.cols as usize, logits.row_bytes() as usize);
         let without = Outputs::without_logits(step);
-        let hidden_at = plan.limits.max_rows as usize * stride;
         let mut rows = Vec::with_capacity(step.rows.len());
         for (i, want) in step.wants.iter().enumerate() {
             let position = step.positions[step.rows[i] as usize] + 1;
@@ -219,26 +250,54 @@ impl CudaDevice {
             let hidden = self.outputs.hidden.filter(|_| want.hidden).map(|buffer| {
                 let buffer = &plan.buffers[buffer];
                 results.floats(
-                    hidden_at + i * buffer.row_bytes() as usize,
+                    self.parts.hidden + i * buffer.row_bytes() as usize,
                     buffer.cols as usize,
                 )
             });
-            rows.push(
-                self.outputs
+            rows.push(match flight.draws[i] {
+                Some(_) => {
+                    let words = results.words(self.parts.drawn + i * DRAWN_BYTES, 2);
+                    let drawn = draw::drawn([words[0], words[1]]);
+                    self.outputs
+                        .drawn_row(want, position, drawn, logits, hidden)
+                }
+                None => self
+                    .outputs
                     .row(&mut self.sampler, want, position, logits, hidden),
-            );
+            });
         }
         let filed = self.tickets.file(Outcome { rows });
-        self.ended.insert(flight.ticket, filed);
+        if filed != flight.ticket {
+            return Err(Error::Bug(format!(
+                "step {} landed as step {}",
+                flight.ticket.0, filed.0
+            )));
+        }
         Ok(())
     }
 
-    /// Writes a checked step's inputs, as they lie in the GPU's memory.
-    fn stage(&mut self, step: &Step) -> Result<(), Error> {
+    /// The ids of a step's tokens, or where the GPU has them.
+    fn token_words(&self, step: &Step) -> Result<Vec<u32>, Error> {
         let vocab = self.loaded.manifest().model.vocab;
-        let mut ids = vec![0; step.tokens.len()];
-        let own = self.own_tickets(step)?;
-        self.tickets.resolve(&own, vocab, |i, id| ids[i] = id)?;
+        let sources = step.tokens.iter().enumerate();
+        let word = |(i, source): (usize, &TokenSource)| match self.flight_of(source) {
+            Some((flight, row)) => Ok(TOKEN_DRAWN | self.entry(flight.turn, row)),
+            None => self.tickets.token(i, *source, vocab),
+        };
+        sources.map(word).collect()
+    }
+
+    /// Where the GPU puts the token that it draws from a row of a step.
+    fn entry(&self, turn: usize, row: u32) -> u32 {
+        turn as u32 * self.limits().max_rows + row
+    }
+
+    /// Writes a checked step's inputs, as they lie in the GPU's memory.
+    fn stage(&mut self, step: &Step, draws: &[Option<Draw>]) -> Result<(), Error> {
+        let ids = self.token_words(step)?;
+        let entries: Vec<u32> = (0..draws.len() as u32)
+            .map(|row| self.entry(self.turn, row))
+            .collect();
         let inputs = &self.layout.inputs;
         let tiles = tiles(step, inputs.tile_rows);
         let memory = &mut self.staging[self.turn];
@@ -258,6 +317,10 @@ impl CudaDevice {
         put(inputs.sequences, &step.sequences);
         put(inputs.rows, &step.rows);
         put(inputs.tiles, tiles.as_flattened());
+        for (row, (draw, &entry)) in draws.iter().zip(&entries).enumerate() {
+            let words = draw.map_or(draw::NOTHING, |draw| draw.words(entry));
+            put(inputs.draws + 4 * words.len() * row, &words);
+        }
         for (group, kv) in step.kv.iter().enumerate() {
             put(inputs.slots[group], &kv.slots);
             for (s, table) in kv.tables.iter().enumerate() {
@@ -265,23 +328,6 @@ impl CudaDevice {
             }
         }
         Ok(())
-    }
-
-    /// The step with the tickets under which outcomes were filed.
-    fn own_tickets(&self, step: &Step) -> Result<Step, Error> {
-        let mut step = step.clone();
-        for source in &mut step.tokens {
-            if let TokenSource::Sampled { ticket, .. } = source {
-                let filed = self.ended.get(ticket).copied();
-                *ticket = filed.ok_or_else(|| {
-                    Error::User(format!(
-                        "invalid step: a token of step {}, which this device has not run",
-                        ticket.0
-                    ))
-                })?;
-            }
-        }
-        Ok(step)
     }
 
     fn copy_blocks(&self, step: &Step) -> Result<(), Error> {
@@ -300,68 +346,13 @@ impl CudaDevice {
         Ok(())
     }
 
-    /// The graph of a bucket, captured where it is the first of its size.
-    fn graph(&mut self, bucket: Bucket) -> Result<(), Error> {
-        if self.graphs.contains_key(&bucket) {
-            return Ok(());
-        }
-        let (plan, layout) = (self.loaded.plan(), &self.layout);
-        let (stream, functions, start) = (&self.stream, &self.functions, self.memory.start);
-        let outputs = &self.outputs;
-        let graph = stream.capture(|| {
-            let mut dependent = false;
-            for (launch, &only_logits) in plan.launches.iter().zip(&outputs.only_logits) {
-                let rows = match extent(plan, &launch.op) {
-                    Dim::Tokens => bucket.tokens,
-                    Dim::Rows => bucket.rows,
-                };
-                if rows == 0 || bucket.no_logits && only_logits {
-                    continue;
-                }
-                for kernel in &variant(&launch.variants, rows, &launch.name)?.kernels {
-                    let blocks = |extent: Extent| match extent {
-                        Extent::Fixed(n) => n,
-                        Extent::Rows(n) => rows.div_ceil(n),
-                        Extent::Tiles(n) => rows.div_ceil(n) + plan.limits.max_seqs.min(rows),
-                    };
-                    let args: Vec<u64> = kernel
-                        .args
-                        .iter()
-                        .map(|&arg| match layout.argument(plan, arg) {
-                            Argument::At(offset) => start + offset,
-                            Argument::Number(n) => n,
-                        })
-                        .collect();
-                    let function = functions
-                        .get(&kernel.symbol)
-                        .ok_or_else(|| Error::Bug(format!("no kernel {}", kernel.symbol)))?;
-                    let shape = Shape {
-                        grid: kernel.grid.map(blocks),
-                        threads: kernel.threads,
-                        shared: kernel.shared,
-                    };
-                    stream
-                        .launch(*function, shape, &args, dependent)
-                        .map_err(|e| Error::Bug(format!("launch {}: {e}", launch.name)))?;
-                    dependent = true;
-                }
-            }
-            Ok(())
-        })?;
-        self.graphs.insert(bucket, graph);
-        Ok(())
-    }
-
     /// Puts a staged step into the stream.
-    fn start(&mut self, step: &Step) -> Result<Event, Error> {
-        let loaded = self.loaded.clone();
-        let (plan, limits) = (loaded.plan(), self.limits());
-        let bucket = Bucket {
-            tokens: bucket(step.tokens.len() as u32, limits.max_tokens),
-            rows: bucket(step.rows.len() as u32, limits.max_rows),
-            no_logits: Outputs::without_logits(step),
-        };
-        self.graph(bucket)?;
+    fn start(&mut self, step: &Step, draws: &[Option<Draw>]) -> Result<Event, Error> {
+        let limits = self.limits();
+        let kinds = draws.iter().flatten().map(|draw| draw.kind);
+        let kind = kinds.max().unwrap_or(draw_kind::NONE);
+        let bucket = Bucket::of(step, &limits, kind);
+        self.capture(bucket)?;
         let inputs = self.memory.start + self.layout.inputs_at;
         self.stream.upload(
             inputs,
@@ -371,13 +362,24 @@ impl CudaDevice {
         )?;
         self.copy_blocks(step)?;
         self.stream.launch_graph(&self.graphs[&bucket])?;
-        // Rows that the host draws from or gives out; others stay where they are.
+        self.download(step, draws)?;
+        let done = Event::new()?;
+        self.stream.record(&done)?;
+        Ok(done)
+    }
+
+    /// Copies what the host needs: drawn tokens, the logits of rows that it draws from or gives out, hidden rows. All else
+    /// stays where it is.
+    fn download(&mut self, step: &Step, draws: &[Option<Draw>]) -> Result<(), Error> {
+        let loaded = self.loaded.clone();
+        let plan = loaded.plan();
         let logits = &plan.buffers[self.outputs.logits];
         let stride = logits.row_bytes() as usize;
         let results = &mut self.results[self.turn];
         let arena = self.memory.start + self.layout.arena;
-        for (i, want) in step.wants.iter().enumerate() {
-            if want.sample.is_some() || want.logprobs.is_some() || want.logits {
+        for (i, (want, draw)) in step.wants.iter().zip(draws).enumerate() {
+            let draws_here = want.sample.is_some() && draw.is_none();
+            if draws_here || want.logprobs.is_some() || want.logits {
                 let from = arena + logits.place.offset + (i * stride) as u64;
                 self.stream.download(results, i * stride, from, stride)?;
             }
@@ -385,13 +387,18 @@ impl CudaDevice {
                 let buffer = &plan.buffers[buffer];
                 let bytes = buffer.row_bytes() as usize;
                 let from = arena + buffer.place.offset + (i * bytes) as u64;
-                let at = limits.max_rows as usize * stride + i * bytes;
+                let at = self.parts.hidden + i * bytes;
                 self.stream.download(results, at, from, bytes)?;
             }
         }
-        let done = Event::new()?;
-        self.stream.record(&done)?;
-        Ok(done)
+        if draws.iter().any(Option::is_some) {
+            let first = u64::from(plan.limits.max_rows) * self.turn as u64 * DRAWN_BYTES as u64;
+            let from = self.memory.start + self.layout.drawn + first;
+            let bytes = draws.len() * DRAWN_BYTES;
+            self.stream
+                .download(results, self.parts.drawn, from, bytes)?;
+        }
+        Ok(())
     }
 }
 
@@ -406,13 +413,15 @@ impl Device for CudaDevice {
         check(&step, &bounds)?;
         self.outputs.check(&step)?;
         self.settle(&step)?;
-        self.stage(&step)?;
-        let done = self.start(&step)?;
+        let draws = self.draws(&step);
+        self.stage(&step, &draws)?;
+        let done = self.start(&step, &draws)?;
         let ticket = Ticket(self.next);
         self.next += 1;
         self.flight.push_back(Flight {
             ticket,
             step,
+            draws,
             done,
             turn: self.turn,
         });
@@ -430,17 +439,7 @@ impl Device for CudaDevice {
             }
             self.land()?;
         }
-        let Some(filed) = self.ended.get(&ticket).copied() else {
-            return Err(Error::User(format!(
-                "step {} was never submitted to this device",
-                ticket.0
-            )));
-        };
-        let outcome = self.tickets.fetch(filed)?;
-        // Its sampled ids can be named a while longer.
-        let oldest = ticket.0.saturating_sub(super::tickets::REMEMBERED as u64);
-        self.ended.retain(|t, _| t.0 >= oldest);
-        Ok(Some(outcome))
+        self.tickets.fetch(ticket).map(Some)
     }
 
     fn kv_blocks(&self) -> &[u32] {
@@ -448,28 +447,23 @@ impl Device for CudaDevice {
     }
 }
 
-/// What a launch has rows of.
-fn extent(plan: &Plan, op: &Op) -> Dim {
-    match op {
-        Op::Embed { .. } | Op::RopeTable { .. } | Op::Attention { .. } => Dim::Tokens,
-        Op::Region { extent, .. } => *extent,
-        Op::MatMul { x, .. } => plan.buffers[*x as usize].extent,
+/// The functions that a plan launches, by their symbols.
+fn load_kernels(plan: &Plan, object: &[u8]) -> Result<(Module, HashMap<String, Function>), Error> {
+    let module = Module::load(object)?;
+    let mut most: HashMap<&str, u32> = HashMap::new();
+    for kernel in plan.kernels() {
+        let shared = most.entry(&kernel.symbol).or_default();
+        *shared = kernel.shared.max(*shared);
     }
-}
-
-fn variant<'a>(variants: &'a [Variant], rows: u32, launch: &str) -> Result<&'a Variant, Error> {
-    let found = variants
-        .iter()
-        .find(|v| (v.min_rows..=v.max_rows).contains(&rows));
-    found.ok_or_else(|| Error::Bug(format!("launch {launch} has no variant for {rows} rows")))
-}
-
-/// Sizes are rounded up to powers of two; 0 stays.
-fn bucket(size: u32, limit: u32) -> u32 {
-    match size {
-        0 => 0,
-        _ => size.next_power_of_two().min(limit),
-    }
+    let function = |(symbol, shared): (&str, u32)| {
+        let function = module.function(symbol, shared)?;
+        Ok((symbol.to_string(), function))
+    };
+    let functions = most
+        .into_iter()
+        .map(function)
+        .collect::<Result<_, Error>>()?;
+    Ok((module, functions))
 }
 
 /// Consecutive tokens of a sequence, at most `rows` of them: first token, tokens, sequence, position of the first.
@@ -497,11 +491,5 @@ mod tests {
         };
         let expected = [[0, 2, 0, 7], [2, 1, 0, 9], [3, 1, 1, 0], [4, 2, 2, 3]];
         assert_eq!(tiles(&step, 2), expected);
-    }
-
-    #[test]
-    fn buckets_are_powers_of_two_up_to_the_limit() {
-        let all: Vec<u32> = [0, 1, 2, 3, 9, 65, 100].map(|n| bucket(n, 96)).into();
-        assert_eq!(all, [0, 1, 2, 4, 16, 96, 96]);
     }
 }

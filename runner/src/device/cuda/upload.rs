@@ -3,6 +3,7 @@
 //! Never from mapped pages: a copy from those goes through the driver's own small buffer, one page after the other.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,13 +11,14 @@ use super::driver::{Address, Event, Gpu, Pinned, Stream};
 use crate::Error;
 
 /// Bytes of a read.
-const CHUNK: u64 = 8 << 20;
+const CHUNK: u64 = 4 << 20;
 
 /// Threads that read, each with two chunks of memory: one is read into while the other is copied.
-const READERS: usize = 4;
+const READERS: usize = 8;
 
-/// Copies `len` bytes of a file from `at` on.
-pub fn upload(gpu: &Gpu, file: &File, at: u64, len: u64, to: Address) -> Result<(), Error> {
+/// Copies a range of a file's bytes.
+pub fn upload(gpu: &Gpu, file: &File, range: Range<usize>, to: Address) -> Result<(), Error> {
+    let (at, len) = (range.start as u64, range.len() as u64);
     let next = AtomicU64::new(0);
     let read = || -> Result<(), Error> {
         gpu.make_current()?;
