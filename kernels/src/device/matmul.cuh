@@ -114,11 +114,14 @@ DEVICE void matmul_few(const Counts* counts, const u16* x, const Segments& segme
 
     float acc[TILES][NT][4] = {};
     int set = 0;
+    // A number that the assembler doesn't know: it would unroll a few rounds and move all their reads ahead, into more
+    // registers than there are. Blocks have one row of threads.
+    const int rounds = S::ROUNDS + (S::ONE ? 0 : threadIdx.y & 1);
     for (int item = first; item < last; item++) {
         const u8* next = item + 1 < last ? segments.item(item + 1) + within : p;
 #pragma unroll 1
-        for (int round = 0; round < S::ROUNDS; round++) {
-            const bool wraps = round + 1 == S::ROUNDS;
+        for (int round = 0; round < rounds; round++) {
+            const bool wraps = round + 1 == rounds;
             const u8* from = wraps ? next : p + (u64)(round + 1) * DEPTH * F::BYTES;
             const bool more = !wraps || item + 1 < last;
 #pragma unroll

@@ -134,6 +134,7 @@ impl Product {
             arena_bytes: 0,
             weights: vec![],
             launches: vec![],
+            sampling: None,
         };
         let mut buffer = |name: &str, dtype, extent, cols, role| {
             let offset = plan.arena_bytes;

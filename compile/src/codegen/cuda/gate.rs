@@ -32,6 +32,7 @@ pub fn check<'k>(
     compiled: &Compiled,
     chip: &Chip,
     kernels: impl Iterator<Item = &'k mut Kernel>,
+    shape: impl Fn(&str) -> String,
 ) -> Result<(), Error> {
     if let Some(line) = compiled.log.lines().find(|l| l.contains(SERIALISED)) {
         return Err(Error::Bug(format!("the assembler warns: {}", line.trim())));
@@ -39,27 +40,34 @@ pub fn check<'k>(
     let reports = parse(&compiled.log);
     let accesses = sass::local_accesses(&compiled.cubin)?;
     for kernel in kernels {
-        let symbol = &kernel.symbol;
-        let report = reports
-            .iter()
-            .find(|r| r.symbol == *symbol)
-            .ok_or_else(|| Error::Bug(format!("the assembler says nothing of kernel {symbol}")))?;
-        report.check()?;
-        match accesses.iter().find(|(name, _)| name == symbol) {
-            Some((_, 0)) => {}
-            Some((_, n)) => {
-                return Err(Error::Bug(format!(
-                    "kernel {symbol} has {n} instructions on local memory; expected none"
-                )));
-            }
-            None => {
-                return Err(Error::Bug(format!("the object has no kernel {symbol}")));
-            }
-        }
-        kernel.registers = report.registers;
-        kernel.fixed_shared = report.shared;
-        fits(kernel, chip)?;
+        one(kernel, &reports, &accesses)
+            .and_then(|()| fits(kernel, chip))
+            .map_err(|e| e.context(shape(&kernel.symbol)))?;
     }
+    Ok(())
+}
+
+/// Checks one kernel's code, and enters what it takes.
+fn one(kernel: &mut Kernel, reports: &[Report], accesses: &[(String, usize)]) -> Result<(), Error> {
+    let symbol = &kernel.symbol;
+    let report = reports
+        .iter()
+        .find(|r| r.symbol == *symbol)
+        .ok_or_else(|| Error::Bug(format!("the assembler says nothing of kernel {symbol}")))?;
+    report.check()?;
+    match accesses.iter().find(|(name, _)| name == symbol) {
+        Some((_, 0)) => {}
+        Some((_, n)) => {
+            return Err(Error::Bug(format!(
+                "kernel {symbol} has {n} instructions on local memory; expected none"
+            )));
+        }
+        None => {
+            return Err(Error::Bug(format!("the object has no kernel {symbol}")));
+        }
+    }
+    kernel.registers = report.registers;
+    kernel.fixed_shared = report.shared;
     Ok(())
 }
 
@@ -216,6 +224,7 @@ ptxas info    : Used 255 registers, used 0 barriers
             &nvrtc::compile(source, arch).unwrap(),
             &chip,
             std::iter::once(kernel),
+            |symbol| format!("the shape of {symbol}"),
         )
     }
 
@@ -258,11 +267,13 @@ ptxas info    : Used 255 registers, used 0 barriers
         for arch in ARCHS {
             for source in [spills, indexed] {
                 let text = gate(source, arch, &mut kernel("f", 32, 0)).unwrap_err();
-                assert!(text.to_string().contains("kernel f spills"), "{text}");
+                let text = text.to_string();
+                assert!(text.contains("the shape of f: kernel f spills"), "{text}");
                 let mut compiled = nvrtc::compile(source, arch).unwrap();
                 compiled.log = LOG.replace("'one'", "'f'");
                 let chip = Chip { arch, ..CHIP };
-                let text = check(&compiled, &chip, std::iter::once(&mut kernel("f", 32, 0)));
+                let mut f = kernel("f", 32, 0);
+                let text = check(&compiled, &chip, std::iter::once(&mut f), |_| String::new());
                 let text = text.unwrap_err().to_string();
                 assert!(
                     text.contains("instructions on local memory"),
@@ -289,6 +300,7 @@ ptxas info    : Used 255 registers, used 0 barriers
                     .into(),
             version: String::new(),
         };
-        assert!(check(&compiled, &CHIP, std::iter::empty()).is_err());
+        let shape = |_: &str| String::new();
+        assert!(check(&compiled, &CHIP, std::iter::empty(), shape).is_err());
     }
 }

@@ -37,10 +37,23 @@ pub fn generate(plan: &mut Plan, chip: &Chip) -> Result<Code, Error> {
         .flat_map(|l| &mut l.variants)
         .flat_map(|v| &mut v.kernels)
         .chain(plan.sampling.iter_mut().flat_map(|s| s.kernels_mut()));
-    gate::check(&compiled, chip, kernels)?;
+    gate::check(&compiled, chip, kernels, |symbol| shape(&source, symbol))?;
     Ok(Code {
         functions: chosen.symbols.len(),
         bytes: compiled.cubin,
         toolchain: vec![compiled.version],
     })
+}
+
+/// What a kernel of a source is an instance of: its body, in a line.
+fn shape(source: &str, symbol: &str) -> String {
+    let body = source
+        .split_once(&format!(" {symbol}("))
+        .and_then(|(_, rest)| rest.split_once('{'))
+        .and_then(|(_, rest)| rest.split_once("\n}"));
+    let words: Vec<&str> = body
+        .map_or("", |(body, _)| body)
+        .split_whitespace()
+        .collect();
+    words.join(" ")
 }
