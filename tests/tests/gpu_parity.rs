@@ -2,6 +2,7 @@
 //!
 //! `cargo test --release -p e2e --test gpu_parity -- --ignored` on a machine that has one; FASTINFER_GPU names its target
 //! (default: sm_90). The models are random ones in the shapes of known ones, made here.
+#![cfg(target_os = "linux")]
 
 use std::process::Command;
 use std::sync::Arc;
