@@ -1,7 +1,7 @@
 //! `fastrun bench`: tokens a second, measured as shared figures of other runners are: one prompt, the logits of the last
-//! token of each step; then decoding from an empty context, all rows of logits computed and none returned. A device that works
-//! beside the host draws too: each token is the likeliest one behind the last. Each figure is the median of several repetitions after a warm-up. The memory's read rate, measured in the same run, says how much there
-//! is to get.
+//! token of each step; then decoding from an empty context, each token the likeliest one behind the last. Each figure is the
+//! median of several repetitions after a warm-up. The memory's read rate, measured in the same run, says how much there is to
+//! get.
 
 mod chart;
 #[cfg(feature = "server")]
@@ -173,7 +173,14 @@ fn measure<D: Device>(
     let prompt: Vec<u32> = (0..work.prompt)
         .map(|i| (3 + i % 1000) % work.vocab)
         .collect();
-    prefill(forward, &prompt[..work.prompt.min(WARM_UP_PROMPT) as usize])?;
+    if work.in_flight > 1 {
+        // It prepares each size of a step once, for each of the steps that it has at a time.
+        for _ in 0..work.in_flight {
+            prefill(forward, &prompt)?;
+        }
+    } else {
+        prefill(forward, &prompt[..work.prompt.min(WARM_UP_PROMPT) as usize])?;
+    }
 
     let cases = std::iter::once(None).chain(work.batches.iter().copied().map(Some));
     let mut figures = Vec::new();
@@ -226,24 +233,13 @@ fn generate<D: Device>(
     work: &Work,
     batch: u32,
 ) -> Result<Duration, Error> {
-    let tokens: Vec<u32> = (0..batch).map(|s| (5 + s) % work.vocab).collect();
-    let mut lanes: Vec<Lane> = tokens.iter().map(|_| Lane::default()).collect();
-    if work.in_flight > 1 {
-        let mut sources: Vec<TokenSource> = tokens.into_iter().map(TokenSource::Id).collect();
-        draw(forward, work, &mut lanes, &mut sources, WARM_UP)?;
-        let start = Instant::now();
-        draw(forward, work, &mut lanes, &mut sources, work.generate)?;
-        let time = start.elapsed();
-        lanes.iter_mut().for_each(|lane| forward.release(lane));
-        return Ok(time);
-    }
-    for _ in 0..WARM_UP {
-        forward.decode(&mut lanes, &tokens)?;
-    }
+    let mut sources: Vec<TokenSource> = (0..batch)
+        .map(|s| TokenSource::Id((5 + s) % work.vocab))
+        .collect();
+    let mut lanes: Vec<Lane> = sources.iter().map(|_| Lane::default()).collect();
+    draw(forward, work, &mut lanes, &mut sources, WARM_UP)?;
     let start = Instant::now();
-    for _ in 0..work.generate {
-        forward.decode(&mut lanes, &tokens)?;
-    }
+    draw(forward, work, &mut lanes, &mut sources, work.generate)?;
     let time = start.elapsed();
     lanes.iter_mut().for_each(|lane| forward.release(lane));
     Ok(time)

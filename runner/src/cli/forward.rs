@@ -71,8 +71,8 @@ impl<D: Device> Forward<D> {
         Ok(())
     }
 
-    /// Feeds the next tokens of one sequence in one step; `wants` are rows among them whose logits are computed and, where
-    /// the flag says so, returned.
+    /// Feeds the next tokens of one sequence in one step; `wants` are rows among them whose logits are returned where the flag
+    /// says so, and else computed to draw the likeliest token.
     pub fn feed(
         &mut self,
         lane: &mut Lane,
@@ -87,16 +87,6 @@ impl<D: Device> Forward<D> {
         self.run(builder.finish())
     }
 
-    /// Feeds one token to each sequence in one step; the logits of all rows are computed and stay on the device.
-    pub fn decode(&mut self, lanes: &mut [Lane], tokens: &[u32]) -> Result<Outcome, Error> {
-        let mut builder = self.builder();
-        for (lane, &token) in lanes.iter_mut().zip(tokens) {
-            let end = self.push(&mut builder, lane, &[token])?;
-            builder.want(end - 1, want(false));
-        }
-        self.run(builder.finish())
-    }
-
     /// Starts a step that feeds one token to each sequence and draws the likeliest one behind it.
     pub fn start_draws(
         &mut self,
@@ -106,15 +96,7 @@ impl<D: Device> Forward<D> {
         let mut builder = self.builder();
         for (lane, &token) in lanes.iter_mut().zip(tokens) {
             let end = self.push_sources(&mut builder, lane, &[token])?;
-            let greedy = SampleParams {
-                temperature: 0.0,
-                ..SampleParams::default()
-            };
-            let want = Want {
-                sample: Some(greedy),
-                ..Want::default()
-            };
-            builder.want(end - 1, want);
+            builder.want(end - 1, want(false));
         }
         self.device.submit(builder.finish())
     }
@@ -188,9 +170,15 @@ impl<D: Device> Forward<D> {
     }
 }
 
+/// Logits that nobody wants anything of would not be computed.
 fn want(logits: bool) -> Want {
+    let greedy = SampleParams {
+        temperature: 0.0,
+        ..SampleParams::default()
+    };
     Want {
         logits,
+        sample: (!logits).then_some(greedy),
         ..Want::default()
     }
 }
@@ -224,7 +212,7 @@ mod tests {
                     panic!("ids come from the host");
                 };
                 RowOutcome {
-                    token: None,
+                    token: want.sample.is_some().then_some(7),
                     logits: want
                         .logits
                         .then(|| vec![step.positions[row] as f32, id as f32]),
@@ -299,8 +287,11 @@ mod tests {
         for _ in 0..3 {
             let mut lanes = [Lane::default(), Lane::default()];
             for _ in 0..16 {
-                let outcome = forward.decode(&mut lanes, &[1, 2]).expect("it fits");
+                let tokens = [1, 2].map(TokenSource::Id);
+                let ticket = forward.start_draws(&mut lanes, &tokens).expect("it fits");
+                let outcome = forward.wait(ticket).expect("it runs");
                 assert!(outcome.rows.iter().all(|row| row.logits.is_none()));
+                assert!(outcome.rows.iter().all(|row| row.token == Some(7)));
             }
             lanes.iter_mut().for_each(|lane| forward.release(lane));
         }
