@@ -40,13 +40,14 @@ fn check(plan: &Plan, target: Target) {
     for launch in &plan.launches {
         for variant in &launch.variants {
             assert!(!variant.kernels.is_empty(), "{}", launch.name);
-            for kernel in &variant.kernels {
-                assert!((1..=255).contains(&kernel.registers), "{kernel:?}");
-                assert!(kernel.registers * kernel.threads <= 65536, "{kernel:?}");
-                assert!(kernel.fixed_shared + kernel.shared <= most, "{kernel:?}");
-                symbols.insert(&kernel.symbol);
-            }
         }
+    }
+    assert!(plan.sampling.is_some());
+    for kernel in plan.kernels() {
+        assert!((1..=255).contains(&kernel.registers), "{kernel:?}");
+        assert!(kernel.registers * kernel.threads <= 65536, "{kernel:?}");
+        assert!(kernel.fixed_shared + kernel.shared <= most, "{kernel:?}");
+        symbols.insert(&kernel.symbol);
     }
     assert!(symbols.len() > 10, "{symbols:?}");
 }
@@ -170,6 +171,31 @@ fn explain_shows_kernels_and_what_they_take() {
     let page = explain::page(&gguf, &options, "tiny").unwrap();
     let first = &plan.launches[0].variants[0].kernels[0];
     assert!(page.contains(&first.symbol));
+}
+
+/// Heads of 64 and of 128, and such whose halves have no 32 dimensions.
+#[test]
+fn keys_and_values_of_8_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = |target| Options {
+        kv: KvDType::Q8_0,
+        ..Options::new(target)
+    };
+    for shape in ["tinyllama", "llama3-8b"] {
+        let model = model(shape, Encoding::Q4_0, folder.path());
+        let gguf = Gguf::parse(&model).unwrap();
+        for target in [Target::Sm80, Target::Sm90a] {
+            let compiled = driver::compile_graph(&gguf, &options(target), |_| {}, |_| {});
+            let plan = compiled.unwrap_or_else(|e| panic!("{target}: {e}")).plan;
+            assert_eq!(plan.kv[0].dtype, KvDType::Q8Rows);
+            check(&plan, target);
+        }
+    }
+    let model = model("tiny", Encoding::Q4_0, folder.path());
+    let gguf = Gguf::parse(&model).unwrap();
+    let error = driver::compile_graph(&gguf, &options(Target::Sm90a), |_| {}, |_| {});
+    let text = error.err().unwrap().to_string();
+    assert!(text.contains("use --kv f16"), "{text}");
 }
 
 #[test]

@@ -250,6 +250,7 @@ fn attention_of(c: &mut Criterion, dtype: KvDType) {
             ceiling: match dtype {
                 KvDType::F16 => 16.0,
                 KvDType::Q8_0 => 32.0,
+                other => panic!("{other:?} is for GPUs"),
             },
         };
         let name = format!("{dtype:?}/{name}");
