@@ -81,6 +81,19 @@ struct Scratch {
     results: MaybeUninit<[Results; SLOTS]>,
 }
 
+/// A block for each token below a limit, written out, so that what arrays hold for them stays in registers.
+macro_rules! each_token {
+    ($t:ident < $limit:ident: $block:block) => {
+        each_token!(@ $t $limit $block 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    (@ $t:ident $limit:ident $block:block $($i:literal)*) => {$(
+        if $i < $limit {
+            let $t = $i;
+            $block
+        }
+    )*};
+}
+
 /// Whether weights are signed bytes.
 const fn is_signed<F: Format>() -> bool {
     matches!(F::QUANTS, Quants::SignedLow | Quants::Signed)
@@ -324,35 +337,43 @@ impl Run {
         factors: &[Factors],
         results: *mut Results,
     ) {
-        let out: [*mut f32; T] =
-            std::array::from_fn(|t| self.out.wrapping_add(t * self.out_stride));
+        let mut acc = [_mm512_setzero_ps(); 16];
+        let count = factors.len();
         // SAFETY: the caller's promise.
         unsafe {
-            let mut acc = [_mm512_setzero_ps(); T];
             if self.resumes {
-                for (acc, out) in acc.iter_mut().zip(out) {
-                    *acc = match self.pair {
+                each_token!(t < T: {
+                    let out = self.out.add(t * self.out_stride);
+                    acc[t] = match self.pair {
                         true => _mm512_loadu_ps(out),
                         false => _mm512_zextps256_ps512(_mm256_loadu_ps(out)),
                     };
-                }
+                });
             }
-            for step in 0..factors.len() + AHEAD {
-                if step < factors.len() {
-                    let results = &mut *results.add(step % SLOTS);
-                    self.multiply::<M, F, BYTES>(step, panels.add(step), results);
-                }
-                if let Some(done) = step.checked_sub(AHEAD) {
-                    let results = &*results.add(done % SLOTS);
-                    add::<F, BYTES, T>(panels.add(done), &factors[done], results, &mut acc);
-                }
+            for step in 0..AHEAD.min(count) {
+                self.multiply::<M, F, BYTES>(
+                    step,
+                    panels.add(step),
+                    &mut *results.add(step % SLOTS),
+                );
             }
-            for (out, acc) in out.iter().zip(acc).skip(self.done) {
+            for (step, factors) in factors.iter().enumerate() {
+                let next = step + AHEAD;
+                if next < count {
+                    let results = &mut *results.add(next % SLOTS);
+                    self.multiply::<M, F, BYTES>(next, panels.add(next), results);
+                }
+                let results = &*results.add(step % SLOTS);
+                add::<F, BYTES, T>(panels.add(step), factors, results, &mut acc);
+            }
+            each_token!(t < T: {
+                let out = self.out.add(t * self.out_stride);
                 match self.pair {
-                    true => _mm512_storeu_ps(*out, acc),
-                    false => _mm256_storeu_ps(*out, _mm512_castps512_ps256(acc)),
+                    _ if t < self.done => {}
+                    true => _mm512_storeu_ps(out, acc[t]),
+                    false => _mm256_storeu_ps(out, _mm512_castps512_ps256(acc[t])),
                 }
-            }
+            });
         }
     }
 
@@ -399,13 +420,13 @@ unsafe fn add<F: Format, const BYTES: usize, const T: usize>(
     panel: *const Panel,
     factors: &Factors,
     results: &Results,
-    acc: &mut [__m512; T],
+    acc: &mut [__m512; 16],
 ) {
     // SAFETY: the caller's promise: what is read of the panel is initialised.
     unsafe {
         let load = |floats: *const [f32; 16]| _mm512_load_ps(floats.cast());
         let d = load(&raw const (*panel).d);
-        for (t, acc) in acc.iter_mut().enumerate() {
+        each_token!(t < T: {
             let scale = _mm512_set1_ps(factors.scales[t]);
             let sum = |tile: usize, byte: usize| sums(&results.0[tile * BYTES + byte], t);
             let scaled = |byte: usize| match F::SCALES {
@@ -422,16 +443,16 @@ unsafe fn add<F: Format, const BYTES: usize, const T: usize>(
                 }
             };
             let product = joined::<BYTES>(scaled);
-            *acc = _mm512_fmadd_ps(product, _mm512_mul_ps(d, scale), *acc);
+            acc[t] = _mm512_fmadd_ps(product, _mm512_mul_ps(d, scale), acc[t]);
             if F::HAS_MIN {
                 let sum = _mm512_set1_ps(factors.sums[t]);
-                *acc = _mm512_fmadd_ps(load(&raw const (*panel).min), sum, *acc);
+                acc[t] = _mm512_fmadd_ps(load(&raw const (*panel).min), sum, acc[t]);
             }
             if F::HAS_HALF_MINS {
                 let factor = _mm512_mul_ps(load(&raw const (*panel).m), scale);
-                *acc = _mm512_fmadd_ps(joined::<BYTES>(|byte| sum(1, byte)), factor, *acc);
+                acc[t] = _mm512_fmadd_ps(joined::<BYTES>(|byte| sum(1, byte)), factor, acc[t]);
             }
-        }
+        });
     }
 }
 

@@ -72,20 +72,10 @@ impl Cache for F16 {
         _: Range<usize>,
         base: usize,
     ) {
-        let add = |queries: &[Query], p: &[[f32; TILE]], positions: Range<usize>| {
+        in_common(queries, p, base, |queries, p, positions| {
             // SAFETY: the caller's promise: the queries see the positions.
-            unsafe {
-                match queries.len() {
-                    1 => Self::add_positions::<1, 8>(dim, queries, p, values, positions),
-                    2 => Self::add_positions::<2, 4>(dim, queries, p, values, positions),
-                    3 => Self::add_positions::<3, 4>(dim, queries, p, values, positions),
-                    4 => Self::add_positions::<4, 2>(dim, queries, p, values, positions),
-                    5 => Self::add_positions::<5, 2>(dim, queries, p, values, positions),
-                    _ => Self::add_positions::<QUERIES, 2>(dim, queries, p, values, positions),
-                }
-            }
-        };
-        in_common(queries, p, base, add);
+            unsafe { Self::add_seen(dim, queries, p, values, positions) };
+        });
     }
 }
 
@@ -190,6 +180,31 @@ impl F16 {
                     _mm256_storeu_ps(p.as_mut_ptr(), acc[0]);
                     _mm256_storeu_ps(p.as_mut_ptr().add(8), acc[1]);
                 }
+            }
+        }
+    }
+
+    /// [`Self::add_positions`] of all queries.
+    ///
+    /// # Safety
+    /// As there, with at most QUERIES queries.
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    pub(in crate::cpu) unsafe fn add_seen(
+        dim: usize,
+        queries: &[Query],
+        p: &[[f32; TILE]],
+        values: &[*const u8; BLOCKS],
+        positions: Range<usize>,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match queries.len() {
+                1 => Self::add_positions::<1, 8>(dim, queries, p, values, positions),
+                2 => Self::add_positions::<2, 4>(dim, queries, p, values, positions),
+                3 => Self::add_positions::<3, 4>(dim, queries, p, values, positions),
+                4 => Self::add_positions::<4, 2>(dim, queries, p, values, positions),
+                5 => Self::add_positions::<5, 2>(dim, queries, p, values, positions),
+                _ => Self::add_positions::<QUERIES, 2>(dim, queries, p, values, positions),
             }
         }
     }

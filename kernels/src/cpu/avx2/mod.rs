@@ -3,7 +3,7 @@
 pub(super) mod attention;
 pub(super) mod attention_f16;
 pub(super) mod attention_q8_0;
-mod float;
+pub(super) mod float;
 pub(super) mod quant;
 
 pub use attention_f16::attention_f16;

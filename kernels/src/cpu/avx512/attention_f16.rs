@@ -20,12 +20,23 @@ const WIDE: usize = 16;
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
 pub unsafe fn attention_f16(args: &AttentionArgs) {
     // SAFETY: the caller's promise.
-    unsafe { attend::<F16>(args) }
+    unsafe { attend::<F16<3>>(args) }
 }
 
-struct F16;
+/// [`attention_f16`] of a processor that multiplies 512 bits twice a cycle.
+///
+/// # Safety
+/// As there.
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+pub unsafe fn wide_attention_f16(args: &AttentionArgs) {
+    // SAFETY: the caller's promise.
+    unsafe { attend::<F16<QUERIES>>(args) }
+}
 
-impl Cache for F16 {
+/// More than MOST queries are AVX2's.
+struct F16<const MOST: usize>;
+
+impl<const MOST: usize> Cache for F16<MOST> {
     type Scaled = [f32; MAX_HEAD_DIM];
 
     const ZERO: Self::Scaled = narrow::F16::ZERO;
@@ -51,6 +62,7 @@ impl Cache for F16 {
         // SAFETY: the caller's promise.
         unsafe {
             match p.len() {
+                many if many > MOST => narrow::F16::scores(dim, q, p, keys, blocks),
                 1 => scores::<1, 4>(dim, q, p, keys, blocks),
                 2 => scores::<2, 4>(dim, q, p, keys, blocks),
                 3 => scores::<3, 4>(dim, q, p, keys, blocks),
@@ -74,6 +86,9 @@ impl Cache for F16 {
             // SAFETY: the caller's promise: the queries see the positions.
             unsafe {
                 match queries.len() {
+                    many if many > MOST => {
+                        narrow::F16::add_seen(dim, queries, p, values, positions);
+                    }
                     1 => add_positions::<1, 8>(dim, queries, p, values, positions),
                     2 => add_positions::<2, 4>(dim, queries, p, values, positions),
                     3 => add_positions::<3, 4>(dim, queries, p, values, positions),

@@ -1,16 +1,17 @@
 //! Microkernels for x86-64 with AVX-512 (F, BW, CD, DQ, VL) and VNNI. Each equals its scalar twin bit for bit.
 //!
-//! Quantised matmuls take the packed formats as AVX2 unpacks them, attention its driver. Where a processor multiplies 512 bits
-//! no faster than 256, as NOTES.md measures, float matmuls and attention gain little here, and lose nothing.
+//! Quantised matmuls take the packed formats as AVX2 unpacks them, attention its driver. Float matmuls, and f16 attention of
+//! many queries, are those of AVX2: where 512 bits are multiplied once a cycle and 256 twice, as on the processor measured,
+//! converting in vectors of 512 costs up to a tenth (NOTES.md). [`float`] and [`wide_attention_f16`] are for levels above.
 
 mod attention_f16;
 mod attention_q8_0;
-mod float;
+pub(super) mod float;
 pub(super) mod quant;
 
-pub use attention_f16::attention_f16;
+pub use super::avx2::{matmul_bf16, matmul_f16, matmul_f32};
+pub use attention_f16::{attention_f16, wide_attention_f16};
 pub use attention_q8_0::attention_q8_0;
-pub use float::{matmul_bf16, matmul_f16, matmul_f32};
 
 use super::avx2::quant as formats;
 
