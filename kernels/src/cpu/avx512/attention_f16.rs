@@ -251,3 +251,62 @@ unsafe fn load(at: *const u8) -> __m512 {
     // SAFETY: the caller's promise.
     _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(at.cast()) })
 }
+
+#[cfg(test)]
+mod tests {
+    //! Against AVX2, which tests/op_parity compares with the scalar twin: here wherever there is AVX-512, there with AMX.
+
+    use super::*;
+    use crate::cpu::Level;
+
+    #[test]
+    fn wide_as_at_avx2() {
+        if !Level::Avx512.is_available() {
+            println!("not run: this processor lacks AVX-512 VNNI");
+            return;
+        }
+        const DIM: usize = 256;
+        let numbers = |n: usize| (0..n).map(|i| (i * 31 % 113) as f32 / 40.0 - 1.4);
+        let pool: Vec<u16> = numbers(21 * KV_BLOCK * DIM)
+            .map(|x| half::f16::from_f32(x).to_bits())
+            .collect();
+        let table: Vec<u32> = (0..20).map(|i| (i * 7 + 3) % 20).collect();
+        let q: Vec<f32> = numbers(40 * 4 * DIM).collect();
+        for dim in [8, 24, 64, 72, 128, 256] {
+            for (position, tokens) in [(0, 1), (0, 40), (61, 5), (200, 40), (300, 1)] {
+                for (heads, window) in [(1, u64::MAX), (3, u64::MAX), (4, 70), (2, 3)] {
+                    let run = |func: unsafe fn(&AttentionArgs)| {
+                        let mut out = vec![f32::NAN; 40 * 4 * DIM];
+                        let args = AttentionArgs {
+                            q: q.as_ptr(),
+                            q_stride: (4 * DIM) as u64,
+                            out: out.as_mut_ptr(),
+                            out_stride: (4 * DIM) as u64,
+                            keys: pool.as_ptr().cast(),
+                            values: pool.as_ptr().wrapping_add(dim * KV_BLOCK).cast(),
+                            block_stride: (dim * KV_BLOCK * 2) as u64,
+                            table: table.as_ptr(),
+                            position,
+                            tokens,
+                            head0: 0,
+                            heads,
+                            group_size: heads,
+                            head_dim: dim as u64,
+                            window,
+                            scale: 0.125,
+                        };
+                        // SAFETY: pools hold 20 blocks of up to 256 dimensions (values begin a block later, and there are 21),
+                        // q and out 40 tokens of four heads; positions stay below 320; the processor has the level.
+                        unsafe { func(&args) };
+                        out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+                    };
+                    assert_eq!(
+                        run(wide_attention_f16),
+                        run(crate::cpu::avx2::attention_f16),
+                        "head size {dim} position {position} tokens {tokens} heads {heads} window {window}"
+                    );
+                }
+            }
+        }
+    }
+}

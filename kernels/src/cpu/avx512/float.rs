@@ -165,3 +165,66 @@ impl Tile {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    //! Against AVX2, which tests/op_parity compares with the scalar twin: here wherever there is AVX-512, there with AMX.
+
+    use super::*;
+    use crate::cpu::Level;
+
+    fn check(wide: unsafe fn(&MatMulArgs), narrow: unsafe fn(&MatMulArgs)) {
+        if !Level::Avx512.is_available() {
+            println!("not run: this processor lacks AVX-512 VNNI");
+            return;
+        }
+        // Weights of any type are numbers around 1.
+        let w: Vec<u32> = (0..6000u32)
+            .map(|i| 0x3c00_3c00 | (i.wrapping_mul(0x9e37_79b9) >> 7 & 0x01ff_81ff))
+            .collect();
+        let x: Vec<f32> = (0..37 * 40).map(|i| (i * 29 % 97) as f32 - 48.0).collect();
+        for k in [1, 7, 37] {
+            for rows in (1..16).chain([32, 40]) {
+                for (col0, cols) in [(0, 8), (8, 61), (16, 64), (0, 83)] {
+                    let run = |func: unsafe fn(&MatMulArgs)| {
+                        let mut out = vec![f32::NAN; rows * 96];
+                        let args = MatMulArgs {
+                            x: x.as_ptr().cast(),
+                            x_stride: 37 * 4,
+                            w: w.as_ptr().cast(),
+                            out: out.as_mut_ptr(),
+                            out_stride: 96,
+                            k,
+                            rows: rows as u64,
+                            col0,
+                            cols,
+                        };
+                        // SAFETY: the buffers hold 40 rows of 37 and 88 packed features of 37; the processor has the level.
+                        unsafe { func(&args) };
+                        out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+                    };
+                    assert_eq!(
+                        run(wide),
+                        run(narrow),
+                        "k {k} rows {rows} columns {col0}+{cols}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn f32_as_at_avx2() {
+        check(matmul_f32, avx2::matmul_f32);
+    }
+
+    #[test]
+    fn f16_as_at_avx2() {
+        check(matmul_f16, avx2::matmul_f16);
+    }
+
+    #[test]
+    fn bf16_as_at_avx2() {
+        check(matmul_bf16, avx2::matmul_bf16);
+    }
+}
