@@ -82,6 +82,17 @@ mod tiles {
     }
 }
 
+/// Whether AMD made this processor.
+#[cfg(target_arch = "x86_64")]
+pub fn is_amd() -> bool {
+    static IS_AMD: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+    *IS_AMD.get_or_init(|| {
+        let leaf = std::arch::x86_64::__cpuid(0);
+        // "AuthenticAMD", in the registers' order.
+        [leaf.ebx, leaf.edx, leaf.ecx].map(u32::to_le_bytes) == [*b"Auth", *b"enti", *b"cAMD"]
+    })
+}
+
 #[cfg(not(target_arch = "x86_64"))]
 pub fn has_feature(_: &str) -> Option<bool> {
     None
