@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What the other scripts need on a bare Debian 12 that has Rust: a C compiler (the zstd library is C), Python's pip (the
-# models come in packages) and venv (the Python package is tested in one). Installs only what is missing.
+# models come in packages) and venv (the Python package is tested in one), and NVRTC, the compiler for NVIDIA targets, which
+# needs no GPU: it goes to fastinfer/nvrtc in the user's cache folder, where fastc looks for it. Installs only what is missing.
 set -euo pipefail
 
 packages=()
@@ -22,4 +23,14 @@ fi
 if ! command -v cargo >/dev/null; then
   echo "setup.sh: Rust is missing; install Rust 1.95 or later with rustup" >&2
   exit 1
+fi
+nvrtc=${XDG_CACHE_HOME:-$HOME/.cache}/fastinfer/nvrtc
+if [[ -z ${FASTC_NVRTC:-} && ! -f $nvrtc/nvidia/cu13/lib/libnvrtc.so.13 ]]; then
+  echo "fetching NVRTC into $nvrtc" >&2
+  mkdir -p "${nvrtc%/*}"
+  work=$(mktemp -d "${nvrtc%/*}/.nvrtc-XXXXXX")
+  trap 'rm -rf "$work"' EXIT
+  python3 -m pip install --quiet --no-deps --target "$work" nvidia-cuda-nvrtc==13.0.88 >&2
+  rm -rf "$nvrtc"
+  mv "$work" "$nvrtc"
 fi

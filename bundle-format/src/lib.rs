@@ -11,6 +11,7 @@
 
 pub mod codec;
 pub mod error;
+pub mod gpu;
 pub mod hash;
 pub mod layout;
 pub mod model;

@@ -7,6 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::gpu::{Kernel, Sampling};
 use crate::region::Region;
 
 /// Elements of a quantised activation block ([`DType::Q8`], [`DType::Q16`]).
@@ -31,6 +32,17 @@ pub struct Plan {
     pub weights: Vec<Weight>,
     /// In an order that respects [`Launch::deps`].
     pub launches: Vec<Launch>,
+    /// What a GPU launches behind them where rows want tokens; none: the host draws.
+    pub sampling: Option<Sampling>,
+}
+
+impl Plan {
+    /// All that a GPU launches.
+    pub fn kernels(&self) -> impl Iterator<Item = &Kernel> {
+        let variants = self.launches.iter().flat_map(|l| &l.variants);
+        let drawing = self.sampling.iter().flat_map(|s| s.kernels());
+        variants.flat_map(|v| &v.kernels).chain(drawing)
+    }
 }
 
 /// The largest step that the plan's buffers hold.
@@ -73,6 +85,9 @@ pub enum DType {
     ///
     /// For models whose logits Q8's rounding would move measurably: the error is a 128th, for twice the multiplications.
     Q16,
+    /// f16, for matrix units. Rows lie one after the other; a device whose kernels for many rows want another order may use
+    /// it among themselves.
+    F16,
 }
 
 /// Bytes of one row of `cols` elements.
@@ -82,6 +97,7 @@ pub fn row_bytes(dtype: DType, cols: u32) -> u64 {
         DType::F32 | DType::U32 => cols * 4,
         DType::Q8 => cols + cols / Q8_BLOCK as u64 * 8,
         DType::Q16 => 2 * cols + cols / Q8_BLOCK as u64 * 8,
+        DType::F16 => 2 * cols,
     };
     // A column of indices is dense, so that the host writes it as a slice.
     if cols == 1 {
@@ -94,7 +110,7 @@ pub fn row_bytes(dtype: DType, cols: u32) -> u64 {
 /// Bytes of the quants of a row of `cols` elements: the offset of its scales. 0 for types without blocks.
 pub fn quants_bytes(dtype: DType, cols: u32) -> u64 {
     match dtype {
-        DType::F32 | DType::U32 => 0,
+        DType::F32 | DType::U32 | DType::F16 => 0,
         DType::Q8 => cols as u64,
         DType::Q16 => 2 * cols as u64,
     }
@@ -204,6 +220,11 @@ pub enum KvDType {
     /// Quantisation: amax = max |x|, scale = f16(amax / 127), quant = round-half-to-even(x * (127 / amax)); all zero where
     /// amax is 0.
     Q8_0,
+    /// f16. Keys and values of a block: `[kv_head][16 positions][dim]`, as matrix instructions read them.
+    F16Rows,
+    /// 8 bits as in [`KvDType::Q8_0`]. Each KV head of a block has its quants (i8) `[16 positions][dim]`, then its scales (f16)
+    /// `[16 positions][dim / 32]`.
+    Q8Rows,
 }
 
 impl KvDType {
@@ -211,16 +232,16 @@ impl KvDType {
     pub fn head_bytes(self, head_dim: u32) -> u64 {
         let elements = head_dim as u64 * KV_BLOCK as u64;
         match self {
-            KvDType::F16 => elements * 2,
-            KvDType::Q8_0 => elements + elements / Q8_BLOCK as u64 * 2,
+            KvDType::F16 | KvDType::F16Rows => elements * 2,
+            KvDType::Q8_0 | KvDType::Q8Rows => elements + elements / Q8_BLOCK as u64 * 2,
         }
     }
 
     /// Elements of a head that are stored together: it is a multiple of them.
     pub fn block(self) -> u32 {
         match self {
-            KvDType::F16 => 1,
-            KvDType::Q8_0 => Q8_BLOCK as u32,
+            KvDType::F16 | KvDType::F16Rows => 1,
+            KvDType::Q8_0 | KvDType::Q8Rows => Q8_BLOCK as u32,
         }
     }
 }
@@ -279,6 +300,9 @@ pub enum WeightLayout {
     /// Groups of eight rows, their blocks interleaved; `kernels::pack` defines the bytes of each encoding. Rows are padded
     /// to a multiple of eight with zeros.
     Interleave8,
+    /// Tiles of 16 rows, in fragments of matrix instructions; `kernels::pack::fragment` defines the bytes of each encoding.
+    /// Rows are padded to a multiple of 16.
+    Fragment16,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -298,6 +322,9 @@ pub struct Weight {
     pub slices: Vec<Slice>,
     /// Rows that are taken from each slice in turn; 0: the slices follow one another.
     pub interleave: u32,
+    /// Rows of a unit whose halves lie in turn: of each 16 packed rows, the first eight are rows 8 i .. 8 i + 8 of the
+    /// unit, the others those half a unit further, so that a tile holds what a rotation pairs. 0: rows lie in order.
+    pub pairs: u32,
     /// The axis along which shards are cut; none: every shard has all of it.
     pub shard: Option<Axis>,
 }
@@ -380,6 +407,8 @@ pub struct Variant {
     pub tile_cols: u32,
     /// One for each segment of a matmul; one otherwise.
     pub parts: Vec<Part>,
+    /// What a GPU launches, which has no parts.
+    pub kernels: Vec<Kernel>,
     /// Why the compiler chose it, for people.
     pub reason: String,
 }

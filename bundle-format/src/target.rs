@@ -9,24 +9,81 @@ pub enum Target {
     X86_64V3,
     /// And AVX-512 F, BW, CD, DQ and VL, the psABI's fourth level, with AVX-512 VNNI, which that level lacks.
     X86_64V4,
+    /// NVIDIA chips by their compute capability: A100.
+    Sm80,
+    /// GeForce 30.
+    Sm86,
+    /// GeForce 40, L4, L40.
+    Sm89,
+    /// H100, H200, with the instructions that only they have.
+    Sm90a,
+    /// B200, with its own.
+    Sm100a,
+    /// GeForce 50, with its own.
+    Sm120a,
 }
 
 impl Target {
     /// Every target, in the order in which help texts list them; of one architecture, the better ones later.
-    pub const ALL: &[Target] = &[Target::X86_64V3, Target::X86_64V4];
+    pub const ALL: &[Target] = &[
+        Target::X86_64V3,
+        Target::X86_64V4,
+        Target::Sm80,
+        Target::Sm86,
+        Target::Sm89,
+        Target::Sm90a,
+        Target::Sm100a,
+        Target::Sm120a,
+    ];
 
     /// The name that `--target` takes and the manifest records.
     pub fn name(self) -> &'static str {
         match self {
             Target::X86_64V3 => "x86-64-v3",
             Target::X86_64V4 => "x86-64-v4",
+            Target::Sm80 => "sm_80",
+            Target::Sm86 => "sm_86",
+            Target::Sm89 => "sm_89",
+            Target::Sm90a => "sm_90a",
+            Target::Sm100a => "sm_100a",
+            Target::Sm120a => "sm_120a",
         }
     }
 
-    /// The architecture, by the names of `std::env::consts::ARCH`.
-    pub fn arch(self) -> &'static str {
+    /// The architecture of the processor, by the names of `std::env::consts::ARCH`; none for a GPU, which any host may
+    /// have.
+    pub fn arch(self) -> Option<&'static str> {
         match self {
-            Target::X86_64V3 | Target::X86_64V4 => "x86_64",
+            Target::X86_64V3 | Target::X86_64V4 => Some("x86_64"),
+            _ => None,
+        }
+    }
+
+    /// The compute capability of an NVIDIA chip, major and minor; none for other processors.
+    pub fn compute_capability(self) -> Option<(u32, u32)> {
+        match self {
+            Target::X86_64V3 | Target::X86_64V4 => None,
+            Target::Sm80 => Some((8, 0)),
+            Target::Sm86 => Some((8, 6)),
+            Target::Sm89 => Some((8, 9)),
+            Target::Sm90a => Some((9, 0)),
+            Target::Sm100a => Some((10, 0)),
+            Target::Sm120a => Some((12, 0)),
+        }
+    }
+
+    /// Whether bundles hold kernels of a GPU.
+    pub fn is_gpu(self) -> bool {
+        self.compute_capability().is_some()
+    }
+
+    /// Bytes of shared memory that a block of threads may have on a GPU; none for other processors.
+    pub fn block_shared(self) -> Option<u32> {
+        match self {
+            Target::X86_64V3 | Target::X86_64V4 => None,
+            Target::Sm80 => Some(163 << 10),
+            Target::Sm86 | Target::Sm89 | Target::Sm120a => Some(99 << 10),
+            Target::Sm90a | Target::Sm100a => Some(227 << 10),
         }
     }
 
@@ -47,6 +104,7 @@ impl Target {
                 "avx512vl",
                 "avx512vnni",
             ],
+            _ => &[],
         }
     }
 }

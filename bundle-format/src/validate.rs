@@ -6,6 +6,7 @@
 //! work they need or overwrite (`order`).
 
 mod arena;
+mod gpu;
 mod launch;
 mod order;
 mod region;
@@ -88,6 +89,7 @@ fn shown(name: &str) -> String {
 pub fn bundle(manifest: &Manifest, plan: &Plan, code_len: u64) -> Result<(), Invalid> {
     self::manifest(manifest)?;
     self::plan(plan, code_len)?;
+    gpu::fits(manifest.target, plan)?;
 
     let vocab = manifest.model.vocab;
     for (i, buffer) in plan.buffers.iter().enumerate() {
@@ -202,6 +204,7 @@ pub fn plan(plan: &Plan, code_len: u64) -> Result<(), Invalid> {
             })
             .map_err(|e| e.within(format_args!("launch {i} ({})", shown(&l.name))))?;
     }
+    gpu::sampling(plan)?;
     arena.finish()
 }
 
@@ -385,6 +388,27 @@ pub const fn activation_types(encoding: Encoding) -> &'static [DType] {
     }
 }
 
+/// Bytes of a fragment of 16 rows by 64 columns (`WeightLayout::Fragment16`): its codes and its scales; none where an
+/// encoding has no fragments.
+pub const fn fragment(encoding: Encoding) -> Option<u64> {
+    let (codes, scales) = match encoding {
+        Encoding::F32 => return None,
+        Encoding::F16 | Encoding::BF16 => (2048, 0),
+        Encoding::Q4_0 => (512, 64),
+        Encoding::Q4_1 => (512, 128),
+        Encoding::Q5_0 => (640, 64),
+        Encoding::Q5_1 => (640, 128),
+        Encoding::Q8_0 | Encoding::IQ4_NL => (1024, 64),
+        Encoding::Q2_K | Encoding::Q4_K => (512, 128),
+        Encoding::Q3_K => (512, 96),
+        Encoding::Q5_K => (640, 128),
+        Encoding::Q6_K => (768, 96),
+        Encoding::IQ4_XS => (1024, 96),
+        Encoding::MXFP4 => (1024, 512),
+    };
+    Some(codes + scales)
+}
+
 /// Bytes of a weight of this encoding, layout and shape; none where `cols` is no multiple of the block.
 pub fn packed_len(encoding: Encoding, layout: WeightLayout, rows: u32, cols: u32) -> Option<u64> {
     let (elements, bytes, packed_bytes) = block(encoding);
@@ -396,6 +420,14 @@ pub fn packed_len(encoding: Encoding, layout: WeightLayout, rows: u32, cols: u32
         WeightLayout::RowMajor => (blocks * bytes).checked_mul(rows as u64),
         WeightLayout::Interleave8 => {
             (blocks * packed_bytes).checked_mul((rows as u64).next_multiple_of(8))
+        }
+        WeightLayout::Fragment16 => {
+            let bytes = fragment(encoding)?;
+            if !cols.is_multiple_of(64) {
+                return None;
+            }
+            let tiles = (rows as u64).div_ceil(16);
+            ((cols / 64) as u64 * bytes).checked_mul(tiles)
         }
     }
 }
@@ -461,6 +493,15 @@ fn weight(weight: &Weight, start: u64) -> Result<u64, Invalid> {
             format!("{} bytes at {}", weight.len, weight.offset),
         ));
     };
+    ensure!(
+        weight.pairs == 0
+            || weight.layout == WeightLayout::Fragment16
+                && weight.pairs.is_multiple_of(16)
+                && weight.rows.is_multiple_of(weight.pairs),
+        "pairs",
+        "0, or in Fragment16 a multiple of 16 that divides the rows",
+        weight.pairs
+    );
     slices(weight)?;
     Ok(end)
 }

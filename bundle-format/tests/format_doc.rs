@@ -151,9 +151,35 @@ fn encodings() {
 }
 
 #[test]
+fn fragments() {
+    let rows = table(&["encoding in Fragment16", "bytes of codes"]);
+    let known = |e: &Encoding| packed_len(*e, WeightLayout::Fragment16, 16, 256).is_some();
+    let mut documented: Vec<&str> = rows.iter().map(|r| r[0].as_str()).collect();
+    documented.sort_unstable();
+    let all = Encoding::ALL;
+    let mut implemented: Vec<String> = all
+        .iter()
+        .filter(|e| known(e))
+        .map(|e| format!("{e:?}"))
+        .collect();
+    implemented.sort_unstable();
+    assert_eq!(documented, implemented);
+    for encoding in all.iter().filter(|e| known(e)) {
+        let row = rows
+            .iter()
+            .find(|r| r[0] == format!("{encoding:?}"))
+            .unwrap();
+        let [codes, scales]: [u64; 2] = [1, 2].map(|i| row[i].parse().unwrap());
+        let len = |rows, cols| packed_len(*encoding, WeightLayout::Fragment16, rows, cols);
+        assert_eq!(len(33, 512), Some(3 * 8 * (codes + scales)), "{encoding:?}");
+        assert_eq!(len(33, 96), None);
+    }
+}
+
+#[test]
 fn types() {
     let rows = table(&["type", "a row"]);
-    let all = [DType::F32, DType::U32, DType::Q8, DType::Q16];
+    let all = [DType::F32, DType::U32, DType::Q8, DType::Q16, DType::F16];
     assert_eq!(rows.len(), all.len());
     for (row, dtype) in rows.iter().zip(all) {
         assert_eq!(row[0], format!("{dtype:?}"));
@@ -162,6 +188,7 @@ fn types() {
             .split("; ")
             .map(|part| match part {
                 "an f32 a column" | "a u32 a column" => 4 * 64,
+                "an f16 a column" => 2 * 64,
                 "`cols` quants (i8)" | "`cols` high bytes (i8)" | "`cols` low bytes (i8)" => 64,
                 "an f32 scale a block" | "an f32 sum a block" => 64 / 32 * 4,
                 other => panic!("{other:?}"),
@@ -178,7 +205,12 @@ fn types() {
 #[test]
 fn kv_types() {
     let rows = table(&["type", "bytes a dimension"]);
-    let all = [KvDType::F16, KvDType::Q8_0];
+    let all = [
+        KvDType::F16,
+        KvDType::Q8_0,
+        KvDType::F16Rows,
+        KvDType::Q8Rows,
+    ];
     assert_eq!(rows.len(), all.len());
     for (row, dtype) in rows.iter().zip(all) {
         assert_eq!(row[0], format!("{dtype:?}"));

@@ -29,6 +29,9 @@ pub struct Options {
     /// Type of the cached keys and values.
     pub kv: KvDType,
     pub passes: passes::Settings,
+    /// Whether a GPU's kernels are those that every chip could have, where it has better ones of its own: to test the
+    /// others' on it.
+    pub portable: bool,
 }
 
 impl Options {
@@ -42,6 +45,7 @@ impl Options {
                 disabled: Vec::new(),
                 activations: Activations::Auto,
             },
+            portable: false,
         }
     }
 }
@@ -72,9 +76,13 @@ pub fn compile_graph(
     let mut graph = arch::build(gguf, limits.context)?;
     store_kv_as(&mut graph, options.kv)?;
     imported(&graph);
-    let graph = passes::run(graph, &options.passes, &mut seen)?;
+    let mut settings = options.passes.clone();
+    if options.target.is_gpu() {
+        settings.activations = Activations::F16;
+    }
+    let graph = passes::run(graph, &settings, &mut seen)?;
     let mut plan = lower::lower(&graph, options.target, limits)?;
-    let code = codegen::generate(&mut plan, options.target)?;
+    let code = codegen::generate(&mut plan, options.target, options.portable)?;
     Ok(Compiled { graph, plan, code })
 }
 
@@ -165,7 +173,11 @@ fn limits(gguf: &Gguf<'_>, options: &Options) -> Result<Limits, Error> {
             options.max_batch
         )));
     }
-    let max_tokens = MAX_TOKENS.min(context.max(options.max_batch));
+    let max_tokens = match options.target.is_gpu() {
+        // Whole tiles of rows.
+        true => MAX_TOKENS,
+        false => MAX_TOKENS.min(context.max(options.max_batch)),
+    };
     let max_rows = MIN_ROWS.max(options.max_batch).min(max_tokens);
     Ok(Limits {
         max_tokens,
@@ -196,12 +208,17 @@ fn recorded(options: &Options, limits: &Limits) -> Vec<String> {
     ];
     list.extend(disabled.iter().map(|d| format!("disable-pass={d}")));
     let activations = match options.passes.activations {
+        _ if options.target.is_gpu() => "f16",
         Activations::Auto => "auto",
         Activations::Q8 => "q8",
         Activations::Q16 => "q16",
+        Activations::F16 => "f16",
     };
     list.push(format!("activations={activations}"));
     list.push(format!("kv={}", kv_dtype_name(options.kv)));
+    if options.portable {
+        list.push("kernels=portable".to_string());
+    }
     list.sort();
     list
 }

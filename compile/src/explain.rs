@@ -6,6 +6,7 @@ pub use page::{page, write as write_page};
 
 use std::fmt::Write as _;
 
+use bundle_format::gpu::{Extent, Kernel};
 use bundle_format::plan::{Dim, Limits, Op, Plan, Variant};
 
 use crate::driver::{self, Options};
@@ -211,6 +212,10 @@ pub fn print_variants(plan: &Plan, scope: Scope) -> String {
 }
 
 fn print_variant(v: &Variant) -> String {
+    if !v.kernels.is_empty() {
+        let (first, last) = (v.min_rows, v.max_rows);
+        return format!("rows {first}..={last}: {}: {}", part_names(v), v.reason);
+    }
     format!(
         "rows {}..={}: {} in tiles of {} x {}: {}",
         v.min_rows,
@@ -227,13 +232,30 @@ fn part_names(v: &Variant) -> String {
     let name = |id: u32| {
         kernels::cpu::lookup(id).map_or_else(|| format!("{id:#x}"), |k| k.name.to_string())
     };
-    let mut names: Vec<String> = v
+    let parts = v
         .parts
         .iter()
-        .map(|p| p.micro.map_or_else(|| "generated".to_string(), name))
-        .collect();
+        .map(|p| p.micro.map_or_else(|| "generated".to_string(), name));
+    let mut names: Vec<String> = parts.chain(v.kernels.iter().map(kernel_name)).collect();
     names.dedup();
     names.join(" + ")
+}
+
+/// A kernel and what a block of it takes.
+fn kernel_name(kernel: &Kernel) -> String {
+    let [x, y, z] = kernel.grid.map(|extent| match extent {
+        Extent::Fixed(n) => n.to_string(),
+        Extent::Rows(1) => "rows".to_string(),
+        Extent::Rows(n) => format!("rows/{n}"),
+        Extent::Tiles(n) => format!("tiles of {n}"),
+    });
+    format!(
+        "{x} x {y} x {z} blocks {} of {} threads, {} registers, {} bytes shared",
+        kernel.symbol,
+        kernel.threads,
+        kernel.registers,
+        kernel.fixed_shared + kernel.shared
+    )
 }
 
 fn op_name(op: &Op) -> String {

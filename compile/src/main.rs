@@ -125,6 +125,9 @@ struct Shape {
     /// A pass to leave out, to measure what it is worth; may be repeated.
     #[arg(long, value_name = "PASS")]
     disable_pass: Vec<String>,
+    /// On a GPU only the kernels that every chip could have: to test them on one that has better ones.
+    #[arg(long, hide = true)]
+    portable_kernels: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -139,6 +142,24 @@ enum TargetName {
     /// And AVX-512 (F, BW, CD, DQ, VL) and AVX-512 VNNI.
     #[value(name = "x86-64-v4")]
     X86_64V4,
+    /// NVIDIA A100
+    #[value(name = "sm_80")]
+    Sm80,
+    /// NVIDIA GeForce 30
+    #[value(name = "sm_86")]
+    Sm86,
+    /// NVIDIA GeForce 40, L4, L40
+    #[value(name = "sm_89")]
+    Sm89,
+    /// NVIDIA H100, H200
+    #[value(name = "sm_90", alias = "sm_90a")]
+    Sm90,
+    /// NVIDIA B200
+    #[value(name = "sm_100", alias = "sm_100a")]
+    Sm100,
+    /// NVIDIA GeForce 50
+    #[value(name = "sm_120", alias = "sm_120a")]
+    Sm120,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -165,8 +186,19 @@ impl Shape {
         let target = match self.target {
             TargetName::Cpu | TargetName::X86_64V3 => Target::X86_64V3,
             TargetName::X86_64V4 => Target::X86_64V4,
+            TargetName::Sm80 => Target::Sm80,
+            TargetName::Sm86 => Target::Sm86,
+            TargetName::Sm89 => Target::Sm89,
+            TargetName::Sm90 => Target::Sm90a,
+            TargetName::Sm100 => Target::Sm100a,
+            TargetName::Sm120 => Target::Sm120a,
             TargetName::Native => native()?,
         };
+        if target.is_gpu() && !matches!(self.activations, ActivationsName::Auto) {
+            return Err(Error::User(format!(
+                "--activations is for processors; {target} multiplies f16: leave it out"
+            )));
+        }
         let activations = match self.activations {
             ActivationsName::Auto => Activations::Auto,
             ActivationsName::Q8 => Activations::Q8,
@@ -185,6 +217,7 @@ impl Shape {
                 KvName::Q8_0 => KvDType::Q8_0,
             },
             passes,
+            portable: self.portable_kernels,
         })
     }
 }
@@ -192,7 +225,7 @@ impl Shape {
 /// The best target whose features this machine has.
 fn native() -> Result<Target, Error> {
     let runs_here = |target: &&Target| {
-        target.arch() == std::env::consts::ARCH
+        target.arch() == Some(std::env::consts::ARCH)
             && target
                 .required_features()
                 .iter()

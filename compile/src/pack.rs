@@ -2,7 +2,7 @@
 //! share the work as they like and no more than their stretches is in memory.
 
 use bundle_format::plan::{Encoding, Weight, WeightLayout};
-use kernels::pack::GROUP;
+use kernels::pack::{GROUP, fragment};
 
 use crate::driver::Compiled;
 use crate::error::Error;
@@ -133,7 +133,7 @@ impl<'a> Packer<'a> {
         if self.weight.layout == WeightLayout::RowMajor {
             return out.copy_from_slice(&self.row(0)[from..from + out.len()]);
         }
-        let groups = self.weight.rows.div_ceil(GROUP as u32) as usize;
+        let groups = self.weight.rows.div_ceil(self.group_rows()) as usize;
         let group_bytes = self.weight.len as usize / groups;
         let (first, mut cut) = (from / group_bytes, from % group_bytes);
         let mut whole = Vec::new();
@@ -152,21 +152,34 @@ impl<'a> Packer<'a> {
         self.forget(first as u32..group as u32, source);
     }
 
+    /// Rows that are packed together.
+    fn group_rows(&self) -> u32 {
+        match self.weight.layout {
+            WeightLayout::Fragment16 => fragment::TILE as u32,
+            WeightLayout::RowMajor | WeightLayout::Interleave8 => GROUP as u32,
+        }
+    }
+
     fn pack_group(&self, group: usize, out: &mut [u8]) {
-        let from = (group * GROUP) as u32;
-        let to = (from + GROUP as u32).min(self.weight.rows);
-        let mut rows: [&[u8]; GROUP] = [&[]; GROUP];
+        let from = group as u32 * self.group_rows();
+        let to = (from + self.group_rows()).min(self.weight.rows);
+        let mut rows: [&[u8]; fragment::TILE] = [&[]; fragment::TILE];
         for (slot, row) in rows.iter_mut().zip(from..to) {
             *slot = self.row(row);
         }
         let rows = &rows[..(to - from) as usize];
-        kernels::pack::pack_group(self.weight.encoding, self.weight.cols as usize, rows, out);
+        let pack = match self.weight.layout {
+            WeightLayout::Fragment16 => fragment::pack_tile,
+            WeightLayout::RowMajor | WeightLayout::Interleave8 => kernels::pack::pack_group,
+        };
+        pack(self.weight.encoding, self.weight.cols as usize, rows, out);
     }
 
     /// Lets go of the source rows of groups that were packed: those of each slice lie together, but for a permutation within
     /// heads.
     fn forget(&self, groups: std::ops::Range<u32>, source: &Source) {
-        let rows = groups.start * GROUP as u32..(groups.end * GROUP as u32).min(self.weight.rows);
+        let size = self.group_rows();
+        let rows = groups.start * size..(groups.end * size).min(self.weight.rows);
         for slice in &self.slices {
             let own = rows.clone().filter_map(|row| {
                 let (found, row) = self.locate(row);
@@ -190,6 +203,7 @@ impl<'a> Packer<'a> {
 
     /// The slice of a packed row and its row in it.
     fn locate(&self, row: u32) -> (&SourceRows<'a>, u32) {
+        let row = fragment::paired_row(row, self.weight.pairs);
         let interleave = self.weight.interleave;
         if let Some(turn) = row.checked_div(interleave) {
             let count = self.slices.len() as u32;

@@ -27,7 +27,8 @@ struct Options {
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Device {
-    Cpu,
+    #[serde(alias = "cpu")]
+    Own,
     Reference,
 }
 
@@ -42,7 +43,7 @@ pub fn options(json: Option<&str>) -> Result<RunnerOptions, Error> {
     Ok(RunnerOptions {
         device: match given.device {
             Some(Device::Reference) => DeviceKind::Reference,
-            Some(Device::Cpu) | None => DeviceKind::Cpu,
+            Some(Device::Own) | None => DeviceKind::Own,
         },
         threads: given.threads,
         kv_memory: given.kv_memory,

@@ -211,7 +211,7 @@ pub mod id {
             DType::F32 => f32,
             DType::Q8 => q8,
             DType::Q16 => q16,
-            DType::U32 => None,
+            DType::U32 | DType::F16 => None,
         }
     }
 
@@ -237,11 +237,12 @@ pub mod id {
         }
     }
 
-    /// Attends over pools of a type.
-    pub const fn attention(kv: KvDType) -> u32 {
+    /// Attends over pools of a type; none for those of GPUs.
+    pub const fn attention(kv: KvDType) -> Option<u32> {
         match kv {
-            KvDType::F16 => ATTENTION_F16,
-            KvDType::Q8_0 => ATTENTION_Q8_0,
+            KvDType::F16 => Some(ATTENTION_F16),
+            KvDType::Q8_0 => Some(ATTENTION_Q8_0),
+            KvDType::F16Rows | KvDType::Q8Rows => None,
         }
     }
 }

@@ -168,8 +168,7 @@ const MACHINE: Machine = Machine {
 /// Says what a bundle needs that the machine lacks.
 fn check_runnable(manifest: &Manifest, machine: &Machine) -> Result<(), String> {
     let target = manifest.target;
-    let arch = target.arch();
-    if arch != machine.arch {
+    if let Some(arch) = target.arch().filter(|&arch| arch != machine.arch) {
         return Err(format!(
             "the bundle is for {target}, which runs on {arch} processors, but this one is {}; compile the model for this \
              machine (fastc compile --target cpu)",

@@ -1,6 +1,7 @@
 //! Checks of one launch: its operands, its variants and its code.
 
 use super::arena::{Effects, Pool};
+use super::gpu;
 use super::region::{self, Footprint, Tile};
 use super::{Invalid, activation_types, ensure, max_extent, name, one_of};
 use crate::plan::{
@@ -153,7 +154,12 @@ fn matmul(plan: &Plan, x: u32, segments: &[Segment]) -> Result<(Shape, Effects),
                 format!("those of x, {}", input.cols),
                 weight.cols
             );
-            let types = activation_types(weight.encoding);
+            let types = match weight.layout {
+                WeightLayout::Fragment16 => &[DType::F16],
+                WeightLayout::RowMajor | WeightLayout::Interleave8 => {
+                    activation_types(weight.encoding)
+                }
+            };
             ensure!(
                 types.contains(&input.dtype),
                 format!("type of x for a weight in {:?}", weight.encoding),
@@ -247,7 +253,7 @@ fn variants(plan: &Plan, launch: &Launch, shape: &Shape, code_len: u64) -> Resul
     let limit = max_extent(plan, shape.extent);
     let mut next = 1;
     for (i, v) in launch.variants.iter().enumerate() {
-        variant(v, shape, next, limit, code_len)
+        variant(plan, launch, v, shape, (next, limit), code_len)
             .map_err(|e| e.within(format_args!("variant {i}")))?;
         next = v.max_rows + 1;
     }
@@ -261,10 +267,11 @@ fn variants(plan: &Plan, launch: &Launch, shape: &Shape, code_len: u64) -> Resul
 }
 
 fn variant(
+    plan: &Plan,
+    launch: &Launch,
     v: &Variant,
     shape: &Shape,
-    first: u32,
-    limit: u32,
+    (first, limit): (u32, u32),
     code_len: u64,
 ) -> Result<(), Invalid> {
     ensure!(v.min_rows == first, "min_rows", first, v.min_rows);
@@ -276,11 +283,22 @@ fn variant(
     );
     ensure!(v.tile_rows >= 1, "tile_rows", "at least 1", v.tile_rows);
     ensure!(
-        v.tile_cols >= shape.min_tile_cols,
+        !v.kernels.is_empty() || v.tile_cols >= shape.min_tile_cols,
         "tile_cols",
         format!("at least {}", shape.min_tile_cols),
         v.tile_cols
     );
+    let tile = v.tile_rows as u64 * v.tile_cols as u64;
+    ensure!(
+        !shape.tile || tile <= MAX_TILE,
+        "tile_rows * tile_cols",
+        format!("at most {MAX_TILE}"),
+        tile
+    );
+    name(&v.reason).map_err(|e| e.within("reason"))?;
+    if !v.kernels.is_empty() {
+        return gpu::kernels(plan, &launch.op, v);
+    }
     for &multiple in &shape.multiples {
         ensure!(
             v.tile_cols.is_multiple_of(multiple),
@@ -289,20 +307,12 @@ fn variant(
             v.tile_cols
         );
     }
-    let tile = v.tile_rows as u64 * v.tile_cols as u64;
-    ensure!(
-        !shape.tile || tile <= MAX_TILE,
-        "tile_rows * tile_cols",
-        format!("at most {MAX_TILE}"),
-        tile
-    );
     ensure!(
         v.parts.len() == shape.parts,
         "parts",
         shape.parts,
         v.parts.len()
     );
-    name(&v.reason).map_err(|e| e.within("reason"))?;
     for (i, part) in v.parts.iter().enumerate() {
         if let Some(code) = part.code {
             ensure!(

@@ -250,6 +250,7 @@ mod tests {
             arena_bytes: 64 * UNITS as u64,
             weights: vec![],
             launches: vec![],
+            sampling: None,
         };
         let mut all = Vec::new();
         let mut owners: [Option<Range>; UNITS] = [None; UNITS];

@@ -278,7 +278,7 @@ impl Body<'_> {
             }
             Inst::Store { dst, col, x } => {
                 self.uses(&[x])?;
-                self.store(dst, col, &[DType::F32])?
+                self.store(dst, col, &[DType::F32, DType::F16])?
             }
             Inst::StoreQuant { dst, col, x } => {
                 self.uses(&[x])?;

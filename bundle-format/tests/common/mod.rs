@@ -89,6 +89,7 @@ pub fn plan(vocab: u32) -> Plan {
         arena_bytes: 0,
         weights: Vec::new(),
         launches: Vec::new(),
+        sampling: None,
     };
     add_buffers(&mut plan, vocab);
     add_weights(&mut plan, vocab);
@@ -186,6 +187,7 @@ fn add_weights(plan: &mut Plan, vocab: u32) {
         let packed = match layout {
             RowMajor => rows,
             Interleave8 => rows.next_multiple_of(8),
+            Fragment16 => panic!("the sample has no fragments"),
         };
         let len = bytes * packed as u64;
         plan.weights.push(Weight {
@@ -201,6 +203,7 @@ fn add_weights(plan: &mut Plan, vocab: u32) {
                 rows,
             }],
             interleave: 0,
+            pairs: 0,
             shard: None,
         });
         offset = (offset + len).next_multiple_of(ALIGN as u64);
@@ -322,6 +325,7 @@ fn variant((min_rows, max_rows): (u32, u32), tile_cols: u32, parts: usize) -> Va
                 }),
             })
             .collect(),
+        kernels: Vec::new(),
         reason: "the only one".into(),
     }
 }
@@ -623,7 +627,7 @@ impl Raw {
         let code = code();
         let tree: Vec<u8> = weights
             .chunks(1 << 20)
-            .flat_map(|c| derive("FastInference bundle 1: weights chunk", c))
+            .flat_map(|c| derive("FastInference bundle 2: weights chunk", c))
             .collect();
         let small = |kind, context, raw: &[u8]| RawSection {
             kind,
@@ -642,24 +646,24 @@ impl Raw {
             raw_len: bytes.len() as u64,
         };
         Raw {
-            version: 1,
+            version: 2,
             header_len: 1024,
             section_count: 7,
             chunk_len: 1 << 20,
-            code_hash: derive("FastInference bundle 1: raw code", &code),
+            code_hash: derive("FastInference bundle 2: raw code", &code),
             sections: vec![
-                small(1, "FastInference bundle 1: section manifest", manifest),
-                small(2, "FastInference bundle 1: section plan", plan),
-                small(3, "FastInference bundle 1: section code", &code),
+                small(1, "FastInference bundle 2: section manifest", manifest),
+                small(2, "FastInference bundle 2: section plan", plan),
+                small(3, "FastInference bundle 2: section code", &code),
                 raw(
                     4,
-                    "FastInference bundle 1: section tokenizer",
+                    "FastInference bundle 2: section tokenizer",
                     64,
                     &tokenizer(),
                 ),
-                raw(5, "FastInference bundle 1: section signature", 64, &[]),
-                raw(6, "FastInference bundle 1: section weights-tree", 64, &tree),
-                raw(7, "FastInference bundle 1: section weights", 4096, weights),
+                raw(5, "FastInference bundle 2: section signature", 64, &[]),
+                raw(6, "FastInference bundle 2: section weights-tree", 64, &tree),
+                raw(7, "FastInference bundle 2: section weights", 4096, weights),
             ],
             patches: Vec::new(),
             root: None,
@@ -714,7 +718,7 @@ impl Raw {
         header.extend(self.section_count.to_le_bytes());
         header.extend(self.chunk_len.to_le_bytes());
         header.extend([0; 32]);
-        let root = derive("FastInference bundle 1: root", &rooted);
+        let root = derive("FastInference bundle 2: root", &rooted);
         header.extend(self.root.unwrap_or(root));
         header.extend(self.code_hash);
         header.extend(table);
@@ -722,7 +726,7 @@ impl Raw {
         for (at, bytes) in &self.patches {
             header[*at..at + bytes.len()].copy_from_slice(bytes);
         }
-        let hash = derive("FastInference bundle 1: header", &header);
+        let hash = derive("FastInference bundle 2: header", &header);
         header[32..64].copy_from_slice(&hash);
         file[..1024].copy_from_slice(&header);
         file

@@ -5,6 +5,7 @@ use bundle_format::region::Region;
 use bundle_format::target::Target;
 
 use super::cpu::{self, CodeSection, RegionContext};
+use super::cuda;
 use crate::error::Error;
 
 /// The code section of a bundle.
@@ -17,7 +18,12 @@ pub struct Code {
 }
 
 /// Generates the code of a plan's regions and enters it into the plan's variants.
-pub fn generate(plan: &mut Plan, target: Target) -> Result<Code, Error> {
+///
+/// `portable`: see [`crate::driver::Options::portable`].
+pub fn generate(plan: &mut Plan, target: Target, portable: bool) -> Result<Code, Error> {
+    if let Some(chip) = cuda::Chip::of(target, portable) {
+        return cuda::generate(plan, &chip);
+    }
     let mut section = CodeSection::new();
     let mut refs: Vec<Vec<Vec<Option<CodeRef>>>> = Vec::new();
     for launch in &plan.launches {

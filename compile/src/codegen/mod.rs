@@ -1,6 +1,7 @@
 //! Code generation: from lowered regions to the bytes of a bundle's code section.
 
 pub mod cpu;
+mod cuda;
 mod generate;
 
 pub use generate::{Code, generate};

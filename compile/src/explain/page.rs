@@ -437,7 +437,10 @@ fn launches(plan: &Plan, steps: &[Step]) -> Value {
             .variants
             .iter()
             .map(|v| {
-                let tile = format!("{} × {}", v.tile_rows, v.tile_cols);
+                let tile = match v.kernels.is_empty() {
+                    true => format!("{} × {}", v.tile_rows, v.tile_cols),
+                    false => v.tile_rows.to_string(),
+                };
                 json!([v.min_rows, v.max_rows, part_names(v), tile, v.reason])
             })
             .collect();

@@ -210,8 +210,8 @@ fn print_type(ty: Type) -> String {
 /// The name of a type of keys and values: `q8_0`.
 pub fn kv_dtype_name(dtype: KvDType) -> &'static str {
     match dtype {
-        KvDType::F16 => "f16",
-        KvDType::Q8_0 => "q8_0",
+        KvDType::F16 | KvDType::F16Rows => "f16",
+        KvDType::Q8_0 | KvDType::Q8Rows => "q8_0",
     }
 }
 
@@ -222,6 +222,7 @@ pub fn dtype_name(dtype: DType) -> &'static str {
         DType::U32 => "u32",
         DType::Q8 => "q8",
         DType::Q16 => "q16",
+        DType::F16 => "f16",
     }
 }
 
@@ -557,6 +558,7 @@ fn parse_type(text: &str) -> Result<Type, String> {
         "u32" => DType::U32,
         "q8" => DType::Q8,
         "q16" => DType::Q16,
+        "f16" => DType::F16,
         _ => return Err(bad()),
     };
     let dim = match dim {
@@ -602,7 +604,7 @@ fn parse_rope_freqs(args: &[&str]) -> Result<RopeFreqs, String> {
 
 /// The element type of a result: `q8` or `q16` among the arguments, or f32.
 fn result_type(args: &[&str]) -> DType {
-    let quantised = [DType::Q8, DType::Q16];
+    let quantised = [DType::Q8, DType::Q16, DType::F16];
     let named = quantised
         .into_iter()
         .find(|&t| args.contains(&dtype_name(t)));

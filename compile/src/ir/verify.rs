@@ -214,7 +214,8 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
                             graph.tensor(t).name
                         ));
                     }
-                    if *dtype != DType::F32 && !takes_quantised(encoding) {
+                    let integers = matches!(dtype, DType::Q8 | DType::Q16);
+                    if integers && !takes_quantised(encoding) {
                         return Err(format!(
                             "multiplies {dtype:?} with {encoding:?} of '{}'",
                             graph.tensor(t).name

@@ -3,6 +3,7 @@
 //! [`weights`] what is packed and how, [`regions`] the element-wise code of each node, [`specialise`] the variants of each
 //! launch, [`memory`] where buffers lie. Code is added by `codegen`.
 
+pub mod gpu;
 pub mod memory;
 pub mod regions;
 pub mod specialise;
@@ -19,11 +20,12 @@ use bundle_format::target::Target;
 use crate::error::Error;
 use crate::ir::{Epilogue, Graph, Node, Op, Type, ValueId};
 use regions::{Chain, KvPlace, Sink};
-use weights::Weights;
+use weights::{Layout, Weights};
 
 /// Makes the plan of a graph for a target. Variants name microkernels and tile shapes, but no code yet.
 pub fn lower(graph: &Graph, target: Target, limits: Limits) -> Result<Plan, Error> {
-    let weights = Weights::choose(graph)?;
+    let layout = Layout::of(target);
+    let weights = Weights::choose(graph, layout)?;
     let mut buffers = Buffers::new(graph);
     let mut launches = Vec::new();
     for node in &graph.nodes {
@@ -45,10 +47,16 @@ pub fn lower(graph: &Graph, target: Target, limits: Limits) -> Result<Plan, Erro
         arena_bytes: 0,
         weights: weights.list,
         launches,
+        sampling: None,
     };
+    if target.is_gpu() {
+        gpu::arrange(&mut plan);
+    }
     memory::place(&mut plan)?;
     memory::depend(&mut plan);
-    specialise::specialise(&mut plan, target)?;
+    if !target.is_gpu() {
+        specialise::specialise(&mut plan, target)?;
+    }
     Ok(plan)
 }
 
@@ -351,7 +359,13 @@ fn lower_node(
                         )
                     }
                     Epilogue::Glu { activation, to } => {
-                        let epilogue = regions::glu_epilogue(activation, out()?, cols, to);
+                        let epilogue = regions::glu_epilogue(
+                            activation,
+                            out()?,
+                            cols,
+                            to,
+                            weights.interleave(),
+                        );
                         segments.push(Segment {
                             weight: weights.of(&part.tensors)?,
                             epilogue,

@@ -30,10 +30,9 @@ impl Units {
 
     /// Blocks if the result is quantised.
     fn for_result(to: DType) -> Units {
-        if to == DType::F32 {
-            Units::FLAT
-        } else {
-            Units::BLOCKS
+        match to {
+            DType::F32 | DType::U32 | DType::F16 => Units::FLAT,
+            DType::Q8 | DType::Q16 => Units::BLOCKS,
         }
     }
 }
@@ -107,10 +106,9 @@ impl Builder {
 
     fn store(&mut self, buffer: u32, col: ColMap, x: Val, to: DType) {
         let dst = self.operand(Operand::Buffer(buffer));
-        let inst = if to != DType::F32 {
-            Inst::StoreQuant { dst, col, x }
-        } else {
-            Inst::Store { dst, col, x }
+        let inst = match to {
+            DType::Q8 | DType::Q16 => Inst::StoreQuant { dst, col, x },
+            DType::F32 | DType::U32 | DType::F16 => Inst::Store { dst, col, x },
         };
         self.push(inst);
     }
@@ -222,6 +220,7 @@ fn named(name: &str, to: DType) -> String {
         DType::F32 | DType::U32 => name.to_string(),
         DType::Q8 => format!("{name}_q8"),
         DType::Q16 => format!("{name}_q16"),
+        DType::F16 => format!("{name}_f16"),
     }
 }
 
@@ -258,7 +257,7 @@ pub fn gather(x: u32, rows: u32, out: u32, cols: u32) -> Region {
 
 /// out = x, quantised
 pub fn quantise(x: u32, out: u32, cols: u32, to: DType) -> Region {
-    let mut builder = Builder::new(&named("quantise", to), Units::BLOCKS, cols);
+    let mut builder = Builder::new(&named("quantise", to), Units::for_result(to), cols);
     let own = builder.own();
     let x = builder.load(x, RowMap::Same, own);
     builder.store(out, own, x, to);
@@ -277,9 +276,8 @@ pub fn glu(activation: Activation, gate: u32, up: u32, out: u32, cols: u32, to: 
     builder.region
 }
 
-/// The epilogue of interleaved gate and up: blocks of each in turn.
-pub fn glu_epilogue(activation: Activation, out: u32, cols: u32, to: DType) -> Region {
-    let block = Q8_BLOCK as u32;
+/// The epilogue of interleaved gate and up: `block` features of each in turn.
+pub fn glu_epilogue(activation: Activation, out: u32, cols: u32, to: DType, block: u32) -> Region {
     let units = Units {
         unit: 2 * block,
         width: block,

@@ -28,9 +28,9 @@ const ATTENTION_ROWS: u32 = 16;
 
 /// Chooses the variants of every launch.
 pub fn specialise(plan: &mut Plan, target: Target) -> Result<(), Error> {
-    match target {
-        // The same tiles: microkernels of both levels read one layout and gain nothing from wider ones.
-        Target::X86_64V3 | Target::X86_64V4 => {}
+    // The same tiles for all: microkernels of both levels read one layout and gain nothing from wider ones.
+    if target.is_gpu() {
+        return Err(Error::Bug(format!("{target} has kernels, no microkernels")));
     }
     for index in 0..plan.launches.len() {
         let variants = variants(plan, index)?;
@@ -54,6 +54,7 @@ fn variants(plan: &Plan, index: usize) -> Result<Vec<Variant>, Error> {
             tile_rows: REGION_ROWS,
             tile_cols,
             parts: vec![Part { micro, code: None }],
+            kernels: Vec::new(),
             reason: reason.to_string(),
         }]
     };
@@ -92,7 +93,7 @@ fn variants(plan: &Plan, index: usize) -> Result<Vec<Variant>, Error> {
         } => {
             let kv = &plan.kv[*group as usize];
             let micro = Part {
-                micro: Some(kernels::abi::id::attention(kv.dtype)),
+                micro: kernels::abi::id::attention(kv.dtype),
                 code: None,
             };
             let shared = heads / kv.kv_heads * kv.head_dim;
@@ -169,6 +170,7 @@ fn split(max_rows: u32, choose: impl Fn(bool) -> (u32, u32, Vec<Part>, String)) 
             tile_rows,
             tile_cols,
             parts,
+            kernels: Vec::new(),
             reason,
         }
     };

@@ -4,15 +4,40 @@ use std::collections::BTreeMap;
 
 use bundle_format::plan::{ALIGN, Encoding, Slice, Weight, WeightLayout};
 
+use bundle_format::target::Target;
+
 use crate::error::Error;
 use crate::ir::{Graph, Op, TensorId};
 
-/// Rows that gate and up take in turn: a quantisation block of the result.
-const INTERLEAVE: u32 = bundle_format::plan::Q8_BLOCK as u32;
+/// How a target lays matrices out.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    pub matrix: WeightLayout,
+    /// Rows that gate and up take in turn.
+    pub interleave: u32,
+}
+
+impl Layout {
+    pub fn of(target: Target) -> Layout {
+        match target.is_gpu() {
+            // Half a tile of each: what goes together is in one.
+            true => Layout {
+                matrix: WeightLayout::Fragment16,
+                interleave: 8,
+            },
+            // A quantisation block of the result.
+            false => Layout {
+                matrix: WeightLayout::Interleave8,
+                interleave: bundle_format::plan::Q8_BLOCK as u32,
+            },
+        }
+    }
+}
 
 /// The weights of a plan, and what they are made of.
 pub struct Weights {
     pub list: Vec<Weight>,
+    layout: Layout,
     /// Tensors of each weight, and its index.
     index: BTreeMap<Vec<TensorId>, u32>,
 }
@@ -20,9 +45,10 @@ pub struct Weights {
 impl Weights {
     /// Chooses the weights in the order in which nodes first read them, which is the order in the file: a step reads
     /// forward.
-    pub fn choose(graph: &Graph) -> Result<Weights, Error> {
+    pub fn choose(graph: &Graph, layout: Layout) -> Result<Weights, Error> {
         let mut weights = Weights {
             list: Vec::new(),
+            layout,
             index: BTreeMap::new(),
         };
         for node in &graph.nodes {
@@ -72,6 +98,11 @@ impl Weights {
         found.ok_or_else(|| Error::Bug(format!("no weight was packed of tensors {tensors:?}")))
     }
 
+    /// Rows that gate and up take in turn.
+    pub fn interleave(&self) -> u32 {
+        self.layout.interleave
+    }
+
     fn add(&mut self, graph: &Graph, tensors: &[TensorId]) -> Result<(), Error> {
         if self.index.contains_key(tensors) {
             return Ok(());
@@ -89,7 +120,7 @@ impl Weights {
         let layout = if vector {
             WeightLayout::RowMajor
         } else {
-            WeightLayout::Interleave8
+            self.layout.matrix
         };
         let name = slices
             .iter()
@@ -99,9 +130,14 @@ impl Weights {
         let (encoding, cols) = (first.encoding, first.cols);
         let len = kernels::pack::weight_len(encoding, layout, rows as u64, cols as u64)
             .ok_or_else(|| {
-                Error::Bug(format!(
-                    "weight '{name}': {cols} columns of {encoding:?} are not whole blocks"
-                ))
+                let reason = format!("weight '{name}': {cols} columns of {encoding:?}");
+                match layout {
+                    WeightLayout::Fragment16 => Error::Unsupported(format!(
+                        "{reason}: this target takes F16 and quantised matrices of a multiple of 64 columns; compile the \
+                         model for cpu, or convert it"
+                    )),
+                    _ => Error::Bug(format!("{reason} are not whole blocks")),
+                }
             })?;
         self.index.insert(tensors.to_vec(), self.list.len() as u32);
         self.list.push(Weight {
@@ -112,7 +148,12 @@ impl Weights {
             cols,
             offset: 0,
             len,
-            interleave: if slices.len() > 1 { INTERLEAVE } else { 0 },
+            interleave: if slices.len() > 1 {
+                self.layout.interleave
+            } else {
+                0
+            },
+            pairs: 0,
             slices,
             shard: None,
         });

@@ -18,6 +18,8 @@ pub enum Activations {
     Q8,
     /// 15 bits.
     Q16,
+    /// f16, for the matrix units of GPUs.
+    F16,
 }
 
 /// Embedding sizes below which a model is small: the rounding errors of a product's terms average out over its length, and
@@ -31,6 +33,7 @@ impl Activations {
             Activations::Auto if is_head || embedding < SMALL => DType::Q16,
             Activations::Auto | Activations::Q8 => DType::Q8,
             Activations::Q16 => DType::Q16,
+            Activations::F16 => DType::F16,
         }
     }
 }
@@ -47,7 +50,8 @@ pub fn quantise_activations(graph: &mut Graph, settings: &Settings) {
     for mut node in std::mem::take(&mut graph.nodes) {
         let x = node.inputs.first().copied();
         if let (Op::MatMul { parts }, Some(x)) = (&node.op, x)
-            && takes_quantised(graph.tensor(parts[0].tensors[0]).encoding)
+            && (settings.activations == Activations::F16
+                || takes_quantised(graph.tensor(parts[0].tensors[0]).encoding))
             && matches!(
                 graph.ty(x),
                 Type::Rows {

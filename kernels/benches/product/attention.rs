@@ -31,7 +31,8 @@ impl Attention {
         position: usize,
         tokens: usize,
     ) -> Attention {
-        let MicroFn::Attention(func) = cpu::lookup_at(level, id::attention(dtype))
+        let MicroFn::Attention(func) = id::attention(dtype)
+            .and_then(|id| cpu::lookup_at(level, id))
             .expect("in the table")
             .func
         else {

@@ -63,8 +63,8 @@ pub fn decode(level: Level, encoding: Encoding, activations: DType) -> f64 {
 /// MACs a cycle of attention: two f32 vectors, or two 16-bit ones.
 pub fn attention(level: Level, dtype: KvDType) -> f64 {
     let lanes = match dtype {
-        KvDType::F16 => 1.0,
-        KvDType::Q8_0 => 2.0,
+        KvDType::F16 | KvDType::F16Rows => 1.0,
+        KvDType::Q8_0 | KvDType::Q8Rows => 2.0,
     };
     match level {
         Level::Avx512 | Level::Amx => 16.0 * pipes() * lanes,

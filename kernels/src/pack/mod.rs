@@ -31,6 +31,7 @@
 //! plane of 4 bits, lane r of vector v has elements 8v..8v+4 of the row in the low halves and 8v+4..8v+8 in the high ones.
 //! The layout says nothing about a processor: any machine with vectors of 16 bytes or more reads it well.
 
+pub mod fragment;
 mod layout;
 
 use bundle_format::plan::{Encoding, WeightLayout};
@@ -70,6 +71,9 @@ pub fn weight_len(encoding: Encoding, layout: WeightLayout, rows: u64, cols: u64
     match layout {
         WeightLayout::RowMajor => quant::row_bytes(encoding, cols)?.checked_mul(rows),
         WeightLayout::Interleave8 => packed_len(encoding, rows, cols),
+        WeightLayout::Fragment16 => {
+            fragment::tile_bytes(encoding, cols)?.checked_mul(rows.div_ceil(fragment::TILE as u64))
+        }
     }
 }
 
@@ -207,6 +211,7 @@ pub fn dequantise_row(
 ) {
     match layout {
         WeightLayout::Interleave8 => unpack_row(encoding, bytes, row, out),
+        WeightLayout::Fragment16 => fragment::unpack_row(encoding, bytes, row, out),
         WeightLayout::RowMajor => {
             let len = out.len() / block_elements(encoding) * quant::block_bytes(encoding);
             quant::dequantise_row(encoding, &bytes[row * len..][..len], out);

@@ -11,6 +11,8 @@ use crate::pack;
 pub struct WeightView<'a> {
     pub encoding: Encoding,
     pub layout: WeightLayout,
+    /// As `bundle_format::plan::Weight::pairs`.
+    pub pairs: u32,
     /// Output features.
     pub rows: usize,
     /// Input features.
@@ -26,7 +28,8 @@ impl WeightView<'_> {
     pub fn row(&self, row: usize, out: &mut [f32]) {
         assert!(row < self.rows, "row {row} of {}", self.rows);
         assert_eq!(out.len(), self.cols, "columns of a row");
-        pack::dequantise_row(self.encoding, self.layout, self.bytes, row, out);
+        let packed = pack::fragment::packed_row(row as u32, self.pairs) as usize;
+        pack::dequantise_row(self.encoding, self.layout, self.bytes, packed, out);
     }
 }
 
@@ -91,6 +94,7 @@ mod tests {
         let w = WeightView {
             encoding: Encoding::F32,
             layout: WeightLayout::RowMajor,
+            pairs: 0,
             rows: features,
             cols: k,
             bytes: &bytes,

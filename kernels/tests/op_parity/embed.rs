@@ -44,6 +44,7 @@ pub fn check(kernel: &MicroKernel, encoding: Encoding) {
             let view = WeightView {
                 encoding,
                 layout: WeightLayout::RowMajor,
+                pairs: 0,
                 rows: vocab,
                 cols: k,
                 bytes: &table,

@@ -177,6 +177,7 @@ impl Case {
         let view = WeightView {
             encoding: self.encoding,
             layout: WeightLayout::RowMajor,
+            pairs: 0,
             rows: self.features,
             cols: self.k,
             bytes: &self.weight,

@@ -163,8 +163,11 @@ pub struct DeviceArgs {
     #[arg(long, value_name = "N", value_parser = at_least_one)]
     pub threads: Option<usize>,
     /// What to compute with; reference is slow, and exact
-    #[arg(long, value_name = "DEVICE", value_enum, default_value_t = DeviceKind::Cpu)]
+    #[arg(long, value_name = "DEVICE", value_enum, default_value_t = DeviceKind::Auto)]
     pub device: DeviceKind,
+    /// Bytes of the KV cache, with K, M or G: 512M [default: what fits]
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    pub kv_memory: Option<u64>,
     /// How much of the bundle to check before running it; full: the weights too
     #[arg(long, value_name = "HOW", value_enum, default_value_t = Verify::Quick)]
     pub verify: Verify,
@@ -172,7 +175,11 @@ pub struct DeviceArgs {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum DeviceKind {
+    /// What the bundle is for
+    Auto,
     Cpu,
+    /// An NVIDIA GPU
+    Cuda,
     Reference,
 }
 
@@ -280,7 +287,7 @@ pub struct EngineArgs {
     #[arg(long, value_name = "N", env = "FASTRUN_TOKEN_BUDGET", value_parser = clap::value_parser!(u32).range(1..))]
     pub token_budget: Option<u32>,
     /// What to compute with; reference is slow, and exact
-    #[arg(long, value_name = "DEVICE", value_enum, default_value_t = DeviceKind::Cpu, env = "FASTRUN_DEVICE")]
+    #[arg(long, value_name = "DEVICE", value_enum, default_value_t = DeviceKind::Auto, env = "FASTRUN_DEVICE")]
     pub device: DeviceKind,
     /// How much of the bundle to check before running it; full: the weights too
     #[arg(long, value_name = "HOW", value_enum, default_value_t = Verify::Quick, env = "FASTRUN_VERIFY")]
@@ -486,7 +493,6 @@ fn rate(text: &str) -> Result<f64, String> {
     }
 }
 
-#[cfg(feature = "server")]
 fn bytes(text: &str) -> Result<u64, String> {
     let (digits, shift) = match text.as_bytes().last() {
         Some(b'K' | b'k') => (&text[..text.len() - 1], 10),

@@ -1,6 +1,6 @@
 //! `fastrun bench`: tokens a second, measured as shared figures of other runners are: one prompt, the logits of the last
-//! token of each step; then decoding from an empty context, all rows of logits computed and none returned. Each figure is
-//! the median of several repetitions after a warm-up. The memory's read rate, measured in the same run, says how much there
+//! token of each step; then decoding from an empty context, all rows of logits computed and none returned. A device that works
+//! beside the host draws too: each token is the likeliest one behind the last. Each figure is the median of several repetitions after a warm-up. The memory's read rate, measured in the same run, says how much there
 //! is to get.
 
 mod chart;
@@ -11,14 +11,15 @@ mod output_file;
 mod profile;
 mod roof;
 
+use std::collections::VecDeque;
 use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bundle_format::plan::Limits;
 use fastrun::Error;
-use fastrun::device::Device;
 use fastrun::device::cpu::{CpuDevice, LaunchTime};
+use fastrun::device::{Device, TokenSource};
 use serde_json::{Map, Value, json};
 
 use super::args::{BenchArgs, DeviceKind};
@@ -48,6 +49,8 @@ struct Work {
     batches: Vec<u32>,
     repeat: u32,
     vocab: u32,
+    /// Steps that are submitted at a time.
+    in_flight: usize,
 }
 
 /// One thing that was measured.
@@ -70,33 +73,40 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Failure> {
         return Err(Error::Bug("the command line has no bundle".into()).into());
     };
     let session = Session::open(bundle, &args.device)?;
-    let work = Work::new(args, &session.limits(), session.vocab())?;
+    let work = Work {
+        in_flight: session.in_flight(),
+        ..Work::new(args, &session.limits(), session.vocab())?
+    };
     let limits = session.limits();
     let svg = args.svg.as_deref().map(OutputFile::new).transpose()?;
-    let (threads, figures) = match session.device_kind() {
-        DeviceKind::Cpu => {
+    let (threads, read_rate, figures) = match session.device_kind() {
+        DeviceKind::Auto | DeviceKind::Cpu => {
             let device = session.cpu_device(args.profile)?;
             let threads = device.threads();
             let mut forward = Forward::new(device, limits);
-            (threads, measure(&mut forward, &work, CpuDevice::profile)?)
+            let figures = measure(&mut forward, &work, CpuDevice::profile)?;
+            (threads, memory::read_rate(threads)?, figures)
         }
-        DeviceKind::Reference if args.profile => {
+        DeviceKind::Cuda | DeviceKind::Reference if args.profile => {
             return Err(Error::User(
-                "the reference device has no profile; leave --profile or --device reference out"
-                    .into(),
+                "only the CPU device has a profile; leave --profile out".into(),
             )
             .into());
         }
+        DeviceKind::Cuda => {
+            let mut forward = Forward::new(session.cuda_device()?, limits);
+            let figures = measure(&mut forward, &work, |_| None)?;
+            (0, forward.device().read_rate()?, figures)
+        }
         DeviceKind::Reference => {
             let mut forward = Forward::new(session.reference_device()?, limits);
-            (
-                session.reference_threads(),
-                measure(&mut forward, &work, |_| None)?,
-            )
+            let threads = session.reference_threads();
+            let figures = measure(&mut forward, &work, |_| None)?;
+            (threads, memory::read_rate(threads)?, figures)
         }
     };
     let roof = Roof {
-        read_rate: memory::read_rate(threads)?,
+        read_rate,
         weight_bytes: roof::weight_bytes(session.plan()),
         kv_bytes: roof::kv_bytes(&session.plan().kv, WARM_UP, work.generate),
     };
@@ -147,6 +157,7 @@ impl Work {
             batches,
             repeat: args.repeat,
             vocab,
+            in_flight: 1,
         })
     }
 }
@@ -217,6 +228,15 @@ fn generate<D: Device>(
 ) -> Result<Duration, Error> {
     let tokens: Vec<u32> = (0..batch).map(|s| (5 + s) % work.vocab).collect();
     let mut lanes: Vec<Lane> = tokens.iter().map(|_| Lane::default()).collect();
+    if work.in_flight > 1 {
+        let mut sources: Vec<TokenSource> = tokens.into_iter().map(TokenSource::Id).collect();
+        draw(forward, work, &mut lanes, &mut sources, WARM_UP)?;
+        let start = Instant::now();
+        draw(forward, work, &mut lanes, &mut sources, work.generate)?;
+        let time = start.elapsed();
+        lanes.iter_mut().for_each(|lane| forward.release(lane));
+        return Ok(time);
+    }
     for _ in 0..WARM_UP {
         forward.decode(&mut lanes, &tokens)?;
     }
@@ -227,6 +247,33 @@ fn generate<D: Device>(
     let time = start.elapsed();
     lanes.iter_mut().for_each(|lane| forward.release(lane));
     Ok(time)
+}
+
+/// Decodes `steps` tokens of each sequence, the first being `sources`, each other one drawn by the step before; then
+/// `sources` are the ones that come next.
+fn draw<D: Device>(
+    forward: &mut Forward<D>,
+    work: &Work,
+    lanes: &mut [Lane],
+    sources: &mut [TokenSource],
+    steps: u32,
+) -> Result<(), Error> {
+    let mut started = VecDeque::new();
+    for _ in 0..steps {
+        if started.len() == work.in_flight
+            && let Some(ticket) = started.pop_front()
+        {
+            forward.wait(ticket)?;
+        }
+        let ticket = forward.start_draws(lanes, sources)?;
+        for (row, source) in (0..).zip(&mut *sources) {
+            *source = TokenSource::Sampled { ticket, row };
+        }
+        started.push_back(ticket);
+    }
+    started
+        .into_iter()
+        .try_for_each(|ticket| forward.wait(ticket).map(drop))
 }
 
 /// The middle value, or the mean of the two.
@@ -256,7 +303,7 @@ fn chart(
     };
     let model = format!("{name} {}", manifest.model.quantisation);
     let target = match session.device_kind() {
-        DeviceKind::Cpu => manifest.target.to_string(),
+        DeviceKind::Auto | DeviceKind::Cpu | DeviceKind::Cuda => manifest.target.to_string(),
         DeviceKind::Reference => "reference device".to_string(),
     };
     let prefill = figures.iter().find(|f| f.batch.is_none());

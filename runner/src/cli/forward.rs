@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bundle_format::plan::{KV_BLOCK, Limits};
 use fastrun::Error;
-use fastrun::device::{Device, Outcome, Step, TokenSource, Want};
+use fastrun::device::{Device, Outcome, SampleParams, Step, Ticket, TokenSource, Want};
 use fastrun::kv::{BlockTable, KvCache};
 use fastrun::step::StepBuilder;
 
@@ -97,6 +97,38 @@ impl<D: Device> Forward<D> {
         self.run(builder.finish())
     }
 
+    /// Starts a step that feeds one token to each sequence and draws the likeliest one behind it.
+    pub fn start_draws(
+        &mut self,
+        lanes: &mut [Lane],
+        tokens: &[TokenSource],
+    ) -> Result<Ticket, Error> {
+        let mut builder = self.builder();
+        for (lane, &token) in lanes.iter_mut().zip(tokens) {
+            let end = self.push_sources(&mut builder, lane, &[token])?;
+            let greedy = SampleParams {
+                temperature: 0.0,
+                ..SampleParams::default()
+            };
+            let want = Want {
+                sample: Some(greedy),
+                ..Want::default()
+            };
+            builder.want(end - 1, want);
+        }
+        self.device.submit(builder.finish())
+    }
+
+    /// Waits for a step.
+    pub fn wait(&mut self, ticket: Ticket) -> Result<Outcome, Error> {
+        loop {
+            match self.device.poll(ticket)? {
+                Some(outcome) => return Ok(outcome),
+                None => std::thread::sleep(POLL_PAUSE),
+            }
+        }
+    }
+
     /// Forgets a sequence.
     pub fn release(&mut self, lane: &mut Lane) {
         self.kv.release(&mut lane.table);
@@ -113,6 +145,16 @@ impl<D: Device> Forward<D> {
         lane: &mut Lane,
         tokens: &[u32],
     ) -> Result<u32, Error> {
+        let sources: Vec<TokenSource> = tokens.iter().map(|&id| TokenSource::Id(id)).collect();
+        self.push_sources(builder, lane, &sources)
+    }
+
+    fn push_sources(
+        &mut self,
+        builder: &mut StepBuilder,
+        lane: &mut Lane,
+        tokens: &[TokenSource],
+    ) -> Result<u32, Error> {
         let end = lane.position + tokens.len() as u32;
         if end > self.limits.context {
             return Err(Error::User(format!(
@@ -127,8 +169,7 @@ impl<D: Device> Forward<D> {
                 self.kv.total_blocks() as usize * KV_BLOCK
             )));
         }
-        let sources = tokens.iter().map(|&id| TokenSource::Id(id));
-        let row = builder.push(sources, lane.position, &lane.table);
+        let row = builder.push(tokens.iter().copied(), lane.position, &lane.table);
         lane.position = end;
         Ok(row)
     }
@@ -136,18 +177,14 @@ impl<D: Device> Forward<D> {
     fn run(&mut self, step: Step) -> Result<Outcome, Error> {
         let rows = step.rows.len();
         let ticket = self.device.submit(step)?;
-        loop {
-            match self.device.poll(ticket)? {
-                Some(outcome) if outcome.rows.len() == rows => return Ok(outcome),
-                Some(outcome) => {
-                    return Err(Error::Bug(format!(
-                        "the device yielded {} rows, where {rows} were asked for",
-                        outcome.rows.len()
-                    )));
-                }
-                None => std::thread::sleep(POLL_PAUSE),
-            }
+        let outcome = self.wait(ticket)?;
+        if outcome.rows.len() != rows {
+            return Err(Error::Bug(format!(
+                "the device yielded {} rows, where {rows} were asked for",
+                outcome.rows.len()
+            )));
         }
+        Ok(outcome)
     }
 }
 
@@ -161,7 +198,7 @@ fn want(logits: bool) -> Want {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use fastrun::device::{RowOutcome, Ticket};
+    use fastrun::device::RowOutcome;
 
     const LIMITS: Limits = Limits {
         max_tokens: 10,

@@ -156,22 +156,18 @@ fn print_launches(plan: &Plan, out: &mut dyn Write) -> io::Result<()> {
             describe(plan, &launch.op)
         )?;
         for v in &launch.variants {
-            writeln!(
-                out,
-                "         rows {}..={}: {}, tile {}x{} ({})",
-                v.min_rows,
-                v.max_rows,
-                parts(v),
-                v.tile_rows,
-                v.tile_cols,
-                v.reason
-            )?;
+            let (first, last, reason) = (v.min_rows, v.max_rows, &v.reason);
+            write!(out, "         rows {first}..={last}: {}", parts(v))?;
+            if v.kernels.is_empty() {
+                write!(out, ", tile {}x{}", v.tile_rows, v.tile_cols)?;
+            }
+            writeln!(out, " ({reason})")?;
         }
     }
     Ok(())
 }
 
-/// What does the work of a variant: `micro 3 + code 192`, for each part.
+/// What does the work of a variant: `micro 3 + code 192`, for each part, or its kernels.
 fn parts(variant: &Variant) -> String {
     let part = |p: &bundle_format::plan::Part| {
         let micro = p.micro.map(|id| format!("micro {id}"));
@@ -179,7 +175,15 @@ fn parts(variant: &Variant) -> String {
         let all: Vec<String> = micro.into_iter().chain(code).collect();
         all.join(" + ")
     };
-    let all: Vec<String> = variant.parts.iter().map(part).collect();
+    let kernel = |k: &bundle_format::gpu::Kernel| {
+        let shared = k.fixed_shared + k.shared;
+        format!(
+            "kernel {} of {} threads, {} registers, {shared} bytes shared",
+            k.symbol, k.threads, k.registers
+        )
+    };
+    let parts = variant.parts.iter().map(part);
+    let all: Vec<String> = parts.chain(variant.kernels.iter().map(kernel)).collect();
     all.join(", ")
 }
 

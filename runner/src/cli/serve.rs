@@ -23,7 +23,9 @@ pub fn run(args: &ServeArgs, out: &mut dyn Write) -> Result<(), Failure> {
 fn runner_options(args: &ServeArgs) -> RunnerOptions {
     RunnerOptions {
         device: match args.engine.device {
+            DeviceKind::Auto => runner::DeviceKind::Own,
             DeviceKind::Cpu => runner::DeviceKind::Cpu,
+            DeviceKind::Cuda => runner::DeviceKind::Cuda,
             DeviceKind::Reference => runner::DeviceKind::Reference,
         },
         threads: args.engine.threads,

@@ -8,6 +8,7 @@ use bundle_format::plan::{Limits, Plan};
 use bundle_format::tokenizer::Special;
 use fastrun::device::Device;
 use fastrun::device::cpu::{CpuDevice, CpuOptions};
+use fastrun::device::cuda::{CudaDevice, CudaOptions};
 use fastrun::device::reference::{ReferenceDevice, ReferenceOptions};
 use fastrun::load::Loaded;
 use fastrun::tokenizer::{EncodeOptions, Tokenizer};
@@ -22,6 +23,8 @@ pub struct Session {
     kind: DeviceKind,
     /// None: the device's default.
     threads: Option<usize>,
+    /// Likewise.
+    kv_memory: Option<u64>,
 }
 
 impl Session {
@@ -31,10 +34,16 @@ impl Session {
         if args.verify == Verify::Full {
             verify::weights(&loaded)?;
         }
+        let target = loaded.manifest().target;
         Ok(Session {
             loaded: Arc::new(loaded),
-            kind: args.device,
+            kind: match args.device {
+                DeviceKind::Auto if target.is_gpu() => DeviceKind::Cuda,
+                DeviceKind::Auto => DeviceKind::Cpu,
+                kind => kind,
+            },
             threads: args.threads,
+            kv_memory: args.kv_memory,
         })
     }
 
@@ -73,7 +82,8 @@ impl Session {
     /// The device that the command line asks for.
     pub fn device(&self) -> Result<Box<dyn Device>, Error> {
         Ok(match self.kind {
-            DeviceKind::Cpu => Box::new(self.cpu_device(false)?),
+            DeviceKind::Auto | DeviceKind::Cpu => Box::new(self.cpu_device(false)?),
+            DeviceKind::Cuda => Box::new(self.cuda_device()?),
             DeviceKind::Reference => Box::new(self.reference_device()?),
         })
     }
@@ -82,13 +92,26 @@ impl Session {
     pub fn cpu_device(&self, profile: bool) -> Result<CpuDevice, Error> {
         let options = CpuOptions {
             threads: self.threads,
+            kv_bytes: self.kv_memory,
             profile,
             ..CpuOptions::default()
         };
         CpuDevice::open(self.loaded.clone(), &options)
     }
 
+    pub fn cuda_device(&self) -> Result<CudaDevice, Error> {
+        let options = CudaOptions {
+            kv_bytes: self.kv_memory,
+        };
+        CudaDevice::open(self.loaded.clone(), &options)
+    }
+
     pub fn reference_device(&self) -> Result<ReferenceDevice, Error> {
+        if self.kv_memory.is_some() {
+            return Err(Error::User(
+                "the reference device keeps its KV cache in f32, in memory of its own; leave --kv-memory out".into(),
+            ));
+        }
         let options = ReferenceOptions {
             threads: Some(self.reference_threads()),
             ..ReferenceOptions::default()
@@ -113,8 +136,19 @@ impl Session {
         self.manifest().model.vocab
     }
 
-    /// For an engine on [`Session::device`]: both devices work while they are submitted to.
+    /// For an engine on [`Session::device`].
     pub fn engine_config(&self) -> Config {
-        Config::new(self.limits(), self.vocab())
+        Config {
+            in_flight: self.in_flight(),
+            ..Config::new(self.limits(), self.vocab())
+        }
+    }
+
+    /// Steps that are submitted at a time: a GPU works beside the host, other devices while they are submitted to.
+    pub fn in_flight(&self) -> usize {
+        match self.kind {
+            DeviceKind::Cuda => 2,
+            DeviceKind::Auto | DeviceKind::Cpu | DeviceKind::Reference => 1,
+        }
     }
 }

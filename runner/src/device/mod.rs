@@ -5,6 +5,8 @@
 
 mod check;
 pub mod cpu;
+#[cfg(target_os = "linux")]
+pub mod cuda;
 mod mask;
 mod outputs;
 pub mod reference;

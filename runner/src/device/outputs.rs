@@ -5,7 +5,7 @@ use bundle_format::region::{Inst, Operand, Region};
 
 use super::{RowOutcome, Step, Want};
 use crate::Error;
-use crate::sampler::{Context, Sampler};
+use crate::sampler::{BadLogits, Context, DrawError, Sampler};
 
 /// The outputs of a plan.
 #[derive(Debug)]
@@ -85,14 +85,37 @@ impl Outputs {
             if let Some(count) = want.logprobs {
                 row.logprobs = Some(sampler.logprobs(logits, row.token, count)?);
             }
-            Ok::<_, crate::sampler::DrawError>(())
+            Ok::<_, DrawError>(())
         };
         if let Err(error) = draw() {
             (row.token, row.logprobs) = (None, None);
-            let launch = &self.logits_launch;
-            row.error = Some(format!("position {position} (launch {launch}): {error}"));
+            row.error = Some(self.failure(position, &error));
         }
         row
+    }
+
+    /// What a row yields whose token was drawn where the logits are.
+    pub fn drawn_row(
+        &self,
+        want: &Want,
+        position: u32,
+        drawn: Result<u32, BadLogits>,
+        logits: &[f32],
+        hidden: Option<&[f32]>,
+    ) -> RowOutcome {
+        let error = drawn.err().map(|bad| self.failure(position, &bad.into()));
+        RowOutcome {
+            token: drawn.ok(),
+            logits: want.logits.then(|| logits.to_vec()),
+            hidden: hidden.map(<[f32]>::to_vec),
+            error,
+            ..RowOutcome::default()
+        }
+    }
+
+    fn failure(&self, position: u32, error: &DrawError) -> String {
+        let launch = &self.logits_launch;
+        format!("position {position} (launch {launch}): {error}")
     }
 }
 
@@ -219,6 +242,7 @@ mod tests {
                 launch(&[3], &[scratch]),
                 launch(&[4], &[logits]),
             ],
+            sampling: None,
         };
         let outputs = Outputs::find(&plan).unwrap();
         assert_eq!((outputs.logits, outputs.hidden), (2, Some(1)));

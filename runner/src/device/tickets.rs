@@ -30,12 +30,15 @@ impl Tickets {
         mut put: impl FnMut(usize, u32),
     ) -> Result<(), Error> {
         for (i, source) in step.tokens.iter().enumerate() {
-            let id = self
-                .id(*source, vocab)
-                .map_err(|text| Error::User(format!("invalid step: token {i} {text}")))?;
-            put(i, id);
+            put(i, self.token(i, *source, vocab)?);
         }
         Ok(())
+    }
+
+    /// The id of token `i` of a step, with the errors of [`Self::resolve`].
+    pub fn token(&self, i: usize, source: TokenSource, vocab: u32) -> Result<u32, Error> {
+        self.id(source, vocab)
+            .map_err(|text| Error::User(format!("invalid step: token {i} {text}")))
     }
 
     fn id(&self, source: TokenSource, vocab: u32) -> Result<u32, String> {

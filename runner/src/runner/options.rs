@@ -6,6 +6,7 @@ use crate::Config;
 use crate::Error;
 use crate::device::Device;
 use crate::device::cpu::{CpuDevice, CpuOptions};
+use crate::device::cuda::{CudaDevice, CudaOptions};
 use crate::device::reference::{ReferenceDevice, ReferenceOptions};
 use crate::load::Loaded;
 use crate::spec::NgramSpec;
@@ -13,9 +14,13 @@ use crate::spec::NgramSpec;
 /// What runs a bundle.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceKind {
-    /// The bundle's code.
+    /// The bundle's code, on what it was compiled for.
     #[default]
+    Own,
+    /// Its code, on a processor; an error for a bundle that is for another kind.
     Cpu,
+    /// Its code, on an NVIDIA GPU; likewise.
+    Cuda,
     /// The bundle's meaning, in f32: slow, the measure of the others.
     Reference,
 }
@@ -26,7 +31,7 @@ pub struct RunnerOptions {
     pub device: DeviceKind,
     /// Threads that compute; none: one for each physical core.
     pub threads: Option<usize>,
-    /// Bytes of all KV pools; none: what the device thinks fit ([`CpuOptions::kv_bytes`]). For [`DeviceKind::Cpu`] only.
+    /// Bytes of all KV pools; none: what the device thinks fit ([`CpuOptions::kv_bytes`]). Not for [`DeviceKind::Reference`].
     pub kv_memory: Option<u64>,
     /// Requests that may wait while others run; one more is [`Error::Busy`].
     pub queue: usize,
@@ -56,9 +61,13 @@ impl Default for RunnerOptions {
 }
 
 impl RunnerOptions {
-    /// How the engine serves: both devices work while they are submitted to.
+    /// How the engine serves: a GPU works beside the host, other devices while they are submitted to.
     pub(super) fn engine_config(&self, loaded: &Loaded) -> Config {
         Config {
+            in_flight: match self.chosen(loaded) {
+                DeviceKind::Cuda => 2,
+                DeviceKind::Own | DeviceKind::Cpu | DeviceKind::Reference => 1,
+            },
             queue: self.queue,
             prefix_cache: self.prefix_cache,
             spec: self.spec,
@@ -67,10 +76,25 @@ impl RunnerOptions {
         }
     }
 
+    /// The device, where it is the bundle's own its kind.
+    fn chosen(&self, loaded: &Loaded) -> DeviceKind {
+        match self.device {
+            DeviceKind::Own if loaded.manifest().target.is_gpu() => DeviceKind::Cuda,
+            DeviceKind::Own => DeviceKind::Cpu,
+            kind => kind,
+        }
+    }
+
     /// Opens the device, on the thread that is to use it.
     pub(super) fn open_device(&self, loaded: &Arc<Loaded>) -> Result<Box<dyn Device>, Error> {
-        Ok(match self.device {
-            DeviceKind::Cpu => {
+        Ok(match self.chosen(loaded) {
+            DeviceKind::Cuda => {
+                let options = CudaOptions {
+                    kv_bytes: self.kv_memory,
+                };
+                Box::new(CudaDevice::open(loaded.clone(), &options)?)
+            }
+            DeviceKind::Own | DeviceKind::Cpu => {
                 let options = CpuOptions {
                     threads: self.threads,
                     kv_bytes: self.kv_memory,

@@ -129,6 +129,7 @@ impl<'a> Builder<'a> {
                 arena_bytes: 0,
                 weights: vec![],
                 launches: vec![],
+                sampling: None,
             },
             weights: vec![],
             code: CodeSection::new(),
@@ -527,6 +528,7 @@ impl<'a> Builder<'a> {
             len: bytes.len() as u64,
             slices: vec![],
             interleave: 0,
+            pairs: 0,
             shard: None,
         });
         self.weights.push(bytes);
@@ -550,7 +552,7 @@ impl<'a> Builder<'a> {
                 (64, epilogues, id::matmul(encoding, self.activations()))
             }
             Op::Attention { epilogue, .. } => {
-                let micro = id::attention(self.plan.kv[0].dtype);
+                let micro = id::attention(self.plan.kv[0].dtype).unwrap();
                 let group = self.shape.heads / self.shape.kv_heads;
                 (group * self.shape.head_dim, vec![epilogue], Some(micro))
             }
@@ -581,6 +583,7 @@ impl<'a> Builder<'a> {
             tile_rows,
             tile_cols,
             parts: codes.iter().map(|&code| Part { micro, code }).collect(),
+            kernels: vec![],
             reason: "a test".into(),
         };
         let limit = match &op {

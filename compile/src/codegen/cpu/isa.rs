@@ -39,6 +39,11 @@ pub fn target_isa(target: Target) -> Result<OwnedTargetIsa, String> {
     let (triple, features) = match target {
         // Without vectors over 128 bits, nothing of the fourth level is of use: its flags change no byte of a model's code.
         Target::X86_64V3 | Target::X86_64V4 => ("x86_64-unknown-linux-gnu", X86_64_V3),
+        _ => {
+            return Err(format!(
+                "{target} is no processor that Cranelift generates code for"
+            ));
+        }
     };
     let mut builder = isa::lookup_by_name(triple).map_err(|e| e.to_string())?;
     for feature in features {

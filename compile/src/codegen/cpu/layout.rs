@@ -123,6 +123,7 @@ fn buffer_layout(buffer: &Buffer) -> Result<Layout, String> {
         DType::F32 => Ok(Layout::F32 { cols, row_bytes }),
         DType::Q8 => Ok(quant_layout(QuantType::Q8, cols, row_bytes)),
         DType::Q16 => Ok(quant_layout(QuantType::Q16, cols, row_bytes)),
+        DType::F16 => Err(format!("buffer {} is f16, for GPUs", buffer.name)),
         DType::U32 if cols == 1 => Ok(Layout::Indices),
         DType::U32 => Err(format!(
             "u32 buffer {} has {cols} columns, expected 1",
@@ -192,7 +193,7 @@ impl KvStrides {
                 2 * KV_BLOCK as u64 * F16,
                 KV_BLOCK as u64 * F16,
             ],
-            (KvDType::F16, KvPart::Value) => {
+            (KvDType::F16, KvPart::Value) | (KvDType::F16Rows, _) => {
                 let position = head_dim as u64 * F16;
                 [2 * position, position, 2 * F16, F16]
             }
@@ -200,6 +201,7 @@ impl KvStrides {
             (KvDType::Q8_0, KvPart::Key) => [4, 2, 2 * KV_BLOCK as u64, 1],
             // Pairs of positions, for each of which the dimensions follow one another.
             (KvDType::Q8_0, KvPart::Value) => [2 * head_dim as u64, 1, 4, 2],
+            (KvDType::Q8Rows, _) => [2 * head_dim as u64, head_dim as u64, 2, 1],
         };
         KvStrides {
             head: dtype.head_bytes(head_dim),

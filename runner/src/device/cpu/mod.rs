@@ -110,6 +110,13 @@ impl CpuDevice {
     pub fn open(loaded: Arc<Loaded>, options: &CpuOptions) -> Result<Self, Error> {
         let bundle = loaded.bundle();
         let plan = bundle.plan();
+        let target = loaded.manifest().target;
+        if target.is_gpu() {
+            return Err(Error::User(format!(
+                "{}: the bundle is for {target}, not for a processor; leave --device cpu out, or compile the model for cpu",
+                loaded.path().display()
+            )));
+        }
         let code = Code::new(bundle.code(), |copy| {
             let found = bundle_format::hash::raw_code(copy);
             if found == bundle.code_hash() {

@@ -161,6 +161,7 @@ mod tests {
             arena_bytes: 0,
             weights: vec![],
             launches: vec![],
+            sampling: None,
         }
     }
 

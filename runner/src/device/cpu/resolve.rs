@@ -279,7 +279,7 @@ impl Resolver<'_> {
             let part = &v.parts[0];
             self.tile(launch);
             // Another would read beyond the pools or misread them.
-            if part.micro != Some(id::attention(kv.dtype)) {
+            if part.micro != id::attention(kv.dtype) {
                 return Err(Refusal::Bug(format!(
                     "its microkernel does not fit the keys and values, which are {:?}",
                     kv.dtype
@@ -499,6 +499,7 @@ mod tests {
             launches: [&[][..], &[], &[0], &[1], &[2, 3], &[0, 1]]
                 .map(launch)
                 .to_vec(),
+            sampling: None,
         };
         // 2 waits for 0, and so for 1; 3 needs nothing more; 4 waits for 2 and 3; 5 for what is over.
         assert_eq!(meets(&plan), [false, false, true, false, true, false]);

@@ -355,6 +355,7 @@ fn weight_view<'a>(loaded: &'a Loaded, weight: &Weight) -> WeightView<'a> {
     WeightView {
         encoding: weight.encoding,
         layout: weight.layout,
+        pairs: weight.pairs,
         rows: weight.rows as usize,
         cols: weight.cols as usize,
         bytes: &loaded.bundle().weights()[start..start + weight.len as usize],

@@ -83,6 +83,7 @@ impl Case {
             len: cols as u64 * 4,
             slices: vec![],
             interleave: 0,
+            pairs: 0,
             shard: None,
         });
         self.operand(Operand::Weight(self.weights.len() as u32 - 1))

@@ -1,0 +1,245 @@
+//! Plans for a GPU that hash right and are wrong: each rule of validate/gpu.rs by a plan that breaks it.
+
+mod common;
+
+use bundle_format::gpu::{Arg, Extent, Kernel, Sampling};
+use bundle_format::plan::*;
+use bundle_format::region::KvPart;
+use bundle_format::target::Target;
+use bundle_format::{ErrorKind, codec};
+use common::edits::{ATTENTION, NORM, OUTPUT, QKV, SMALL};
+use common::*;
+
+/// The sample plan with kernels in place of microkernels.
+fn gpu_plan() -> Plan {
+    let mut plan = plan(SMALL);
+    for launch in &mut plan.launches {
+        let args = match &launch.op {
+            Op::MatMul { x, segments } => {
+                vec![
+                    Arg::Counts,
+                    Arg::Buffer(*x),
+                    Arg::Weight(segments[0].weight),
+                ]
+            }
+            Op::Attention {
+                q, group, layer, ..
+            } => {
+                let part = KvPart::Key;
+                vec![
+                    Arg::Buffer(*q),
+                    Arg::Kv {
+                        group: *group,
+                        layer: *layer,
+                        part,
+                    },
+                    Arg::Tables(*group),
+                    Arg::TableStride,
+                    // An input, which any launch may read.
+                    Arg::Buffer(buf::POSITIONS),
+                    Arg::Tiles,
+                    Arg::Workspace,
+                    Arg::Tickets,
+                ]
+            }
+            _ => vec![Arg::Counts],
+        };
+        for variant in &mut launch.variants {
+            variant.parts.clear();
+            variant.kernels.push(Kernel {
+                symbol: "matmul_0".into(),
+                grid: [Extent::Fixed(132), Extent::Rows(8), Extent::Tiles(64)],
+                threads: 256,
+                registers: 128,
+                fixed_shared: 100,
+                shared: 64 << 10,
+                workspace: 1 << 20,
+                tickets: 16,
+                args: args.clone(),
+            });
+        }
+    }
+    plan
+}
+
+fn open_for(target: Target, plan: &Plan) -> Result<(), bundle_format::Error> {
+    let mut manifest = manifest(SMALL);
+    manifest.target = target;
+    manifest.features.clear();
+    open(&Raw::of(&manifest, plan).build())
+}
+
+/// Opening the plan with one kernel of the launch changed fails with an error of the plan that has all of these texts.
+fn bad(launch: usize, texts: &[&str], change: impl Fn(&mut Kernel)) {
+    let good = gpu_plan();
+    let mut plan = good.clone();
+    change(&mut plan.launches[launch].variants[0].kernels[0]);
+    assert!(plan != good, "{texts:?}: the change changes nothing");
+    says(open_for(Target::Sm90a, &plan), texts);
+}
+
+fn says(result: Result<(), bundle_format::Error>, texts: &[&str]) {
+    let error = result.expect_err("accepted");
+    assert_eq!(error.kind(), ErrorKind::Corrupt, "{error}");
+    assert_eq!(error.section(), Some("plan"), "{error}");
+    for text in texts {
+        assert!(error.to_string().contains(text), "no {text:?} in: {error}");
+    }
+}
+
+#[test]
+fn the_sample_opens_for_each_gpu() {
+    for &target in Target::ALL.iter().filter(|t| t.is_gpu()) {
+        open_for(target, &gpu_plan()).unwrap();
+    }
+}
+
+#[test]
+fn kernels_are_for_gpus_and_gpus_for_kernels() {
+    let texts = [
+        "launch 0 (embed): variant 0: kernels",
+        "none, for x86-64-v3",
+    ];
+    says(open_for(Target::X86_64V3, &gpu_plan()), &texts);
+    let texts = [
+        "launch 0 (embed): variant 0: kernels",
+        "1 or more, for sm_80",
+    ];
+    says(open_for(Target::Sm80, &plan(SMALL)), &texts);
+    let mut both = gpu_plan();
+    both.launches[QKV].variants[0].parts = plan(SMALL).launches[QKV].variants[0].parts.clone();
+    let texts = ["launch 3", "parts of a variant with kernels", "found 3"];
+    says(open_for(Target::Sm90a, &both), &texts);
+}
+
+#[test]
+fn names() {
+    for symbol in ["", "matmul 0", "matmul\0", "a.b", &"m".repeat(129)] {
+        bad(
+            NORM,
+            &["launch 2", "variant 0", "kernel 0", "symbol"],
+            |k| k.symbol = symbol.into(),
+        );
+    }
+}
+
+#[test]
+fn sizes() {
+    let at = "launch 3 (qkv): variant 0: kernel 0: ";
+    let bad =
+        |text: &str, change: &dyn Fn(&mut Kernel)| bad(QKV, &[&format!("{at}{text}")], change);
+    bad("threads", &|k| k.threads = 0);
+    bad("threads", &|k| k.threads = 1025);
+    bad("registers", &|k| k.registers = 0);
+    bad("registers", &|k| k.registers = 256);
+    bad("registers of a block", &|k| {
+        (k.threads, k.registers) = (1024, 65)
+    });
+    bad("shared", &|k| k.shared = 227 << 10);
+    bad("shared", &|k| {
+        (k.shared, k.fixed_shared) = (u32::MAX, u32::MAX)
+    });
+    bad("grid", &|k| k.grid[0] = Extent::Fixed(0));
+    bad("grid", &|k| k.grid[1] = Extent::Rows(0));
+    bad("grid", &|k| k.grid[2] = Extent::Tiles(65536));
+    bad("workspace", &|k| k.workspace = u64::MAX);
+    bad("tickets", &|k| k.tickets = u32::MAX);
+    bad("args", &|k| k.args = vec![Arg::Counts; 1025]);
+}
+
+/// What one chip has room for another has not.
+#[test]
+fn shared_memory_of_each_chip() {
+    for (target, most) in [
+        (Target::Sm80, 163 << 10),
+        (Target::Sm86, 99 << 10),
+        (Target::Sm89, 99 << 10),
+        (Target::Sm90a, 227 << 10),
+        (Target::Sm100a, 227 << 10),
+        (Target::Sm120a, 99 << 10),
+    ] {
+        let mut plan = gpu_plan();
+        let kernel = &mut plan.launches[OUTPUT].variants[0].kernels[0];
+        kernel.shared = most - kernel.fixed_shared;
+        open_for(target, &plan).unwrap();
+        plan.launches[OUTPUT].variants[0].kernels[0].shared += 1;
+        says(open_for(target, &plan), &["kernel 0: shared"]);
+    }
+}
+
+#[test]
+fn arguments_are_the_launch_s_own() {
+    let buffers = plan(SMALL).buffers.len() as u32;
+    let at = |text: &str| format!("kernel 0: argument 1: {text}");
+    let bad = |launch: usize, text: &str, arg: Arg| bad(launch, &[&at(text)], |k| k.args[1] = arg);
+    bad(QKV, "buffer", Arg::Buffer(buffers));
+    bad(QKV, "buffer", Arg::Buffer(buf::LOGITS));
+    bad(QKV, "weight", Arg::Weight(99));
+    bad(QKV, "weight", Arg::Weight(6));
+    bad(QKV, "KV group", Arg::Tables(1));
+    let part = KvPart::Value;
+    let kv = |group, layer| Arg::Kv { group, layer, part };
+    bad(ATTENTION, "", kv(1, 0));
+    bad(ATTENTION, "", kv(0, 1));
+    bad(OUTPUT, "KV pool", kv(0, 0));
+}
+
+/// What draws tokens is checked as the rest, and reads logits alone.
+#[test]
+fn what_draws_reads_logits() {
+    let mut plan = gpu_plan();
+    let kernel = |symbol: &str, args: &[Arg]| Kernel {
+        symbol: symbol.into(),
+        args: args.to_vec(),
+        ..plan.launches[0].variants[0].kernels[0].clone()
+    };
+    let sampling = Sampling {
+        likeliest: kernel(
+            "likeliest",
+            &[Arg::Counts, Arg::Buffer(buf::LOGITS), Arg::Drawn],
+        ),
+        weigh: kernel("weigh", &[Arg::Draws, Arg::Workspace]),
+        select: kernel("select", &[Arg::Tickets]),
+        draw: kernel("draw", &[Arg::Drawn]),
+    };
+    plan.sampling = Some(sampling.clone());
+    open_for(Target::Sm90a, &plan).unwrap();
+    let refused = |texts: &[&str], change: &dyn Fn(&mut Sampling)| {
+        let mut sampling = sampling.clone();
+        change(&mut sampling);
+        let mut plan = plan.clone();
+        plan.sampling = Some(sampling);
+        says(open_for(Target::Sm90a, &plan), texts);
+    };
+    refused(&["sampling (select)", "weight"], &|s| {
+        s.select.args[0] = Arg::Weight(0)
+    });
+    refused(&["sampling (draw)", "threads"], &|s| s.draw.threads = 0);
+    refused(&["sampling", "shared"], &|s| s.draw.shared = 227 << 10);
+}
+
+/// A number behind the last argument is one that a later version may know.
+#[test]
+fn unknown_arguments_are_unsupported() {
+    let plan = gpu_plan();
+    let encoded = codec::encode(&plan).unwrap();
+    let last = plan.launches.len() - 1;
+    // The last argument of the last kernel is a weight: its number and the index.
+    let Some(Arg::Weight(index)) = plan.launches[last].variants[0].kernels[0].args.last() else {
+        panic!("the sample's last launch is a product")
+    };
+    let reason = "the only one";
+    // And nothing is drawn.
+    let tail = reason.len() + 2;
+    let at = encoded.len() - tail - 2;
+    assert_eq!(encoded[at..at + 2], [2, *index as u8]);
+    let mut unknown = encoded.clone();
+    unknown[at] = 77;
+    let mut manifest = manifest(SMALL);
+    manifest.target = Target::Sm90a;
+    let manifest = codec::encode(&manifest).unwrap();
+    let error = open(&Raw::from_bytes(&manifest, &unknown, &weights_section(&plan)).build());
+    let error = error.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+    assert!(error.to_string().contains("77"), "{error}");
+}

@@ -1,0 +1,59 @@
+//! NVIDIA: the kernels of a plan as CUDA C++, compiled at compile time for one chip.
+//!
+//! [`kernels`] chooses templates of `kernels::device` and their constants for each launch, with [`region`] for element-wise
+//! code; [`nvrtc`] compiles the whole to a cubin, without a GPU; [`gate`] refuses one whose kernels spill, by what the assembler says
+//! and by the instructions themselves ([`sass`]).
+
+mod gate;
+mod kernels;
+mod nvrtc;
+mod region;
+mod sass;
+mod target;
+
+pub use target::Chip;
+
+use bundle_format::plan::Plan;
+
+use super::generate::Code;
+use crate::error::Error;
+
+/// Chooses the kernels of a plan, enters them into its variants, and compiles them.
+pub fn generate(plan: &mut Plan, chip: &Chip) -> Result<Code, Error> {
+    let chosen = kernels::choose(plan, chip)?;
+    for (launch, variants) in plan.launches.iter_mut().zip(chosen.variants) {
+        launch.variants = variants;
+    }
+    plan.sampling = chosen.sampling;
+    let source = format!(
+        "{}\n{}",
+        ::kernels::device::cuda(chip.hopper),
+        chosen.source
+    );
+    let compiled = nvrtc::compile(&source, chip.arch)?;
+    let kernels = plan
+        .launches
+        .iter_mut()
+        .flat_map(|l| &mut l.variants)
+        .flat_map(|v| &mut v.kernels)
+        .chain(plan.sampling.iter_mut().flat_map(|s| s.kernels_mut()));
+    gate::check(&compiled, chip, kernels, |symbol| shape(&source, symbol))?;
+    Ok(Code {
+        functions: chosen.symbols.len(),
+        bytes: compiled.cubin,
+        toolchain: vec![compiled.version],
+    })
+}
+
+/// What a kernel of a source is an instance of: its body, in a line.
+fn shape(source: &str, symbol: &str) -> String {
+    let body = source
+        .split_once(&format!(" {symbol}("))
+        .and_then(|(_, rest)| rest.split_once('{'))
+        .and_then(|(_, rest)| rest.split_once("\n}"));
+    let words: Vec<&str> = body
+        .map_or("", |(body, _)| body)
+        .split_whitespace()
+        .collect();
+    words.join(" ")
+}

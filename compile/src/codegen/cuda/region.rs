@@ -1,0 +1,241 @@
+//! CUDA C++ of regions: a struct of pointers whose `run` evaluates elements (`kernels::device`, region.cuh).
+
+use std::fmt::Write as _;
+
+use bundle_format::gpu::Arg;
+use bundle_format::plan::{DType, KV_BLOCK, KvDType, KvGroup, Plan};
+use bundle_format::region::{Binary, ColMap, Inst, Operand, OperandId, Region, RowMap, Unary};
+
+use crate::error::Error;
+
+/// A region's struct.
+pub struct Source {
+    /// Its definition: `struct NAME { … };`, a template over whether f16 activations are tiled.
+    pub text: String,
+    /// The pointers that it is made of, in order: their C++ type, and what they point to.
+    pub pointers: Vec<(&'static str, Arg)>,
+}
+
+/// Writes the struct of a region.
+pub fn source(name: &str, region: &Region, plan: &Plan) -> Result<Source, Error> {
+    let mut writer = Writer {
+        region,
+        plan,
+        text: String::new(),
+    };
+    let mut pointers = Vec::new();
+    for operand in &region.operands {
+        pointers.push(writer.pointer(*operand)?);
+    }
+    let out = &mut writer.text;
+    let (unit, width, cols, flat) = (region.unit, region.width, region.cols, region.is_flat());
+    let _ = writeln!(out, "// {}", region.name);
+    let _ = writeln!(out, "template <bool TILED>\nstruct {name} {{");
+    let _ = writeln!(
+        out,
+        "    static constexpr int UNIT = {unit}, WIDTH = {width}, COLS = {cols};\n    static constexpr bool FLAT = {flat};"
+    );
+    for (i, (kind, _)) in pointers.iter().enumerate() {
+        let _ = writeln!(out, "    {kind} o{i};");
+    }
+    let _ = writeln!(
+        out,
+        "    template <int J, class Tile, class Sums>\n    __device__ void run(const Tile& tile, const Sums& sums, int row, \
+         const int (&unit)[J], const int (&c)[J], const bool (&live)[J]) const {{"
+    );
+    for (i, inst) in region.body.iter().enumerate() {
+        writer.inst(i, inst)?;
+    }
+    writer.text.push_str("    }\n};\n");
+    Ok(Source {
+        text: writer.text,
+        pointers,
+    })
+}
+
+struct Writer<'a> {
+    region: &'a Region,
+    plan: &'a Plan,
+    text: String,
+}
+
+impl Writer<'_> {
+    fn bug(&self, what: &str) -> Error {
+        Error::Bug(format!("region '{}': {what}", self.region.name))
+    }
+
+    fn pointer(&self, operand: Operand) -> Result<(&'static str, Arg), Error> {
+        Ok(match operand {
+            Operand::Buffer(index) => {
+                let kind = match self.plan.buffers[index as usize].dtype {
+                    DType::F32 => "float*",
+                    DType::U32 => "const u32*",
+                    DType::F16 => "u16*",
+                    DType::Q8 | DType::Q16 => {
+                        return Err(self.bug("integer activations are not for this target"));
+                    }
+                };
+                (kind, Arg::Buffer(index))
+            }
+            Operand::Weight(index) => ("const float*", Arg::Weight(index)),
+            Operand::Kv { group, layer, part } => {
+                let kind = match self.plan.kv[group as usize].dtype {
+                    KvDType::Q8Rows => "u8*",
+                    _ => "u16*",
+                };
+                (kind, Arg::Kv { group, layer, part })
+            }
+        })
+    }
+
+    /// Statements that give element j of value `index`.
+    fn inst(&mut self, index: usize, inst: &Inst) -> Result<(), Error> {
+        let each = match *inst {
+            Inst::Const { value } => format!("__uint_as_float(0x{:08x}u)", value.to_bits()),
+            Inst::Tile { offset } => format!("tile({offset}, j)"),
+            Inst::Load { src, row, col } => self.load(src, row, col)?,
+            Inst::Unary { op, x } => match op {
+                Unary::Neg => format!("-v{x}[j]"),
+                Unary::Exp => format!("__expf(v{x}[j])"),
+                Unary::Sqrt => format!("sqrtf(v{x}[j])"),
+                Unary::Recip => format!("__frcp_rn(v{x}[j])"),
+            },
+            Inst::Binary { op, a, b } => match op {
+                Binary::Add => format!("v{a}[j] + v{b}[j]"),
+                Binary::Sub => format!("v{a}[j] - v{b}[j]"),
+                Binary::Mul => format!("v{a}[j] * v{b}[j]"),
+                Binary::Div => format!("__fdividef(v{a}[j], v{b}[j])"),
+            },
+            Inst::Fma { a, b, c } => format!("fmaf(v{a}[j], v{b}[j], v{c}[j])"),
+            Inst::RowSum { x } => return self.sum(index, "row", x),
+            Inst::UnitSum { x } => return self.sum(index, "unit", x),
+            Inst::Store { dst, col, x } => return self.store(dst, col, x),
+            Inst::StoreQuant { .. } => {
+                return Err(self.bug("integer activations are not for this target"));
+            }
+            Inst::StoreKv {
+                dst,
+                slots,
+                offset,
+                x,
+            } => return self.store_kv(dst, slots, offset, x),
+        };
+        let _ = writeln!(
+            self.text,
+            "        float v{index}[J];\n#pragma unroll\n        for (int j = 0; j < J; j++) v{index}[j] = {each};"
+        );
+        Ok(())
+    }
+
+    /// A sum over elements that may lie with other threads; those that are not live count nothing.
+    fn sum(&mut self, index: usize, over: &str, x: u32) -> Result<(), Error> {
+        let _ = writeln!(
+            self.text,
+            "        float v{index}[J];\n        {{\n            float part[J];\n#pragma unroll\n            for (int j = 0; j < \
+             J; j++) part[j] = live[j] ? v{x}[j] : 0.f;\n            sums.{over}(part, v{index});\n        }}"
+        );
+        Ok(())
+    }
+
+    fn load(&self, src: OperandId, row: RowMap, col: ColMap) -> Result<String, Error> {
+        let cols = match self.region.operands[src as usize] {
+            Operand::Buffer(index) => self.plan.buffers[index as usize].cols,
+            Operand::Weight(index) => self.plan.weights[index as usize].cols,
+            Operand::Kv { .. } => return Err(self.bug("a load from a KV pool")),
+        };
+        let at = match row {
+            RowMap::Same => format!("(u64)row * {cols} + "),
+            RowMap::Zero => String::new(),
+            RowMap::Via(index) => format!("(u64)o{index}[row] * {cols} + "),
+        };
+        Ok(format!("live[j] ? o{src}[{at}{}] : 0.f", column(col)))
+    }
+
+    fn store(&mut self, dst: OperandId, col: ColMap, x: u32) -> Result<(), Error> {
+        let Operand::Buffer(index) = self.region.operands[dst as usize] else {
+            return Err(self.bug("a store to what is no buffer"));
+        };
+        let buffer = &self.plan.buffers[index as usize];
+        let (cols, at) = (buffer.cols, column(col));
+        let store = match buffer.dtype {
+            DType::F32 => format!("o{dst}[(u64)row * {cols} + {at}] = v{x}[j]"),
+            DType::F16 => {
+                format!("o{dst}[activation_at<TILED>(row, {at}, {cols})] = float_to_half(v{x}[j])")
+            }
+            DType::U32 | DType::Q8 | DType::Q16 => {
+                return Err(self.bug("a store to a buffer of integers"));
+            }
+        };
+        let _ = writeln!(
+            self.text,
+            "#pragma unroll\n        for (int j = 0; j < J; j++)\n            if (live[j]) {store};"
+        );
+        Ok(())
+    }
+
+    /// Rows of positions: `[kv_head][16 positions][dim]`; of 8 bits, with the head's scales behind them.
+    fn store_kv(
+        &mut self,
+        dst: OperandId,
+        slots: OperandId,
+        offset: u32,
+        x: u32,
+    ) -> Result<(), Error> {
+        let Operand::Kv { group, .. } = self.region.operands[dst as usize] else {
+            return Err(self.bug("a KV store to what is no pool"));
+        };
+        let kv = &self.plan.kv[group as usize];
+        let (heads, dim) = (kv.kv_heads, kv.head_dim);
+        match kv.dtype {
+            KvDType::F16Rows => {}
+            KvDType::Q8Rows => return self.store_kv_q8(dst, slots, offset, x, kv),
+            KvDType::F16 | KvDType::Q8_0 => return Err(self.bug("a KV pool of another layout")),
+        }
+        let _ = writeln!(
+            self.text,
+            "#pragma unroll\n        for (int j = 0; j < J; j++)\n            if (live[j]) {{\n                u32 slot = \
+             o{slots}[row];\n                o{dst}[(((u64)(slot / {KV_BLOCK}) * {heads} + unit[j]) * {KV_BLOCK} + slot % \
+             {KV_BLOCK}) * {dim} + {offset} + c[j]] = float_to_half(v{x}[j]);\n            }}"
+        );
+        Ok(())
+    }
+}
+
+impl Writer<'_> {
+    /// A scale is that of 32 elements, which must be a warp's.
+    fn store_kv_q8(
+        &mut self,
+        dst: OperandId,
+        slots: OperandId,
+        offset: u32,
+        x: u32,
+        kv: &KvGroup,
+    ) -> Result<(), Error> {
+        let (heads, dim, width) = (kv.kv_heads, kv.head_dim, self.region.width);
+        if !width.is_multiple_of(32) || !offset.is_multiple_of(32) {
+            return Err(Error::Unsupported(format!(
+                "--kv q8_0 with keys or values that are made {width} dimensions at a time, of heads of {dim}; this target has it \
+                 for multiples of 32: use --kv f16"
+            )));
+        }
+        let bytes = kv.dtype.head_bytes(dim);
+        let _ = writeln!(
+            self.text,
+            "#pragma unroll\n        for (int j = 0; j < J; j++)\n            if (live[j]) {{\n                u32 slot = \
+             o{slots}[row];\n                store_kv_q8<{dim}>(o{dst} + ((u64)(slot / {KV_BLOCK}) * {heads} + unit[j]) * \
+             {bytes}, slot % {KV_BLOCK}, {offset} + c[j], v{x}[j]);\n            }}"
+        );
+        Ok(())
+    }
+}
+
+/// The column of a map at an element.
+fn column(col: ColMap) -> String {
+    let ColMap { per_unit, offset } = col;
+    match (per_unit, offset) {
+        (0, 0) => "c[j]".to_string(),
+        (0, _) => format!("{offset} + c[j]"),
+        (_, 0) => format!("unit[j] * {per_unit} + c[j]"),
+        _ => format!("unit[j] * {per_unit} + {offset} + c[j]"),
+    }
+}

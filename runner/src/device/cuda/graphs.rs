@@ -1,0 +1,156 @@
+//! The launches of a step as one graph, captured once for each *bucket* of steps.
+
+use bundle_format::gpu::{Extent, Kernel, Sampling, draw_kind};
+use bundle_format::plan::{Dim, Limits, Op, Plan, Variant};
+
+use super::CudaDevice;
+use super::driver::Shape;
+use super::layout::Argument;
+use crate::Error;
+use crate::device::Step;
+use crate::device::outputs::Outputs;
+
+/// What a graph was captured for: sizes rounded up, and how much of the end is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Bucket {
+    /// Whose inputs it reads.
+    turn: usize,
+    tokens: u32,
+    rows: u32,
+    /// Whether the head is left out: no row wants its logits.
+    no_logits: bool,
+    /// The largest [`draw_kind`] of a row.
+    draws: u32,
+}
+
+impl Bucket {
+    pub fn of(step: &Step, limits: &Limits, draws: u32, turn: usize) -> Bucket {
+        Bucket {
+            turn,
+            tokens: rounded(step.tokens.len() as u32, limits.max_tokens),
+            rows: rounded(step.rows.len() as u32, limits.max_rows),
+            no_logits: Outputs::without_logits(step),
+            draws,
+        }
+    }
+}
+
+impl CudaDevice {
+    /// Captures the graph of a bucket, where there is none yet.
+    pub(super) fn capture(&mut self, bucket: Bucket) -> Result<(), Error> {
+        if !self.graphs.contains_key(&bucket) {
+            let graph = self.stream.capture(|| self.launch_all(bucket))?;
+            self.graphs.insert(bucket, graph);
+        }
+        Ok(())
+    }
+
+    fn launch_all(&self, bucket: Bucket) -> Result<(), Error> {
+        let plan = self.loaded.plan();
+        let mut dependent = false;
+        for (launch, &only_logits) in plan.launches.iter().zip(&self.outputs.only_logits) {
+            let rows = match extent(plan, &launch.op) {
+                Dim::Tokens => bucket.tokens,
+                Dim::Rows => bucket.rows,
+            };
+            if rows == 0 || bucket.no_logits && only_logits {
+                continue;
+            }
+            for kernel in &variant(&launch.variants, rows, &launch.name)?.kernels {
+                self.launch(kernel, rows, bucket.turn, &launch.name, &mut dependent)?;
+            }
+        }
+        if let Some(sampling) = &plan.sampling {
+            for kernel in drawing(sampling, bucket.draws) {
+                let (rows, turn) = (bucket.rows, bucket.turn);
+                self.launch(kernel, rows, turn, "sampling", &mut dependent)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Launches a kernel over `rows` rows. All but the first are `dependent` ones.
+    fn launch(
+        &self,
+        kernel: &Kernel,
+        rows: u32,
+        turn: usize,
+        name: &str,
+        dependent: &mut bool,
+    ) -> Result<(), Error> {
+        let plan = self.loaded.plan();
+        let blocks = |extent: Extent| match extent {
+            Extent::Fixed(n) => n,
+            Extent::Rows(n) => rows.div_ceil(n),
+            Extent::Tiles(n) => rows.div_ceil(n) + plan.limits.max_seqs.min(rows),
+        };
+        let args: Vec<u64> = kernel
+            .args
+            .iter()
+            .map(|&arg| match self.layout.argument(plan, arg, turn) {
+                Argument::At(offset) => self.memory.start + offset,
+                Argument::Number(n) => n,
+            })
+            .collect();
+        let function = self
+            .functions
+            .get(&kernel.symbol)
+            .ok_or_else(|| Error::Bug(format!("no kernel {}", kernel.symbol)))?;
+        let shape = Shape {
+            grid: kernel.grid.map(blocks),
+            threads: kernel.threads,
+            shared: kernel.shared,
+        };
+        self.stream
+            .launch(*function, shape, &args, *dependent)
+            .map_err(|e| Error::Bug(format!("launch {name}: {e}")))?;
+        *dependent = true;
+        Ok(())
+    }
+}
+
+/// The kernels that draws of up to a kind need.
+fn drawing(sampling: &Sampling, kind: u32) -> Vec<&Kernel> {
+    let all = sampling.kernels();
+    match kind {
+        draw_kind::NONE => vec![],
+        draw_kind::LIKELIEST => vec![&sampling.likeliest],
+        draw_kind::ANY => vec![&sampling.likeliest, &sampling.draw],
+        _ => all.to_vec(),
+    }
+}
+
+/// What a launch has rows of.
+fn extent(plan: &Plan, op: &Op) -> Dim {
+    match op {
+        Op::Embed { .. } | Op::RopeTable { .. } | Op::Attention { .. } => Dim::Tokens,
+        Op::Region { extent, .. } => *extent,
+        Op::MatMul { x, .. } => plan.buffers[*x as usize].extent,
+    }
+}
+
+fn variant<'a>(variants: &'a [Variant], rows: u32, launch: &str) -> Result<&'a Variant, Error> {
+    let found = variants
+        .iter()
+        .find(|v| (v.min_rows..=v.max_rows).contains(&rows));
+    found.ok_or_else(|| Error::Bug(format!("launch {launch} has no variant for {rows} rows")))
+}
+
+/// Sizes are rounded up to powers of two; 0 stays.
+fn rounded(size: u32, limit: u32) -> u32 {
+    match size {
+        0 => 0,
+        _ => size.next_power_of_two().min(limit),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_powers_of_two_up_to_the_limit() {
+        let all = [0, 1, 2, 3, 9, 65, 100].map(|n| rounded(n, 96));
+        assert_eq!(all, [0, 1, 2, 4, 16, 96, 96]);
+    }
+}

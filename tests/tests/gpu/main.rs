@@ -1,0 +1,215 @@
+//! Matrix products on an NVIDIA GPU, in every encoding and for numbers of rows around every kernel's range, against f32.
+//!
+//! The tests that need a GPU are ignored, since machines that build have none:
+//! `cargo test -p e2e --test gpu -- --ignored` where there is one. Where a GPU's machine has no compiler, another can make the
+//! bundles: FASTINFER_GPU_BUNDLES names the folder that both use, and `bundles_for_a_machine_with_a_gpu` fills it.
+#![cfg(target_os = "linux")]
+
+mod product;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bundle_format::plan::Encoding;
+use fastrun::device::cuda::{CudaDevice, CudaOptions};
+use fastrun::device::reference::{ReferenceDevice, ReferenceOptions};
+use fastrun::device::{Device, Step, StepKv, TokenSource, Want};
+use fastrun::load::Loaded;
+use kernels::quant;
+
+use product::{Product, ROWS};
+
+const FOLDER: &str = "FASTINFER_GPU_BUNDLES";
+
+/// Features and depth: whole tiles and rounds, and neither.
+const SHAPES: [(u32, u32); 2] = [(320, 512), (200, 768)];
+
+/// Around the ends of the kernels' ranges, and of their tiles.
+const STEPS: [u32; 12] = [1, 2, 4, 5, 8, 9, 16, 33, 64, 65, 128, 300];
+
+fn products(portable: bool) -> impl Iterator<Item = Product> {
+    let matrices = Encoding::ALL.into_iter().filter(|&e| e != Encoding::F32);
+    matrices.flat_map(move |encoding| {
+        SHAPES.map(|(features, depth)| Product {
+            encoding,
+            features,
+            depth,
+            portable,
+        })
+    })
+}
+
+/// The product's bundle: from the folder, or made, in it or in `own`.
+fn bundle(product: &Product, own: &tempfile::TempDir) -> Arc<Loaded> {
+    let folder = std::env::var_os(FOLDER).map_or_else(|| own.path().to_path_buf(), PathBuf::from);
+    let path = folder.join(product.name() + ".fib");
+    if !path.is_file() {
+        product.write(&path);
+    }
+    Arc::new(Loaded::open(&path).expect("the bundle is whole"))
+}
+
+/// A step of tokens of which all rows' logits are wanted.
+fn step(tokens: u32, vocab: u32) -> Step {
+    let logits = Want {
+        logits: true,
+        ..Want::default()
+    };
+    Step {
+        tokens: (0..tokens)
+            .map(|t| TokenSource::Id(t * 7 % vocab))
+            .collect(),
+        positions: (0..tokens).collect(),
+        sequences: vec![0; tokens as usize],
+        kv: vec![StepKv {
+            slots: (0..tokens).collect(),
+            tables: vec![(0..tokens.div_ceil(16)).collect()],
+            copies: vec![],
+        }],
+        rows: (0..tokens).collect(),
+        wants: vec![logits; tokens as usize],
+    }
+}
+
+fn logits(device: &mut impl Device, tokens: u32, vocab: u32) -> Vec<Vec<f32>> {
+    let ticket = device
+        .submit(step(tokens, vocab))
+        .expect("the step is valid");
+    let outcome = loop {
+        if let Some(outcome) = device.poll(ticket).expect("the step runs") {
+            break outcome;
+        }
+    };
+    let rows = outcome.rows.into_iter();
+    rows.map(|row| row.logits.expect("logits were wanted"))
+        .collect()
+}
+
+/// In f32 arithmetic on the dequantised numbers.
+fn reference(loaded: &Arc<Loaded>, tokens: u32, vocab: u32) -> Vec<Vec<f32>> {
+    let options = ReferenceOptions {
+        kv_blocks: Some(ROWS.div_ceil(16)),
+        ..ReferenceOptions::default()
+    };
+    let mut device =
+        ReferenceDevice::open(loaded.clone(), &options).expect("a bundle for a GPU has a meaning");
+    logits(&mut device, tokens, vocab)
+}
+
+/// The largest difference of two rows, relative to the mean size of what it is in.
+fn difference(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let square: f32 = expected.iter().map(|x| x * x).sum();
+    let size = (square / expected.len() as f32).sqrt();
+    let differences = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
+    worst(differences) / size
+}
+
+/// The largest of some numbers; what is not a number is larger than any.
+fn worst(numbers: impl Iterator<Item = f32>) -> f32 {
+    let known = numbers.map(|x| if x.is_nan() { f32::INFINITY } else { x });
+    known.fold(0.0, f32::max)
+}
+
+/// What a difference may be. A factor and a number that becomes an f16 are off by a part in 4096 at most each, of which a
+/// row of hundreds averages; f32 sums of products that are exact by far less.
+fn tolerance(encoding: Encoding) -> f32 {
+    match encoding {
+        Encoding::F16 => 2e-5,
+        _ => 2e-3,
+    }
+}
+
+fn agree(portable: bool) {
+    let own = tempfile::tempdir().expect("the system has a folder for temporary files");
+    let mut failed = Vec::new();
+    for product in products(portable) {
+        let loaded = bundle(&product, &own);
+        let vocab = product.features;
+        let expected = reference(&loaded, *STEPS.last().expect("there are some"), vocab);
+        let options = CudaOptions {
+            kv_bytes: Some(16 << 20),
+        };
+        let mut device = CudaDevice::open(loaded, &options).expect("there is a GPU that runs it");
+        let mut most: f32 = 0.0;
+        for tokens in STEPS {
+            let found = logits(&mut device, tokens, vocab);
+            let rows = found.iter().zip(&expected);
+            let off = worst(rows.map(|(a, b)| difference(a, b)));
+            if off > tolerance(product.encoding) {
+                failed.push(format!("{} with {tokens} rows: {off}", product.name()));
+            }
+            most = off.max(most);
+            // The same again, bit for bit.
+            assert_eq!(
+                found,
+                logits(&mut device, tokens, vocab),
+                "{product:?}, {tokens} rows"
+            );
+        }
+        println!("{}: {most:.1e}", product.name());
+    }
+    assert!(failed.is_empty(), "beyond the tolerance: {failed:#?}");
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU of compute capability 9.0"]
+fn products_agree_with_f32_arithmetic() {
+    agree(false);
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU of compute capability 9.0"]
+fn products_by_the_kernels_of_other_chips_agree_with_f32_arithmetic() {
+    agree(true);
+}
+
+#[test]
+#[ignore = "makes files for a machine with a GPU, in the folder that FASTINFER_GPU_BUNDLES names"]
+fn bundles_for_a_machine_with_a_gpu() {
+    assert!(
+        std::env::var_os(FOLDER).is_some(),
+        "{FOLDER} names no folder"
+    );
+    let own = tempfile::tempdir().expect("the system has a folder for temporary files");
+    for product in products(false).chain(products(true)) {
+        bundle(&product, &own);
+    }
+}
+
+/// What the GPU is compared with is the product of the numbers in the file, whatever the packing.
+#[test]
+fn the_reference_multiplies_what_was_packed() {
+    let own = tempfile::tempdir().expect("the system has a folder for temporary files");
+    for encoding in [Encoding::Q4_K, Encoding::Q6_K] {
+        let product = Product {
+            encoding,
+            features: 200,
+            depth: 768,
+            portable: false,
+        };
+        let path = own.path().join("product.fib");
+        product.write(&path);
+        let loaded = Arc::new(Loaded::open(&path).expect("the bundle is whole"));
+        let found = reference(&loaded, 3, product.features);
+        let dense = product.matrices().map(|(encoding, bytes)| {
+            let row = bytes.len() / product.features as usize;
+            let rows = bytes.chunks_exact(row).map(|bytes| {
+                let mut out = vec![0.0; product.depth as usize];
+                quant::dequantise_row(encoding, bytes, &mut out);
+                out
+            });
+            rows.collect::<Vec<_>>()
+        });
+        for (t, found) in found.iter().enumerate() {
+            let x = &dense[0][t * 7 % product.features as usize];
+            let expected: Vec<f32> = dense[1]
+                .iter()
+                .map(|w| w.iter().zip(x).map(|(w, x)| w * x).sum())
+                .collect();
+            // Activations are f16.
+            let off = difference(found, &expected);
+            assert!(off < 2e-3, "{encoding:?}: {off}");
+        }
+    }
+}
