@@ -54,6 +54,9 @@ impl Options {
 /// arithmetic, not reading, bounds a step.
 const MAX_TOKENS: u32 = 512;
 
+/// Rows of a tile that a GPU's kernels for many rows work on.
+const GPU_ROWS: u32 = 128;
+
 /// Rows of logits of a step, at least.
 const MIN_ROWS: u32 = 64;
 
@@ -178,7 +181,11 @@ fn limits(gguf: &Gguf<'_>, options: &Options) -> Result<Limits, Error> {
         true => MAX_TOKENS,
         false => MAX_TOKENS.min(context.max(options.max_batch)),
     };
-    let max_rows = MIN_ROWS.max(options.max_batch).min(max_tokens);
+    let max_rows = match MIN_ROWS.max(options.max_batch) {
+        rows if options.target.is_gpu() && rows > MIN_ROWS => rows.next_multiple_of(GPU_ROWS),
+        rows => rows,
+    };
+    let max_rows = max_rows.min(max_tokens);
     Ok(Limits {
         max_tokens,
         max_seqs: options.max_batch,

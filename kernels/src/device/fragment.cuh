@@ -125,7 +125,9 @@ struct Blocks {
     }
 };
 
-// Two f16 for 256 columns, and of each block of 32 two integers that multiply them.
+// Two f16 for 256 columns, and of each block of 32 two integers that multiply them. Codes are taken less OFFSET, their middle:
+// a minimum that is near that many units is rounded to f16 after they are added.
+template <int OFFSET>
 struct Super {
     static constexpr bool HAS_MIN = true, RAW = true;
     static constexpr int BYTES = 128;
@@ -137,8 +139,10 @@ struct Super {
         high = low_half(s.v.y) * (block ? byte_to_float<2>(s.v.w) : byte_to_float<0>(s.v.w));
     }
     DEVICE void minimum_floats(const Super& s, int block, float& low, float& high) {
-        low = -high_half(s.v.x) * (block ? byte_to_float<3>(s.v.z) : byte_to_float<1>(s.v.z));
-        high = -high_half(s.v.y) * (block ? byte_to_float<3>(s.v.w) : byte_to_float<1>(s.v.w));
+        float l, h;
+        floats(s, block, l, h);
+        low = l * OFFSET - high_half(s.v.x) * (block ? byte_to_float<3>(s.v.z) : byte_to_float<1>(s.v.z));
+        high = h * OFFSET - high_half(s.v.y) * (block ? byte_to_float<3>(s.v.w) : byte_to_float<1>(s.v.w));
     }
     DEVICE void halves(const Super& s, int block, u32& low, u32& high) {
         float l, h;
@@ -254,8 +258,8 @@ using Q5_1 = Packed<5, 0, Blocks<true>>;
 using Q8_0 = Packed<8, 128, Blocks<false>>;
 using Q2_K = Packed<4, 0, PartsMin>;
 using Q3_K = Packed<4, 4, Parts>;
-using Q4_K = Packed<4, 0, Super>;
-using Q5_K = Packed<5, 0, Super>;
+using Q4_K = Packed<4, 8, Super<8>>;
+using Q5_K = Packed<5, 16, Super<16>>;
 using Q6_K = Packed<6, 32, Parts>;
 using IQ4_XS = Packed<8, 128, Parts>;
 

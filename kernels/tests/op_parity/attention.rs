@@ -81,6 +81,7 @@ fn check_case(kernel: &MicroKernel, case: Case) {
         let tolerance = match case.dtype {
             KvDType::F16 => 1e-5,
             KvDType::Q8_0 => 3e-4,
+            other => panic!("{other:?} is for GPUs"),
         };
         for (i, (found, expected)) in found[t * width..].iter().zip(&expected).enumerate() {
             assert!(
@@ -146,6 +147,7 @@ impl Data {
                     };
                     blocks.flat_map(stored).collect()
                 }
+                other => panic!("{other:?} is for GPUs"),
             }
         };
         let (keys, values) = (stored(2.0), stored(1.0));
@@ -305,5 +307,6 @@ fn store(dtype: KvDType, first: Place, x: &[f32], block: &mut [u8]) {
                 Place { dim, ..first }.write(x, block);
             }
         }
+        other => panic!("{other:?} is for GPUs"),
     }
 }

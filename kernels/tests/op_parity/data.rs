@@ -106,7 +106,7 @@ pub fn activation_rows(dtype: DType, x: &[f32], cols: usize) -> (Vec<u8>, Vec<f3
         ),
         DType::Q16 => (q16::quantise_row as _, q16::dequantise_row as _),
         DType::F32 => return (x.iter().flat_map(|x| x.to_le_bytes()).collect(), x.to_vec()),
-        DType::U32 => panic!("no activations"),
+        DType::U32 | DType::F16 => panic!("no activations of this device"),
     };
     let stride = row_bytes(dtype, cols as u32) as usize;
     let mut bytes = vec![0xa5; stride * (x.len() / cols)];

@@ -94,7 +94,6 @@ impl Session {
             threads: self.threads,
             kv_bytes: self.kv_memory,
             profile,
-            ..CpuOptions::default()
         };
         CpuDevice::open(self.loaded.clone(), &options)
     }

@@ -15,8 +15,8 @@ use bundle_format::write::Contents;
 use kernels::pack::{self, fragment};
 use kernels::quant;
 
-/// Most rows of a step.
-pub const ROWS: u32 = 320;
+/// Most rows of a step: whole tiles of the kernels for many.
+pub const ROWS: u32 = 384;
 
 /// Of the table: an f16 holds its numbers' product with a scale as well as an f32 that is rounded to one.
 const TABLE: Encoding = Encoding::Q8_0;
@@ -157,7 +157,6 @@ impl Product {
         input("slots", Dim::Tokens, Input::Slots(0));
         let rows = input("rows", Dim::Rows, Input::Rows);
         let h = buffer("h", DType::F32, Dim::Tokens, self.depth, Role::Scratch);
-        // Of whole tiles, as the kernels for many rows read them.
         let x = buffer("x", DType::F16, Dim::Rows, self.depth, Role::Scratch);
         let logits = Role::Output(Output::Logits);
         let logits = buffer("logits", DType::F32, Dim::Rows, self.features, logits);

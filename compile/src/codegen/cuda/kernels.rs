@@ -307,6 +307,12 @@ impl Writer<'_> {
                 )));
             }
         }
+        let limit = self.limit(input.extent);
+        if !limit.is_multiple_of(MANY_ROWS) {
+            return Err(Error::Bug(format!(
+                "steps of up to {limit} rows, which are stored in tiles of {MANY_ROWS}"
+            )));
+        }
         let shape = format!("ManyShape<{format}, {}>", input.cols);
         let of_rows = input.extent == Dim::Rows;
         let (segments, parameters) = self.segments(x, run, MANY_FEATURES, true, of_rows)?;

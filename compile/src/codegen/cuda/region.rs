@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use bundle_format::gpu::Arg;
-use bundle_format::plan::{DType, KV_BLOCK, KvDType, KvGroup, Plan};
+use bundle_format::plan::{Buffer, DType, KV_BLOCK, KvDType, KvGroup, Plan};
 use bundle_format::region::{Binary, ColMap, Inst, Operand, OperandId, Region, RowMap, Unary};
 
 use crate::error::Error;
@@ -138,15 +138,16 @@ impl Writer<'_> {
     }
 
     fn load(&self, src: OperandId, row: RowMap, col: ColMap) -> Result<String, Error> {
-        let cols = match self.region.operands[src as usize] {
-            Operand::Buffer(index) => self.plan.buffers[index as usize].cols,
-            Operand::Weight(index) => self.plan.weights[index as usize].cols,
+        let stride = match self.region.operands[src as usize] {
+            Operand::Buffer(index) => stride(&self.plan.buffers[index as usize]),
+            // A vector, of one row.
+            Operand::Weight(_) => 0,
             Operand::Kv { .. } => return Err(self.bug("a load from a KV pool")),
         };
         let at = match row {
-            RowMap::Same => format!("(u64)row * {cols} + "),
+            RowMap::Same => format!("(u64)row * {stride} + "),
             RowMap::Zero => String::new(),
-            RowMap::Via(index) => format!("(u64)o{index}[row] * {cols} + "),
+            RowMap::Via(index) => format!("(u64)o{index}[row] * {stride} + "),
         };
         Ok(format!("live[j] ? o{src}[{at}{}] : 0.f", column(col)))
     }
@@ -156,11 +157,13 @@ impl Writer<'_> {
             return Err(self.bug("a store to what is no buffer"));
         };
         let buffer = &self.plan.buffers[index as usize];
-        let (cols, at) = (buffer.cols, column(col));
+        let (stride, at) = (stride(buffer), column(col));
         let store = match buffer.dtype {
-            DType::F32 => format!("o{dst}[(u64)row * {cols} + {at}] = v{x}[j]"),
+            DType::F32 => format!("o{dst}[(u64)row * {stride} + {at}] = v{x}[j]"),
             DType::F16 => {
-                format!("o{dst}[activation_at<TILED>(row, {at}, {cols})] = float_to_half(v{x}[j])")
+                format!(
+                    "o{dst}[activation_at<TILED>(row, {at}, {stride})] = float_to_half(v{x}[j])"
+                )
             }
             DType::U32 | DType::Q8 | DType::Q16 => {
                 return Err(self.bug("a store to a buffer of integers"));
@@ -227,6 +230,15 @@ impl Writer<'_> {
         );
         Ok(())
     }
+}
+
+/// Elements from a row of a buffer to the next: rows are padded.
+fn stride(buffer: &Buffer) -> u64 {
+    let element = match buffer.dtype {
+        DType::F16 => 2,
+        _ => 4,
+    };
+    buffer.row_bytes() / element
 }
 
 /// The column of a map at an element.
