@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use bundle_format::plan::{Encoding, Plan, WeightLayout};
+use bundle_format::plan::{Encoding, KvDType, Plan, WeightLayout};
 use bundle_format::target::Target;
 use fastc::driver::{self, Compiled, Options};
 use fastc::explain::{self, Scope};
@@ -181,7 +181,7 @@ fn keys_and_values_of_8_bits() {
         kv: KvDType::Q8_0,
         ..Options::new(target)
     };
-    for shape in ["tinyllama", "llama3-8b"] {
+    for shape in ["smollm2-135m", "llama2-7b"] {
         let model = model(shape, Encoding::Q4_0, folder.path());
         let gguf = Gguf::parse(&model).unwrap();
         for target in [Target::Sm80, Target::Sm90a] {
