@@ -204,18 +204,6 @@ impl Writer<'_> {
     }
 }
 
-<<<<<<< HEAD
-/// Elements from a row of a buffer to the next: rows are padded.
-fn stride(buffer: &Buffer) -> u64 {
-    let element = match buffer.dtype {
-        DType::F16 => 2,
-        _ => 4,
-    };
-    buffer.row_bytes() / element
-}
-
-=======
->>>>>>> main
 impl Writer<'_> {
     /// A scale is that of 32 elements, which must be a warp's.
     fn store_kv_q8(
@@ -242,8 +230,6 @@ impl Writer<'_> {
         );
         Ok(())
     }
-<<<<<<< HEAD
-=======
 }
 
 /// Elements from a row of a buffer to the next: rows are padded.
@@ -253,7 +239,6 @@ fn stride(buffer: &Buffer) -> u64 {
         _ => 4,
     };
     buffer.row_bytes() / element
->>>>>>> main
 }
 
 /// The column of a map at an element.
