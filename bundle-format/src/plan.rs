@@ -222,6 +222,9 @@ pub enum KvDType {
     Q8_0,
     /// f16. Keys and values of a block: `[kv_head][16 positions][dim]`, as matrix instructions read them.
     F16Rows,
+    /// 8 bits as in [`KvDType::Q8_0`]. Each KV head of a block has its quants (i8) `[16 positions][dim]`, then its scales (f16)
+    /// `[16 positions][dim / 32]`.
+    Q8Rows,
 }
 
 impl KvDType {
@@ -230,7 +233,7 @@ impl KvDType {
         let elements = head_dim as u64 * KV_BLOCK as u64;
         match self {
             KvDType::F16 | KvDType::F16Rows => elements * 2,
-            KvDType::Q8_0 => elements + elements / Q8_BLOCK as u64 * 2,
+            KvDType::Q8_0 | KvDType::Q8Rows => elements + elements / Q8_BLOCK as u64 * 2,
         }
     }
 
@@ -238,7 +241,7 @@ impl KvDType {
     pub fn block(self) -> u32 {
         match self {
             KvDType::F16 | KvDType::F16Rows => 1,
-            KvDType::Q8_0 => Q8_BLOCK as u32,
+            KvDType::Q8_0 | KvDType::Q8Rows => Q8_BLOCK as u32,
         }
     }
 }

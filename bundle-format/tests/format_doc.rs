@@ -205,7 +205,12 @@ fn types() {
 #[test]
 fn kv_types() {
     let rows = table(&["type", "bytes a dimension"]);
-    let all = [KvDType::F16, KvDType::Q8_0, KvDType::F16Rows];
+    let all = [
+        KvDType::F16,
+        KvDType::Q8_0,
+        KvDType::F16Rows,
+        KvDType::Q8Rows,
+    ];
     assert_eq!(rows.len(), all.len());
     for (row, dtype) in rows.iter().zip(all) {
         assert_eq!(row[0], format!("{dtype:?}"));

@@ -77,12 +77,6 @@ pub fn compile_graph(
 ) -> Result<Compiled, Error> {
     let limits = limits(gguf, options)?;
     let mut graph = arch::build(gguf, limits.context)?;
-    if options.target.is_gpu() && options.kv != KvDType::F16 {
-        let (kv, target) = (kv_dtype_name(options.kv), options.target);
-        return Err(Error::Unsupported(format!(
-            "--kv {kv} has no kernels for {target}; use --kv f16"
-        )));
-    }
     store_kv_as(&mut graph, options.kv)?;
     imported(&graph);
     let mut settings = options.passes.clone();

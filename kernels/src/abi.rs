@@ -242,7 +242,7 @@ pub mod id {
         match kv {
             KvDType::F16 => Some(ATTENTION_F16),
             KvDType::Q8_0 => Some(ATTENTION_Q8_0),
-            KvDType::F16Rows => None,
+            KvDType::F16Rows | KvDType::Q8Rows => None,
         }
     }
 }

@@ -2,11 +2,13 @@
 //!
 //! `cargo test --release -p e2e --test gpu_parity -- --ignored` on a machine that has one; FASTINFER_GPU names its target
 //! (default: sm_90). The models are random ones in the shapes of known ones, made here.
+#![cfg(target_os = "linux")]
 
 use std::process::Command;
 use std::sync::Arc;
 
 use ::fastrun::device::cuda::{CudaDevice, CudaOptions};
+use ::fastrun::device::reference::{ReferenceDevice, ReferenceOptions};
 use ::fastrun::device::{
     Device, Outcome, Penalties, SampleParams, Step, Ticket, TokenSource, Want,
 };
@@ -247,6 +249,76 @@ fn steps_ahead_are_steps_one_by_one() {
             assert_eq!(found, &expected[..sequences], "step {i} of {sequences}");
         }
     }
+}
+
+/// Logits of ragged steps: prompts in chunks of odd sizes beside sequences that decode, to contexts beyond a block of threads'
+/// share of attention. `error` is the largest difference, over the spread of logits.
+fn logits_are_the_references(model: &Model, error: f32) {
+    let mut gpu = model.run();
+    let options = ReferenceOptions {
+        kv_blocks: Some(gpu.device.kv_blocks()[0]),
+        ..ReferenceOptions::default()
+    };
+    let mut reference = Run::new(ReferenceDevice::open(model.loaded.clone(), &options).unwrap());
+    let want = Want {
+        logits: true,
+        ..Want::default()
+    };
+    let mut dice = Dice(0);
+    // Tokens of each of four sequences in each step.
+    let steps = [
+        [1, 17, 70, 130],
+        [1, 1, 1, 1],
+        [33, 1, 200, 1],
+        [1, 1, 1, 1],
+        [90, 63, 1, 250],
+        [1, 1, 1, 1],
+        [2, 1, 3, 1],
+        [1, 1, 1, 1],
+    ];
+    let mut worst = 0f32;
+    for (i, counts) in steps.iter().enumerate() {
+        let tokens: Vec<Vec<TokenSource>> = counts
+            .iter()
+            .map(|&n| {
+                (0..n)
+                    .map(|_| TokenSource::Id(dice.below(model.vocab())))
+                    .collect()
+            })
+            .collect();
+        let wants = vec![vec![want.clone()]; 4];
+        let (a, b) = (gpu.step(&tokens, &wants), reference.step(&tokens, &wants));
+        let (a, b) = (
+            gpu.device.submit(a).unwrap(),
+            reference.device.submit(b).unwrap(),
+        );
+        let (a, b) = (gpu.wait(a), reference.wait(b));
+        for (s, (a, b)) in a.rows.iter().zip(&b.rows).enumerate() {
+            let (a, b) = (a.logits.as_ref().unwrap(), b.logits.as_ref().unwrap());
+            let mean = b.iter().sum::<f32>() / b.len() as f32;
+            let variance = b.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / b.len() as f32;
+            let largest = a.iter().zip(b).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+            let relative = largest / variance.sqrt();
+            assert!(relative < error, "step {i}, sequence {s}: {relative}");
+            worst = worst.max(relative);
+        }
+    }
+    println!("{}: {worst}", model.loaded.path().display());
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn logits_over_a_cache_of_f16_are_the_references() {
+    logits_are_the_references(&Model::new("smollm2-135m", "f16", 2, &[]), 0.02);
+    logits_are_the_references(&Model::new("llama3-8b", "q4_0", 1, &[]), 0.02);
+}
+
+#[test]
+#[ignore = "needs an NVIDIA GPU"]
+fn logits_over_a_cache_of_8_bits_are_the_references() {
+    let options = ["--kv", "q8_0"];
+    logits_are_the_references(&Model::new("smollm2-135m", "f16", 2, &options), 0.06);
+    logits_are_the_references(&Model::new("llama3-8b", "q4_0", 1, &options), 0.06);
 }
 
 /// What can't be done says so with numbers.

@@ -211,7 +211,7 @@ fn print_type(ty: Type) -> String {
 pub fn kv_dtype_name(dtype: KvDType) -> &'static str {
     match dtype {
         KvDType::F16 | KvDType::F16Rows => "f16",
-        KvDType::Q8_0 => "q8_0",
+        KvDType::Q8_0 | KvDType::Q8Rows => "q8_0",
     }
 }
 

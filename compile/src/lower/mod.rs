@@ -3,7 +3,7 @@
 //! [`weights`] what is packed and how, [`regions`] the element-wise code of each node, [`specialise`] the variants of each
 //! launch, [`memory`] where buffers lie. Code is added by `codegen`.
 
-mod gpu;
+pub mod gpu;
 pub mod memory;
 pub mod regions;
 pub mod specialise;

@@ -8,6 +8,8 @@ const MATMUL: &str = include_str!("matmul.cuh");
 const MATMUL_MANY: &str = include_str!("matmul_many.cuh");
 const MATMUL_MANY_MMA: &str = include_str!("matmul_many_mma.cuh");
 const ATTENTION: &str = include_str!("attention.cuh");
+const ATTENTION_DECODE: &str = include_str!("attention_decode.cuh");
+const ATTENTION_PREFILL: &str = include_str!("attention_prefill.cuh");
 const SAMPLE: &str = include_str!("sample.cuh");
 
 /// All templates for NVIDIA chips; where `hopper` is set, products of many rows are for Hopper's matrix unit.
@@ -16,7 +18,8 @@ pub fn cuda(hopper: bool) -> String {
         true => MATMUL_MANY,
         false => MATMUL_MANY_MMA,
     };
-    [BASE, FRAGMENT, REGION, MATMUL, many, ATTENTION, SAMPLE]
+    let attention = [ATTENTION, ATTENTION_DECODE, ATTENTION_PREFILL].join("\n");
+    [BASE, FRAGMENT, REGION, MATMUL, many, &attention, SAMPLE]
         .join("\n")
         .replace("#pragma once\n", "")
 }

@@ -20,6 +20,15 @@ DEVICE u64 activation_at(int row, int col, int cols) {
     return ((u64)(row / 128) * (cols / 64) + col / 64) * (128 * 64) + row % 128 * 64 + part * 8 + place % 8;
 }
 
+// 32 consecutive dimensions of a KV head at a position, one a lane: 8 bits each, and a scale (KvDType::Q8Rows).
+template <int DIMS>
+DEVICE void store_kv_q8(u8* head, int position, int dim, float x) {
+    const float most = warp_max(fabsf(x));
+    const float inverse = most > 0.f ? __fdiv_rn(127.f, most) : 0.f;
+    head[position * DIMS + dim] = (u8)__float2int_rn(__fmul_rn(x, inverse));
+    if (dim % 32 == 0) ((u16*)(head + 16 * DIMS))[position * (DIMS / 32) + dim / 32] = float_to_half(__fdiv_rn(most, 127.f));
+}
+
 struct NoTile {
     __device__ float operator()(int, int) const { return 0; }
 };

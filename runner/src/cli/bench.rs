@@ -79,12 +79,13 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Failure> {
     };
     let limits = session.limits();
     let svg = args.svg.as_deref().map(OutputFile::new).transpose()?;
-    let (threads, figures) = match session.device_kind() {
+    let (threads, read_rate, figures) = match session.device_kind() {
         DeviceKind::Auto | DeviceKind::Cpu => {
             let device = session.cpu_device(args.profile)?;
             let threads = device.threads();
             let mut forward = Forward::new(device, limits);
-            (threads, measure(&mut forward, &work, CpuDevice::profile)?)
+            let figures = measure(&mut forward, &work, CpuDevice::profile)?;
+            (threads, memory::read_rate(threads)?, figures)
         }
         DeviceKind::Cuda | DeviceKind::Reference if args.profile => {
             return Err(Error::User(
@@ -94,18 +95,18 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Failure> {
         }
         DeviceKind::Cuda => {
             let mut forward = Forward::new(session.cuda_device()?, limits);
-            (0, measure(&mut forward, &work, |_| None)?)
+            let figures = measure(&mut forward, &work, |_| None)?;
+            (0, forward.device().read_rate()?, figures)
         }
         DeviceKind::Reference => {
             let mut forward = Forward::new(session.reference_device()?, limits);
-            (
-                session.reference_threads(),
-                measure(&mut forward, &work, |_| None)?,
-            )
+            let threads = session.reference_threads();
+            let figures = measure(&mut forward, &work, |_| None)?;
+            (threads, memory::read_rate(threads)?, figures)
         }
     };
     let roof = Roof {
-        read_rate: memory::read_rate(threads)?,
+        read_rate,
         weight_bytes: roof::weight_bytes(session.plan()),
         kv_bytes: roof::kv_bytes(&session.plan().kv, WARM_UP, work.generate),
     };

@@ -201,6 +201,7 @@ impl KvStrides {
             (KvDType::Q8_0, KvPart::Key) => [4, 2, 2 * KV_BLOCK as u64, 1],
             // Pairs of positions, for each of which the dimensions follow one another.
             (KvDType::Q8_0, KvPart::Value) => [2 * head_dim as u64, 1, 4, 2],
+            (KvDType::Q8Rows, _) => [2 * head_dim as u64, head_dim as u64, 2, 1],
         };
         KvStrides {
             head: dtype.head_bytes(head_dim),

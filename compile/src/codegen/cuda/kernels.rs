@@ -4,13 +4,16 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use bundle_format::gpu::{Arg, Extent, Kernel, Sampling};
-use bundle_format::plan::{Dim, Encoding, KvGroup, Op, Output, Part, Plan, Role, Segment, Variant};
+use bundle_format::plan::{
+    Dim, Encoding, KvDType, KvGroup, Op, Output, Part, Plan, Role, Segment, Variant,
+};
 use bundle_format::region::{Inst, KvPart, Region};
 use kernels::pack::fragment::{self, Codes, FRAGMENT, Scales, TILE};
 
 use super::region;
 use super::target::Chip;
 use crate::error::Error;
+use crate::lower::gpu::goes_together;
 
 /// Upper ends of the ranges of rows that have kernels of their own: one row, one to eight groups of the eight columns of a
 /// matrix instruction, and as many as there are.
@@ -348,7 +351,7 @@ impl Writer<'_> {
 
     /// Tiles of a unit that is summed over; 1 where none is.
     fn unit_tiles(&self, segment: &Segment) -> u32 {
-        match sums_units(&segment.epilogue) {
+        match goes_together(&segment.epilogue, &self.plan.kv) {
             true => segment.epilogue.unit.div_ceil(TILE as u32),
             false => 1,
         }
@@ -395,7 +398,7 @@ impl Writer<'_> {
                 "        {guard}return w{i} + (u64)(i - {total}) * {item_bytes}u;"
             );
             let epilogue = &segment.epilogue;
-            let how = if sums_units(epilogue) {
+            let how = if goes_together(epilogue, &self.plan.kv) {
                 "finish_units"
             } else if epilogue.unit == 2 * epilogue.width {
                 "finish_pairs"
@@ -486,9 +489,10 @@ impl Writer<'_> {
             "Heads",
             format!(
                 "struct @ {{\n    static constexpr int D = {dim}, HEADS = {heads}, KV_HEADS = {}, WINDOW = {};\n    static \
-                 constexpr float SCALE = {scale:?}f;\n    static constexpr bool STABLE = true;\n}};\n",
+                 constexpr float SCALE = {scale:?}f;\n    static constexpr bool STABLE = true, Q8 = {};\n}};\n",
                 kv.kv_heads,
-                kv.window.unwrap_or(0)
+                kv.window.unwrap_or(0),
+                kv.dtype == KvDType::Q8Rows
             ),
         );
         let mut variants = Vec::new();
@@ -733,7 +737,8 @@ impl Attention {
         let partial = shared_by.div_ceil(groups) * (dim + 4);
         let tiles = if dim <= 128 { 2 } else { 1 };
         let rows = 16 * tiles * 4;
-        let keys = if dim <= 128 && dim != 112 { 64 } else { 32 };
+        let few = if kv.dtype == KvDType::Q8Rows { 96 } else { 128 };
+        let keys = if dim <= few && dim != 112 { 64 } else { 32 };
         let pieces = dim / 8;
         let stride = 16
             * if pieces.is_multiple_of(8) {
@@ -742,6 +747,10 @@ impl Attention {
                 pieces | 1
             };
         let (q, tile, out) = (rows * dim * 2, keys * stride, dim + 8);
+        let tiles_of_kv = match kv.dtype {
+            KvDType::Q8Rows => 2 * tile + 2 * keys / 16 * kv.dtype.head_bytes(dim) as u32,
+            _ => 4 * tile,
+        };
         Attention {
             pairs: kv.kv_heads * groups,
             partial,
@@ -750,7 +759,7 @@ impl Attention {
             decode_shared: (8 * partial + 4) * 4 + dim.div_ceil(32) * 512,
             prefill_rows: rows,
             prefill_threads: 128,
-            prefill_shared: (q + 4 * tile).max(rows * out * 4) + 16,
+            prefill_shared: (q + tiles_of_kv).max(rows * out * 4) + 16,
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use bundle_format::gpu::Arg;
-use bundle_format::plan::{Buffer, DType, KV_BLOCK, KvDType, Plan};
+use bundle_format::plan::{Buffer, DType, KV_BLOCK, KvDType, KvGroup, Plan};
 use bundle_format::region::{Binary, ColMap, Inst, Operand, OperandId, Region, RowMap, Unary};
 
 use crate::error::Error;
@@ -78,7 +78,13 @@ impl Writer<'_> {
                 (kind, Arg::Buffer(index))
             }
             Operand::Weight(index) => ("const float*", Arg::Weight(index)),
-            Operand::Kv { group, layer, part } => ("u16*", Arg::Kv { group, layer, part }),
+            Operand::Kv { group, layer, part } => {
+                let kind = match self.plan.kv[group as usize].dtype {
+                    KvDType::Q8Rows => "u8*",
+                    _ => "u16*",
+                };
+                (kind, Arg::Kv { group, layer, part })
+            }
         })
     }
 
@@ -170,7 +176,7 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Rows of positions: `[kv_head][16 positions][dim]`.
+    /// Rows of positions: `[kv_head][16 positions][dim]`; of 8 bits, with the head's scales behind them.
     fn store_kv(
         &mut self,
         dst: OperandId,
@@ -182,15 +188,45 @@ impl Writer<'_> {
             return Err(self.bug("a KV store to what is no pool"));
         };
         let kv = &self.plan.kv[group as usize];
-        if kv.dtype != KvDType::F16Rows {
-            return Err(self.bug("a KV pool of another layout"));
-        }
         let (heads, dim) = (kv.kv_heads, kv.head_dim);
+        match kv.dtype {
+            KvDType::F16Rows => {}
+            KvDType::Q8Rows => return self.store_kv_q8(dst, slots, offset, x, kv),
+            KvDType::F16 | KvDType::Q8_0 => return Err(self.bug("a KV pool of another layout")),
+        }
         let _ = writeln!(
             self.text,
             "#pragma unroll\n        for (int j = 0; j < J; j++)\n            if (live[j]) {{\n                u32 slot = \
              o{slots}[row];\n                o{dst}[(((u64)(slot / {KV_BLOCK}) * {heads} + unit[j]) * {KV_BLOCK} + slot % \
              {KV_BLOCK}) * {dim} + {offset} + c[j]] = float_to_half(v{x}[j]);\n            }}"
+        );
+        Ok(())
+    }
+}
+
+impl Writer<'_> {
+    /// A scale is that of 32 elements, which must be a warp's.
+    fn store_kv_q8(
+        &mut self,
+        dst: OperandId,
+        slots: OperandId,
+        offset: u32,
+        x: u32,
+        kv: &KvGroup,
+    ) -> Result<(), Error> {
+        let (heads, dim, width) = (kv.kv_heads, kv.head_dim, self.region.width);
+        if !width.is_multiple_of(32) || !offset.is_multiple_of(32) {
+            return Err(Error::Unsupported(format!(
+                "--kv q8_0 with keys or values that are made {width} dimensions at a time, of heads of {dim}; this target has it \
+                 for multiples of 32: use --kv f16"
+            )));
+        }
+        let bytes = kv.dtype.head_bytes(dim);
+        let _ = writeln!(
+            self.text,
+            "#pragma unroll\n        for (int j = 0; j < J; j++)\n            if (live[j]) {{\n                u32 slot = \
+             o{slots}[row];\n                store_kv_q8<{dim}>(o{dst} + ((u64)(slot / {KV_BLOCK}) * {heads} + unit[j]) * \
+             {bytes}, slot % {KV_BLOCK}, {offset} + c[j], v{x}[j]);\n            }}"
         );
         Ok(())
     }

@@ -442,6 +442,15 @@ impl Stream {
         )
     }
 
+    /// What comes behind this waits for an event of another stream.
+    pub fn wait_for(&self, event: &Event) -> Result<(), Error> {
+        // SAFETY: both live.
+        check(
+            unsafe { sys::cuStreamWaitEvent(self.0, event.0, 0) },
+            "cuStreamWaitEvent",
+        )
+    }
+
     /// Marks this place of the stream.
     pub fn record(&self, event: &Event) -> Result<(), Error> {
         // SAFETY: both live.

@@ -13,6 +13,8 @@ use crate::device::outputs::Outputs;
 /// What a graph was captured for: sizes rounded up, and how much of the end is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Bucket {
+    /// Whose inputs it reads.
+    turn: usize,
     tokens: u32,
     rows: u32,
     /// Whether the head is left out: no row wants its logits.
@@ -22,8 +24,9 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    pub fn of(step: &Step, limits: &Limits, draws: u32) -> Bucket {
+    pub fn of(step: &Step, limits: &Limits, draws: u32, turn: usize) -> Bucket {
         Bucket {
+            turn,
             tokens: rounded(step.tokens.len() as u32, limits.max_tokens),
             rows: rounded(step.rows.len() as u32, limits.max_rows),
             no_logits: Outputs::without_logits(step),
@@ -54,12 +57,13 @@ impl CudaDevice {
                 continue;
             }
             for kernel in &variant(&launch.variants, rows, &launch.name)?.kernels {
-                self.launch(kernel, rows, &launch.name, &mut dependent)?;
+                self.launch(kernel, rows, bucket.turn, &launch.name, &mut dependent)?;
             }
         }
         if let Some(sampling) = &plan.sampling {
             for kernel in drawing(sampling, bucket.draws) {
-                self.launch(kernel, bucket.rows, "sampling", &mut dependent)?;
+                let (rows, turn) = (bucket.rows, bucket.turn);
+                self.launch(kernel, rows, turn, "sampling", &mut dependent)?;
             }
         }
         Ok(())
@@ -70,6 +74,7 @@ impl CudaDevice {
         &self,
         kernel: &Kernel,
         rows: u32,
+        turn: usize,
         name: &str,
         dependent: &mut bool,
     ) -> Result<(), Error> {
@@ -82,7 +87,7 @@ impl CudaDevice {
         let args: Vec<u64> = kernel
             .args
             .iter()
-            .map(|&arg| match self.layout.argument(plan, arg) {
+            .map(|&arg| match self.layout.argument(plan, arg, turn) {
                 Argument::At(offset) => self.memory.start + offset,
                 Argument::Number(n) => n,
             })

@@ -41,7 +41,8 @@ pub struct Inputs {
 pub struct Layout {
     pub weights: u64,
     pub arena: u64,
-    pub inputs_at: u64,
+    /// Of the steps of two turns: one's are written while the other's are read.
+    pub inputs_at: [u64; 2],
     pub inputs: Inputs,
     /// Drawn tokens, for the steps of two turns.
     pub drawn: u64,
@@ -74,7 +75,7 @@ impl Layout {
         };
         let weights = place(weights_bytes + read_ahead(plan));
         let arena = place(plan.arena_bytes);
-        let inputs_at = place(inputs.bytes as u64);
+        let inputs_at = [place(inputs.bytes as u64), place(inputs.bytes as u64)];
         let drawn = place(2 * u64::from(plan.limits.max_rows) * DRAWN_BYTES as u64);
         let workspace = place(plan.kernels().map(|k| k.workspace).max().unwrap_or(0));
         let counters = plan.kernels().map(|k| u64::from(k.tickets)).max();
@@ -109,9 +110,9 @@ impl Layout {
         (start + index * bytes * u64::from(self.blocks), bytes)
     }
 
-    /// What a kernel's argument is: an offset from the memory's start, or a number.
-    pub fn argument(&self, plan: &Plan, arg: Arg) -> Argument {
-        let input = |at: usize| Argument::At(self.inputs_at + at as u64);
+    /// What a kernel's argument is in steps of a turn: an offset from the memory's start, or a number.
+    pub fn argument(&self, plan: &Plan, arg: Arg, turn: usize) -> Argument {
+        let input = |at: usize| Argument::At(self.inputs_at[turn] + at as u64);
         match arg {
             Arg::Counts => input(self.inputs.counts),
             Arg::Buffer(index) => {

@@ -8,6 +8,7 @@ mod draw;
 mod driver;
 mod graphs;
 mod layout;
+mod read_rate;
 mod upload;
 
 use std::collections::{HashMap, VecDeque};
@@ -44,6 +45,9 @@ pub struct CudaOptions {
 pub struct CudaDevice {
     graphs: HashMap<Bucket, Graph>,
     stream: Stream,
+    /// Of inputs, which are on their way while the step before runs; and of drawn tokens, for which the step behind doesn't wait.
+    uploads: Stream,
+    downloads: Stream,
     loaded: Arc<Loaded>,
     layout: Layout,
     functions: HashMap<String, Function>,
@@ -159,6 +163,8 @@ impl CudaDevice {
         Ok(CudaDevice {
             graphs: HashMap::new(),
             stream,
+            uploads: Stream::new()?,
+            downloads: Stream::new()?,
             functions,
             staging,
             turn: 0,
@@ -186,6 +192,15 @@ impl CudaDevice {
     /// Bytes of the GPU's memory that it takes.
     pub fn bytes(&self) -> u64 {
         self.memory.len
+    }
+
+    /// Bytes a second that this GPU reads from its memory, measured.
+    ///
+    /// # Errors
+    /// [`Error::User`] where there is no memory left to measure with.
+    pub fn read_rate(&self) -> Result<f64, Error> {
+        self.gpu.make_current()?;
+        read_rate::read_rate(&self.gpu, &self.stream)
     }
 
     fn limits(&self) -> Limits {
@@ -351,25 +366,35 @@ impl CudaDevice {
         let limits = self.limits();
         let kinds = draws.iter().flatten().map(|draw| draw.kind);
         let kind = kinds.max().unwrap_or(draw_kind::NONE);
-        let bucket = Bucket::of(step, &limits, kind);
+        let bucket = Bucket::of(step, &limits, kind, self.turn);
         self.capture(bucket)?;
-        let inputs = self.memory.start + self.layout.inputs_at;
-        self.stream.upload(
-            inputs,
-            &self.staging[self.turn],
-            0,
-            self.layout.inputs.bytes,
-        )?;
+        let inputs = self.memory.start + self.layout.inputs_at[self.turn];
+        let bytes = self.layout.inputs.bytes;
+        self.uploads
+            .upload(inputs, &self.staging[self.turn], 0, bytes)?;
+        let there = Event::new()?;
+        self.uploads.record(&there)?;
+        self.stream.wait_for(&there)?;
         self.copy_blocks(step)?;
         self.stream.launch_graph(&self.graphs[&bucket])?;
         self.download(step, draws)?;
-        let done = Event::new()?;
+        let mut done = Event::new()?;
         self.stream.record(&done)?;
+        if kind != draw_kind::NONE {
+            let first = u64::from(self.entry(self.turn, 0)) * DRAWN_BYTES as u64;
+            let from = self.memory.start + self.layout.drawn + first;
+            let bytes = draws.len() * DRAWN_BYTES;
+            self.downloads.wait_for(&done)?;
+            let results = &mut self.results[self.turn];
+            self.downloads
+                .download(results, self.parts.drawn, from, bytes)?;
+            done = Event::new()?;
+            self.downloads.record(&done)?;
+        }
         Ok(done)
     }
 
-    /// Copies what the host needs: drawn tokens, the logits of rows that it draws from or gives out, hidden rows. All else
-    /// stays where it is.
+    /// Copies the logits of rows that the host draws from or gives out, and hidden rows. All else stays where it is.
     fn download(&mut self, step: &Step, draws: &[Option<Draw>]) -> Result<(), Error> {
         let loaded = self.loaded.clone();
         let plan = loaded.plan();
@@ -390,13 +415,6 @@ impl CudaDevice {
                 let at = self.parts.hidden + i * bytes;
                 self.stream.download(results, at, from, bytes)?;
             }
-        }
-        if draws.iter().any(Option::is_some) {
-            let first = u64::from(plan.limits.max_rows) * self.turn as u64 * DRAWN_BYTES as u64;
-            let from = self.memory.start + self.layout.drawn + first;
-            let bytes = draws.len() * DRAWN_BYTES;
-            self.stream
-                .download(results, self.parts.drawn, from, bytes)?;
         }
         Ok(())
     }
