@@ -89,7 +89,7 @@ impl Target {
 
     /// The processor features without which the bundle's code must not run, by the names that
     /// `std::arch::is_x86_feature_detected!` uses.
-    pub fn required_features(self) -> &'static [&'static str] {
+    pub const fn required_features(self) -> &'static [&'static str] {
         match self {
             Target::X86_64V3 => &["avx2", "bmi2", "f16c", "fma"],
             Target::X86_64V4 => &[

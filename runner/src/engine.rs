@@ -234,11 +234,7 @@ impl<D: Device> Engine<D> {
                 "token {token} of the prompt is not in the vocabulary; ids are below {vocab}"
             )));
         }
-        if let Some((token, _)) = request.bias.iter().find(|(t, _)| *t >= vocab) {
-            return Err(Error::User(format!(
-                "there is a bias for token {token}, which is not in the vocabulary; ids are below {vocab}"
-            )));
-        }
+        sampler::check_bias(&request.bias, vocab).map_err(Error::User)?;
         let most = if request.hidden { 1 } else { MAX_CHOICES };
         if !(1..=most).contains(&request.choices) {
             return Err(Error::User(format!(

@@ -128,7 +128,13 @@ fn requests_that_cannot_work_are_refused_with_numbers() {
     refused(hot, &["temperature -1"]);
     let mut biased = request(1, None);
     biased.bias = [(3, 1.0), (40, 1.0)].into();
-    refused(biased, &["bias for token 40"]);
+    refused(biased, &["bias of token 40", "vocabulary"]);
+    // One that no device takes: it must not reach a step, where it would end the other requests' too.
+    for bias in [f32::NAN, f32::INFINITY, 2e6] {
+        let mut biased = request(1, None);
+        biased.bias = [(3, bias)].into();
+        refused(biased, &["bias", "token 3", "-1000000 to 1000000"]);
+    }
     for choices in [0, 129] {
         let many = Request {
             choices,

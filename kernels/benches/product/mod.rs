@@ -1,4 +1,7 @@
-//! What the benches of this folder share: matmuls with arbitrary inputs, and the clock.
+//! What the benches of this folder share: matmuls and attentions with arbitrary inputs, their ceilings, and the clock.
+
+pub mod attention;
+pub mod ceiling;
 
 use std::hint::black_box;
 use std::time::Instant;

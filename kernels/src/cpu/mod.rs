@@ -32,6 +32,8 @@
 mod compiled;
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -76,11 +78,28 @@ pub enum Level {
     Avx2,
     /// And AVX-512 (F, BW, CD, DQ, VL) with VNNI.
     Avx512,
+    /// And AMX tiles of int8, which the system lets this process use.
+    Amx,
 }
+
+/// The features of [`Level::Amx`]: those of AVX-512, and the tiles.
+const AMX_FEATURES: [&str; 12] = {
+    let below = Target::X86_64V4.required_features();
+    let mut all = [""; 12];
+    let mut i = 0;
+    while i < below.len() {
+        all[i] = below[i];
+        i += 1;
+    }
+    all[i] = "amx-tile";
+    all[i + 1] = "amx-int8";
+    assert!(i + 2 == all.len());
+    all
+};
 
 impl Level {
     /// Every level.
-    pub const ALL: [Level; 3] = [Level::Scalar, Level::Avx2, Level::Avx512];
+    pub const ALL: [Level; 4] = [Level::Scalar, Level::Avx2, Level::Avx512, Level::Amx];
 
     /// The name that diagnostics show.
     pub fn name(self) -> &'static str {
@@ -88,6 +107,7 @@ impl Level {
             Level::Scalar => "scalar",
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512vnni",
+            Level::Amx => "amx",
         }
     }
 
@@ -97,6 +117,7 @@ impl Level {
             Level::Scalar => &[],
             Level::Avx2 => Target::X86_64V3.required_features(),
             Level::Avx512 => Target::X86_64V4.required_features(),
+            Level::Amx => &AMX_FEATURES,
         }
     }
 
@@ -125,8 +146,10 @@ pub fn table(level: Level) -> &'static [MicroKernel] {
         Level::Avx2 => &AVX2,
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => &AVX512,
+        #[cfg(target_arch = "x86_64")]
+        Level::Amx => &AMX,
         #[cfg(not(target_arch = "x86_64"))]
-        Level::Avx2 | Level::Avx512 => &[],
+        Level::Avx2 | Level::Avx512 | Level::Amx => &[],
     }
 }
 
@@ -210,3 +233,5 @@ static SCALAR: [MicroKernel; 48] = microkernels!(Level::Scalar, scalar);
 static AVX2: [MicroKernel; 48] = microkernels!(Level::Avx2, avx2);
 #[cfg(target_arch = "x86_64")]
 static AVX512: [MicroKernel; 48] = microkernels!(Level::Avx512, avx512);
+#[cfg(target_arch = "x86_64")]
+static AMX: [MicroKernel; 48] = microkernels!(Level::Amx, amx);

@@ -13,11 +13,12 @@ use super::body;
 use super::error::ApiError;
 use super::events::{self, Chunks};
 use super::fields::Fields;
+use super::head::Head;
 use super::params::{MAX_LOGPROBS, Params};
 use super::tools::calls::{CallParser, Piece};
 use super::tools::{Tools, prompt};
 use super::track::Record;
-use super::{App, logprobs, random, unix_time};
+use super::{App, logprobs, random};
 use crate::chat::ChatRequest;
 use crate::runner::{GenerateRequest, Input, TokenInfo};
 
@@ -147,37 +148,6 @@ fn text_only(fields: &mut Fields) -> Result<(), ApiError> {
             "modalities",
             format!("modalities: {other:?} is not supported; this model writes text only"),
         )),
-    }
-}
-
-/// What all objects of a response begin with.
-struct Head {
-    id: String,
-    created: u64,
-    model: String,
-}
-
-impl Head {
-    fn new(app: &App, kind: &str) -> Head {
-        Head {
-            id: format!("{kind}-{:032x}", random()),
-            created: unix_time(),
-            model: app.options.model.clone(),
-        }
-    }
-
-    fn object(&self, kind: &str, choices: Vec<Value>, usage: Option<Value>) -> Value {
-        let mut object = json!({
-            "id": self.id,
-            "object": kind,
-            "created": self.created,
-            "model": self.model,
-            "choices": choices,
-        });
-        if let Some(usage) = usage {
-            object["usage"] = usage;
-        }
-        object
     }
 }
 

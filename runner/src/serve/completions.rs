@@ -11,9 +11,10 @@ use super::answer::{Answers, News, Tokens, aside};
 use super::error::ApiError;
 use super::events::{self, Chunks};
 use super::fields::{Fields, expected};
+use super::head::Head;
 use super::params::{MAX_LOGPROBS, Params, token_ids};
 use super::track::Record;
-use super::{App, body, logprobs, random, unix_time};
+use super::{App, body, logprobs};
 use crate::runner::{GenerateRequest, TokenInfo};
 use crate::tokenizer::EncodeOptions;
 
@@ -48,9 +49,7 @@ pub async fn complete(
         std::iter::repeat_n(choice, params.choices as usize)
     });
     let completion = Completion {
-        id: format!("cmpl-{:032x}", random()),
-        created: unix_time(),
-        model: app.options.model.clone(),
+        head: Head::new(&app, "cmpl"),
         choices: choices.collect(),
         with_usage: params.stream_usage,
     };
@@ -192,26 +191,14 @@ struct Choice {
 
 /// A response.
 struct Completion {
-    id: String,
-    created: u64,
-    model: String,
+    head: Head,
     choices: Vec<Choice>,
     with_usage: bool,
 }
 
 impl Completion {
     fn object(&self, choices: Vec<Value>, usage: Option<Value>) -> Value {
-        let mut object = json!({
-            "id": self.id,
-            "object": "text_completion",
-            "created": self.created,
-            "model": self.model,
-            "choices": choices,
-        });
-        if let Some(usage) = usage {
-            object["usage"] = usage;
-        }
-        object
+        self.head.object("text_completion", choices, usage)
     }
 
     fn chunk(&self, index: usize, text: &str, logprobs: Value, reason: Option<&str>) -> Value {

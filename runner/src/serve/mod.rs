@@ -16,6 +16,7 @@ mod error;
 mod events;
 mod fields;
 mod gate;
+mod head;
 mod health;
 mod listen;
 mod logprobs;

@@ -13,13 +13,13 @@ use crate::cpu::TILE;
 use crate::cpu::math::exp_constants as exp_of;
 
 /// Queries that a pass over the cache serves.
-pub(super) const QUERIES: usize = 6;
+pub(in crate::cpu) const QUERIES: usize = 6;
 
 /// Blocks of a tile.
-pub(super) const BLOCKS: usize = TILE / KV_BLOCK;
+pub(in crate::cpu) const BLOCKS: usize = TILE / KV_BLOCK;
 
 /// Keys and values of one type: how queries meet them.
-pub(super) trait Cache {
+pub(in crate::cpu) trait Cache {
     /// A query as its scores take it.
     type Scaled: Copy;
 
@@ -66,7 +66,7 @@ pub(super) trait Cache {
 /// # Safety
 /// As the scalar twin, and the processor has the level.
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-pub(super) unsafe fn attend<C: Cache>(args: &AttentionArgs) {
+pub(in crate::cpu) unsafe fn attend<C: Cache>(args: &AttentionArgs) {
     let group = args.group_size as usize;
     let heads = args.head0 as usize..(args.head0 + args.heads) as usize;
     let mut head = heads.start;
@@ -98,18 +98,18 @@ struct Shared<'a> {
 
 /// The running state of a query.
 #[derive(Clone, Copy)]
-pub(super) struct Query {
-    pub(super) out: *mut f32,
+pub(in crate::cpu) struct Query {
+    pub(in crate::cpu) out: *mut f32,
     /// Positions that it sees.
-    pub(super) first: usize,
-    pub(super) end: usize,
-    pub(super) max: f32,
-    pub(super) sum: f32,
+    pub(in crate::cpu) first: usize,
+    pub(in crate::cpu) end: usize,
+    pub(in crate::cpu) max: f32,
+    pub(in crate::cpu) sum: f32,
 }
 
 impl Query {
     /// The positions of a tile that it sees; empty where there are none.
-    pub(super) fn seen(&self, base: usize) -> Range<usize> {
+    pub(in crate::cpu) fn seen(&self, base: usize) -> Range<usize> {
         self.first.max(base)..self.end.min(base + TILE)
     }
 }
@@ -261,7 +261,11 @@ unsafe fn scale(out: *mut f32, dim: usize, factor: __m256) {
 /// Turns a tile's scores into probabilities (0 where not in `seen`), updates maximum and sum, and returns the factor that
 /// corrects what was summed before.
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-pub(super) fn softmax(query: &mut Query, seen: Range<usize>, p: &mut [f32; TILE]) -> __m256 {
+pub(in crate::cpu) fn softmax(
+    query: &mut Query,
+    seen: Range<usize>,
+    p: &mut [f32; TILE],
+) -> __m256 {
     // What is not seen may be anything, NaN included.
     p[..seen.start].fill(f32::NEG_INFINITY);
     p[seen.end..].fill(f32::NEG_INFINITY);

@@ -19,7 +19,7 @@ pub unsafe fn attention_f16(args: &AttentionArgs) {
     unsafe { attend::<F16>(args) }
 }
 
-struct F16;
+pub(in crate::cpu) struct F16;
 
 impl Cache for F16 {
     type Scaled = [f32; MAX_HEAD_DIM];
@@ -72,64 +72,46 @@ impl Cache for F16 {
         _: Range<usize>,
         base: usize,
     ) {
-        // What all of them see is taken together.
-        let last = queries.len() - 1;
-        let common = queries[last].seen(base).start - base..queries[0].seen(base).end - base;
-        if common.is_empty() {
-            for (query, p) in queries.iter().zip(p) {
-                let seen = query.seen(base);
-                let own = seen.start - base..seen.end - base;
-                // SAFETY: the caller's promise.
-                unsafe {
-                    Self::add_positions::<1, 8>(
-                        dim,
-                        [query.out],
-                        std::array::from_ref(p),
-                        values,
-                        own,
-                    )
-                };
-            }
-            return;
-        }
-        for (query, p) in queries.iter().zip(p) {
-            let before = query.seen(base).start - base..common.start;
-            // SAFETY: the caller's promise.
-            unsafe {
-                Self::add_positions::<1, 8>(
-                    dim,
-                    [query.out],
-                    std::array::from_ref(p),
-                    values,
-                    before,
-                )
-            };
-        }
-        // SAFETY: the caller's promise.
-        unsafe {
-            match queries.len() {
-                1 => Self::add_common::<1, 8>(dim, queries, p, values, common.clone()),
-                2 => Self::add_common::<2, 4>(dim, queries, p, values, common.clone()),
-                3 => Self::add_common::<3, 4>(dim, queries, p, values, common.clone()),
-                4 => Self::add_common::<4, 2>(dim, queries, p, values, common.clone()),
-                5 => Self::add_common::<5, 2>(dim, queries, p, values, common.clone()),
-                _ => Self::add_common::<QUERIES, 2>(dim, queries, p, values, common.clone()),
-            }
-        }
-        for (query, p) in queries.iter().zip(p) {
-            let after = common.end..query.seen(base).end - base;
-            // SAFETY: the caller's promise.
-            unsafe {
-                Self::add_positions::<1, 8>(
-                    dim,
-                    [query.out],
-                    std::array::from_ref(p),
-                    values,
-                    after,
-                )
-            };
-        }
+        in_common(queries, p, base, |queries, p, positions| {
+            // SAFETY: the caller's promise: the queries see the positions.
+            unsafe { Self::add_seen(dim, queries, p, values, positions) };
+        });
     }
+}
+
+/// Cuts what queries see of the tile at position `base` into what all of them see, which is taken together, and what is each
+/// one's own, and has them added in ascending order.
+pub(in crate::cpu) fn in_common(
+    queries: &[Query],
+    p: &[[f32; TILE]],
+    base: usize,
+    add: impl Fn(&[Query], &[[f32; TILE]], Range<usize>),
+) {
+    let last = queries.len() - 1;
+    let seen = |query: &Query| {
+        let seen = query.seen(base);
+        seen.start - base..seen.end - base
+    };
+    let common = seen(&queries[last]).start..seen(&queries[0]).end;
+    let alone = |of: &dyn Fn(Range<usize>) -> Range<usize>| {
+        for (query, p) in queries.iter().zip(p) {
+            let positions = of(seen(query));
+            if !positions.is_empty() {
+                add(
+                    std::slice::from_ref(query),
+                    std::slice::from_ref(p),
+                    positions,
+                );
+            }
+        }
+    };
+    if common.is_empty() {
+        alone(&|seen| seen);
+        return;
+    }
+    alone(&|seen| seen.start..common.start);
+    add(queries, p, common.clone());
+    alone(&|seen| common.end..seen.end);
 }
 
 impl F16 {
@@ -202,23 +184,29 @@ impl F16 {
         }
     }
 
-    /// [`Self::add_positions`] of the first Q queries.
+    /// [`Self::add_positions`] of all queries.
     ///
     /// # Safety
-    /// As [`Self::add_positions`].
-    #[inline]
+    /// As there, with at most QUERIES queries.
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    unsafe fn add_common<const Q: usize, const V: usize>(
+    pub(in crate::cpu) unsafe fn add_seen(
         dim: usize,
         queries: &[Query],
         p: &[[f32; TILE]],
         values: &[*const u8; BLOCKS],
         positions: Range<usize>,
     ) {
-        let outs = std::array::from_fn(|i| queries[i].out);
-        let p = p[..Q].try_into().expect("a slice of Q");
         // SAFETY: the caller's promise.
-        unsafe { Self::add_positions::<Q, V>(dim, outs, p, values, positions) };
+        unsafe {
+            match queries.len() {
+                1 => Self::add_positions::<1, 8>(dim, queries, p, values, positions),
+                2 => Self::add_positions::<2, 4>(dim, queries, p, values, positions),
+                3 => Self::add_positions::<3, 4>(dim, queries, p, values, positions),
+                4 => Self::add_positions::<4, 2>(dim, queries, p, values, positions),
+                5 => Self::add_positions::<5, 2>(dim, queries, p, values, positions),
+                _ => Self::add_positions::<QUERIES, 2>(dim, queries, p, values, positions),
+            }
+        }
     }
 
     /// `out += p * v` over positions of the tile, for Q queries, V vectors of dimensions at a time and the rest one by one.
@@ -228,14 +216,13 @@ impl F16 {
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
     unsafe fn add_positions<const Q: usize, const V: usize>(
         dim: usize,
-        outs: [*mut f32; Q],
-        p: &[[f32; TILE]; Q],
+        queries: &[Query],
+        p: &[[f32; TILE]],
         values: &[*const u8; BLOCKS],
         positions: Range<usize>,
     ) {
-        if positions.is_empty() {
-            return;
-        }
+        let outs: [*mut f32; Q] = std::array::from_fn(|i| queries[i].out);
+        let p: &[[f32; TILE]; Q] = p[..Q].try_into().expect("a slice of Q");
         let mut d = 0;
         while d + 8 * V <= dim {
             // SAFETY: the caller's promise; 8 V dimensions from d on are there.
@@ -255,7 +242,7 @@ impl F16 {
     /// As there.
     #[inline]
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    unsafe fn add_vectors<const Q: usize, const V: usize>(
+    pub(in crate::cpu) unsafe fn add_vectors<const Q: usize, const V: usize>(
         dim: usize,
         outs: [*mut f32; Q],
         p: &[[f32; TILE]; Q],

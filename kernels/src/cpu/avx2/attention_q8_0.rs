@@ -31,22 +31,29 @@ pub unsafe fn attention_q8_0(args: &AttentionArgs) {
 
 // The name is GGUF's.
 #[allow(non_camel_case_types)]
-struct Q8_0;
+pub(in crate::cpu) struct Q8_0;
 
 /// A quantised query: pairs of dimensions, and a scale for each 32.
 #[derive(Clone, Copy)]
 #[repr(align(32))]
-struct Quantised {
-    pairs: [i32; MAX_HEAD_DIM / 2],
-    scales: [f32; MAX_BLOCKS],
+pub(in crate::cpu) struct Quantised {
+    pub(in crate::cpu) pairs: [i32; MAX_HEAD_DIM / 2],
+    pub(in crate::cpu) scales: [f32; MAX_BLOCKS],
 }
 
 /// The weights of a tile for 32 dimensions: pairs of positions, and their scale.
 #[derive(Clone, Copy)]
 #[repr(align(32))]
-struct Weights {
-    pairs: [i32; TILE / 2],
-    scale: f32,
+pub(in crate::cpu) struct Weights {
+    pub(in crate::cpu) pairs: [i32; TILE / 2],
+    pub(in crate::cpu) scale: f32,
+}
+
+impl Weights {
+    pub(in crate::cpu) const ZERO: Weights = Weights {
+        pairs: [0; TILE / 2],
+        scale: 0.0,
+    };
 }
 
 impl Cache for Q8_0 {
@@ -202,21 +209,10 @@ impl Q8_0 {
         blocks: Range<usize>,
     ) {
         let queries: &[Query; Q] = queries.try_into().expect("a slice of Q");
-        let p: &[[f32; TILE]; Q] = p.try_into().expect("a slice of Q");
         for d in 0..dim / Q8_BLOCK {
-            let mut scales = [_mm256_setzero_ps(); TILE / 8];
-            for b in blocks.clone() {
-                // SAFETY: the caller's promise.
-                let both = unsafe { Self::scales(dim, values[b], d) };
-                scales[2 * b..][..2].copy_from_slice(&both);
-            }
-            let mut weights = [Weights {
-                pairs: [0; TILE / 2],
-                scale: 0.0,
-            }; Q];
-            for (weights, p) in weights.iter_mut().zip(p) {
-                *weights = weigh(p, &scales);
-            }
+            let mut weights = [Weights::ZERO; Q];
+            // SAFETY: the caller's promise.
+            unsafe { weigh(dim, d, p, values, blocks.clone(), &mut weights) };
             for vector in (0..Q8_BLOCK / 8).step_by(V) {
                 let first = d * Q8_BLOCK + 8 * vector;
                 // SAFETY: the caller's promise; 8 V dimensions from `first` on are there.
@@ -278,23 +274,35 @@ impl Q8_0 {
     }
 }
 
-/// A tile's probabilities times the scales of its values, quantised.
-#[inline]
+/// The probabilities of a tile times the scales of 32 dimensions of its values, quantised, for each query.
+///
+/// # Safety
+/// `values[b]` points at the head's values for each of `blocks`.
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-fn weigh(p: &[f32; TILE], scales: &[__m256; TILE / 8]) -> Weights {
-    let mut weights = Weights {
-        pairs: [0; TILE / 2],
-        scale: 0.0,
-    };
-    let x: [__m256; TILE / 8] = std::array::from_fn(|i| {
-        // SAFETY: 8 elements from 8 i on, i < 8.
-        let p = unsafe { _mm256_loadu_ps(p.as_ptr().add(8 * i)) };
-        // Scales of positions that are not seen may be anything, NaN included.
-        let counts = _mm256_cmp_ps::<_CMP_GT_OQ>(p, _mm256_setzero_ps());
-        _mm256_and_ps(_mm256_mul_ps(p, scales[i]), counts)
-    });
-    weights.scale = quantise(&x, &mut weights.pairs);
-    weights
+pub(in crate::cpu) unsafe fn weigh(
+    dim: usize,
+    d: usize,
+    p: &[[f32; TILE]],
+    values: &[*const u8; BLOCKS],
+    blocks: Range<usize>,
+    weights: &mut [Weights],
+) {
+    let mut scales = [_mm256_setzero_ps(); TILE / 8];
+    for b in blocks {
+        // SAFETY: the caller's promise.
+        let both = unsafe { Q8_0::scales(dim, values[b], d) };
+        scales[2 * b..][..2].copy_from_slice(&both);
+    }
+    for (weights, p) in weights.iter_mut().zip(p) {
+        let x: [__m256; TILE / 8] = std::array::from_fn(|i| {
+            // SAFETY: 8 elements from 8 i on, i < 8.
+            let p = unsafe { _mm256_loadu_ps(p.as_ptr().add(8 * i)) };
+            // Scales of positions that are not seen may be anything, NaN included.
+            let counts = _mm256_cmp_ps::<_CMP_GT_OQ>(p, _mm256_setzero_ps());
+            _mm256_and_ps(_mm256_mul_ps(p, scales[i]), counts)
+        });
+        weights.scale = quantise(&x, &mut weights.pairs);
+    }
 }
 
 /// Quantises numbers to 15 bits, two in each of `pairs`, and gives their scale.

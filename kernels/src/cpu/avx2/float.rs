@@ -42,7 +42,7 @@ pub unsafe fn matmul_f32(args: &MatMulArgs) {
 }
 
 /// A type of weights.
-trait Element {
+pub(in crate::cpu) trait Element {
     /// Bytes of a weight.
     const SIZE: usize;
 
@@ -53,9 +53,9 @@ trait Element {
     unsafe fn load(at: *const u8) -> __m256;
 }
 
-enum F32 {}
-enum F16 {}
-enum BF16 {}
+pub(in crate::cpu) enum F32 {}
+pub(in crate::cpu) enum F16 {}
+pub(in crate::cpu) enum BF16 {}
 
 impl Element for F32 {
     const SIZE: usize = 4;

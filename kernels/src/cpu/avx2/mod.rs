@@ -1,9 +1,9 @@
 //! Microkernels for x86-64 with AVX2, FMA, F16C and BMI2. Each equals its scalar twin bit for bit.
 
-mod attention;
-mod attention_f16;
-mod attention_q8_0;
-mod float;
+pub(super) mod attention;
+pub(super) mod attention_f16;
+pub(super) mod attention_q8_0;
+pub(super) mod float;
 pub(super) mod quant;
 
 pub use attention_f16::attention_f16;

@@ -1,11 +1,18 @@
 //! Microkernels for x86-64 with AVX-512 (F, BW, CD, DQ, VL) and VNNI. Each equals its scalar twin bit for bit.
 //!
-//! Quantised matmuls are this level's own, over the packed formats as AVX2 unpacks them. Attention and float matmuls are those of
-//! AVX2: they are bound by fused multiply-adds, of which wider registers make no more on the processors measured (NOTES.md).
+//! Quantised matmuls take the packed formats as AVX2 unpacks them, attention its driver. Float matmuls, and f16 attention of
+//! many queries, are those of AVX2: where 512 bits are multiplied once a cycle and 256 twice, as on the processor measured,
+//! converting in vectors of 512 costs up to a tenth (NOTES.md). [`float`] and [`wide_attention_f16`] are for levels above.
 
-mod quant;
+mod attention_f16;
+mod attention_q8_0;
+pub(super) mod float;
+mod lone;
+pub(super) mod quant;
 
-pub use super::avx2::{attention_f16, attention_q8_0, matmul_bf16, matmul_f16, matmul_f32};
+pub use super::avx2::{matmul_bf16, matmul_f16, matmul_f32};
+pub use attention_f16::{attention_f16, wide_attention_f16};
+pub use attention_q8_0::attention_q8_0;
 
 use super::avx2::quant as formats;
 

@@ -19,15 +19,16 @@ use crate::quant::BLOCK;
 /// Tokens of a full tile.
 const TOKENS: usize = 8;
 
-/// How far ahead of the part in work a lone token's weights are fetched, in bytes: a lone token waits for memory alone.
-const PREFETCH: usize = 2048;
-
 /// Weights of a format times rows whose quants have BYTES bytes: 1 in Q8, 2 in Q16.
 ///
 /// # Safety
 /// As the scalar twin, and the processor has the level.
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
 pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
+    if args.rows == 1 {
+        // SAFETY: the caller's promise.
+        return unsafe { super::lone::matmul::<F, BYTES>(args) };
+    }
     let blocks = args.k as usize / (F::PARTS * BLOCK);
     let group_bytes = blocks * (F::HEADER + F::PARTS * F::PART);
     let first = args.col0 as usize / GROUP;
@@ -108,13 +109,6 @@ impl Tile {
                 let heads = [F::head(at), F::head(at.add(self.second))];
                 for i in 0..F::PARTS {
                     let part = at.add(F::HEADER + i * F::PART);
-                    if T == 1 {
-                        for line in 0..F::PART.div_ceil(64) {
-                            let ahead = part.wrapping_add(PREFETCH + line * 64);
-                            _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
-                            _mm_prefetch::<_MM_HINT_T0>(ahead.wrapping_add(self.second).cast());
-                        }
-                    }
                     let part = Part::new::<F, BYTES>(&heads, [part, part.add(self.second)]);
                     self.add::<F, BYTES, T>(&part, block * F::PARTS + i, &mut acc);
                 }
@@ -346,12 +340,12 @@ impl XBlock {
 }
 
 /// Whether weights are the signed factor.
-const fn is_signed<F: Format>() -> bool {
+pub(super) const fn is_signed<F: Format>() -> bool {
     matches!(F::QUANTS, Quants::SignedLow | Quants::Signed)
 }
 
 /// Whether products of weights and integer scales fit a byte, so that they are what is multiplied: 3 * 15 does.
-const fn holds_scales<F: Format>() -> bool {
+pub(super) const fn holds_scales<F: Format>() -> bool {
     matches!((F::QUANTS, F::SCALES), (Quants::Crumbs, Scales::Halves))
 }
 

@@ -1,21 +1,68 @@
-//! Attention over paged f16 pools, a query at a time.
+//! Attention over paged pools, a query at a time: what is the same for every type of pools. A [`Cache`] says how keys and
+//! values of its type are multiplied.
 
 use std::ops::Range;
 use std::slice;
 
 use bundle_format::plan::KV_BLOCK;
-use half::f16;
 
 use crate::abi::AttentionArgs;
 use crate::cpu::math::{exp, sum_tile};
 use crate::cpu::{MAX_HEAD_DIM, TILE};
 
-/// Attention with f16 keys and values.
+/// Pools of a type.
+///
+/// # Safety
+/// Positions that the functions are given are in the table of `pools`, and their blocks in its pools.
+pub(super) trait Cache {
+    /// A scaled query, as its products with keys take it.
+    type Query;
+
+    fn query(scaled: &[f32]) -> Self::Query;
+
+    /// The product of a query with the key at `position`.
+    unsafe fn score(pools: &Pools<'_>, position: usize, q: &Self::Query) -> f32;
+
+    /// Adds to `out` the values at positions `seen`, weighted with `p`, whose first element is of position `base`.
+    unsafe fn add_values(
+        pools: &Pools<'_>,
+        seen: Range<usize>,
+        p: &[f32; TILE],
+        base: usize,
+        out: &mut [f32],
+    );
+}
+
+/// One KV head of a call.
+pub(super) struct Pools<'a> {
+    pub args: &'a AttentionArgs,
+    pub kv_head: usize,
+}
+
+impl Pools<'_> {
+    pub fn head_dim(&self) -> usize {
+        self.args.head_dim as usize
+    }
+
+    /// Where a position's block starts in a pool.
+    ///
+    /// # Safety
+    /// The position is in the table and its block in the pool.
+    pub unsafe fn block(&self, pool: *const u8, position: usize) -> *const u8 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let block = *self.args.table.add(position / KV_BLOCK) as usize;
+            pool.add(block * self.args.block_stride as usize)
+        }
+    }
+}
+
+/// Attention over pools of a type.
 ///
 /// # Safety
 /// `q` and `out` have `tokens` rows that hold the heads of the call; `table` has the blocks of positions up to the last
-/// token's, and the pools those blocks. `head_dim` is a multiple of 8 up to [`MAX_HEAD_DIM`].
-pub unsafe fn attention_f16(args: &AttentionArgs) {
+/// token's, and the pools those blocks. `head_dim` is a multiple of 8 up to [`MAX_HEAD_DIM`], and one that C takes.
+pub(super) unsafe fn attend<C: Cache>(args: &AttentionArgs) {
     let dim = args.head_dim as usize;
     for token in 0..args.tokens as usize {
         for i in 0..args.heads as usize {
@@ -34,21 +81,22 @@ pub unsafe fn attention_f16(args: &AttentionArgs) {
                 )
             };
             let kv_head = head / args.group_size as usize;
+            let pools = Pools { args, kv_head };
             // SAFETY: the caller's promise on pools and table, for positions up to this one.
-            unsafe { query(args, kv_head, args.position as usize + token, q, out) };
+            unsafe { query::<C>(&pools, args.position as usize + token, q, out) };
         }
     }
 }
 
 /// # Safety
 /// The table and pools hold positions up to `position`.
-unsafe fn query(args: &AttentionArgs, kv_head: usize, position: usize, q: &[f32], out: &mut [f32]) {
-    let dim = q.len();
+unsafe fn query<C: Cache>(pools: &Pools<'_>, position: usize, q: &[f32], out: &mut [f32]) {
     let mut scaled = [0.0; MAX_HEAD_DIM];
     for (scaled, q) in scaled.iter_mut().zip(q) {
-        *scaled = q * args.scale;
+        *scaled = q * pools.args.scale;
     }
-    let first = match usize::try_from(args.window) {
+    let query = C::query(&scaled[..q.len()]);
+    let first = match usize::try_from(pools.args.window) {
         Ok(window) => (position + 1).saturating_sub(window),
         Err(_) => 0,
     };
@@ -61,7 +109,7 @@ unsafe fn query(args: &AttentionArgs, kv_head: usize, position: usize, q: &[f32]
         let mut p = [f32::NEG_INFINITY; TILE];
         for position in seen.clone() {
             // SAFETY: the position is seen, so it is in table and pool.
-            p[position - base] = unsafe { score(args, kv_head, position, &scaled[..dim]) };
+            p[position - base] = unsafe { C::score(pools, position, &query) };
         }
         let new_max = maximum(max, &p[seen.start - base..seen.end - base]);
         let correction = exp(max - new_max);
@@ -74,7 +122,7 @@ unsafe fn query(args: &AttentionArgs, kv_head: usize, position: usize, q: &[f32]
             *out *= correction;
         }
         // SAFETY: as above.
-        unsafe { add_values(args, kv_head, seen, &p, base, out) };
+        unsafe { C::add_values(pools, seen, &p, base, out) };
     }
 
     let inverse = 1.0 / sum;
@@ -83,60 +131,8 @@ unsafe fn query(args: &AttentionArgs, kv_head: usize, position: usize, q: &[f32]
     }
 }
 
-pub(super) fn maximum(first: f32, scores: &[f32]) -> f32 {
+fn maximum(first: f32, scores: &[f32]) -> f32 {
     scores
         .iter()
         .fold(first, |max, s| if *s > max { *s } else { max })
-}
-
-/// # Safety
-/// `position` is in the table and its block in the key pool.
-unsafe fn score(args: &AttentionArgs, kv_head: usize, position: usize, q: &[f32]) -> f32 {
-    let mut score = 0.0f32;
-    for (d, q) in q.iter().enumerate() {
-        let index = (kv_head * head_dim(args) + d) * KV_BLOCK + position % KV_BLOCK;
-        // SAFETY: the caller's promise; the index lies in the block.
-        let key = unsafe { element(args, args.keys, position, index) };
-        score = q.mul_add(key, score);
-    }
-    score
-}
-
-/// # Safety
-/// Positions `seen` are in the table and their blocks in the value pool.
-unsafe fn add_values(
-    args: &AttentionArgs,
-    kv_head: usize,
-    seen: Range<usize>,
-    p: &[f32; TILE],
-    base: usize,
-    out: &mut [f32],
-) {
-    for position in seen {
-        let p = p[position - base];
-        for (d, out) in out.iter_mut().enumerate() {
-            let index = (kv_head * KV_BLOCK + position % KV_BLOCK) * head_dim(args) + d;
-            // SAFETY: the caller's promise; the index lies in the block.
-            let value = unsafe { element(args, args.values, position, index) };
-            *out = p.mul_add(value, *out);
-        }
-    }
-}
-
-fn head_dim(args: &AttentionArgs) -> usize {
-    args.head_dim as usize
-}
-
-/// Element `index` of a position's block.
-///
-/// # Safety
-/// The position is in the table, its block in the pool, and the index in the block.
-unsafe fn element(args: &AttentionArgs, pool: *const u8, position: usize, index: usize) -> f32 {
-    // SAFETY: the caller's promise.
-    let bits = unsafe {
-        let block = *args.table.add(position / KV_BLOCK) as usize;
-        let block = pool.add(block * args.block_stride as usize).cast::<u16>();
-        block.add(index).read_unaligned()
-    };
-    f16::from_bits(bits).to_f32()
 }

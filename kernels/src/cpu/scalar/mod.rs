@@ -1,12 +1,13 @@
 //! Microkernels in portable Rust: what runs where no vector level fits, and what the vector levels equal bit for bit.
 
 mod attention;
+mod attention_f16;
 mod attention_q8_0;
 mod embed;
 mod matmul;
 mod rope;
 
-pub use attention::attention_f16;
+pub use attention_f16::attention_f16;
 pub use attention_q8_0::attention_q8_0;
 pub use embed::{
     embed_bf16, embed_f16, embed_f32, embed_iq4_nl, embed_iq4_xs, embed_mxfp4, embed_q2_k,

@@ -22,6 +22,16 @@ const RAISED_MXFP4_VALUES: [i8; 16] = {
     raised
 };
 
+/// Whether there is anything.
+macro_rules! has {
+    () => {
+        false
+    };
+    ($($some:tt)+) => {
+        true
+    };
+}
+
 /// Implements formats: constants, the header's reader, what a part's pointer `at` and the half `H` make of quants, and
 /// whatever else the format has.
 macro_rules! formats {
@@ -46,6 +56,8 @@ macro_rules! formats {
             const PART: usize = $part;
             const QUANTS: Quants = Quants::$quants;
             const SCALES: Scales = Scales::$scales;
+            const HAS_MIN: bool = has![$($min)?];
+            const HAS_HALF_MINS: bool = has![$($half_min)?];
 
             #[inline]
             #[target_feature(enable = "avx2,bmi2,f16c,fma")]

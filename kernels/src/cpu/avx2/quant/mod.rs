@@ -37,6 +37,10 @@ pub trait Format {
     const PART: usize;
     const QUANTS: Quants;
     const SCALES: Scales;
+    /// Whether there is a `min`.
+    const HAS_MIN: bool;
+    /// Whether there are `half_min`s.
+    const HAS_HALF_MINS: bool;
 
     unsafe fn head(at: *const u8) -> Head;
 

@@ -1,0 +1,160 @@
+//! The most that a level's code could do in a cycle, as NOTES.md derives it.
+
+use std::time::Instant;
+
+use bundle_format::plan::{DType, Encoding, KvDType};
+use kernels::cpu::Level;
+use kernels::pack;
+
+/// MACs a cycle of a full tile of a prefill.
+pub fn prefill(level: Level, encoding: Encoding, activations: DType) -> f64 {
+    let wide = level >= Level::Avx512;
+    match encoding {
+        Encoding::F32 | Encoding::F16 | Encoding::BF16 if wide => return 16.0 * pipes(),
+        Encoding::F32 | Encoding::F16 | Encoding::BF16 => return 16.0,
+        _ if level == Level::Amx => return 512.0 / amx_cycles(encoding, activations),
+        _ if wide => return 512.0 * pipes() / avx512_operations(encoding, activations, 8.0),
+        _ => {}
+    }
+    let (q8, q16) = match encoding {
+        Encoding::Q4_0 | Encoding::Q4_1 | Encoding::Q4_K => (42.0, 25.0),
+        Encoding::Q5_0 | Encoding::Q5_1 | Encoding::Q5_K => (33.3, 21.0),
+        Encoding::MXFP4 => (36.9, 22.4),
+        Encoding::Q8_0 => (27.3, 19.6),
+        Encoding::Q6_K => (24.1, 15.2),
+        Encoding::Q3_K => (23.7, 15.1),
+        Encoding::IQ4_NL => (24.2, 17.9),
+        Encoding::IQ4_XS => (24.0, 17.1),
+        Encoding::Q2_K => (22.8, 12.6),
+        Encoding::F32 | Encoding::F16 | Encoding::BF16 => unreachable!("above"),
+    };
+    if activations == DType::Q16 { q16 } else { q8 }
+}
+
+/// Weight bytes a cycle for a lone token, from the L1 cache.
+pub fn decode(level: Level, encoding: Encoding, activations: DType) -> f64 {
+    let (q8, q16) = match encoding {
+        Encoding::F32 => return 56.9,
+        Encoding::F16 => return 28.4,
+        Encoding::BF16 => return 21.3,
+        // AMX has no code of its own for a lone token.
+        _ if level >= Level::Avx512 => {
+            let bytes = pack::packed_len(encoding, 16, 256).expect("whole blocks");
+            let operations = avx512_operations(encoding, activations, 1.0);
+            return bytes as f64 / 8.0 * pipes() / operations;
+        }
+        Encoding::Q4_0 => (15.5, 10.9),
+        Encoding::Q4_1 => (16.5, 12.1),
+        Encoding::Q4_K => (15.3, 11.2),
+        Encoding::Q5_0 => (11.7, 9.0),
+        Encoding::Q5_1 => (12.8, 9.8),
+        Encoding::Q5_K => (12.0, 9.2),
+        Encoding::MXFP4 => (11.3, 8.2),
+        Encoding::Q8_0 => (24.1, 15.3),
+        Encoding::Q6_K => (10.1, 6.9),
+        Encoding::Q3_K => (5.3, 3.7),
+        Encoding::IQ4_NL => (9.0, 6.5),
+        Encoding::IQ4_XS => (8.4, 5.9),
+        Encoding::Q2_K => (5.6, 3.5),
+    };
+    if activations == DType::Q16 { q16 } else { q8 }
+}
+
+/// MACs a cycle of attention: two f32 vectors, or two 16-bit ones.
+pub fn attention(level: Level, dtype: KvDType) -> f64 {
+    let lanes = match dtype {
+        KvDType::F16 | KvDType::F16Rows => 1.0,
+        KvDType::Q8_0 | KvDType::Q8Rows => 2.0,
+    };
+    match level {
+        Level::Avx512 | Level::Amx => 16.0 * pipes() * lanes,
+        Level::Scalar | Level::Avx2 => 16.0 * lanes,
+    }
+}
+
+/// At AVX-512, operations a token of 16 features by 32 k in a tile of some tokens: those of 512 bits that multiply.
+fn avx512_operations(encoding: Encoding, activations: DType, tokens: f64) -> f64 {
+    let dots = if activations == DType::Q16 { 16.0 } else { 8.0 };
+    // Sums of signed weights, once a tile.
+    let signed = 8.0 / tokens;
+    match encoding {
+        Encoding::F32 | Encoding::F16 | Encoding::BF16 => unreachable!("not quantised"),
+        Encoding::Q4_0 | Encoding::Q4_1 | Encoding::Q5_0 | Encoding::Q5_1 | Encoding::MXFP4 => {
+            dots + 3.0
+        }
+        Encoding::Q4_K | Encoding::Q5_K => dots + 4.0,
+        Encoding::Q8_0 | Encoding::IQ4_NL => dots + 2.0 + signed,
+        Encoding::IQ4_XS => dots + 3.0 + signed,
+        Encoding::Q3_K | Encoding::Q6_K => dots + 4.0 + signed,
+        // And the scales, multiplied into its weights once a tile.
+        Encoding::Q2_K => 2.0 * dots + 4.0 + 8.0 / tokens,
+    }
+}
+
+/// At AMX, cycles a token of 16 features by 32 k: the most of what the tiles' unit, the two pipes of 512 bits and the two ports
+/// for loads take. Unpacking is not in it.
+fn amx_cycles(encoding: Encoding, activations: DType) -> f64 {
+    let bytes = if activations == DType::Q16 { 2.0 } else { 1.0 };
+    let (mut min, mut half_mins) = (0.0, 0.0);
+    // Tiles of weights, and operations that make an f32 of their results.
+    let (tiles, scaled) = match encoding {
+        Encoding::F32 | Encoding::F16 | Encoding::BF16 => unreachable!("not quantised"),
+        Encoding::Q4_0 | Encoding::Q4_1 | Encoding::Q5_0 | Encoding::Q5_1 | Encoding::MXFP4 => {
+            min = 1.0;
+            (1.0, 1.0)
+        }
+        Encoding::Q4_K | Encoding::Q5_K => {
+            min = 1.0;
+            (1.0, 2.0)
+        }
+        Encoding::Q8_0 | Encoding::IQ4_NL => (1.0, 1.0),
+        Encoding::IQ4_XS => (1.0, 2.0),
+        Encoding::Q3_K | Encoding::Q6_K => (2.0, 4.0),
+        Encoding::Q2_K => {
+            half_mins = 1.0;
+            (2.0, 1.0)
+        }
+    };
+    let joined = |scaled: f64| bytes * scaled + bytes - 1.0;
+    let operations = joined(scaled) + 2.0 + min + half_mins * (joined(1.0) + 2.0);
+    // A row of activations and one of results for each product, factors, and the weights' tiles for sixteen.
+    let loads = bytes + bytes * tiles + 1.0 + min + tiles * 8.0 / 16.0;
+    (bytes * tiles).max(operations / 2.0).max(loads / 2.0)
+}
+
+/// Fused multiply-adds of 512 bits that start in a cycle: measured, 1 or 2.
+fn pipes() -> f64 {
+    use std::sync::OnceLock;
+    static PIPES: OnceLock<f64> = OnceLock::new();
+    *PIPES.get_or_init(|| {
+        let mut best = f64::INFINITY;
+        for _ in 0..5 {
+            let start = Instant::now();
+            // SAFETY: only asked for levels that have it.
+            unsafe { chains(100_000) };
+            best = best.min(start.elapsed().as_secs_f64());
+        }
+        (16.0 * 100_000.0 / best / super::clock()).round().max(1.0)
+    })
+}
+
+/// Sixteen chains of fused multiply-adds.
+///
+/// # Safety
+/// The processor has AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn chains(len: usize) {
+    use std::arch::x86_64::*;
+    let factor = std::hint::black_box(_mm512_set1_ps(0.5));
+    let mut sums = std::hint::black_box([_mm512_set1_ps(1.0); 16]);
+    for _ in 0..len {
+        for sum in &mut sums {
+            *sum = _mm512_fmadd_ps(*sum, factor, factor);
+        }
+    }
+    std::hint::black_box(sums);
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn chains(_: usize) {}

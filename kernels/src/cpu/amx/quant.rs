@@ -1,0 +1,596 @@
+//! Quantised weights times Q8 and Q16 rows, by int8 tiles.
+//!
+//! A chunk of the k of sixteen rows of weights is unpacked once, to *panels* of 32 k; then for each T tokens the tiles of one panel
+//! after the other are multiplied while AVX-512 scales the results of the panel before and adds them to accumulators in
+//! registers. Scaling is what takes longest: so its factors are laid side by side first, once for all weights of the call.
+//!
+//! Every sum of products with one byte of activations, integer scales included, is below 2^24: at most 32 * 32 * 127 * 128, in
+//! Q6_K. So it is exact in f32, and integer scales are multiplied there. Those of the two bytes of Q16 make 128 * high + low in one
+//! rounding, as the conversion of the exact integer does.
+
+use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
+
+use super::tiles::{Activations, Hardware, Results, Sums, Tiles};
+use crate::abi::MatMulArgs;
+use crate::cpu::avx2::quant::{Format, Quants, Scales};
+use crate::cpu::avx512;
+use crate::pack::GROUP;
+use crate::quant::BLOCK;
+
+/// Tokens below which the level below is as fast: a tile's loads and the panels' stores are the price of its products.
+const FEW: u64 = 8;
+
+/// Panels of a chunk: 20 to 40 KiB.
+const PANELS: usize = 32;
+
+/// Tiles of tokens that share a chunk's panels.
+const TILES: usize = 4;
+
+/// Steps from a product to the scaling of its results, which covers the latency of both.
+const AHEAD: usize = 2;
+
+/// Results in flight.
+const SLOTS: usize = 4;
+
+/// Weights of a format times rows whose quants have BYTES bytes: 1 in Q8, 2 in Q16.
+///
+/// # Safety
+/// As the scalar twin, and the processor has the level.
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match args.rows {
+            ..FEW => avx512::quant::matmul::<F, BYTES>(args),
+            FEW..16 => tiled::<Hardware, F, BYTES, 8>(args),
+            _ => tiled::<Hardware, F, BYTES, 16>(args),
+        }
+    }
+}
+
+/// 32 k of sixteen rows of weights. What the format hasn't stays uninitialised.
+#[repr(C, align(64))]
+struct Panel {
+    /// The words of a tile. Those of two halves with a scale each are two tiles, each filled up with zeros: the second begins
+    /// four words behind the first.
+    words: [[u8; 64]; 12],
+    /// Integer minima in place of quants, another tile.
+    mins: [[u8; 64]; 8],
+    /// Integer scales of the halves.
+    scales: [[f32; 16]; 2],
+    d: [f32; 16],
+    /// The factor of the integer minima.
+    m: [f32; 16],
+    /// What is added to every weight.
+    min: [f32; 16],
+}
+
+/// Factors of 32 activations of each token of a tile.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Factors {
+    scales: [f32; 16],
+    sums: [f32; 16],
+}
+
+/// Memory of a call.
+struct Scratch {
+    panels: MaybeUninit<[Panel; PANELS]>,
+    factors: MaybeUninit<[[Factors; PANELS]; TILES]>,
+    results: MaybeUninit<[Results; SLOTS]>,
+}
+
+/// A block for each token below a limit, written out, so that what arrays hold for them stays in registers.
+macro_rules! each_token {
+    ($t:ident < $limit:ident: $block:block) => {
+        each_token!(@ $t $limit $block 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    };
+    (@ $t:ident $limit:ident $block:block $($i:literal)*) => {$(
+        if $i < $limit {
+            let $t = $i;
+            $block
+        }
+    )*};
+}
+
+/// Whether weights are signed bytes.
+const fn is_signed<F: Format>() -> bool {
+    matches!(F::QUANTS, Quants::SignedLow | Quants::Signed)
+}
+
+/// Whether products of weights and integer scales fit a byte, so that they are what is multiplied: 3 * 15 does.
+const fn holds_scales<F: Format>() -> bool {
+    matches!((F::QUANTS, F::SCALES), (Quants::Crumbs, Scales::Halves))
+}
+
+/// Whether a panel's halves are tiles of their own.
+const fn has_halves<F: Format>() -> bool {
+    matches!(F::SCALES, Scales::Halves) && !holds_scales::<F>()
+}
+
+/// T tokens (8 or 16) a tile, of which there are as many at least.
+///
+/// # Safety
+/// As [`matmul`]; the processor has the tiles of M.
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+unsafe fn tiled<M: Tiles, F: Format, const BYTES: usize, const T: usize>(args: &MatMulArgs) {
+    let call = Call {
+        args,
+        blocks: args.k as usize / (F::PARTS * BLOCK),
+        rows: args.rows as usize,
+    };
+    let mut scratch = Scratch {
+        panels: MaybeUninit::uninit(),
+        factors: MaybeUninit::uninit(),
+        results: MaybeUninit::uninit(),
+    };
+    let tiles = call.rows.div_ceil(T);
+    // SAFETY: the caller's promise.
+    unsafe {
+        M::configure(T);
+        for first in (0..tiles).step_by(TILES) {
+            call.tiles::<M, F, BYTES, T>(first..tiles.min(first + TILES), &mut scratch);
+        }
+        M::release();
+    }
+}
+
+struct Call<'a> {
+    args: &'a MatMulArgs,
+    /// Blocks of a row of weights.
+    blocks: usize,
+    rows: usize,
+}
+
+impl Call<'_> {
+    /// The first row of a tile, and how many of its rows the tile before has done: the last tile is a whole one too.
+    fn rows_of<const T: usize>(&self, tile: usize) -> (usize, usize) {
+        let first = (tile * T).min(self.rows - T);
+        (first, tile * T - first)
+    }
+
+    /// Some tiles of tokens, up to TILES.
+    ///
+    /// # Safety
+    /// As [`tiled`]; tiles are configured.
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+    unsafe fn tiles<M: Tiles, F: Format, const BYTES: usize, const T: usize>(
+        &self,
+        tiles: std::ops::Range<usize>,
+        scratch: &mut Scratch,
+    ) {
+        let args = self.args;
+        let group_bytes = self.blocks * (F::HEADER + F::PARTS * F::PART);
+        let first_group = args.col0 as usize / GROUP;
+        let groups = (args.cols as usize).div_ceil(GROUP);
+        let chunk_blocks = PANELS / F::PARTS;
+        let panels = scratch.panels.as_mut_ptr().cast::<Panel>();
+        for chunk in (0..self.blocks).step_by(chunk_blocks) {
+            let count = chunk_blocks.min(self.blocks - chunk) * F::PARTS;
+            let first_part = chunk * F::PARTS;
+            let factors = scratch.factors.as_mut_ptr().cast::<[Factors; PANELS]>();
+            // SAFETY: the caller promises the groups from `col0` on, and rows of x and out; scratch has room for TILES tiles and
+            // PANELS panels, and what is read of it was written before.
+            unsafe {
+                for (i, tile) in tiles.clone().enumerate() {
+                    let (row, _) = self.rows_of::<T>(tile);
+                    let to = factors.add(i).cast::<Factors>();
+                    self.gather::<F, BYTES, T>(row, first_part..first_part + count, to);
+                }
+                for g in (0..groups).step_by(2) {
+                    let pair = g + 1 < groups;
+                    let block_bytes = F::HEADER + F::PARTS * F::PART;
+                    let at = args
+                        .w
+                        .add((first_group + g) * group_bytes + chunk * block_bytes);
+                    // Where there is no second group, the first is taken twice.
+                    let second = if pair { group_bytes } else { 0 };
+                    for block in 0..count / F::PARTS {
+                        let at = at.add(block * block_bytes);
+                        unpack::<F>(at, 0, panels.add(block * F::PARTS));
+                        unpack::<F>(at.add(second), 1, panels.add(block * F::PARTS));
+                    }
+                    for (i, tile) in tiles.clone().enumerate() {
+                        let (row, done) = self.rows_of::<T>(tile);
+                        let run = Run {
+                            x: Activations {
+                                at: args
+                                    .x
+                                    .add(row * args.x_stride as usize + first_part * BLOCK),
+                                token: args.x_stride as usize,
+                                byte: args.k as usize,
+                            },
+                            out: args.out.add(row * args.out_stride as usize + g * GROUP),
+                            out_stride: args.out_stride as usize,
+                            pair,
+                            resumes: chunk > 0,
+                            done,
+                        };
+                        let factors = factors.add(i).cast::<Factors>();
+                        let factors = std::slice::from_raw_parts(factors, count);
+                        let results = scratch.results.as_mut_ptr().cast::<Results>();
+                        run.panels::<M, F, BYTES, T>(panels, factors, results);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes the factors of blocks `parts` of the T rows from `row` on.
+    ///
+    /// # Safety
+    /// The rows have them, and `to` has room.
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+    unsafe fn gather<F: Format, const BYTES: usize, const T: usize>(
+        &self,
+        row: usize,
+        parts: std::ops::Range<usize>,
+        to: *mut Factors,
+    ) {
+        let k = self.args.k as usize;
+        let stride = self.args.x_stride as usize;
+        let lanes = ((1u32 << T) - 1) as __mmask16;
+        let rows = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        let rows = _mm512_mullo_epi32(rows, _mm512_set1_epi32(stride as i32));
+        for (i, part) in parts.enumerate() {
+            // SAFETY: the quants of a row are followed by a scale and a sum for each 32; lanes beyond the T rows are not read.
+            unsafe {
+                let at = self.args.x.add(row * stride + BYTES * k + 4 * part);
+                let zero = _mm512_setzero_ps();
+                let to = to.add(i);
+                let scales = _mm512_mask_i32gather_ps::<1>(zero, lanes, rows, at.cast());
+                _mm512_store_ps((&raw mut (*to).scales).cast(), scales);
+                if F::HAS_MIN {
+                    let at = at.add(k / BLOCK * 4);
+                    let sums = _mm512_mask_i32gather_ps::<1>(zero, lanes, rows, at.cast());
+                    _mm512_store_ps((&raw mut (*to).sums).cast(), sums);
+                }
+            }
+        }
+    }
+}
+
+/// Unpacks a block of eight rows of weights to columns `8 side ..` of the panels of its parts.
+///
+/// # Safety
+/// `at` points at a block, `panels` at as many panels as it has parts.
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+unsafe fn unpack<F: Format>(at: *const u8, side: usize, panels: *mut Panel) {
+    // SAFETY: the caller's promise; a panel's rows have sixteen columns of four bytes.
+    unsafe {
+        let head = F::head(at);
+        for i in 0..F::PARTS {
+            let (part, panel) = (at.add(F::HEADER + i * F::PART), panels.add(i));
+            let row = |words: *mut [u8; 64], j: usize| words.cast::<u8>().add(64 * j + 32 * side);
+            let floats = |to: *mut [f32; 16], x: __m256| {
+                _mm256_store_ps(to.cast::<f32>().add(8 * side), x);
+            };
+            let words = (&raw mut (*panel).words).cast::<[u8; 64]>();
+            let halves = [F::half::<0>(part), F::half::<1>(part)];
+            let scales = [
+                F::scale::<0>(part),
+                match F::SCALES {
+                    Scales::Halves => F::scale::<1>(part),
+                    _ => F::scale::<0>(part),
+                },
+            ];
+            for (h, (half, scale)) in halves.into_iter().zip(scales).enumerate() {
+                let first = if has_halves::<F>() { 8 * h } else { 4 * h };
+                for (j, word) in half.into_iter().enumerate() {
+                    let word = match holds_scales::<F>() {
+                        // Both bytes of 16 bits at once: neither product leaves its byte.
+                        true => _mm256_mullo_epi16(word, scale),
+                        false => word,
+                    };
+                    _mm256_store_si256(row(words, first + j).cast(), word);
+                }
+                if F::SCALES != Scales::None && !holds_scales::<F>() {
+                    let scale = _mm256_cvtepi32_ps(_mm256_srai_epi32::<16>(scale));
+                    floats((&raw mut (*panel).scales).cast::<[f32; 16]>().add(h), scale);
+                }
+            }
+            if has_halves::<F>() {
+                for j in 4..8 {
+                    _mm256_store_si256(row(words, j).cast(), _mm256_setzero_si256());
+                }
+            }
+            if let (Some(low), Some(high)) = (F::half_min::<0>(part), F::half_min::<1>(part)) {
+                let mins = (&raw mut (*panel).mins).cast::<[u8; 64]>();
+                for (h, min) in [low, high].into_iter().enumerate() {
+                    let min = _mm256_or_si256(min, _mm256_slli_epi16::<8>(min));
+                    for j in 0..4 {
+                        _mm256_store_si256(row(mins, 4 * h + j).cast(), min);
+                    }
+                }
+                floats(&raw mut (*panel).m, head.m);
+            }
+            floats(&raw mut (*panel).d, head.d);
+            if let Some(min) = F::min(&head, part) {
+                floats(&raw mut (*panel).min, min);
+            }
+        }
+    }
+}
+
+/// A tile of tokens by sixteen features, over a chunk.
+struct Run {
+    x: Activations,
+    out: *mut f32,
+    out_stride: usize,
+    /// Whether there are sixteen features, not eight.
+    pair: bool,
+    /// Whether accumulators start from `out`.
+    resumes: bool,
+    /// First rows that are not stored.
+    done: usize,
+}
+
+impl Run {
+    /// # Safety
+    /// `x` has T rows of as many blocks as there are `factors`, `panels` as many panels, `out` T rows; `results` has SLOTS
+    /// elements; tiles are configured.
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+    unsafe fn panels<M: Tiles, F: Format, const BYTES: usize, const T: usize>(
+        &self,
+        panels: *const Panel,
+        factors: &[Factors],
+        results: *mut Results,
+    ) {
+        let mut acc = [_mm512_setzero_ps(); 16];
+        let count = factors.len();
+        // SAFETY: the caller's promise.
+        unsafe {
+            if self.resumes {
+                each_token!(t < T: {
+                    let out = self.out.add(t * self.out_stride);
+                    acc[t] = match self.pair {
+                        true => _mm512_loadu_ps(out),
+                        false => _mm512_zextps256_ps512(_mm256_loadu_ps(out)),
+                    };
+                });
+            }
+            for step in 0..AHEAD.min(count) {
+                self.multiply::<M, F, BYTES>(
+                    step,
+                    panels.add(step),
+                    &mut *results.add(step % SLOTS),
+                );
+            }
+            for (step, factors) in factors.iter().enumerate() {
+                let next = step + AHEAD;
+                if next < count {
+                    let results = &mut *results.add(next % SLOTS);
+                    self.multiply::<M, F, BYTES>(next, panels.add(next), results);
+                }
+                let results = &*results.add(step % SLOTS);
+                add::<F, BYTES, T>(panels.add(step), factors, results, &mut acc);
+            }
+            each_token!(t < T: {
+                let out = self.out.add(t * self.out_stride);
+                match self.pair {
+                    _ if t < self.done => {}
+                    true => _mm512_storeu_ps(out, acc[t]),
+                    false => _mm256_storeu_ps(out, _mm512_castps512_ps256(acc[t])),
+                }
+            });
+        }
+    }
+
+    /// Multiplies the tiles of a panel.
+    ///
+    /// # Safety
+    /// As [`Run::panels`]; the panel is number `step`.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+    unsafe fn multiply<M: Tiles, F: Format, const BYTES: usize>(
+        &self,
+        step: usize,
+        panel: *const Panel,
+        results: &mut Results,
+    ) {
+        let x = Activations {
+            at: self.x.at.wrapping_add(step * BLOCK),
+            ..self.x
+        };
+        // SAFETY: the caller's promise; the panel's rows are within it.
+        unsafe {
+            let words = (&raw const (*panel).words).cast::<u8>();
+            let second = match F::HAS_HALF_MINS {
+                true => (&raw const (*panel).mins).cast::<u8>(),
+                false => words.add(4 * 64),
+            };
+            match (is_signed::<F>(), has_halves::<F>() || F::HAS_HALF_MINS) {
+                (false, false) => M::multiply::<false, BYTES, 1>(step, x, [words, second], results),
+                (false, true) => M::multiply::<false, BYTES, 2>(step, x, [words, second], results),
+                (true, false) => M::multiply::<true, BYTES, 1>(step, x, [words, second], results),
+                (true, true) => M::multiply::<true, BYTES, 2>(step, x, [words, second], results),
+            }
+        }
+    }
+}
+
+/// Adds a panel's results, scaled.
+///
+/// # Safety
+/// The panel and the results of T tokens are the format's.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+unsafe fn add<F: Format, const BYTES: usize, const T: usize>(
+    panel: *const Panel,
+    factors: &Factors,
+    results: &Results,
+    acc: &mut [__m512; 16],
+) {
+    // SAFETY: the caller's promise: what is read of the panel is initialised.
+    unsafe {
+        let load = |floats: *const [f32; 16]| _mm512_load_ps(floats.cast());
+        let d = load(&raw const (*panel).d);
+        each_token!(t < T: {
+            let scale = _mm512_set1_ps(factors.scales[t]);
+            let sum = |tile: usize, byte: usize| sums(&results.0[tile * BYTES + byte], t);
+            let scaled = |byte: usize| match F::SCALES {
+                Scales::None => sum(0, byte),
+                Scales::Whole => {
+                    let scale = load((&raw const (*panel).scales).cast());
+                    _mm512_mul_ps(sum(0, byte), scale)
+                }
+                Scales::Halves if holds_scales::<F>() => sum(0, byte),
+                Scales::Halves => {
+                    let scales = (&raw const (*panel).scales).cast::<[f32; 16]>();
+                    let low = _mm512_mul_ps(sum(0, byte), load(scales));
+                    _mm512_fmadd_ps(sum(1, byte), load(scales.add(1)), low)
+                }
+            };
+            let product = joined::<BYTES>(scaled);
+            acc[t] = _mm512_fmadd_ps(product, _mm512_mul_ps(d, scale), acc[t]);
+            if F::HAS_MIN {
+                let sum = _mm512_set1_ps(factors.sums[t]);
+                acc[t] = _mm512_fmadd_ps(load(&raw const (*panel).min), sum, acc[t]);
+            }
+            if F::HAS_HALF_MINS {
+                let factor = _mm512_mul_ps(load(&raw const (*panel).m), scale);
+                acc[t] = _mm512_fmadd_ps(joined::<BYTES>(|byte| sum(1, byte)), factor, acc[t]);
+            }
+        });
+    }
+}
+
+/// A row of results, in f32.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+fn sums(sums: &Sums, t: usize) -> __m512 {
+    // SAFETY: a row has 16 integers.
+    _mm512_cvtepi32_ps(unsafe { _mm512_loadu_si512(sums[t].as_ptr().cast()) })
+}
+
+/// What the bytes of activations make together.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+fn joined<const BYTES: usize>(of: impl Fn(usize) -> __m512) -> __m512 {
+    match BYTES {
+        1 => of(0),
+        _ => _mm512_fmadd_ps(of(0), _mm512_set1_ps(128.0), of(1)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! The level with emulated tiles, wherever there is AVX-512, against the scalar twins: all but the instructions themselves.
+
+    use bundle_format::plan::{DType, Encoding, row_bytes};
+
+    use super::*;
+    use crate::abi::{MicroFn, id};
+    use crate::cpu::amx::tiles::emulation::Emulated;
+    use crate::cpu::{Level, avx2::quant as formats, lookup_at};
+    use crate::pack::pack;
+    use crate::quant::row_bytes as row_len;
+    use crate::reference::{q8, q16};
+
+    /// (tokens a tile, tokens, features, first column, columns)
+    const CASES: &[(usize, usize, usize, usize, usize)] = &[
+        (8, 8, 16, 0, 16),
+        (8, 15, 24, 8, 16),
+        (16, 16, 8, 0, 8),
+        (16, 35, 40, 0, 40),
+        (16, 71, 24, 8, 13),
+    ];
+
+    /// Numbers that need not be good.
+    struct Random(u32);
+
+    impl Random {
+        fn next(&mut self) -> u32 {
+            self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            self.0 >> 8
+        }
+    }
+
+    fn activations(random: &mut Random, dtype: DType, k: usize, rows: usize) -> Vec<u8> {
+        let stride = row_bytes(dtype, k as u32) as usize;
+        let mut bytes = vec![0; stride * rows];
+        for (i, row) in bytes.chunks_exact_mut(stride).enumerate() {
+            let x: Vec<f32> = (0..k)
+                .map(|_| (random.next() & 0xffff) as f32 / 32768.0 - 1.0)
+                // Some rows have the largest quants only.
+                .map(|x| if i % 3 == 2 { x.signum() } else { x })
+                .collect();
+            match dtype {
+                DType::Q8 => q8::quantise_row(&x, row),
+                _ => q16::quantise_row(&x, row),
+            }
+        }
+        bytes
+    }
+
+    fn check<F: Format, const BYTES: usize>(encoding: Encoding) {
+        let dtype = [DType::Q8, DType::Q16][BYTES - 1];
+        let id = id::matmul(encoding, dtype).expect("a quantised encoding");
+        let MicroFn::MatMul(scalar) = lookup_at(Level::Scalar, id).expect("in the table").func
+        else {
+            panic!("{id:#x} is no matmul");
+        };
+        let mut random = Random(id);
+        // One chunk, and one more that is short.
+        for k in [256, 1024 + 512] {
+            for &(tile, rows, features, col0, cols) in CASES {
+                // Factors that are infinite or no numbers are as good as others; bits of the latter differ.
+                let len = features as u64 * row_len(encoding, k as u64).expect("whole blocks");
+                let w: Vec<u8> = (0..len).map(|_| random.next() as u8).collect();
+                let w = pack(encoding, features, k, &w);
+                let x = activations(&mut random, dtype, k, rows);
+                let stride = cols.next_multiple_of(8) + 8;
+                let run = |func: unsafe fn(&MatMulArgs)| {
+                    let mut out = vec![-1.0; rows * stride];
+                    let args = MatMulArgs {
+                        x: x.as_ptr(),
+                        x_stride: row_bytes(dtype, k as u32),
+                        w: w.as_ptr(),
+                        out: out.as_mut_ptr(),
+                        out_stride: stride as u64,
+                        k: k as u64,
+                        rows: rows as u64,
+                        col0: col0 as u64,
+                        cols: cols as u64,
+                    };
+                    // SAFETY: buffers of these sizes; the processor has AVX-512.
+                    unsafe { func(&args) };
+                    let bits = |x: f32| if x.is_nan() { u32::MAX } else { x.to_bits() };
+                    out.into_iter().map(bits).collect::<Vec<_>>()
+                };
+                let found = match tile {
+                    8 => run(tiled::<Emulated, F, BYTES, 8>),
+                    _ => run(tiled::<Emulated, F, BYTES, 16>),
+                };
+                assert_eq!(
+                    found,
+                    run(scalar),
+                    "{encoding:?} x {dtype:?} k {k} rows {rows}"
+                );
+            }
+        }
+    }
+
+    macro_rules! checks {
+        ($($q8:ident, $q16:ident: $format:ident,)*) => {$(
+            #[test]
+            fn $q8() {
+                match Level::Avx512.is_available() {
+                    true => check::<formats::$format, 1>(Encoding::$format),
+                    false => println!("not run: this processor lacks AVX-512 VNNI"),
+                }
+            }
+
+            #[test]
+            fn $q16() {
+                match Level::Avx512.is_available() {
+                    true => check::<formats::$format, 2>(Encoding::$format),
+                    false => println!("not run: this processor lacks AVX-512 VNNI"),
+                }
+            }
+        )*};
+    }
+
+    each_quantised! { checks! }
+}

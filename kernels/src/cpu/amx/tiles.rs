@@ -1,0 +1,298 @@
+//! Products of int8 tiles.
+//!
+//! Of a step of 32 k there are up to two tiles of activations (the bytes of Q8, or the high and the low ones of Q16), T tokens by
+//! 32 bytes, as they lie in the rows; and up to two tiles of weights, 8 words (4 k) by 16 features of 4 bytes, as panels
+//! ([`super::quant`]) hold them. Each of the ones with each of the others makes a tile of T by 16 int32, from zero. The processor
+//! multiplies a row of activations a cycle, whatever the other sizes.
+//!
+//! The eight tile registers are 0 to 3 for results, 4 and 5 for activations, 6 and 7 for weights. Steps take turns with those that
+//! one of them leaves free, so that products overlap even where the processor doesn't rename tiles.
+
+use std::arch::asm;
+
+/// Bytes of a row of a tile of weights or of results.
+const LINE: usize = 64;
+
+/// Tiles of int32 that a step makes at most.
+pub const RESULTS: usize = 4;
+
+/// A tile of results: tokens by features.
+pub type Sums = [[i32; 16]; 16];
+
+/// The results of a step: of weights `w` and bytes `i` number `w * BYTES + i`.
+#[repr(C, align(64))]
+pub struct Results(pub [Sums; RESULTS]);
+
+/// The activations of a step.
+#[derive(Clone, Copy)]
+pub struct Activations {
+    /// The first token's 32 bytes.
+    pub at: *const u8,
+    /// Bytes from a token to the next.
+    pub token: usize,
+    /// Bytes from the high bytes of Q16 to the low ones.
+    pub byte: usize,
+}
+
+/// What multiplies tiles: the processor, or in tests its emulation.
+pub trait Tiles {
+    /// Sets the shapes of tiles of `tokens` (up to 16) tokens, before any product.
+    ///
+    /// # Safety
+    /// The processor has the tiles.
+    unsafe fn configure(tokens: usize);
+
+    /// Step number `step`'s products of BYTES tiles of activations with WEIGHTS tiles of weights, which are SIGNED bytes or not.
+    ///
+    /// # Safety
+    /// Tiles are configured; the configured number of tokens has the activations, `weights` points at tiles, of which the first
+    /// WEIGHTS are read.
+    unsafe fn multiply<const SIGNED: bool, const BYTES: usize, const WEIGHTS: usize>(
+        step: usize,
+        x: Activations,
+        weights: [*const u8; 2],
+        results: &mut Results,
+    );
+
+    /// Gives the tiles back, so that the system need not save them.
+    ///
+    /// # Safety
+    /// The processor has the tiles.
+    unsafe fn release();
+}
+
+/// The processor's tiles.
+pub enum Hardware {}
+
+/// The operand of `ldtilecfg`.
+#[repr(C, align(64))]
+struct Shapes {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    /// Bytes of a row of each tile.
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+/// The products of a step, with instruction `$op`, in tile registers that depend on the step's `$turn`.
+macro_rules! multiply {
+    ($op:literal, $turn:literal, $x:ident, $weights:ident, $results:ident) => {{
+        let results = $results.0.as_mut_ptr();
+        // SAFETY of all: the caller's promise; results have four tiles. Nothing else uses tile registers.
+        match (BYTES, WEIGHTS) {
+            (1, 1) => unsafe {
+                asm!(
+                    "tileloadd tmm{w}, [{w_at} + {line}]",
+                    "tileloadd tmm{x}, [{x_at} + {token}]",
+                    "tilezero tmm{r}",
+                    concat!($op, " tmm{r}, tmm{x}, tmm{w}"),
+                    "tilestored [{r_at} + {line}], tmm{r}",
+                    x = const 4 + $turn % 2,
+                    w = const 6 + $turn % 2,
+                    r = const $turn,
+                    x_at = in(reg) $x.at,
+                    token = in(reg) $x.token,
+                    w_at = in(reg) $weights[0],
+                    r_at = in(reg) results,
+                    line = in(reg) LINE,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack, preserves_flags),
+                )
+            },
+            (2, 1) => unsafe {
+                asm!(
+                    "tileloadd tmm{w}, [{w_at} + {line}]",
+                    "tileloadd tmm4, [{x_at} + {token}]",
+                    "tilezero tmm{r}",
+                    concat!($op, " tmm{r}, tmm4, tmm{w}"),
+                    "tileloadd tmm5, [{y_at} + {token}]",
+                    "tilezero tmm{s}",
+                    concat!($op, " tmm{s}, tmm5, tmm{w}"),
+                    "tilestored [{r_at} + {line}], tmm{r}",
+                    "tilestored [{r_at} + {line} + 1024], tmm{s}",
+                    w = const 6 + $turn % 2,
+                    r = const $turn % 2 * 2,
+                    s = const $turn % 2 * 2 + 1,
+                    x_at = in(reg) $x.at,
+                    y_at = in(reg) $x.at.wrapping_add($x.byte),
+                    token = in(reg) $x.token,
+                    w_at = in(reg) $weights[0],
+                    r_at = in(reg) results,
+                    line = in(reg) LINE,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack, preserves_flags),
+                )
+            },
+            (1, _) => unsafe {
+                asm!(
+                    "tileloadd tmm{x}, [{x_at} + {token}]",
+                    "tileloadd tmm6, [{w_at} + {line}]",
+                    "tilezero tmm{r}",
+                    concat!($op, " tmm{r}, tmm{x}, tmm6"),
+                    "tileloadd tmm7, [{v_at} + {line}]",
+                    "tilezero tmm{s}",
+                    concat!($op, " tmm{s}, tmm{x}, tmm7"),
+                    "tilestored [{r_at} + {line}], tmm{r}",
+                    "tilestored [{r_at} + {line} + 1024], tmm{s}",
+                    x = const 4 + $turn % 2,
+                    r = const $turn % 2 * 2,
+                    s = const $turn % 2 * 2 + 1,
+                    x_at = in(reg) $x.at,
+                    token = in(reg) $x.token,
+                    w_at = in(reg) $weights[0],
+                    v_at = in(reg) $weights[1],
+                    r_at = in(reg) results,
+                    line = in(reg) LINE,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack, preserves_flags),
+                )
+            },
+            _ => unsafe {
+                asm!(
+                    "tileloadd tmm4, [{x_at} + {token}]",
+                    "tileloadd tmm6, [{w_at} + {line}]",
+                    "tilezero tmm0",
+                    concat!($op, " tmm0, tmm4, tmm6"),
+                    "tileloadd tmm5, [{y_at} + {token}]",
+                    "tilezero tmm1",
+                    concat!($op, " tmm1, tmm5, tmm6"),
+                    "tileloadd tmm7, [{v_at} + {line}]",
+                    "tilezero tmm2",
+                    concat!($op, " tmm2, tmm4, tmm7"),
+                    "tilezero tmm3",
+                    concat!($op, " tmm3, tmm5, tmm7"),
+                    "tilestored [{r_at} + {line}], tmm0",
+                    "tilestored [{r_at} + {line} + 1024], tmm1",
+                    "tilestored [{r_at} + {line} + 2048], tmm2",
+                    "tilestored [{r_at} + {line} + 3072], tmm3",
+                    x_at = in(reg) $x.at,
+                    y_at = in(reg) $x.at.wrapping_add($x.byte),
+                    token = in(reg) $x.token,
+                    w_at = in(reg) $weights[0],
+                    v_at = in(reg) $weights[1],
+                    r_at = in(reg) results,
+                    line = in(reg) LINE,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                    options(nostack, preserves_flags),
+                )
+            },
+        }
+    }};
+}
+
+impl Tiles for Hardware {
+    #[inline]
+    unsafe fn configure(tokens: usize) {
+        let (mut row_bytes, mut rows) = ([0; 16], [0; 16]);
+        for tile in 0..8 {
+            (row_bytes[tile], rows[tile]) = match tile {
+                0..4 => (LINE as u16, tokens as u8),
+                4..6 => (32, tokens as u8),
+                _ => (LINE as u16, 8),
+            };
+        }
+        let shapes = Shapes {
+            palette: 1,
+            start_row: 0,
+            reserved: [0; 14],
+            row_bytes,
+            rows,
+        };
+        // SAFETY: the caller's promise; these shapes are within palette 1's 16 rows of 64 bytes.
+        unsafe {
+            asm!(
+                "ldtilecfg [{shapes}]",
+                shapes = in(reg) &shapes,
+                options(nostack, preserves_flags),
+            );
+        }
+    }
+
+    #[inline]
+    unsafe fn multiply<const SIGNED: bool, const BYTES: usize, const WEIGHTS: usize>(
+        step: usize,
+        x: Activations,
+        weights: [*const u8; 2],
+        results: &mut Results,
+    ) {
+        match (SIGNED, step % 4) {
+            (false, 0) => multiply!("tdpbsud", 0, x, weights, results),
+            (false, 1) => multiply!("tdpbsud", 1, x, weights, results),
+            (false, 2) => multiply!("tdpbsud", 2, x, weights, results),
+            (false, _) => multiply!("tdpbsud", 3, x, weights, results),
+            (true, 0) => multiply!("tdpbssd", 0, x, weights, results),
+            (true, 1) => multiply!("tdpbssd", 1, x, weights, results),
+            (true, 2) => multiply!("tdpbssd", 2, x, weights, results),
+            (true, _) => multiply!("tdpbssd", 3, x, weights, results),
+        }
+    }
+
+    #[inline]
+    unsafe fn release() {
+        // SAFETY: the caller's promise.
+        unsafe { asm!("tilerelease", options(nomem, nostack, preserves_flags)) };
+    }
+}
+
+#[cfg(test)]
+pub mod emulation {
+    //! What the instructions do, in plain Rust.
+
+    use std::cell::Cell;
+
+    use super::{Activations, LINE, Results, Tiles};
+
+    pub enum Emulated {}
+
+    thread_local! {
+        /// The configured number of tokens; 0: no tiles.
+        static TOKENS: Cell<usize> = const { Cell::new(0) };
+    }
+
+    impl Tiles for Emulated {
+        unsafe fn configure(tokens: usize) {
+            assert!((1..=16).contains(&tokens));
+            TOKENS.set(tokens);
+        }
+
+        unsafe fn multiply<const SIGNED: bool, const BYTES: usize, const WEIGHTS: usize>(
+            _: usize,
+            x: Activations,
+            weights: [*const u8; 2],
+            results: &mut Results,
+        ) {
+            let byte = |at: *const u8, i: usize| unsafe { at.add(i).read() };
+            let tokens = TOKENS.get();
+            assert!(tokens > 0, "tiles are not configured");
+            for (w, weights) in weights.into_iter().take(WEIGHTS).enumerate() {
+                for i in 0..BYTES {
+                    let x_at = x.at.wrapping_add(i * x.byte);
+                    for (m, row) in results.0[w * BYTES + i].iter_mut().enumerate() {
+                        for (n, sum) in row.iter_mut().enumerate() {
+                            // What the instruction leaves alone must not matter.
+                            *sum = i32::MIN;
+                            if m < tokens {
+                                let product = |k: usize| {
+                                    let x = byte(x_at, m * x.token + k) as i8;
+                                    let w = byte(weights, k / 4 * LINE + 4 * n + k % 4);
+                                    let w = if SIGNED { i32::from(w as i8) } else { w.into() };
+                                    i32::from(x) * w
+                                };
+                                *sum = (0..32).map(product).sum();
+                            }
+                        }
+                    }
+                }
+            }
+        }
+
+        unsafe fn release() {
+            TOKENS.set(0);
+        }
+    }
+}

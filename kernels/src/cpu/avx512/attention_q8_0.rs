@@ -1,0 +1,234 @@
+//! How queries meet Q8_0 keys and values: as at AVX2, sixteen positions or dimensions a vector, and `vpdpwssd` for the products
+//! of pairs.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use bundle_format::plan::{KV_BLOCK, Q8_BLOCK};
+
+use crate::abi::AttentionArgs;
+use crate::cpu::avx2::attention::{BLOCKS, Cache, QUERIES, Query, attend};
+use crate::cpu::avx2::attention_q8_0 as narrow;
+use crate::cpu::avx2::attention_q8_0::{Quantised, Weights};
+use crate::cpu::{MAX_HEAD_DIM, TILE};
+
+/// Lanes of a vector: a block's positions.
+const WIDE: usize = 16;
+
+/// Vectors of 32 dimensions.
+const VECTORS: usize = Q8_BLOCK / WIDE;
+
+/// Attention with Q8_0 keys and values.
+///
+/// # Safety
+/// As the scalar twin, and the processor has the level.
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+pub unsafe fn attention_q8_0(args: &AttentionArgs) {
+    // SAFETY: the caller's promise.
+    unsafe { attend::<Q8_0>(args) }
+}
+
+// The name is GGUF's.
+#[allow(non_camel_case_types)]
+struct Q8_0;
+
+impl Cache for Q8_0 {
+    type Scaled = Quantised;
+
+    const ZERO: Quantised = narrow::Q8_0::ZERO;
+
+    fn head_bytes(dim: usize) -> usize {
+        narrow::Q8_0::head_bytes(dim)
+    }
+
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+    unsafe fn scale_query(q: *const f32, scale: f32, dim: usize, to: &mut Quantised) {
+        // SAFETY: the caller's promise.
+        unsafe { narrow::Q8_0::scale_query(q, scale, dim, to) }
+    }
+
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+    unsafe fn scores(
+        dim: usize,
+        q: &[Quantised],
+        p: &mut [[f32; TILE]],
+        keys: &[*const u8; BLOCKS],
+        blocks: Range<usize>,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match q.len() {
+                1 => scores::<1, 4>(dim, q, p, keys, blocks),
+                2 => scores::<2, 4>(dim, q, p, keys, blocks),
+                3 => scores::<3, 2>(dim, q, p, keys, blocks),
+                4 => scores::<4, 2>(dim, q, p, keys, blocks),
+                5 => scores::<5, 2>(dim, q, p, keys, blocks),
+                _ => scores::<QUERIES, 2>(dim, q, p, keys, blocks),
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+    unsafe fn add_values(
+        dim: usize,
+        queries: &[Query],
+        p: &[[f32; TILE]],
+        values: &[*const u8; BLOCKS],
+        blocks: Range<usize>,
+        _: usize,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match queries.len() {
+                1 => add_values::<1>(dim, queries, p, values, blocks),
+                2 => add_values::<2>(dim, queries, p, values, blocks),
+                3 => add_values::<3>(dim, queries, p, values, blocks),
+                4 => add_values::<4>(dim, queries, p, values, blocks),
+                5 => add_values::<5>(dim, queries, p, values, blocks),
+                _ => add_values::<QUERIES>(dim, queries, p, values, blocks),
+            }
+        }
+    }
+}
+
+/// [`Cache::scores`] of Q queries, N blocks at a time and the rest one by one.
+///
+/// # Safety
+/// As [`Cache::scores`].
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+unsafe fn scores<const Q: usize, const N: usize>(
+    dim: usize,
+    q: &[Quantised],
+    p: &mut [[f32; TILE]],
+    keys: &[*const u8; BLOCKS],
+    blocks: Range<usize>,
+) {
+    let mut b = blocks.start;
+    while b + N <= blocks.end {
+        // SAFETY: the caller's promise.
+        unsafe { block_scores::<Q, N>(dim, q, p, keys, b) };
+        b += N;
+    }
+    for b in b..blocks.end {
+        // SAFETY: the caller's promise.
+        unsafe { block_scores::<Q, 1>(dim, q, p, keys, b) };
+    }
+}
+
+/// Scores of Q queries over N blocks from block b on.
+///
+/// # Safety
+/// As [`Cache::scores`].
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+unsafe fn block_scores<const Q: usize, const N: usize>(
+    dim: usize,
+    q: &[Quantised],
+    p: &mut [[f32; TILE]],
+    keys: &[*const u8; BLOCKS],
+    b: usize,
+) {
+    let q: &[Quantised; Q] = q.try_into().expect("a slice of Q");
+    let keys: &[*const u8; N] = keys[b..b + N].try_into().expect("a slice of N");
+    let mut scores = [[_mm512_setzero_ps(); Q]; N];
+    for d in 0..dim.min(MAX_HEAD_DIM) / Q8_BLOCK {
+        let mut sums = [[_mm512_setzero_si512(); Q]; N];
+        for pair in d * Q8_BLOCK / 2..(d + 1) * Q8_BLOCK / 2 {
+            for (sums, keys) in sums.iter_mut().zip(keys) {
+                // SAFETY: a pair of dimensions of the block's 16 positions.
+                let k = unsafe { pairs(keys.add(pair * KV_BLOCK * 2)) };
+                for (sum, q) in sums.iter_mut().zip(q) {
+                    *sum = _mm512_dpwssd_epi32(*sum, k, _mm512_set1_epi32(q.pairs[pair]));
+                }
+            }
+        }
+        for ((scores, sums), keys) in scores.iter_mut().zip(sums).zip(keys) {
+            // SAFETY: the scales of 32 dimensions at the block's 16 positions.
+            let scales = unsafe { scales(dim, *keys, d) };
+            for ((score, sum), q) in scores.iter_mut().zip(sums).zip(q) {
+                let scale = _mm512_mul_ps(_mm512_set1_ps(q.scales[d]), scales);
+                *score = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, *score);
+            }
+        }
+    }
+    for (n, scores) in scores.iter().enumerate() {
+        for (p, score) in p.iter_mut().zip(scores) {
+            let p = &mut p[(b + n) * KV_BLOCK..][..KV_BLOCK];
+            // SAFETY: `p` has 16 elements.
+            unsafe { _mm512_storeu_ps(p.as_mut_ptr(), *score) };
+        }
+    }
+}
+
+/// The scales of 32 dimensions at a block's 16 positions.
+///
+/// # Safety
+/// `head` points at the head's part of a block, and there are as many dimensions.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+unsafe fn scales(dim: usize, head: *const u8, d: usize) -> __m512 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let scales = head.add((dim + 2 * d) * KV_BLOCK);
+        _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast()))
+    }
+}
+
+/// Adds the values of a tile to the outputs of Q queries.
+///
+/// # Safety
+/// `values[b]` points at the head's values for each of `blocks`, which hold all that a query sees of the tile.
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+unsafe fn add_values<const Q: usize>(
+    dim: usize,
+    queries: &[Query],
+    p: &[[f32; TILE]],
+    values: &[*const u8; BLOCKS],
+    blocks: Range<usize>,
+) {
+    let queries: &[Query; Q] = queries.try_into().expect("a slice of Q");
+    for d in 0..dim / Q8_BLOCK {
+        let mut weights = [Weights::ZERO; Q];
+        // SAFETY: the caller's promise.
+        unsafe { narrow::weigh(dim, d, p, values, blocks.clone(), &mut weights) };
+        let mut sums = [[_mm512_setzero_si512(); VECTORS]; Q];
+        for (b, values) in blocks.clone().zip(&values[blocks.clone()]) {
+            for pair in 0..KV_BLOCK / 2 {
+                let mut vectors = [_mm512_setzero_si512(); VECTORS];
+                for (v, vector) in vectors.iter_mut().enumerate() {
+                    let at = (pair * dim + d * Q8_BLOCK + WIDE * v) * 2;
+                    // SAFETY: 16 dimensions of a pair of positions.
+                    *vector = unsafe { pairs(values.add(at)) };
+                }
+                for (sums, weights) in sums.iter_mut().zip(&weights) {
+                    let w = _mm512_set1_epi32(weights.pairs[b * KV_BLOCK / 2 + pair]);
+                    for (sum, v) in sums.iter_mut().zip(vectors) {
+                        *sum = _mm512_dpwssd_epi32(*sum, v, w);
+                    }
+                }
+            }
+        }
+        for ((query, sums), weights) in queries.iter().zip(sums).zip(&weights) {
+            let scale = _mm512_set1_ps(weights.scale);
+            for (v, sum) in sums.into_iter().enumerate() {
+                // SAFETY: the output has these dimensions.
+                unsafe {
+                    let out = query.out.add(d * Q8_BLOCK + WIDE * v);
+                    let o = _mm512_loadu_ps(out);
+                    _mm512_storeu_ps(out, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, o));
+                }
+            }
+        }
+    }
+}
+
+/// Sixteen pairs of bytes, in 16 bits.
+///
+/// # Safety
+/// `at` points at them.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+unsafe fn pairs(at: *const u8) -> __m512i {
+    // SAFETY: the caller's promise.
+    _mm512_cvtepi8_epi16(unsafe { _mm256_loadu_si256(at.cast()) })
+}

@@ -1,0 +1,234 @@
+//! Quantised weights times one Q8 or Q16 row, which waits for memory: what counts is that weights are read in one
+//! ascending stream, which the processor runs ahead of by itself. So a tile is one group, in vectors of 256 bits; the
+//! instructions are those of wider ones.
+//!
+//! `vpdpbusd` takes unsigned bytes times signed ones: signed weights become magnitudes, and their signs move to the
+//! activations.
+
+use std::arch::x86_64::*;
+
+use super::quant::{holds_scales, is_signed};
+use crate::abi::MatMulArgs;
+use crate::cpu::avx2::quant::{Format, Scales};
+use crate::cpu::features::is_amd;
+use crate::pack::GROUP;
+use crate::quant::BLOCK;
+
+/// As [`super::quant::matmul`], of a call with one row.
+///
+/// # Safety
+/// As there.
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match is_amd() {
+            true => run::<F, BYTES, true>(args),
+            false => run::<F, BYTES, false>(args),
+        }
+    }
+}
+
+/// Fetches what a part ahead holds. Measured (NOTES.md): AMD's cores do best with what goes past the second-level cache,
+/// whose every victim else moves on to the third; Intel's can have three times the lines under way to the second-level cache
+/// that they can to the first.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+fn prefetch<F: Format, const AMD: bool>(part: *const u8) {
+    for line in 0..F::PART.div_ceil(64) {
+        // Hints, which may point anywhere.
+        match AMD {
+            true => _mm_prefetch::<_MM_HINT_NTA>(part.wrapping_add(2048 + line * 64).cast()),
+            false => _mm_prefetch::<_MM_HINT_T1>(part.wrapping_add(4096 + line * 64).cast()),
+        }
+    }
+}
+
+/// # Safety
+/// As [`matmul`].
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+unsafe fn run<F: Format, const BYTES: usize, const AMD: bool>(args: &MatMulArgs) {
+    let blocks = args.k as usize / (F::PARTS * BLOCK);
+    let block_bytes = F::HEADER + F::PARTS * F::PART;
+    let first = args.col0 as usize / GROUP;
+    let row = Row {
+        quants: args.x,
+        k: args.k as usize,
+    };
+    for g in 0..(args.cols as usize).div_ceil(GROUP) {
+        let mut acc = _mm256_setzero_ps();
+        for block in 0..blocks {
+            // SAFETY: the caller promises the groups from `col0` on and a row of k; the parts are the block's.
+            unsafe {
+                let at = args.w.add(((first + g) * blocks + block) * block_bytes);
+                let head = F::head(at);
+                for i in 0..F::PARTS {
+                    let part = at.add(F::HEADER + i * F::PART);
+                    prefetch::<F, AMD>(part);
+                    let b = block * F::PARTS + i;
+                    let scale = _mm256_set1_ps(row.factor(BYTES, b));
+                    let isum = _mm256_cvtepi32_ps(row.isum::<F, BYTES>(part, b));
+                    acc = _mm256_fmadd_ps(isum, _mm256_mul_ps(head.d, scale), acc);
+                    if let Some(min) = F::min(&head, part) {
+                        let sum = row.factor(BYTES, row.k / BLOCK + b);
+                        acc = _mm256_fmadd_ps(min, _mm256_set1_ps(sum), acc);
+                    }
+                    if let Some(imin) = row.imin::<F, BYTES>(part, b) {
+                        let imin = _mm256_cvtepi32_ps(imin);
+                        acc = _mm256_fmadd_ps(imin, _mm256_mul_ps(head.m, scale), acc);
+                    }
+                }
+            }
+        }
+        // SAFETY: out has the columns, rounded up to whole groups.
+        unsafe { _mm256_storeu_ps(args.out.add(g * GROUP), acc) };
+    }
+}
+
+/// A row of activations.
+#[derive(Clone, Copy)]
+struct Row {
+    quants: *const u8,
+    k: usize,
+}
+
+impl Row {
+    /// Number `i` of the floats behind quants of `bytes` bytes.
+    ///
+    /// # Safety
+    /// The row has it.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+    unsafe fn factor(&self, bytes: usize, i: usize) -> f32 {
+        // SAFETY: the caller's promise.
+        unsafe { *self.quants.add(bytes * self.k).cast::<f32>().add(i) }
+    }
+
+    /// Word `j` (4 quants) of block `b`, in every lane; `byte` as in [`Row::sum`].
+    ///
+    /// # Safety
+    /// The row has it.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+    unsafe fn word(&self, byte: usize, b: usize, j: usize) -> __m256i {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let at = self.quants.add(byte * self.k + b * BLOCK + 4 * j);
+            _mm256_set1_epi32(at.cast::<i32>().read_unaligned())
+        }
+    }
+
+    /// The exact inner products of a part's rows with block `b`, integer scales included.
+    ///
+    /// # Safety
+    /// `part` is a part of F, and the row has the block.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+    unsafe fn isum<F: Format, const BYTES: usize>(&self, part: *const u8, b: usize) -> __m256i {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (mut low, mut high) = (F::half::<0>(part), F::half::<1>(part));
+            if holds_scales::<F>() {
+                // Both bytes of 16 bits at once: neither product leaves its byte.
+                let (first, second) = (F::scale::<0>(part), F::scale::<1>(part));
+                low = low.map(|w| _mm256_mullo_epi16(w, first));
+                high = high.map(|w| _mm256_mullo_epi16(w, second));
+            }
+            let low = self.sum::<F, BYTES>(low, b, 0);
+            let high = self.sum::<F, BYTES>(high, b, 4);
+            match F::SCALES {
+                Scales::Halves if !holds_scales::<F>() => {
+                    let first = _mm256_srai_epi32::<16>(F::scale::<0>(part));
+                    let second = _mm256_srai_epi32::<16>(F::scale::<1>(part));
+                    _mm256_add_epi32(
+                        _mm256_mullo_epi32(low, first),
+                        _mm256_mullo_epi32(high, second),
+                    )
+                }
+                Scales::Whole => {
+                    let scale = _mm256_srai_epi32::<16>(F::scale::<0>(part));
+                    _mm256_mullo_epi32(_mm256_add_epi32(low, high), scale)
+                }
+                _ => _mm256_add_epi32(low, high),
+            }
+        }
+    }
+
+    /// Integer minima times exact sums of activations, for a format that has them.
+    ///
+    /// # Safety
+    /// As [`Row::isum`].
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+    unsafe fn imin<F: Format, const BYTES: usize>(
+        &self,
+        part: *const u8,
+        b: usize,
+    ) -> Option<__m256i> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mins = [F::half_min::<0>(part)?, F::half_min::<1>(part)?];
+            let [low, high] =
+                mins.map(|min| [_mm256_or_si256(min, _mm256_slli_epi16::<8>(min)); 4]);
+            Some(_mm256_add_epi32(
+                self.unsigned_sum::<BYTES>(low, b, 0),
+                self.unsigned_sum::<BYTES>(high, b, 4),
+            ))
+        }
+    }
+
+    /// The products of four words of weights with words `from ..` of block `b`.
+    ///
+    /// # Safety
+    /// The row has the block.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+    unsafe fn sum<F: Format, const BYTES: usize>(
+        &self,
+        w: [__m256i; 4],
+        b: usize,
+        from: usize,
+    ) -> __m256i {
+        if !is_signed::<F>() {
+            // SAFETY: the caller's promise.
+            return unsafe { self.unsigned_sum::<BYTES>(w, b, from) };
+        }
+        let mut sum = _mm256_setzero_si256();
+        for byte in 0..BYTES {
+            if byte == 1 {
+                sum = _mm256_slli_epi32::<7>(sum);
+            }
+            for (j, w) in w.into_iter().enumerate() {
+                // SAFETY: the caller's promise.
+                let x = unsafe { self.word(byte, b, from + j) };
+                sum = _mm256_dpbusd_epi32(sum, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+            }
+        }
+        sum
+    }
+
+    /// [`Row::sum`] of unsigned weights. The quants of Q16 rows are 128 * high + low: byte 0 is the high one, or that of Q8.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+    unsafe fn unsigned_sum<const BYTES: usize>(
+        &self,
+        w: [__m256i; 4],
+        b: usize,
+        from: usize,
+    ) -> __m256i {
+        let mut sum = _mm256_setzero_si256();
+        for byte in 0..BYTES {
+            if byte == 1 {
+                sum = _mm256_slli_epi32::<7>(sum);
+            }
+            for (j, w) in w.into_iter().enumerate() {
+                // SAFETY: the caller's promise.
+                sum = _mm256_dpbusd_epi32(sum, w, unsafe { self.word(byte, b, from + j) });
+            }
+        }
+        sum
+    }
+}
