@@ -274,7 +274,10 @@ ptxas info    : Used 255 registers, used 0 barriers
             for source in [spills, indexed] {
                 let text = gate(source, arch, &mut kernel("f", 32, 0)).unwrap_err();
                 let text = text.to_string();
-                assert!(text.contains("the shape of f: kernel f spills"), "{text}");
+                // For some chips the assembler says nothing of it.
+                let told = ["kernel f spills", "kernel f has"];
+                assert!(text.contains("the shape of f: "), "{text}");
+                assert!(told.iter().any(|t| text.contains(t)), "{arch}: {text}");
                 let mut compiled = nvrtc::compile(source, arch).unwrap();
                 compiled.log = LOG.replace("'one'", "'f'");
                 let chip = Chip { arch, ..CHIP };
