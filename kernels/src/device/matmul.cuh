@@ -179,7 +179,7 @@ DEVICE void matmul_few(const Counts* counts, const u16* x, const Segments& segme
                 for (int r = 0; r < TILES; r++) {
                     // A read that waits for these sums: all of an item's at once would need twice the registers.
                     if (there)
-                        ring[i][r] = F::load(from + r * TILE_BYTES + i * F::BYTES + (S::ONE ? behind(acc[r][0][0]) : 0),
+                        ring[i][r] = F::load(from + r * TILE_BYTES + i * F::BYTES + (S::NT == 1 ? behind(acc[r][0][0]) : 0),
                                              lane);
                     else if (!S::EVEN)
                         ring[i][r] = F::none();

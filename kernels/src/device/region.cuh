@@ -125,12 +125,19 @@ DEVICE void finish_units(const R& region, const float* sums, int stride, int row
     }
 }
 
+// Brings N floats to the second cache.
+template <int N>
+DEVICE void fetch_floats(const float* p) {
+    for (int i = 32 * threadIdx.x; i < N; i += 32 * blockDim.x) asm volatile("prefetch.global.L2 [%0];" ::"l"(p + i));
+}
+
 // A launch of its own: a CTA a row. J elements a thread.
 template <class R, int J, bool OF_ROWS>
 DEVICE void run_rows(const Counts* counts, const R& region) {
     __shared__ float warps[64];
     int set = 0;
     let_next_start();
+    region.fetch();
     wait_for_previous();
     const int row = blockIdx.x;
     if (row >= (int)counts->tokens_or_rows(OF_ROWS)) return;
@@ -150,6 +157,7 @@ template <class R, bool OF_ROWS>
 DEVICE void run_units(const Counts* counts, const R& region) {
     constexpr int J = (R::WIDTH + 31) / 32;
     let_next_start();
+    region.fetch();
     wait_for_previous();
     const int row = blockIdx.x, lane = threadIdx.x & 31;
     if (row >= (int)counts->tokens_or_rows(OF_ROWS)) return;

@@ -26,6 +26,12 @@ struct Report {
     spills: u32,
 }
 
+/// The kernels that spill registers, by the assembler's word.
+pub fn spilling(compiled: &Compiled) -> Vec<String> {
+    let reports = parse(&compiled.log).into_iter();
+    reports.filter(|r| r.spills > 0).map(|r| r.symbol).collect()
+}
+
 /// Enters into kernels what the object takes of a processor, and refuses an object in which one is missing, spills
 /// registers, keeps arrays in memory or does not fit the chip.
 pub fn check<'k>(

@@ -36,16 +36,23 @@ pub struct Kernels {
     pub source: String,
     /// Names of the functions, sorted.
     pub symbols: Vec<String>,
+    /// Of functions that multiply few rows: the product, and how many reads a warp has under way for each of its tiles.
+    pub depths: BTreeMap<String, (String, u32)>,
 }
 
+/// Products whose kernels have to do with fewer reads under way, and with how many.
+pub type Depths = BTreeMap<String, u32>;
+
 /// Chooses the kernels of a plan.
-pub fn choose(plan: &Plan, chip: &Chip) -> Result<Kernels, Error> {
+pub fn choose(plan: &Plan, chip: &Chip, most: &Depths) -> Result<Kernels, Error> {
     let mut writer = Writer {
         plan,
         chip,
         source: String::new(),
         regions: BTreeMap::new(),
         functions: BTreeMap::new(),
+        most,
+        depths: BTreeMap::new(),
     };
     let variants = plan
         .launches
@@ -64,6 +71,7 @@ pub fn choose(plan: &Plan, chip: &Chip) -> Result<Kernels, Error> {
         sampling,
         source: writer.source,
         symbols,
+        depths: writer.depths,
     })
 }
 
@@ -75,6 +83,8 @@ struct Writer<'a> {
     regions: BTreeMap<String, String>,
     /// Functions likewise.
     functions: BTreeMap<String, String>,
+    most: &'a Depths,
+    depths: BTreeMap<String, (String, u32)>,
 }
 
 /// A kernel's parameters: C++ type, and what is passed.
@@ -262,12 +272,18 @@ impl Writer<'_> {
             _ => 2,
         };
         let columns = if last == 1 { 0 } else { groups };
-        let shape = format!(
-            "MatMulShape<{format}, {}, {warps}, {group}, {per_warp}, {depth}, {columns}>",
-            input.cols
-        );
+        let cols = input.cols;
         let of_rows = input.extent == Dim::Rows;
         let (segments, parameters) = self.segments(x, run, group * 16, false, of_rows)?;
+        let product =
+            format!("{format}, {cols}, {warps}, {group}, {per_warp}, {columns}, {segments}");
+        let depth = self
+            .most
+            .get(&product)
+            .map_or(depth, |&most| depth.min(most));
+        let shape = format!(
+            "MatMulShape<{format}, {cols}, {warps}, {group}, {per_warp}, {depth}, {columns}>"
+        );
         let items: u32 = tiles.iter().map(|t| t / group).sum();
         let body = format!("matmul_few<{shape}>(counts, p0, {segments});");
         let ctas_per_sm = if groups > 1 {
@@ -278,6 +294,7 @@ impl Writer<'_> {
         // Registers as needed: a spill costs more than a block less on a processor.
         let bounds = format!("__launch_bounds__({}, 1) ", warps * 32);
         let mut kernel = self.kernel("matmul", parameters, &body, &bounds, warps * 32, 1);
+        self.depths.insert(kernel.symbol.clone(), (product, depth));
         let rows = if columns == 0 { 1 } else { 8 * groups };
         kernel.grid = [
             Extent::Fixed(items.min(self.chip.processors * ctas_per_sm)),
@@ -286,7 +303,7 @@ impl Writer<'_> {
         ];
         let stride = group * 16 + 4;
         let staged = if columns == 0 {
-            input.cols * 2 + input.cols / 32 * 16
+            cols * 2 + cols / 32 * 16
         } else {
             0
         };

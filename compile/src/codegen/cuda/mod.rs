@@ -19,18 +19,36 @@ use super::generate::Code;
 use crate::error::Error;
 
 /// Chooses the kernels of a plan, enters them into its variants, and compiles them.
+///
+/// How many registers a product's kernel takes is the assembler's to say: one that would spill is chosen again with fewer reads
+/// of weights under way.
 pub fn generate(plan: &mut Plan, chip: &Chip) -> Result<Code, Error> {
-    let chosen = kernels::choose(plan, chip)?;
+    let mut depths = kernels::Depths::default();
+    let (chosen, source, compiled) = loop {
+        let chosen = kernels::choose(plan, chip, &depths)?;
+        let source = format!(
+            "{}\n{}",
+            ::kernels::device::cuda(chip.hopper),
+            chosen.source
+        );
+        let compiled = nvrtc::compile(&source, chip.arch)?;
+        let mut again = false;
+        for symbol in gate::spilling(&compiled) {
+            if let Some((product, depth)) = chosen.depths.get(&symbol)
+                && *depth > 1
+            {
+                depths.insert(product.clone(), depth / 2);
+                again = true;
+            }
+        }
+        if !again {
+            break (chosen, source, compiled);
+        }
+    };
     for (launch, variants) in plan.launches.iter_mut().zip(chosen.variants) {
         launch.variants = variants;
     }
     plan.sampling = chosen.sampling;
-    let source = format!(
-        "{}\n{}",
-        ::kernels::device::cuda(chip.hopper),
-        chosen.source
-    );
-    let compiled = nvrtc::compile(&source, chip.arch)?;
     let kernels = plan
         .launches
         .iter_mut()

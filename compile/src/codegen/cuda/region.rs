@@ -38,6 +38,15 @@ pub fn source(name: &str, region: &Region, plan: &Plan) -> Result<Source, Error>
     for (i, (kind, _)) in pointers.iter().enumerate() {
         let _ = writeln!(out, "    {kind} o{i};");
     }
+    // Weights depend on no launch: a region of its own fetches them before it waits.
+    out.push_str("    __device__ void fetch() const {\n");
+    for (i, operand) in region.operands.iter().enumerate() {
+        if let Operand::Weight(index) = operand {
+            let cols = plan.weights[*index as usize].cols;
+            let _ = writeln!(out, "        fetch_floats<{cols}>(o{i});");
+        }
+    }
+    out.push_str("    }\n");
     let _ = writeln!(
         out,
         "    template <int J, class Tile, class Sums>\n    __device__ void run(const Tile& tile, const Sums& sums, int row, \
