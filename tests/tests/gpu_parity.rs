@@ -252,7 +252,8 @@ fn steps_ahead_are_steps_one_by_one() {
 }
 
 /// Logits of ragged steps: prompts in chunks of odd sizes beside sequences that decode, to contexts beyond a block of threads'
-/// share of attention. `error` is the largest difference, over the spread of logits.
+/// share of attention. `error` is the most that they differ by, over their spread, in the root of
+/// the mean square.
 fn logits_are_the_references(model: &Model, error: f32) {
     let mut gpu = model.run();
     let options = ReferenceOptions {
@@ -295,10 +296,12 @@ fn logits_are_the_references(model: &Model, error: f32) {
         let (a, b) = (gpu.wait(a), reference.wait(b));
         for (s, (a, b)) in a.rows.iter().zip(&b.rows).enumerate() {
             let (a, b) = (a.logits.as_ref().unwrap(), b.logits.as_ref().unwrap());
+            let spread = |x: &[f32], center: &dyn Fn(usize) -> f32| {
+                let squares = x.iter().enumerate().map(|(i, x)| (x - center(i)).powi(2));
+                (squares.sum::<f32>() / x.len() as f32).sqrt()
+            };
             let mean = b.iter().sum::<f32>() / b.len() as f32;
-            let variance = b.iter().map(|x| (x - mean) * (x - mean)).sum::<f32>() / b.len() as f32;
-            let largest = a.iter().zip(b).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
-            let relative = largest / variance.sqrt();
+            let relative = spread(a, &|i| b[i]) / spread(b, &|_| mean);
             assert!(relative < error, "step {i}, sequence {s}: {relative}");
             worst = worst.max(relative);
         }
@@ -309,16 +312,16 @@ fn logits_are_the_references(model: &Model, error: f32) {
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn logits_over_a_cache_of_f16_are_the_references() {
-    logits_are_the_references(&Model::new("smollm2-135m", "f16", 2, &[]), 0.02);
-    logits_are_the_references(&Model::new("llama3-8b", "q4_0", 1, &[]), 0.02);
+    logits_are_the_references(&Model::new("smollm2-135m", "f16", 2, &[]), 0.005);
+    logits_are_the_references(&Model::new("llama3-8b", "q4_0", 1, &[]), 0.005);
 }
 
 #[test]
 #[ignore = "needs an NVIDIA GPU"]
 fn logits_over_a_cache_of_8_bits_are_the_references() {
     let options = ["--kv", "q8_0"];
-    logits_are_the_references(&Model::new("smollm2-135m", "f16", 2, &options), 0.06);
-    logits_are_the_references(&Model::new("llama3-8b", "q4_0", 1, &options), 0.06);
+    logits_are_the_references(&Model::new("smollm2-135m", "f16", 2, &options), 0.03);
+    logits_are_the_references(&Model::new("llama3-8b", "q4_0", 1, &options), 0.03);
 }
 
 /// What can't be done says so with numbers.

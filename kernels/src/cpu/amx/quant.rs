@@ -8,10 +8,11 @@
 //! Q6_K. So it is exact in f32, and integer scales are multiplied there. Those of the two bytes of Q16 make 128 * high + low in one
 //! rounding, as the conversion of the exact integer does.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::tiles::{Activations, Hardware, Results, Sums, Tiles};
+use super::tiles::{Activations, Hardware, RESULTS, Sums, Tiles, sets};
 use crate::abi::MatMulArgs;
 use crate::cpu::avx2::quant::{Format, Quants, Scales};
 use crate::cpu::avx512;
@@ -27,11 +28,8 @@ const PANELS: usize = 32;
 /// Tiles of tokens that share a chunk's panels.
 const TILES: usize = 4;
 
-/// Steps from a product to the scaling of its results, which covers the latency of both.
-const AHEAD: usize = 2;
-
-/// Results in flight.
-const SLOTS: usize = 4;
+/// Steps from the store of results to their scaling, and so the number of steps whose results are in memory.
+const STORED: usize = 2;
 
 /// Weights of a format times rows whose quants have BYTES bytes: 1 in Q8, 2 in Q16.
 ///
@@ -78,7 +76,7 @@ struct Factors {
 struct Scratch {
     panels: MaybeUninit<[Panel; PANELS]>,
     factors: MaybeUninit<[[Factors; PANELS]; TILES]>,
-    results: MaybeUninit<[Results; SLOTS]>,
+    results: MaybeUninit<[[Sums; RESULTS]; STORED]>,
 }
 
 /// A block for each token below a limit, written out, so that what arrays hold for them stays in registers.
@@ -104,6 +102,15 @@ const fn holds_scales<F: Format>() -> bool {
     matches!((F::QUANTS, F::SCALES), (Quants::Crumbs, Scales::Halves))
 }
 
+/// Tiles of weights of a panel.
+const fn weights<F: Format>() -> usize {
+    if has_halves::<F>() || F::HAS_HALF_MINS {
+        2
+    } else {
+        1
+    }
+}
+
 /// Whether a panel's halves are tiles of their own.
 const fn has_halves<F: Format>() -> bool {
     matches!(F::SCALES, Scales::Halves) && !holds_scales::<F>()
@@ -125,12 +132,14 @@ unsafe fn tiled<M: Tiles, F: Format, const BYTES: usize, const T: usize>(args: &
         factors: MaybeUninit::uninit(),
         results: MaybeUninit::uninit(),
     };
+    // Hidden, lest what is read of it between products is read before them: there are no registers for it.
+    let scratch = std::hint::black_box(&mut scratch);
     let tiles = call.rows.div_ceil(T);
     // SAFETY: the caller's promise.
     unsafe {
         M::configure(T);
         for first in (0..tiles).step_by(TILES) {
-            call.tiles::<M, F, BYTES, T>(first..tiles.min(first + TILES), &mut scratch);
+            call.tiles::<M, F, BYTES, T>(first..tiles.min(first + TILES), scratch);
         }
         M::release();
     }
@@ -208,9 +217,8 @@ impl Call<'_> {
                             done,
                         };
                         let factors = factors.add(i).cast::<Factors>();
-                        let factors = std::slice::from_raw_parts(factors, count);
-                        let results = scratch.results.as_mut_ptr().cast::<Results>();
-                        run.panels::<M, F, BYTES, T>(panels, factors, results);
+                        let results = scratch.results.as_mut_ptr().cast::<Sums>();
+                        run.panels::<M, F, BYTES, T>(count, panels, factors, results);
                     }
                 }
             }
@@ -327,18 +335,23 @@ struct Run {
 }
 
 impl Run {
+    /// Step `n` scales and adds panel n's results; those of panel n + STORED are stored behind it, and as many products as
+    /// registers hold are ahead of that.
+    ///
     /// # Safety
-    /// `x` has T rows of as many blocks as there are `factors`, `panels` as many panels, `out` T rows; `results` has SLOTS
-    /// elements; tiles are configured.
+    /// `x` has T rows of `count` blocks, `panels` and `factors` as many elements, `out` T rows; `results` has room for those of
+    /// STORED steps; tiles are configured.
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
     unsafe fn panels<M: Tiles, F: Format, const BYTES: usize, const T: usize>(
         &self,
+        count: usize,
         panels: *const Panel,
-        factors: &[Factors],
-        results: *mut Results,
+        factors: *const Factors,
+        results: *mut Sums,
     ) {
+        let sets = sets(BYTES, weights::<F>());
+        let slot = |step: usize| results.wrapping_add(step % STORED * RESULTS / sets);
         let mut acc = [_mm512_setzero_ps(); 16];
-        let count = factors.len();
         // SAFETY: the caller's promise.
         unsafe {
             if self.resumes {
@@ -350,21 +363,23 @@ impl Run {
                     };
                 });
             }
-            for step in 0..AHEAD.min(count) {
-                self.multiply::<M, F, BYTES>(
-                    step,
-                    panels.add(step),
-                    &mut *results.add(step % SLOTS),
-                );
+            for step in 0..count.min(STORED) {
+                self.multiply::<M, F, BYTES>(step, panels.add(step));
+                store::<M, F, BYTES>(step, slot(step));
             }
-            for (step, factors) in factors.iter().enumerate() {
-                let next = step + AHEAD;
+            for step in STORED..count.min(STORED + sets - 1) {
+                self.multiply::<M, F, BYTES>(step, panels.add(step));
+            }
+            for step in 0..count {
+                let (stored, next) = (step + STORED, step + STORED + sets - 1);
                 if next < count {
-                    let results = &mut *results.add(next % SLOTS);
-                    self.multiply::<M, F, BYTES>(next, panels.add(next), results);
+                    self.multiply::<M, F, BYTES>(next, panels.add(next));
                 }
-                let results = &*results.add(step % SLOTS);
-                add::<F, BYTES, T>(panels.add(step), factors, results, &mut acc);
+                add::<F, BYTES, T>(panels.add(step), factors.add(step), slot(step), &mut acc);
+                settle(&mut acc);
+                if stored < count {
+                    store::<M, F, BYTES>(stored, slot(stored));
+                }
             }
             each_token!(t < T: {
                 let out = self.out.add(t * self.out_stride);
@@ -387,7 +402,6 @@ impl Run {
         &self,
         step: usize,
         panel: *const Panel,
-        results: &mut Results,
     ) {
         let x = Activations {
             at: self.x.at.wrapping_add(step * BLOCK),
@@ -400,12 +414,27 @@ impl Run {
                 true => (&raw const (*panel).mins).cast::<u8>(),
                 false => words.add(4 * 64),
             };
-            match (is_signed::<F>(), has_halves::<F>() || F::HAS_HALF_MINS) {
-                (false, false) => M::multiply::<false, BYTES, 1>(step, x, [words, second], results),
-                (false, true) => M::multiply::<false, BYTES, 2>(step, x, [words, second], results),
-                (true, false) => M::multiply::<true, BYTES, 1>(step, x, [words, second], results),
-                (true, true) => M::multiply::<true, BYTES, 2>(step, x, [words, second], results),
+            match (is_signed::<F>(), weights::<F>()) {
+                (false, 1) => M::multiply::<false, BYTES, 1>(step, x, [words, second]),
+                (false, _) => M::multiply::<false, BYTES, 2>(step, x, [words, second]),
+                (true, 1) => M::multiply::<true, BYTES, 1>(step, x, [words, second]),
+                (true, _) => M::multiply::<true, BYTES, 2>(step, x, [words, second]),
             }
+        }
+    }
+}
+
+/// Stores the results of a step.
+///
+/// # Safety
+/// As [`Tiles::store`].
+#[inline]
+unsafe fn store<M: Tiles, F: Format, const BYTES: usize>(step: usize, to: *mut Sums) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match weights::<F>() {
+            1 => M::store::<BYTES, 1>(step, to),
+            _ => M::store::<BYTES, 2>(step, to),
         }
     }
 }
@@ -418,8 +447,8 @@ impl Run {
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
 unsafe fn add<F: Format, const BYTES: usize, const T: usize>(
     panel: *const Panel,
-    factors: &Factors,
-    results: &Results,
+    factors: *const Factors,
+    results: *const Sums,
     acc: &mut [__m512; 16],
 ) {
     // SAFETY: the caller's promise: what is read of the panel is initialised.
@@ -427,8 +456,8 @@ unsafe fn add<F: Format, const BYTES: usize, const T: usize>(
         let load = |floats: *const [f32; 16]| _mm512_load_ps(floats.cast());
         let d = load(&raw const (*panel).d);
         each_token!(t < T: {
-            let scale = _mm512_set1_ps(factors.scales[t]);
-            let sum = |tile: usize, byte: usize| sums(&results.0[tile * BYTES + byte], t);
+            let scale = _mm512_set1_ps((*factors).scales[t]);
+            let sum = |tile: usize, byte: usize| sums(results.add(tile * BYTES + byte), t);
             let scaled = |byte: usize| match F::SCALES {
                 Scales::None => sum(0, byte),
                 Scales::Whole => {
@@ -445,7 +474,7 @@ unsafe fn add<F: Format, const BYTES: usize, const T: usize>(
             let product = joined::<BYTES>(scaled);
             acc[t] = _mm512_fmadd_ps(product, _mm512_mul_ps(d, scale), acc[t]);
             if F::HAS_MIN {
-                let sum = _mm512_set1_ps(factors.sums[t]);
+                let sum = _mm512_set1_ps((*factors).sums[t]);
                 acc[t] = _mm512_fmadd_ps(load(&raw const (*panel).min), sum, acc[t]);
             }
             if F::HAS_HALF_MINS {
@@ -456,12 +485,46 @@ unsafe fn add<F: Format, const BYTES: usize, const T: usize>(
     }
 }
 
-/// A row of results, in f32.
+/// Has accumulators computed here: else their last additions wait until behind the branches to come, and what they add takes
+/// the registers.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-fn sums(sums: &Sums, t: usize) -> __m512 {
+fn settle(acc: &mut [__m512; 16]) {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = acc;
+    // SAFETY: no instruction.
+    unsafe {
+        asm!(
+            "/* {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} {} */",
+            inout(zmm_reg) * a,
+            inout(zmm_reg) * b,
+            inout(zmm_reg) * c,
+            inout(zmm_reg) * d,
+            inout(zmm_reg) * e,
+            inout(zmm_reg) * f,
+            inout(zmm_reg) * g,
+            inout(zmm_reg) * h,
+            inout(zmm_reg) * i,
+            inout(zmm_reg) * j,
+            inout(zmm_reg) * k,
+            inout(zmm_reg) * l,
+            inout(zmm_reg) * m,
+            inout(zmm_reg) * n,
+            inout(zmm_reg) * o,
+            inout(zmm_reg) * p,
+            options(nomem, nostack, preserves_flags),
+        );
+    }
+}
+
+/// A row of results, in f32.
+///
+/// # Safety
+/// They are there.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+unsafe fn sums(sums: *const Sums, t: usize) -> __m512 {
     // SAFETY: a row has 16 integers.
-    _mm512_cvtepi32_ps(unsafe { _mm512_loadu_si512(sums[t].as_ptr().cast()) })
+    _mm512_cvtepi32_ps(unsafe { _mm512_loadu_si512(sums.cast::<[i32; 16]>().add(t).cast()) })
 }
 
 /// What the bytes of activations make together.

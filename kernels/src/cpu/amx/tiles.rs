@@ -5,8 +5,12 @@
 //! ([`super::quant`]) hold them. Each of the ones with each of the others makes a tile of T by 16 int32, from zero. The processor
 //! multiplies a row of activations a cycle, whatever the other sizes.
 //!
-//! The eight tile registers are 0 to 3 for results, 4 and 5 for activations, 6 and 7 for weights. Steps take turns with those that
-//! one of them leaves free, so that products overlap even where the processor doesn't rename tiles.
+//! The eight tile registers are 0 to 3 for results, 4 and 5 for activations, 6 and 7 for weights. Results of a step stay in
+//! their registers until they are stored, so there are as many *sets* of results as fit four: steps take turns with them, and
+//! with registers of operands that a step leaves free. A store is issued when its product is long done, since loads behind a
+//! store that waits, wait as well if the lower 12 bits of their addresses are the same: such is bound to happen with sixteen rows.
+//!
+//! No code that a compiler makes uses tile registers, so they keep their values between these functions.
 
 use std::arch::asm;
 
@@ -16,12 +20,15 @@ const LINE: usize = 64;
 /// Tiles of int32 that a step makes at most.
 pub const RESULTS: usize = 4;
 
-/// A tile of results: tokens by features.
-pub type Sums = [[i32; 16]; 16];
-
-/// The results of a step: of weights `w` and bytes `i` number `w * BYTES + i`.
+/// A tile of results: tokens by features. Those of a step lie one behind the other: of weights `w` and bytes `i` number `w *
+/// BYTES + i`.
 #[repr(C, align(64))]
-pub struct Results(pub [Sums; RESULTS]);
+pub struct Sums(pub [[i32; 16]; 16]);
+
+/// Steps whose results registers hold.
+pub const fn sets(bytes: usize, weights: usize) -> usize {
+    RESULTS / (bytes * weights)
+}
 
 /// The activations of a step.
 #[derive(Clone, Copy)]
@@ -43,6 +50,7 @@ pub trait Tiles {
     unsafe fn configure(tokens: usize);
 
     /// Step number `step`'s products of BYTES tiles of activations with WEIGHTS tiles of weights, which are SIGNED bytes or not.
+    /// They take the place of those of step `step - sets(..)`.
     ///
     /// # Safety
     /// Tiles are configured; the configured number of tokens has the activations, `weights` points at tiles, of which the first
@@ -51,8 +59,13 @@ pub trait Tiles {
         step: usize,
         x: Activations,
         weights: [*const u8; 2],
-        results: &mut Results,
     );
+
+    /// Stores the results of a step.
+    ///
+    /// # Safety
+    /// Tiles are configured; `to` has room for BYTES * WEIGHTS tiles.
+    unsafe fn store<const BYTES: usize, const WEIGHTS: usize>(step: usize, to: *mut Sums);
 
     /// Gives the tiles back, so that the system need not save them.
     ///
@@ -77,9 +90,8 @@ struct Shapes {
 
 /// The products of a step, with instruction `$op`, in tile registers that depend on the step's `$turn`.
 macro_rules! multiply {
-    ($op:literal, $turn:literal, $x:ident, $weights:ident, $results:ident) => {{
-        let results = $results.0.as_mut_ptr();
-        // SAFETY of all: the caller's promise; results have four tiles. Nothing else uses tile registers.
+    ($op:literal, $turn:literal, $x:ident, $weights:ident) => {
+        // SAFETY of all: the caller's promise.
         match (BYTES, WEIGHTS) {
             (1, 1) => unsafe {
                 asm!(
@@ -87,17 +99,13 @@ macro_rules! multiply {
                     "tileloadd tmm{x}, [{x_at} + {token}]",
                     "tilezero tmm{r}",
                     concat!($op, " tmm{r}, tmm{x}, tmm{w}"),
-                    "tilestored [{r_at} + {line}], tmm{r}",
                     x = const 4 + $turn % 2,
                     w = const 6 + $turn % 2,
                     r = const $turn,
                     x_at = in(reg) $x.at,
                     token = in(reg) $x.token,
                     w_at = in(reg) $weights[0],
-                    r_at = in(reg) results,
                     line = in(reg) LINE,
-                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                     options(nostack, preserves_flags),
                 )
             },
@@ -110,8 +118,6 @@ macro_rules! multiply {
                     "tileloadd tmm5, [{y_at} + {token}]",
                     "tilezero tmm{s}",
                     concat!($op, " tmm{s}, tmm5, tmm{w}"),
-                    "tilestored [{r_at} + {line}], tmm{r}",
-                    "tilestored [{r_at} + {line} + 1024], tmm{s}",
                     w = const 6 + $turn % 2,
                     r = const $turn % 2 * 2,
                     s = const $turn % 2 * 2 + 1,
@@ -119,10 +125,7 @@ macro_rules! multiply {
                     y_at = in(reg) $x.at.wrapping_add($x.byte),
                     token = in(reg) $x.token,
                     w_at = in(reg) $weights[0],
-                    r_at = in(reg) results,
                     line = in(reg) LINE,
-                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                     options(nostack, preserves_flags),
                 )
             },
@@ -135,8 +138,6 @@ macro_rules! multiply {
                     "tileloadd tmm7, [{v_at} + {line}]",
                     "tilezero tmm{s}",
                     concat!($op, " tmm{s}, tmm{x}, tmm7"),
-                    "tilestored [{r_at} + {line}], tmm{r}",
-                    "tilestored [{r_at} + {line} + 1024], tmm{s}",
                     x = const 4 + $turn % 2,
                     r = const $turn % 2 * 2,
                     s = const $turn % 2 * 2 + 1,
@@ -144,10 +145,7 @@ macro_rules! multiply {
                     token = in(reg) $x.token,
                     w_at = in(reg) $weights[0],
                     v_at = in(reg) $weights[1],
-                    r_at = in(reg) results,
                     line = in(reg) LINE,
-                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                     options(nostack, preserves_flags),
                 )
             },
@@ -165,24 +163,32 @@ macro_rules! multiply {
                     concat!($op, " tmm2, tmm4, tmm7"),
                     "tilezero tmm3",
                     concat!($op, " tmm3, tmm5, tmm7"),
-                    "tilestored [{r_at} + {line}], tmm0",
-                    "tilestored [{r_at} + {line} + 1024], tmm1",
-                    "tilestored [{r_at} + {line} + 2048], tmm2",
-                    "tilestored [{r_at} + {line} + 3072], tmm3",
                     x_at = in(reg) $x.at,
                     y_at = in(reg) $x.at.wrapping_add($x.byte),
                     token = in(reg) $x.token,
                     w_at = in(reg) $weights[0],
                     v_at = in(reg) $weights[1],
-                    r_at = in(reg) results,
                     line = in(reg) LINE,
-                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                     options(nostack, preserves_flags),
                 )
             },
         }
-    }};
+    };
+}
+
+/// Stores tile registers one behind the other.
+macro_rules! store {
+    ($to:ident, $($tile:literal at $offset:literal),*) => {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!(
+                $(concat!("tilestored [{to} + {line} + ", $offset, "], tmm", $tile),)*
+                to = in(reg) $to,
+                line = in(reg) LINE,
+                options(nostack, preserves_flags),
+            )
+        }
+    };
 }
 
 impl Tiles for Hardware {
@@ -218,17 +224,29 @@ impl Tiles for Hardware {
         step: usize,
         x: Activations,
         weights: [*const u8; 2],
-        results: &mut Results,
     ) {
         match (SIGNED, step % 4) {
-            (false, 0) => multiply!("tdpbsud", 0, x, weights, results),
-            (false, 1) => multiply!("tdpbsud", 1, x, weights, results),
-            (false, 2) => multiply!("tdpbsud", 2, x, weights, results),
-            (false, _) => multiply!("tdpbsud", 3, x, weights, results),
-            (true, 0) => multiply!("tdpbssd", 0, x, weights, results),
-            (true, 1) => multiply!("tdpbssd", 1, x, weights, results),
-            (true, 2) => multiply!("tdpbssd", 2, x, weights, results),
-            (true, _) => multiply!("tdpbssd", 3, x, weights, results),
+            (false, 0) => multiply!("tdpbsud", 0, x, weights),
+            (false, 1) => multiply!("tdpbsud", 1, x, weights),
+            (false, 2) => multiply!("tdpbsud", 2, x, weights),
+            (false, _) => multiply!("tdpbsud", 3, x, weights),
+            (true, 0) => multiply!("tdpbssd", 0, x, weights),
+            (true, 1) => multiply!("tdpbssd", 1, x, weights),
+            (true, 2) => multiply!("tdpbssd", 2, x, weights),
+            (true, _) => multiply!("tdpbssd", 3, x, weights),
+        }
+    }
+
+    #[inline]
+    unsafe fn store<const BYTES: usize, const WEIGHTS: usize>(step: usize, to: *mut Sums) {
+        match (BYTES * WEIGHTS, step % 4) {
+            (1, 0) => store!(to, 0 at 0),
+            (1, 1) => store!(to, 1 at 0),
+            (1, 2) => store!(to, 2 at 0),
+            (1, _) => store!(to, 3 at 0),
+            (2, 0 | 2) => store!(to, 0 at 0, 1 at 1024),
+            (2, _) => store!(to, 2 at 0, 3 at 1024),
+            _ => store!(to, 0 at 0, 1 at 1024, 2 at 2048, 3 at 3072),
         }
     }
 
@@ -243,15 +261,24 @@ impl Tiles for Hardware {
 pub mod emulation {
     //! What the instructions do, in plain Rust.
 
-    use std::cell::Cell;
+    use std::cell::{Cell, RefCell};
 
-    use super::{Activations, LINE, Results, Tiles};
+    use super::{Activations, LINE, RESULTS, Sums, Tiles, sets};
 
     pub enum Emulated {}
 
     thread_local! {
         /// The configured number of tokens; 0: no tiles.
         static TOKENS: Cell<usize> = const { Cell::new(0) };
+
+        /// The registers of results, and the step that each is of.
+        static REGISTERS: RefCell<[(usize, [[i32; 16]; 16]); RESULTS]> =
+            const { RefCell::new([(usize::MAX, [[0; 16]; 16]); RESULTS]) };
+    }
+
+    /// The first register of a step's results.
+    fn first(step: usize, bytes: usize, weights: usize) -> usize {
+        step % sets(bytes, weights) * bytes * weights
     }
 
     impl Tiles for Emulated {
@@ -261,10 +288,9 @@ pub mod emulation {
         }
 
         unsafe fn multiply<const SIGNED: bool, const BYTES: usize, const WEIGHTS: usize>(
-            _: usize,
+            step: usize,
             x: Activations,
             weights: [*const u8; 2],
-            results: &mut Results,
         ) {
             let byte = |at: *const u8, i: usize| unsafe { at.add(i).read() };
             let tokens = TOKENS.get();
@@ -272,22 +298,31 @@ pub mod emulation {
             for (w, weights) in weights.into_iter().take(WEIGHTS).enumerate() {
                 for i in 0..BYTES {
                     let x_at = x.at.wrapping_add(i * x.byte);
-                    for (m, row) in results.0[w * BYTES + i].iter_mut().enumerate() {
+                    // What the instruction leaves alone must not matter.
+                    let mut sums = [[i32::MIN; 16]; 16];
+                    for (m, row) in sums.iter_mut().take(tokens).enumerate() {
                         for (n, sum) in row.iter_mut().enumerate() {
-                            // What the instruction leaves alone must not matter.
-                            *sum = i32::MIN;
-                            if m < tokens {
-                                let product = |k: usize| {
-                                    let x = byte(x_at, m * x.token + k) as i8;
-                                    let w = byte(weights, k / 4 * LINE + 4 * n + k % 4);
-                                    let w = if SIGNED { i32::from(w as i8) } else { w.into() };
-                                    i32::from(x) * w
-                                };
-                                *sum = (0..32).map(product).sum();
-                            }
+                            let product = |k: usize| {
+                                let x = byte(x_at, m * x.token + k) as i8;
+                                let w = byte(weights, k / 4 * LINE + 4 * n + k % 4);
+                                let w = if SIGNED { i32::from(w as i8) } else { w.into() };
+                                i32::from(x) * w
+                            };
+                            *sum = (0..32).map(product).sum();
                         }
                     }
+                    let register = first(step, BYTES, WEIGHTS) + w * BYTES + i;
+                    REGISTERS.with_borrow_mut(|all| all[register] = (step, sums));
                 }
+            }
+        }
+
+        unsafe fn store<const BYTES: usize, const WEIGHTS: usize>(step: usize, to: *mut Sums) {
+            for i in 0..BYTES * WEIGHTS {
+                let register = first(step, BYTES, WEIGHTS) + i;
+                let (of, sums) = REGISTERS.with_borrow(|all| all[register]);
+                assert_eq!(of, step, "another step took register {register}");
+                unsafe { to.add(i).write(Sums(sums)) };
             }
         }
 
