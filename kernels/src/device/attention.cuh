@@ -3,12 +3,13 @@
 //
 // A model is a struct of constants; a kernel is a wrapper around one of the two functions:
 //   struct Llama { static constexpr int D = 128, HEADS = 32, KV_HEADS = 8, WINDOW = 0; static constexpr float SCALE = 0.08838834764f;
-//                  static constexpr bool STABLE = true, Q8 = false; };
+//                  static constexpr bool STABLE = true, Q8 = false, LEAN = false; };
 //   extern "C" __global__ void __launch_bounds__(attention::Decode<Llama>::THREADS, attention::Decode<Llama>::MIN_CTAS)
 //   attend(attention::Args a, u16* out) { attention::decode<Llama>(a, StoreF16{out}); }
 // D is a multiple of 16 up to 256; of 32 where Q8. WINDOW is how many positions a query sees, itself included; 0 means all.
 // STABLE says that counts, positions, sequences, tables and tiles were written before the chain of dependent launches began, so that
-// they may be read before the launches ahead have finished. Queries, keys and values never are.
+// they may be read before the launches ahead have finished. Queries, keys and values never are. LEAN takes fewer registers, on chips for
+// which the assembler needs more.
 //
 // An epilogue is `store(row, head, tile)`, called by all 32 lanes of a warp: tile is D f32 values in shared memory, 16-byte aligned,
 // that the warp alone may read and overwrite during the call.

@@ -11,7 +11,7 @@ namespace attention {
 template <class C> struct Prefill {
   static constexpr int MT = C::D <= 128 ? 2 : 1, WARPS = 4, THREADS = 32 * WARPS, MIN_CTAS = 2;
   static constexpr bool Q_REGISTERS = C::D <= 64;
-  static constexpr int BM = 16 * MT * WARPS, BN = C::D <= (C::Q8 ? 96 : 128) && C::D != 112 ? 64 : 32;  // by what registers hold
+  static constexpr int BM = 16 * MT * WARPS, BN = C::D <= (C::Q8 || C::LEAN ? 96 : 128) && C::D != 112 ? 64 : 32;  // by what registers hold
   // Rows of K and V in 16-byte pieces: eight consecutive rows must hit different banks at the same piece, by an odd row length or by
   // exchanging pieces.
   static constexpr int PIECES = C::D / 8;

@@ -114,9 +114,9 @@ DEVICE void matmul_few(const Counts* counts, const u16* x, const Segments& segme
 
     float acc[TILES][NT][4] = {};
     int set = 0;
-    // A number that the assembler doesn't know: it would unroll a few rounds and move all their reads ahead, into more
-    // registers than there are. Blocks have one row of threads. Of one round it knows best.
-    const int rounds = S::ROUNDS + (S::ONE || S::ROUNDS == 1 ? 0 : threadIdx.y & 1);
+    // With many sums, a number that the assembler doesn't know: it would unroll a few rounds and move all their reads ahead,
+    // into more registers than there are. Blocks have one row of threads. Of one round it knows best.
+    const int rounds = S::ROUNDS + (NT > 1 && S::ROUNDS > 1 ? threadIdx.y & 1 : 0);
     for (int item = first; item < last; item++) {
         const u8* next = item + 1 < last ? segments.item(item + 1) + within : p;
 #pragma unroll 1

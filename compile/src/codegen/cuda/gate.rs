@@ -146,7 +146,10 @@ fn parse(log: &str) -> Vec<Report> {
             report.shared = smem.map_or(0, number);
         } else if line.contains("bytes stack frame") {
             let mut parts = line.split(',');
-            report.stack = parts.next().map_or(0, number);
+            // Behind `ptxas .`, or not.
+            let stack = parts.next().and_then(|part| part.split(" bytes").next());
+            let stack = stack.and_then(|part| part.split_whitespace().next_back());
+            report.stack = stack.map_or(0, number);
             report.spills = parts.map(number).sum();
         }
     }
@@ -178,7 +181,7 @@ ptxas info    : Function properties for one
 ptxas info    : Used 64 registers, used 1 barriers, 4228 bytes smem
 ptxas info    : Compiling entry function 'two' for 'sm_90a'
 ptxas info    : Function properties for two
-    8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads
+ptxas         .     8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads
 ptxas info    : Used 255 registers, used 0 barriers
 ";
 

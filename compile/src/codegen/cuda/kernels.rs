@@ -506,10 +506,11 @@ impl Writer<'_> {
             "Heads",
             format!(
                 "struct @ {{\n    static constexpr int D = {dim}, HEADS = {heads}, KV_HEADS = {}, WINDOW = {};\n    static \
-                 constexpr float SCALE = {scale:?}f;\n    static constexpr bool STABLE = true, Q8 = {};\n}};\n",
+                 constexpr float SCALE = {scale:?}f;\n    static constexpr bool STABLE = true, Q8 = {}, LEAN = {};\n}};\n",
                 kv.kv_heads,
                 kv.window.unwrap_or(0),
-                kv.dtype == KvDType::Q8Rows
+                kv.dtype == KvDType::Q8Rows,
+                !self.chip.hopper
             ),
         );
         let mut variants = Vec::new();
@@ -529,7 +530,7 @@ impl Writer<'_> {
             );
             let block = kv.part_bytes();
             let call = if many { "prefill" } else { "decode" };
-            let shape = Attention::of(kv, heads);
+            let shape = Attention::of(kv, heads, !self.chip.hopper);
             let (threads, shared, grid) = if many {
                 (
                     shape.prefill_threads,
@@ -747,14 +748,18 @@ struct Attention {
 }
 
 impl Attention {
-    fn of(kv: &KvGroup, heads: u32) -> Attention {
+    fn of(kv: &KvGroup, heads: u32, lean: bool) -> Attention {
         let dim = kv.head_dim;
         let shared_by = heads / kv.kv_heads;
         let groups = shared_by.div_ceil(8);
         let partial = shared_by.div_ceil(groups) * (dim + 4);
         let tiles = if dim <= 128 { 2 } else { 1 };
         let rows = 16 * tiles * 4;
-        let few = if kv.dtype == KvDType::Q8Rows { 96 } else { 128 };
+        let few = if lean || kv.dtype == KvDType::Q8Rows {
+            96
+        } else {
+            128
+        };
         let keys = if dim <= few && dim != 112 { 64 } else { 32 };
         let pieces = dim / 8;
         let stride = 16
