@@ -19,8 +19,8 @@ use crate::cpu::avx512;
 use crate::pack::GROUP;
 use crate::quant::BLOCK;
 
-/// Tokens below which the level below is as fast: a tile's loads and the panels' stores are the price of its products.
-const FEW: u64 = 8;
+/// Tokens below which the level below is faster (NOTES.md): a tile's loads and the panels' stores are the price of its products.
+const FEW: u64 = 16;
 
 /// Panels of a chunk: 20 to 40 KiB.
 const PANELS: usize = 32;
@@ -41,7 +41,6 @@ pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
     unsafe {
         match args.rows {
             ..FEW => avx512::quant::matmul::<F, BYTES>(args),
-            FEW..16 => tiled::<Hardware, F, BYTES, 8>(args),
             _ => tiled::<Hardware, F, BYTES, 16>(args),
         }
     }
