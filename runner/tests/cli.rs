@@ -71,7 +71,10 @@ fn wrong_usage_exits_with_2_and_names_the_argument() {
         (&["completions", "tcsh"], "bash"),
         (&["m.fib", "-n", "-2"], "-2"),
         (&["m.fib", "--threads", "0"], "from 1 up"),
-        (&["m.fib", "--device", "abacus"], "auto, cpu, cuda, reference"),
+        (
+            &["m.fib", "--device", "abacus"],
+            "auto, cpu, cuda, reference",
+        ),
         (&["m.fib", "--verify", "some"], "quick, full"),
         (&["m.fib", "--nonsense"], "--nonsense"),
         (&["bench"], "B.fib"),
