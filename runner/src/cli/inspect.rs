@@ -62,7 +62,10 @@ fn print_manifest(contents: &Contents, out: &mut dyn Write) -> io::Result<()> {
         model.vocab,
         model.trained_context
     )?;
-    writeln!(out, "target      {} ({})", m.target, m.features.join(" "))?;
+    match m.features.is_empty() {
+        true => writeln!(out, "target      {}", m.target)?,
+        false => writeln!(out, "target      {} ({})", m.target, m.features.join(" "))?,
+    }
     writeln!(out, "compiler    {}", m.compiler)?;
     writeln!(out, "toolchain   {}", m.toolchain.join(", "))?;
     writeln!(out, "zstd        {}", m.zstd)?;
