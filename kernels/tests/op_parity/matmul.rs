@@ -39,9 +39,11 @@ pub fn check(kernel: &MicroKernel, encoding: Encoding, activations: DType) {
                 .check(kernel, *col0, *cols);
         }
     }
+    // More than one chunk of panels (AMX).
+    Case::new(encoding, activations, 1536, 40, 24, Inputs::Random).check(kernel, 0, 24);
     for inputs in [Inputs::Extreme, Inputs::ExtremeLow] {
         let k = 2 * block_elements(encoding).max(BLOCK);
-        Case::new(encoding, activations, k, 10, 16, inputs).check(kernel, 0, 16);
+        Case::new(encoding, activations, k, 26, 16, inputs).check(kernel, 0, 16);
     }
 }
 
