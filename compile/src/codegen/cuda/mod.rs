@@ -9,6 +9,7 @@ mod kernels;
 mod nvrtc;
 mod region;
 mod sass;
+mod shapes;
 mod target;
 
 pub use target::Chip;
