@@ -206,8 +206,8 @@ template <class C, class Epilogue> FI_DEVICE void decode(const Args& a, const Ep
     } else {
       x = *(const float4*)(row + D - 16 + 4 * t);
     }
-    store_shared(q_at + s * 512, pack(x.x * scale, x.y * scale), pack(x.z * scale, x.w * scale), pack(y.x * scale, y.y * scale),
-                 pack(y.z * scale, y.w * scale));
+    store_shared(q_at + s * 512, floats_to_half2(x.x * scale, x.y * scale), floats_to_half2(x.z * scale, x.w * scale), floats_to_half2(y.x * scale, y.y * scale),
+                 floats_to_half2(y.z * scale, y.w * scale));
   }
   u32* notes = (u32*)(parts + WARPS * S::PARTIAL);  // the ticket; `used`, which would cost the loop a register
   if (threadIdx.x == 0) notes[1] = share_count;
@@ -274,7 +274,7 @@ template <class C, class Epilogue> FI_DEVICE void decode(const Args& a, const Ep
 #pragma unroll
     for (int i = 0; i < 4; i++) s0[i] = exp2_fast(s0[i] - (i & 1 ? m1 : m0));
     l0 += s0[0] + s0[2], l1 += s0[1] + s0[3];
-    const u32 p0 = transpose(pack(s0[0], s0[1])), p1 = transpose(pack(s0[2], s0[3]));
+    const u32 p0 = transpose(floats_to_half2(s0[0], s0[1])), p1 = transpose(floats_to_half2(s0[2], s0[3]));
     if constexpr (C::Q8) {
       constexpr int W = Kv<C>::WORDS;
       const u32* scales = v + Kv<C>::BLOCK;

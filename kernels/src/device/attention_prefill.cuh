@@ -139,8 +139,8 @@ template <class C, class Epilogue> FI_DEVICE void prefill(const Args& a, const E
     for (int s = 0; s < D / 16; s++) {
       const float2 x = *(const float2*)(x0 + 16 * s), y = *(const float2*)(x1 + 16 * s);
       const float2 z = *(const float2*)(x0 + 16 * s + 8), w = *(const float2*)(x1 + 16 * s + 8);
-      store_shared(q_at + (s * MT + m) * 512, pack(x.x * scale, x.y * scale), pack(y.x * scale, y.y * scale),
-                   pack(z.x * scale, z.y * scale), pack(w.x * scale, w.y * scale));
+      store_shared(q_at + (s * MT + m) * 512, floats_to_half2(x.x * scale, x.y * scale), floats_to_half2(y.x * scale, y.y * scale),
+                   floats_to_half2(z.x * scale, z.y * scale), floats_to_half2(w.x * scale, w.y * scale));
     }
   }
 
@@ -243,7 +243,7 @@ template <class C, class Epilogue> FI_DEVICE void prefill(const Args& a, const E
           const float* e = &s[m][2 * n + h / 2][h % 2 * 2];
           const float x = exp2_fast(e[0] - highest[2 * m + h % 2]), y = exp2_fast(e[1] - highest[2 * m + h % 2]);
           sum[2 * m + h % 2] += x + y;
-          p[m][h] = pack(x, y);
+          p[m][h] = floats_to_half2(x, y);
         }
 #pragma unroll
       for (int d = 0; d < D / 16; d++) {
