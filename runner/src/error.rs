@@ -12,6 +12,10 @@ pub enum Error {
     /// No request of this kind is taken now; the same is likely to work a little later.
     #[error("busy: {0}")]
     Busy(String),
+    /// A GPU that failed in the middle of its work: it reached for memory that isn't there, hung, or was reset. What it holds
+    /// is lost; another process may use it again.
+    #[error("the GPU failed: {0}")]
+    Fault(String),
     /// A broken promise of our own code.
     #[error("bug in fastrun: {0}; please report it")]
     Bug(String),

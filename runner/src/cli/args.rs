@@ -178,8 +178,8 @@ pub enum DeviceKind {
     /// What the bundle is for
     Auto,
     Cpu,
-    /// An NVIDIA GPU
-    Cuda,
+    /// A GPU, through CUDA or HIP
+    Gpu,
     Reference,
 }
 

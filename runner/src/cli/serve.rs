@@ -25,7 +25,7 @@ fn runner_options(args: &ServeArgs) -> RunnerOptions {
         device: match args.engine.device {
             DeviceKind::Auto => runner::DeviceKind::Own,
             DeviceKind::Cpu => runner::DeviceKind::Cpu,
-            DeviceKind::Cuda => runner::DeviceKind::Cuda,
+            DeviceKind::Gpu => runner::DeviceKind::Gpu,
             DeviceKind::Reference => runner::DeviceKind::Reference,
         },
         threads: args.engine.threads,

@@ -6,7 +6,7 @@
 mod check;
 pub mod cpu;
 #[cfg(target_os = "linux")]
-pub mod cuda;
+pub mod gpu;
 mod mask;
 mod outputs;
 pub mod reference;

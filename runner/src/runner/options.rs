@@ -6,7 +6,7 @@ use crate::Config;
 use crate::Error;
 use crate::device::Device;
 use crate::device::cpu::{CpuDevice, CpuOptions};
-use crate::device::cuda::{CudaDevice, CudaOptions};
+use crate::device::gpu::{GpuDevice, GpuOptions};
 use crate::device::reference::{ReferenceDevice, ReferenceOptions};
 use crate::load::Loaded;
 use crate::spec::NgramSpec;
@@ -19,8 +19,8 @@ pub enum DeviceKind {
     Own,
     /// Its code, on a processor; an error for a bundle that is for another kind.
     Cpu,
-    /// Its code, on an NVIDIA GPU; likewise.
-    Cuda,
+    /// Its code, on a GPU; likewise.
+    Gpu,
     /// The bundle's meaning, in f32: slow, the measure of the others.
     Reference,
 }
@@ -65,7 +65,7 @@ impl RunnerOptions {
     pub(super) fn engine_config(&self, loaded: &Loaded) -> Config {
         Config {
             in_flight: match self.chosen(loaded) {
-                DeviceKind::Cuda => 2,
+                DeviceKind::Gpu => 2,
                 DeviceKind::Own | DeviceKind::Cpu | DeviceKind::Reference => 1,
             },
             queue: self.queue,
@@ -79,7 +79,7 @@ impl RunnerOptions {
     /// The device, where it is the bundle's own its kind.
     fn chosen(&self, loaded: &Loaded) -> DeviceKind {
         match self.device {
-            DeviceKind::Own if loaded.manifest().target.is_gpu() => DeviceKind::Cuda,
+            DeviceKind::Own if loaded.manifest().target.is_gpu() => DeviceKind::Gpu,
             DeviceKind::Own => DeviceKind::Cpu,
             kind => kind,
         }
@@ -88,11 +88,11 @@ impl RunnerOptions {
     /// Opens the device, on the thread that is to use it.
     pub(super) fn open_device(&self, loaded: &Arc<Loaded>) -> Result<Box<dyn Device>, Error> {
         Ok(match self.chosen(loaded) {
-            DeviceKind::Cuda => {
-                let options = CudaOptions {
+            DeviceKind::Gpu => {
+                let options = GpuOptions {
                     kv_bytes: self.kv_memory,
                 };
-                Box::new(CudaDevice::open(loaded.clone(), &options)?)
+                Box::new(GpuDevice::open(loaded.clone(), &options)?)
             }
             DeviceKind::Own | DeviceKind::Cpu => {
                 let options = CpuOptions {

@@ -3,7 +3,7 @@
 use bundle_format::gpu::{Extent, Kernel, Sampling, draw_kind};
 use bundle_format::plan::{Dim, Limits, Op, Plan, Variant};
 
-use super::CudaDevice;
+use super::GpuDevice;
 use super::driver::Shape;
 use super::layout::Argument;
 use crate::Error;
@@ -35,7 +35,7 @@ impl Bucket {
     }
 }
 
-impl CudaDevice {
+impl GpuDevice {
     /// Captures the graph of a bucket, where there is none yet.
     pub(super) fn capture(&mut self, bucket: Bucket) -> Result<(), Error> {
         if !self.graphs.contains_key(&bucket) {
@@ -103,7 +103,10 @@ impl CudaDevice {
         };
         self.stream
             .launch(*function, shape, &args, *dependent)
-            .map_err(|e| Error::Bug(format!("launch {name}: {e}")))?;
+            .map_err(|error| match error {
+                Error::Fault(text) => Error::Fault(format!("launch {name}: {text}")),
+                error => Error::Bug(format!("launch {name}: {error}")),
+            })?;
         *dependent = true;
         Ok(())
     }
