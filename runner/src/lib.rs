@@ -70,6 +70,8 @@
 
 pub mod chat;
 pub mod device;
+#[cfg(target_os = "linux")]
+pub mod doctor;
 pub mod engine;
 mod error;
 pub mod executor;

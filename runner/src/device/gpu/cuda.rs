@@ -74,7 +74,7 @@ impl Cuda {
             );
         }
         let (mut device, mut context) = (0, ptr::null_mut());
-        let name;
+        let (name, runtime);
         // SAFETY: out-parameters are of the types that the driver writes.
         unsafe {
             if let Err(error) = check(sys::cuInit(0), "cuInit") {
@@ -93,6 +93,7 @@ impl Cuda {
                     DRIVER % 1000 / 10
                 ));
             }
+            runtime = format!("CUDA {}.{}", version / 1000, version % 1000 / 10);
             let mut count = 0;
             check(sys::cuDeviceGetCount(&mut count), "cuDeviceGetCount")?;
             if count == 0 {
@@ -116,6 +117,7 @@ impl Cuda {
             capability: (0, 0),
             about: About {
                 name,
+                runtime,
                 chip: String::new(),
                 processors: 0,
             },

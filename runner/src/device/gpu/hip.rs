@@ -131,6 +131,7 @@ impl Hip {
             functions,
             about: About {
                 name: String::new(),
+                runtime: String::new(),
                 chip: String::new(),
                 processors: 0,
             },
@@ -143,6 +144,7 @@ impl Hip {
     /// Finds the GPU, and what it is.
     fn look(&mut self) -> Result<(), Error> {
         let no = |text: String| Err(Error::Unsupported(text));
+        let number = |v: c_int| format!("{}.{}", v / 10_000_000, v / 100_000 % 100);
         let f = &self.functions;
         let (mut version, mut count) = (0, 0);
         let mut properties = [0u64; PROPERTIES / 8];
@@ -156,10 +158,9 @@ impl Hip {
             self.check((f.version)(&mut version), "hipRuntimeGetVersion")?;
             if version < VERSION {
                 return no(format!(
-                    "the HIP runtime has version {}.{}; expected {}.0 or later: update ROCm",
-                    version / 10_000_000,
-                    version / 100_000 % 100,
-                    VERSION / 10_000_000
+                    "the HIP runtime has version {}; expected {} or later: update ROCm",
+                    number(version),
+                    number(VERSION)
                 ));
             }
             let counted = (f.count)(&mut count);
@@ -192,6 +193,7 @@ impl Hip {
         }
         self.about = About {
             name: text(0),
+            runtime: format!("HIP {}", number(version)),
             chip: chip.to_string(),
             processors: u32::from_ne_bytes(processors),
         };

@@ -24,6 +24,7 @@ use bundle_format::region::KvPart;
 
 use self::cuda::Cuda;
 use self::draw::Draw;
+pub use self::driver::About;
 use self::driver::Function;
 use self::graphs::Bucket;
 use self::handles::{Event, Gpu, Graph, Memory, Module, Pinned, Stream};
@@ -39,6 +40,37 @@ use crate::sampler::Sampler;
 
 /// Memory that is left to the driver and others when KV pools take what is free.
 const SPARE: u64 = 512 << 20;
+
+/// What a maker's runtime says of its first GPU.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub about: About,
+    /// Bytes of memory that are free.
+    pub free: u64,
+}
+
+/// Looks for a GPU of NVIDIA's.
+///
+/// # Errors
+/// As [`GpuDevice::open`].
+pub fn see_cuda() -> Result<Seen, Error> {
+    see(Cuda::open()?)
+}
+
+/// Looks for a GPU of AMD's.
+///
+/// # Errors
+/// As [`GpuDevice::open`].
+pub fn see_hip() -> Result<Seen, Error> {
+    see(Hip::open()?)
+}
+
+fn see(gpu: Gpu) -> Result<Seen, Error> {
+    Ok(Seen {
+        about: gpu.about().clone(),
+        free: gpu.memory()?.0,
+    })
+}
 
 /// How to open a [`GpuDevice`].
 #[derive(Clone, Debug, Default)]
