@@ -185,6 +185,7 @@ pub enum DeviceKind {
     Auto,
     Cpu,
     /// A GPU, through CUDA or HIP
+    #[value(aliases = ["cuda", "hip"])]
     Gpu,
     Reference,
 }
