@@ -35,6 +35,9 @@ const NO_DEVICE: Status = 100;
 const NO_BINARY_FOR_GPU: Status = 209;
 const NOT_READY: Status = 600;
 
+/// What a runtime answers that can't capture streams: not supported, and all about captures (`hipErrorStreamCapture…`).
+const NO_GRAPHS: [Status; 10] = [801, 900, 901, 902, 903, 904, 905, 906, 907, 908];
+
 /// What a GPU reports that reached for memory that isn't there, or that stopped in the middle of a kernel: illegal address,
 /// launch out of resources, launch timeout, assert, launch failure; HSA's memory and other failures.
 const FAULTS: [Status; 7] = [700, 701, 702, 710, 719, 1052, 1053];
@@ -223,6 +226,7 @@ impl Hip {
                 "{text}: the bundle's kernels are not for this GPU ({}); compile the model for it",
                 self.about.chip
             )),
+            status if NO_GRAPHS.contains(&status) => Error::Unsupported(text),
             status if FAULTS.contains(&status) => Error::Fault(text),
             _ => Error::Bug(text),
         })

@@ -82,6 +82,8 @@ pub struct GpuOptions {
 /// Runs a bundle on a GPU. Fields are dropped in their order: graphs and stream before the memory they use.
 pub struct GpuDevice {
     graphs: HashMap<Bucket, Graph>,
+    /// Why kernels are launched one by one; none: by graphs.
+    eager: Option<String>,
     stream: Stream,
     /// Of inputs, which are on their way while the step before runs; and of drawn tokens, for which the step behind doesn't wait.
     uploads: Stream,
@@ -198,6 +200,7 @@ impl GpuDevice {
         ];
         Ok(GpuDevice {
             graphs: HashMap::new(),
+            eager: None,
             stream,
             uploads: Stream::new(&gpu)?,
             downloads: Stream::new(&gpu)?,
@@ -223,6 +226,11 @@ impl GpuDevice {
     /// The GPU's name.
     pub fn name(&self) -> &str {
         &self.gpu.about().name
+    }
+
+    /// Why a step's kernels are launched one by one; none where a graph launches them together.
+    pub fn eager(&self) -> Option<&str> {
+        self.eager.as_deref()
     }
 
     /// Bytes of the GPU's memory that it takes.
@@ -412,7 +420,7 @@ impl GpuDevice {
         self.uploads.record(&there)?;
         self.stream.wait_for(&there)?;
         self.copy_blocks(step)?;
-        self.stream.launch_graph(&self.graphs[&bucket])?;
+        self.launch_step(bucket)?;
         self.download(step, draws)?;
         let mut done = Event::new(&self.gpu)?;
         self.stream.record(&done)?;
