@@ -129,4 +129,6 @@ pub enum Arg {
     Draws,
     /// Drawn tokens of this step and of the one before: u32 id, u32 [`drawn_fault`] each.
     Drawn,
+    /// Blocks of each KV pool, a u32.
+    KvBlocks,
 }

@@ -21,6 +21,8 @@ pub enum Target {
     Sm100a,
     /// GeForce 50, with its own.
     Sm120a,
+    /// AMD's Strix Halo: RDNA 3.5, wavefronts of 32 lanes.
+    Gfx1151,
 }
 
 impl Target {
@@ -34,6 +36,7 @@ impl Target {
         Target::Sm90a,
         Target::Sm100a,
         Target::Sm120a,
+        Target::Gfx1151,
     ];
 
     /// The name that `--target` takes and the manifest records.
@@ -47,6 +50,7 @@ impl Target {
             Target::Sm90a => "sm_90a",
             Target::Sm100a => "sm_100a",
             Target::Sm120a => "sm_120a",
+            Target::Gfx1151 => "gfx1151",
         }
     }
 
@@ -62,7 +66,7 @@ impl Target {
     /// The compute capability of an NVIDIA chip, major and minor; none for other processors.
     pub fn compute_capability(self) -> Option<(u32, u32)> {
         match self {
-            Target::X86_64V3 | Target::X86_64V4 => None,
+            Target::X86_64V3 | Target::X86_64V4 | Target::Gfx1151 => None,
             Target::Sm80 => Some((8, 0)),
             Target::Sm86 => Some((8, 6)),
             Target::Sm89 => Some((8, 9)),
@@ -74,7 +78,7 @@ impl Target {
 
     /// Whether bundles hold kernels of a GPU.
     pub fn is_gpu(self) -> bool {
-        self.compute_capability().is_some()
+        self.block_shared().is_some()
     }
 
     /// Bytes of shared memory that a block of threads may have on a GPU; none for other processors.
@@ -84,6 +88,18 @@ impl Target {
             Target::Sm80 => Some(163 << 10),
             Target::Sm86 | Target::Sm89 | Target::Sm120a => Some(99 << 10),
             Target::Sm90a | Target::Sm100a => Some(227 << 10),
+            Target::Gfx1151 => Some(64 << 10),
+        }
+    }
+
+    /// Registers of 32 bits that the threads of a block may have together on a GPU, and how many a warp (a wavefront, on AMD's)
+    /// takes at a time; none for other processors.
+    pub fn block_registers(self) -> Option<(u32, u32)> {
+        match self {
+            Target::X86_64V3 | Target::X86_64V4 => None,
+            // Four units of 1536 for each of 32 lanes, in granules of 24.
+            Target::Gfx1151 => Some((4 * 1536 * 32, 24 * 32)),
+            _ => Some((65536, 256)),
         }
     }
 

@@ -131,7 +131,7 @@ fn sizes() {
     bad("threads", &|k| k.threads = 0);
     bad("threads", &|k| k.threads = 1025);
     bad("registers", &|k| k.registers = 0);
-    bad("registers", &|k| k.registers = 256);
+    bad("registers", &|k| k.registers = 257);
     bad("registers of a block", &|k| {
         (k.threads, k.registers) = (1024, 65)
     });
@@ -157,6 +157,7 @@ fn shared_memory_of_each_chip() {
         (Target::Sm90a, 227 << 10),
         (Target::Sm100a, 227 << 10),
         (Target::Sm120a, 99 << 10),
+        (Target::Gfx1151, 64 << 10),
     ] {
         let mut plan = gpu_plan();
         let kernel = &mut plan.launches[OUTPUT].variants[0].kernels[0];

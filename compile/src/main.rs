@@ -160,6 +160,8 @@ enum TargetName {
     /// NVIDIA GeForce 50
     #[value(name = "sm_120", alias = "sm_120a")]
     Sm120,
+    /// AMD Strix Halo
+    Gfx1151,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -192,6 +194,7 @@ impl Shape {
             TargetName::Sm90 => Target::Sm90a,
             TargetName::Sm100 => Target::Sm100a,
             TargetName::Sm120 => Target::Sm120a,
+            TargetName::Gfx1151 => Target::Gfx1151,
             TargetName::Native => native()?,
         };
         if target.is_gpu() && !matches!(self.activations, ActivationsName::Auto) {

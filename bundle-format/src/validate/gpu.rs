@@ -9,13 +9,10 @@ use crate::target::Target;
 /// Bounds that no chip exceeds.
 const MAX_KERNELS: usize = 64;
 const MAX_THREADS: u32 = 1024;
-const MAX_REGISTERS: u32 = 255;
+const MAX_REGISTERS: u32 = 256;
 const MAX_SHARED: u32 = 227 << 10;
 const MAX_GRID: u32 = 65535;
 const MAX_ARGS: usize = 1024;
-/// Registers that the threads of a block may have together; each warp takes multiples of [`WARP_REGISTERS`].
-const BLOCK_REGISTERS: u32 = 65536;
-const WARP_REGISTERS: u32 = 256;
 /// Far above what a step needs.
 const MAX_WORKSPACE: u64 = 1 << 36;
 const MAX_TICKETS: u32 = 1 << 24;
@@ -36,7 +33,7 @@ pub fn fits(target: Target, plan: &Plan) -> Result<(), Invalid> {
                     variant.kernels.len()
                 );
                 for (k, kernel) in variant.kernels.iter().enumerate() {
-                    shared_fits(target, kernel)
+                    kernel_fits(target, kernel)
                         .map_err(|e| e.within(format_args!("kernel {k}")))?;
                 }
                 Ok(())
@@ -49,12 +46,12 @@ pub fn fits(target: Target, plan: &Plan) -> Result<(), Invalid> {
     }
     let drawing = plan.sampling.iter().flat_map(|s| s.kernels());
     for kernel in drawing {
-        shared_fits(target, kernel).map_err(|e| e.within("sampling"))?;
+        kernel_fits(target, kernel).map_err(|e| e.within("sampling"))?;
     }
     Ok(())
 }
 
-fn shared_fits(target: Target, kernel: &Kernel) -> Result<(), Invalid> {
+fn kernel_fits(target: Target, kernel: &Kernel) -> Result<(), Invalid> {
     let most = target.block_shared();
     let shared = kernel.fixed_shared.saturating_add(kernel.shared);
     ensure!(
@@ -63,6 +60,16 @@ fn shared_fits(target: Target, kernel: &Kernel) -> Result<(), Invalid> {
         format!("at most {} bytes, for {target}", most.unwrap_or(0)),
         shared
     );
+    if let Some((most, granule)) = target.block_registers() {
+        let warp = (u64::from(kernel.registers) * 32).next_multiple_of(u64::from(granule));
+        let block = warp * u64::from(kernel.threads.div_ceil(32));
+        ensure!(
+            block <= u64::from(most),
+            "registers of a block",
+            format!("at most {most}, for {target}"),
+            block
+        );
+    }
     Ok(())
 }
 
@@ -128,14 +135,6 @@ fn kernel(plan: &Plan, own: &Own, kernel: &Kernel) -> Result<(), Invalid> {
         "registers",
         format!("1 to {MAX_REGISTERS}"),
         kernel.registers
-    );
-    let warp = (kernel.registers * 32).next_multiple_of(WARP_REGISTERS);
-    let block = warp * kernel.threads.div_ceil(32);
-    ensure!(
-        block <= BLOCK_REGISTERS,
-        "registers of a block",
-        format!("at most {BLOCK_REGISTERS}"),
-        block
     );
     let shared = u64::from(kernel.fixed_shared) + u64::from(kernel.shared);
     ensure!(
@@ -224,7 +223,8 @@ fn argument(plan: &Plan, own: &Own, arg: Arg) -> Result<(), Invalid> {
         | Arg::Workspace
         | Arg::Tickets
         | Arg::Draws
-        | Arg::Drawn => {}
+        | Arg::Drawn
+        | Arg::KvBlocks => {}
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use bundle_format::region::Region;
 use bundle_format::target::Target;
 
 use super::cpu::{self, CodeSection, RegionContext};
-use super::cuda;
+use super::{cuda, hip};
 use crate::error::Error;
 
 /// The code section of a bundle.
@@ -23,6 +23,9 @@ pub struct Code {
 pub fn generate(plan: &mut Plan, target: Target, portable: bool) -> Result<Code, Error> {
     if let Some(chip) = cuda::Chip::of(target, portable) {
         return cuda::generate(plan, &chip);
+    }
+    if let Some(chip) = hip::Chip::of(target) {
+        return hip::generate(plan, &chip);
     }
     let mut section = CodeSection::new();
     let mut refs: Vec<Vec<Vec<Option<CodeRef>>>> = Vec::new();

@@ -4,5 +4,6 @@ pub mod cpu;
 mod cuda;
 mod generate;
 mod gpu;
+mod hip;
 
 pub use generate::{Code, generate};

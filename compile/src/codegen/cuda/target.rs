@@ -19,7 +19,7 @@ impl Chip {
     /// could have.
     pub fn of(target: Target, portable: bool) -> Option<Chip> {
         let (arch, processors, hopper) = match target {
-            Target::X86_64V3 | Target::X86_64V4 => return None,
+            Target::X86_64V3 | Target::X86_64V4 | Target::Gfx1151 => return None,
             Target::Sm80 => ("sm_80", 108, false),
             Target::Sm86 => ("sm_86", 84, false),
             Target::Sm89 => ("sm_89", 128, false),

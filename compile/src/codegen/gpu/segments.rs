@@ -44,6 +44,7 @@ impl Writer<'_> {
         };
         let mut members = String::new();
         let mut item = String::new();
+        let mut tiles = String::new();
         let mut finish = String::new();
         let mut total = 0;
         for (i, segment) in run.iter().enumerate() {
@@ -67,6 +68,12 @@ impl Writer<'_> {
                 item,
                 "        {guard}return w{i} + (u64)(i - {total}) * {item_bytes}u;"
             );
+            let _ = writeln!(
+                tiles,
+                "        {guard}return {} - (i - {total}) * {};",
+                weight.rows.div_ceil(TILE as u32),
+                features / TILE as u32
+            );
             let epilogue = &segment.epilogue;
             let how = if goes_together(epilogue, &self.plan.kv) {
                 "finish_units"
@@ -81,9 +88,14 @@ impl Writer<'_> {
             );
             total += items;
         }
+        // Where all threads are known, so are the tiles that the last item has: none is read that isn't there.
+        let tiles = match self.chip.tells_threads() {
+            true => format!("    __device__ int tiles(int i) const {{\n{tiles}    }}\n"),
+            false => String::new(),
+        };
         let text = format!(
             "struct @ {{\n    static constexpr int ITEMS = {total};\n    static constexpr bool OF_ROWS = {of_rows};\n{members}    \
-             __device__ const u8* item(int i) const {{\n{item}    }}\n    __device__ void finish(int i, int row0, const float* \
+             __device__ const u8* item(int i) const {{\n{item}    }}\n{tiles}    __device__ void finish(int i, int row0, const float* \
              sums, int stride, int rows) const {{\n{finish}    }}\n}};\n"
         );
         let name = self.named_struct("Segments", text);

@@ -135,6 +135,7 @@ impl Layout {
             Arg::Tickets => Argument::At(self.tickets),
             Arg::Draws => input(self.inputs.draws),
             Arg::Drawn => Argument::At(self.drawn),
+            Arg::KvBlocks => Argument::Number(u64::from(self.blocks)),
         }
     }
 }

@@ -1,0 +1,179 @@
+//! Attention: a kernel for single tokens, for each of several ranges, and one for tiles of a sequence's.
+
+use bundle_format::gpu::{Arg, Extent};
+use bundle_format::plan::{Input, KvDType, KvGroup, Variant};
+use bundle_format::region::KvPart;
+
+use super::RANGES;
+use super::target::Chip;
+use crate::codegen::gpu::kernels::{Attend, Parameters, Writer, variant};
+use crate::error::Error;
+
+/// Largest head of these kernels.
+const MAX_HEAD_DIM: u32 = 256;
+
+/// Wavefronts and threads of a block.
+const WAVES: u32 = 4;
+const THREADS: u32 = 32 * WAVES;
+
+/// Rows of a tile of a sequence's tokens.
+const TILE_ROWS: u32 = 16 * WAVES;
+
+/// Entries of a block table that a block copies at a time.
+const TABLE: u32 = 512;
+
+/// Variants of attention.
+pub fn attention(chip: &Chip, writer: &mut Writer, attend: &Attend) -> Result<Vec<Variant>, Error> {
+    let Attend {
+        q,
+        group,
+        layer,
+        heads,
+        scale,
+        epilogue,
+    } = *attend;
+    let kv = &writer.plan.kv[group as usize];
+    let dim = kv.head_dim;
+    if !dim.is_multiple_of(16) || dim > MAX_HEAD_DIM {
+        return Err(Error::Unsupported(format!(
+            "heads of {dim} features; this target has attention for multiples of 16 up to {MAX_HEAD_DIM}"
+        )));
+    }
+    let (name, pointers) = writer.region_struct(epilogue)?;
+    let pool = |part: KvPart| Arg::Kv { group, layer, part };
+    let mut parameters: Parameters = vec![
+        ("const float*", Arg::Buffer(q)),
+        ("const char*", pool(KvPart::Key)),
+        ("const char*", pool(KvPart::Value)),
+        ("const u32*", Arg::Tables(group)),
+        ("u64", Arg::TableStride),
+        ("u64", Arg::KvBlocks),
+        ("const u32*", Arg::Buffer(writer.input(Input::Sequences)?)),
+        ("const u32*", Arg::Buffer(writer.input(Input::Positions)?)),
+        ("const u32*", Arg::Tiles),
+        ("float*", Arg::Workspace),
+        ("u32*", Arg::Tickets),
+    ];
+    let fixed = parameters.len();
+    parameters.extend(pointers);
+    let values: Vec<String> = (fixed..parameters.len()).map(|k| format!("p{k}")).collect();
+    let store = writer.named_struct(
+        "Store",
+        format!(
+            "struct @ {{\n    {name}<false> region;\n    __device__ void store(int row, int head, const float* tile) const {{ \
+             finish_head(region, row, head, tile); }}\n}};\n"
+        ),
+    );
+    let block = kv.part_bytes();
+    let limit = writer.plan.limits.max_tokens;
+    let mut variants = Vec::new();
+    let mut first = 1;
+    for last in RANGES.into_iter().chain([limit]) {
+        let last = last.min(limit);
+        if first > last {
+            continue;
+        }
+        let many = first > RANGES[RANGES.len() - 1];
+        let shape = Shape::of(kv, heads);
+        let splits = match many {
+            true => 1,
+            false => splits(chip, &shape, last),
+        };
+        let config = writer.named_struct(
+            "Heads",
+            format!(
+                "struct @ {{\n    static constexpr int D = {dim}, HEADS = {heads}, KV_HEADS = {}, WINDOW = {}, SPLITS = {splits}, TABLE \
+                 = {TABLE};\n    static constexpr float SCALE = {scale:?}f;\n    static constexpr bool Q8 = {}, AHEAD = {};\n}};\n",
+                kv.kv_heads,
+                kv.window.unwrap_or(0),
+                kv.dtype == KvDType::Q8Rows,
+                shape.ahead,
+            ),
+        );
+        let (call, kind, shared, grid) = match many {
+            true => (
+                "prefill",
+                "Prefill",
+                shape.prefill_shared,
+                [
+                    Extent::Tiles(TILE_ROWS),
+                    Extent::Fixed(heads),
+                    Extent::Fixed(1),
+                ],
+            ),
+            false => (
+                "decode",
+                "Decode",
+                shape.decode_shared,
+                [
+                    Extent::Fixed(shape.pairs),
+                    Extent::Rows(1),
+                    Extent::Fixed(splits),
+                ],
+            ),
+        };
+        let body = format!(
+            "using S = attention::{kind}<{config}>;\n    static_assert(S::THREADS == {THREADS} && S::SHARED == {shared}, \"as the plan \
+             says\");\n    attention::Args a{{p0, p1, p2, {block}u, p3, p6, p7, (const u32*)counts, p8, p9, p10, (u32)p4, \
+             (u32)p5}};\n    attention::{call}<{config}>(a, {store}{{{{{}}}}});",
+            values.join(", ")
+        );
+        let mut kernel = writer.kernel(call, parameters.clone(), &body, "", THREADS, 1);
+        if splits > 1 {
+            let cells = u64::from(shape.pairs) * u64::from(last);
+            kernel.workspace = cells * u64::from(splits) * u64::from(shape.partial) * 4;
+            kernel.tickets = shape.pairs * last;
+        }
+        kernel.grid = grid;
+        kernel.shared = shared;
+        let reason = match many {
+            false => "the query heads of a KV head together, long contexts in parts",
+            true => "tiles of a sequence's tokens, keys and values through shared memory",
+        };
+        variants.push(variant(first, last, vec![kernel], 1, reason));
+        first = last + 1;
+    }
+    Ok(variants)
+}
+
+/// The constants of attention_decode.h and attention_prefill.h, for a shape; the sources check them.
+struct Shape {
+    /// Groups of query heads that share a KV head.
+    pairs: u32,
+    /// Floats of a partial result.
+    partial: u32,
+    decode_shared: u32,
+    prefill_shared: u32,
+    /// Whether registers have room for the next block beside the one that is multiplied.
+    ahead: bool,
+}
+
+impl Shape {
+    fn of(kv: &KvGroup, heads: u32) -> Shape {
+        let (dim, shared_by) = (kv.head_dim, heads / kv.kv_heads);
+        let groups = shared_by.div_ceil(if dim <= 128 { 8 } else { 4 });
+        let together = shared_by.div_ceil(groups);
+        let partial = together * (dim + 4);
+        let decode = together * dim * 2 + WAVES * together * 32 + WAVES * partial * 4;
+        let keys = if dim <= 128 { 32 } else { 16 };
+        let queries = if dim <= 64 {
+            0
+        } else {
+            TILE_ROWS * (2 * dim + 16)
+        };
+        let staged = queries + keys * (2 * dim + 16) + dim * (2 * keys + 16);
+        let out = WAVES * 8 * (dim + 4) * 4;
+        Shape {
+            pairs: kv.kv_heads * groups,
+            partial,
+            decode_shared: decode + TABLE * 4 + 16,
+            prefill_shared: staged.max(out),
+            ahead: dim * together <= 256,
+        }
+    }
+}
+
+/// Parts of a long context, so that a step of `rows` rows fills the chip once: more parts than run at a time cost a second round.
+fn splits(chip: &Chip, shape: &Shape, rows: u32) -> u32 {
+    (2 * chip.units / (shape.pairs * rows)).clamp(1, 64)
+}

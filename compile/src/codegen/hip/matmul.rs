@@ -1,0 +1,218 @@
+//! Matrix products: a kernel for one row, bound by reading weights, one for each range of few rows, and one for many.
+
+use bundle_format::gpu::{Extent, Kernel};
+use bundle_format::plan::{Dim, Segment, Variant};
+use kernels::pack::fragment::{Codes, FRAGMENT};
+
+use super::RANGES;
+use super::target::Chip;
+use crate::codegen::gpu::kernels::{Writer, variant};
+use crate::codegen::gpu::segments::{by_format, form, format};
+use crate::error::Error;
+
+/// Wavefronts that a vector unit has under way where memory is to be kept busy.
+const WAVES_PER_UNIT: u32 = 8;
+
+/// Wavefronts of a block, at most.
+const MOST_WAVES: u32 = 16;
+
+/// Bytes of shared memory for a row of activations; longer ones are read through the caches.
+const STAGED_ROW: u32 = 56 << 10;
+
+/// Variants of a matrix product.
+pub fn matmul(
+    chip: &Chip,
+    writer: &mut Writer,
+    x: u32,
+    segments: &[Segment],
+) -> Result<Vec<Variant>, Error> {
+    let limit = writer.limit(writer.plan.buffers[x as usize].extent);
+    let mut products = Products { chip, writer, x };
+    let mut variants = Vec::new();
+    let mut first = 1;
+    for last in RANGES.into_iter().chain([limit]) {
+        let last = last.min(limit);
+        if first > last {
+            continue;
+        }
+        let mut kernels = Vec::new();
+        let mut rows = 1;
+        for run in by_format(products.writer.plan, segments)? {
+            let (kernel, of_block) = match last {
+                1 => (products.one(&run)?, 1),
+                _ => products.more(&run, first)?,
+            };
+            rows = of_block;
+            kernels.push(kernel);
+        }
+        let reason = match first {
+            1 => "one row: dot products of codes as they are, sums scaled".to_string(),
+            _ if last <= RANGES[RANGES.len() - 1] => {
+                format!("up to {last} rows: bound by reading weights, {rows} rows share them")
+            }
+            _ => format!("many rows: {rows} of them share a weight, which goes through registers"),
+        };
+        variants.push(variant(first, last, kernels, rows, &reason));
+        first = last + 1;
+    }
+    Ok(variants)
+}
+
+struct Products<'a, 'w> {
+    chip: &'a Chip,
+    writer: &'a mut Writer<'w>,
+    x: u32,
+}
+
+/// How the wavefronts of a block divide an item: `across` of them its tiles, `tiles` each, and `along` its columns.
+#[derive(Clone, Copy)]
+struct Division {
+    across: u32,
+    tiles: u32,
+    along: u32,
+}
+
+impl Division {
+    fn group(self) -> u32 {
+        self.across * self.tiles
+    }
+
+    fn threads(self) -> u32 {
+        32 * self.across * self.along
+    }
+}
+
+impl Products<'_, '_> {
+    fn cols(&self) -> u32 {
+        self.writer.plan.buffers[self.x as usize].cols
+    }
+
+    fn of_rows(&self) -> bool {
+        self.writer.plan.buffers[self.x as usize].extent == Dim::Rows
+    }
+
+    /// Tiles of all segments, and of the largest unit that is summed over, which lies in one item.
+    fn tiles(&self, run: &[&Segment]) -> Result<(u32, u32), Error> {
+        let all = run.iter().map(|s| self.writer.tiles(s)).sum();
+        let units = run.iter().map(|s| self.writer.unit_tiles(s));
+        let whole = units.clone().max().unwrap_or(1);
+        if whole > MOST_WAVES || units.clone().any(|unit| !whole.is_multiple_of(unit)) {
+            return Err(Error::Unsupported(format!(
+                "heads of {} features that are summed over; this target has kernels for up to {}",
+                whole * 16,
+                MOST_WAVES * 16
+            )));
+        }
+        Ok((all, whole))
+    }
+
+    /// Wavefronts along columns, so that all of them together keep memory busy, and each has `least` fragments.
+    fn along(&self, waves: u32, across: u32, least: u32) -> u32 {
+        let wanted = (2 * self.chip.units * WAVES_PER_UNIT).div_ceil(waves.max(1));
+        let fragments = self.cols() / FRAGMENT as u32;
+        let most = (MOST_WAVES / across).min((fragments / least).max(1));
+        wanted.next_power_of_two().min(1 << most.ilog2())
+    }
+
+    /// The kernel for one row.
+    fn one(&mut self, run: &[&Segment]) -> Result<Kernel, Error> {
+        let encoding = self.writer.plan.weights[run[0].weight as usize].encoding;
+        let (format, (codes, _)) = (format(encoding)?, form(encoding)?);
+        let (all, whole) = self.tiles(run)?;
+        // Four tiles share a block's copy of x where there are many.
+        let across = match all / 4 >= 4 * self.chip.units {
+            true => whole * u32::div_ceil(4, whole),
+            false => whole,
+        };
+        let depth = match codes {
+            Codes::Nibbles | Codes::Five | Codes::Six => 4,
+            Codes::Bytes | Codes::Half => 2,
+        };
+        let along = self.along(all, across, depth);
+        let division = Division {
+            across,
+            tiles: 1,
+            along,
+        };
+        let cols = self.cols();
+        let staged = cols * 2 <= STAGED_ROW;
+        let shape = format!("OneShape<{format}, {cols}, {across}, {along}, 1, {depth}, {staged}>");
+        let sums = along * (division.group() * 16 + 4) * 4;
+        let shared = if staged { cols * 2 } else { 0 } + sums;
+        self.kernel("one", run, division, &shape, shared, 1)
+    }
+
+    /// The kernel for rows from `first` on, and how many rows a block takes.
+    fn more(&mut self, run: &[&Segment], first: u32) -> Result<(Kernel, u32), Error> {
+        let encoding = self.writer.plan.weights[run[0].weight as usize].encoding;
+        let format = format(encoding)?;
+        let (all, whole) = self.tiles(run)?;
+        let columns = match first {
+            ..=16 => 1,
+            17..=32 => 2,
+            _ => 4,
+        };
+        // Two tiles of a wavefront share what it reads of x.
+        let target = match columns {
+            4 if all >= 4 * self.chip.units => 8,
+            1 | 2 if all < 8 * self.chip.units => 2,
+            _ => 4,
+        };
+        let group = whole * u32::div_ceil(target, whole);
+        let tiles = if group.is_multiple_of(2) { 2 } else { 1 };
+        let across = group / tiles;
+        let along = match columns {
+            4 => 1,
+            _ => self.along(all / tiles, across, 1).min(4),
+        };
+        let division = Division {
+            across,
+            tiles,
+            along,
+        };
+        let cols = self.cols();
+        let shape = format!("ManyShape<{format}, {cols}, {across}, {along}, {tiles}, {columns}>");
+        let stages = 2 * 16 * columns * (128 * along + 16);
+        let sums = along * 16 * (division.group() * 16 + 4) * 4;
+        let rows = 16 * columns;
+        let shared = stages.max(sums);
+        let name = if columns == 4 { "many" } else { "few" };
+        let kernel = self.kernel(name, run, division, &shape, shared, rows)?;
+        Ok((kernel, rows))
+    }
+
+    fn kernel(
+        &mut self,
+        name: &str,
+        run: &[&Segment],
+        division: Division,
+        shape: &str,
+        shared: u32,
+        rows: u32,
+    ) -> Result<Kernel, Error> {
+        let (threads, features) = (division.threads(), division.group() * 16);
+        let of_rows = self.of_rows();
+        let (segments, parameters) = self
+            .writer
+            .segments(self.x, run, features, false, of_rows, threads)?;
+        let template = if name == "one" { "one" } else { "many" };
+        let body = format!(
+            "using S = {shape};\n    static_assert(S::THREADS == {threads} && S::SHARED == {shared}, \"as the plan says\");\n    \
+             matmul_{template}<S>(counts, p0, {segments});"
+        );
+        let symbol = format!("matmul_{name}");
+        let mut kernel = self
+            .writer
+            .kernel(&symbol, parameters, &body, "", threads, 1);
+        let items = run
+            .iter()
+            .map(|s| self.writer.tiles(s).div_ceil(division.group()));
+        kernel.grid = [
+            Extent::Fixed(items.sum()),
+            Extent::Rows(rows),
+            Extent::Fixed(1),
+        ];
+        kernel.shared = shared;
+        Ok(kernel)
+    }
+}
