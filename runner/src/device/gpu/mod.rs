@@ -32,7 +32,7 @@ use self::layout::Layout;
 use super::check::{Bounds, check, sequences};
 use super::outputs::Outputs;
 use super::tickets::Tickets;
-use super::{Device, Outcome, Step, Ticket, TokenSource, Want};
+use super::{Device, Outcome, Stability, Step, Ticket, TokenSource, Want};
 use crate::Error;
 use crate::load::Loaded;
 use crate::sampler::Sampler;
@@ -45,6 +45,8 @@ const SPARE: u64 = 512 << 20;
 pub struct GpuOptions {
     /// Bytes of all KV pools together; none: what is free.
     pub kv_bytes: Option<u64>,
+    /// The profile to run by, of those that the bundle has; none: its own.
+    pub stability: Option<Stability>,
 }
 
 /// Runs a bundle on a GPU. Fields are dropped in their order: graphs and stream before the memory they use.
