@@ -321,7 +321,8 @@ impl Scheduler {
         } = self.policy.limits;
         let (mut decoding, mut prefilling, mut answering) = (Vec::new(), Vec::new(), 0);
         for (i, s) in self.running.iter().enumerate() {
-            answering += u32::from(s.is_answering());
+            // An answer whose beginning is computed anew has nothing to be held up.
+            answering += u32::from(s.is_answering() && s.todo() <= 1);
             if s.todo() == 0 || s.feedable() > s.table.capacity() {
                 continue;
             }
