@@ -72,6 +72,8 @@
 mod admission;
 pub mod chat;
 pub mod device;
+#[cfg(target_os = "linux")]
+pub mod doctor;
 pub mod engine;
 mod error;
 pub mod executor;

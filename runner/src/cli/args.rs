@@ -28,6 +28,9 @@ To have them in every new shell:
   fastrun completions zsh > ~/.zfunc/_fastrun    with `fpath+=~/.zfunc` before `compinit` in ~/.zshrc
   fastrun completions fish > ~/.config/fish/completions/fastrun.fish";
 
+const DOCTOR: &str = "\
+Without a bundle it looks at all that there is. Exit code 1: there is a problem.";
+
 #[cfg(feature = "server")]
 const SERVE: &str = "\
 Try it:
@@ -79,6 +82,9 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Check every hash of a bundle, its weights included
     Verify(VerifyArgs),
+    /// Tell whether this machine is fit for a bundle: kernel, drivers, firmware, memory, and what to do where it isn't
+    #[command(after_help = DOCTOR)]
+    Doctor(DoctorArgs),
     /// Print a script that makes a shell complete fastrun's command line
     #[command(after_help = COMPLETIONS)]
     Completions(CompletionsArgs),
@@ -187,6 +193,7 @@ pub enum DeviceKind {
     Auto,
     Cpu,
     /// A GPU, through CUDA or HIP
+    #[value(aliases = ["cuda", "hip"])]
     Gpu,
     Reference,
 }
@@ -439,6 +446,16 @@ pub struct InspectArgs {
     #[arg(value_name = "B.fib")]
     pub bundle: PathBuf,
     /// One JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// The bundle that is to run here
+    #[arg(value_name = "B.fib")]
+    pub bundle: Option<PathBuf>,
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }

@@ -96,6 +96,9 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Failure> {
         DeviceKind::Gpu => {
             let mut forward = Forward::new(session.gpu_device()?, limits);
             let figures = measure(&mut forward, &work, |_| None)?;
+            if let Some(why) = forward.device().eager() {
+                note!("fastrun: kernels were launched one by one, without graphs: {why}");
+            }
             (0, forward.device().read_rate()?, figures)
         }
         DeviceKind::Reference => {

@@ -8,6 +8,7 @@ pub mod args;
 mod bench;
 mod chat;
 mod completions;
+mod doctor;
 pub mod failure;
 mod forward;
 mod inspect;
@@ -42,6 +43,7 @@ pub fn execute(cli: &Cli, out: &mut dyn Write) -> Result<(), Failure> {
         Some(Command::Logits(args)) => logits::run(args, out),
         Some(Command::Inspect(args)) => inspect::run(args, out),
         Some(Command::Verify(args)) => verify::run(args, out),
+        Some(Command::Doctor(args)) => doctor::run(args, out),
         Some(Command::Completions(args)) => completions::run(args, out),
     }?;
     out.flush()?;

@@ -14,6 +14,9 @@ use crate::Error;
 /// What cubins are made with: the least version of the driver that loads them.
 const DRIVER: c_int = 13000;
 
+/// What a driver answers that can't capture streams (cuda.h: not supported, and all about captures).
+const NO_GRAPHS: [u32; 10] = [801, 900, 901, 902, 903, 904, 905, 906, 907, 908];
+
 /// What a GPU reports whose context is lost: an uncorrectable memory error, illegal addresses, timeouts, instructions and
 /// stacks, misaligned addresses, failed launches (cuda.h).
 const FAULTS: [u32; 11] = [214, 700, 702, 710, 714, 715, 716, 717, 718, 719, 721];
@@ -53,6 +56,7 @@ fn check(result: sys::CUresult, what: &str) -> Result<(), Error> {
         sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::User(format!(
             "{text}; free some of the GPU's memory, or compile the model with a smaller --ctx or --max-batch"
         )),
+        result if NO_GRAPHS.contains(&(result as u32)) => Error::Unsupported(text),
         result if FAULTS.contains(&(result as u32)) => Error::Fault(text),
         _ => Error::Bug(text),
     })
@@ -74,7 +78,7 @@ impl Cuda {
             );
         }
         let (mut device, mut context) = (0, ptr::null_mut());
-        let name;
+        let (name, runtime);
         // SAFETY: out-parameters are of the types that the driver writes.
         unsafe {
             if let Err(error) = check(sys::cuInit(0), "cuInit") {
@@ -93,6 +97,7 @@ impl Cuda {
                     DRIVER % 1000 / 10
                 ));
             }
+            runtime = format!("CUDA {}.{}", version / 1000, version % 1000 / 10);
             let mut count = 0;
             check(sys::cuDeviceGetCount(&mut count), "cuDeviceGetCount")?;
             if count == 0 {
@@ -116,6 +121,7 @@ impl Cuda {
             capability: (0, 0),
             about: About {
                 name,
+                runtime,
                 chip: String::new(),
                 processors: 0,
             },

@@ -36,6 +36,8 @@ pub struct Shape {
 #[derive(Clone, Debug)]
 pub struct About {
     pub name: String,
+    /// Its driver: `HIP 7.1`.
+    pub runtime: String,
     /// As targets are named: `sm_90`, `gfx1151`.
     pub chip: String,
     /// Streaming multiprocessors, or compute units.

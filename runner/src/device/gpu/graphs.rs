@@ -36,13 +36,28 @@ impl Bucket {
 }
 
 impl GpuDevice {
-    /// Captures the graph of a bucket, where there is none yet.
+    /// Captures the graph of a bucket, where there is none yet and graphs are used. A driver that has none, or refuses to
+    /// capture, gets launches one by one from then on, and [`GpuDevice::eager`] tells why.
     pub(super) fn capture(&mut self, bucket: Bucket) -> Result<(), Error> {
-        if !self.graphs.contains_key(&bucket) {
-            let graph = self.stream.capture(|| self.launch_all(bucket))?;
-            self.graphs.insert(bucket, graph);
+        if self.eager.is_some() || self.graphs.contains_key(&bucket) {
+            return Ok(());
+        }
+        match self.stream.capture(|| self.launch_all(bucket)) {
+            Ok(graph) => {
+                self.graphs.insert(bucket, graph);
+            }
+            Err(Error::Unsupported(why)) => self.eager = Some(why),
+            Err(error) => return Err(error),
         }
         Ok(())
+    }
+
+    /// Puts a bucket's launches into the stream.
+    pub(super) fn launch_step(&self, bucket: Bucket) -> Result<(), Error> {
+        match self.graphs.get(&bucket) {
+            Some(graph) => self.stream.launch_graph(graph),
+            None => self.launch_all(bucket),
+        }
     }
 
     fn launch_all(&self, bucket: Bucket) -> Result<(), Error> {

@@ -35,6 +35,9 @@ const NO_DEVICE: Status = 100;
 const NO_BINARY_FOR_GPU: Status = 209;
 const NOT_READY: Status = 600;
 
+/// What a runtime answers that can't capture streams: not supported, and all about captures (`hipErrorStreamCapture…`).
+const NO_GRAPHS: [Status; 10] = [801, 900, 901, 902, 903, 904, 905, 906, 907, 908];
+
 /// What a GPU reports that reached for memory that isn't there, or that stopped in the middle of a kernel: illegal address,
 /// launch out of resources, launch timeout, assert, launch failure; HSA's memory and other failures.
 const FAULTS: [Status; 7] = [700, 701, 702, 710, 719, 1052, 1053];
@@ -131,6 +134,7 @@ impl Hip {
             functions,
             about: About {
                 name: String::new(),
+                runtime: String::new(),
                 chip: String::new(),
                 processors: 0,
             },
@@ -143,6 +147,7 @@ impl Hip {
     /// Finds the GPU, and what it is.
     fn look(&mut self) -> Result<(), Error> {
         let no = |text: String| Err(Error::Unsupported(text));
+        let number = |v: c_int| format!("{}.{}", v / 10_000_000, v / 100_000 % 100);
         let f = &self.functions;
         let (mut version, mut count) = (0, 0);
         let mut properties = [0u64; PROPERTIES / 8];
@@ -156,10 +161,9 @@ impl Hip {
             self.check((f.version)(&mut version), "hipRuntimeGetVersion")?;
             if version < VERSION {
                 return no(format!(
-                    "the HIP runtime has version {}.{}; expected {}.0 or later: update ROCm",
-                    version / 10_000_000,
-                    version / 100_000 % 100,
-                    VERSION / 10_000_000
+                    "the HIP runtime has version {}; expected {} or later: update ROCm",
+                    number(version),
+                    number(VERSION)
                 ));
             }
             let counted = (f.count)(&mut count);
@@ -192,6 +196,7 @@ impl Hip {
         }
         self.about = About {
             name: text(0),
+            runtime: format!("HIP {}", number(version)),
             chip: chip.to_string(),
             processors: u32::from_ne_bytes(processors),
         };
@@ -221,6 +226,7 @@ impl Hip {
                 "{text}: the bundle's kernels are not for this GPU ({}); compile the model for it",
                 self.about.chip
             )),
+            status if NO_GRAPHS.contains(&status) => Error::Unsupported(text),
             status if FAULTS.contains(&status) => Error::Fault(text),
             _ => Error::Bug(text),
         })

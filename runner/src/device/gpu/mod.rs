@@ -24,6 +24,7 @@ use bundle_format::region::KvPart;
 
 use self::cuda::Cuda;
 use self::draw::Draw;
+pub use self::driver::About;
 use self::driver::Function;
 use self::graphs::Bucket;
 use self::handles::{Event, Gpu, Graph, Memory, Module, Pinned, Stream};
@@ -40,6 +41,37 @@ use crate::sampler::Sampler;
 /// Memory that is left to the driver and others when KV pools take what is free.
 const SPARE: u64 = 512 << 20;
 
+/// What a maker's runtime says of its first GPU.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub about: About,
+    /// Bytes of memory that are free.
+    pub free: u64,
+}
+
+/// Looks for a GPU of NVIDIA's.
+///
+/// # Errors
+/// As [`GpuDevice::open`].
+pub fn see_cuda() -> Result<Seen, Error> {
+    see(Cuda::open()?)
+}
+
+/// Looks for a GPU of AMD's.
+///
+/// # Errors
+/// As [`GpuDevice::open`].
+pub fn see_hip() -> Result<Seen, Error> {
+    see(Hip::open()?)
+}
+
+fn see(gpu: Gpu) -> Result<Seen, Error> {
+    Ok(Seen {
+        about: gpu.about().clone(),
+        free: gpu.memory()?.0,
+    })
+}
+
 /// How to open a [`GpuDevice`].
 #[derive(Clone, Debug, Default)]
 pub struct GpuOptions {
@@ -52,6 +84,8 @@ pub struct GpuOptions {
 /// Runs a bundle on a GPU. Fields are dropped in their order: graphs and stream before the memory they use.
 pub struct GpuDevice {
     graphs: HashMap<Bucket, Graph>,
+    /// Why kernels are launched one by one; none: by graphs.
+    eager: Option<String>,
     stream: Stream,
     /// Of inputs, which are on their way while the step before runs; and of drawn tokens, for which the step behind doesn't wait.
     uploads: Stream,
@@ -168,6 +202,7 @@ impl GpuDevice {
         ];
         Ok(GpuDevice {
             graphs: HashMap::new(),
+            eager: None,
             stream,
             uploads: Stream::new(&gpu)?,
             downloads: Stream::new(&gpu)?,
@@ -193,6 +228,11 @@ impl GpuDevice {
     /// The GPU's name.
     pub fn name(&self) -> &str {
         &self.gpu.about().name
+    }
+
+    /// Why a step's kernels are launched one by one; none where a graph launches them together.
+    pub fn eager(&self) -> Option<&str> {
+        self.eager.as_deref()
     }
 
     /// Bytes of the GPU's memory that it takes.
@@ -382,7 +422,7 @@ impl GpuDevice {
         self.uploads.record(&there)?;
         self.stream.wait_for(&there)?;
         self.copy_blocks(step)?;
-        self.stream.launch_graph(&self.graphs[&bucket])?;
+        self.launch_step(bucket)?;
         self.download(step, draws)?;
         let mut done = Event::new(&self.gpu)?;
         self.stream.record(&done)?;
