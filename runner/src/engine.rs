@@ -221,9 +221,9 @@ impl<D: Device> Engine<D> {
             let (context, spec) = (self.config.limits.context, self.config.spec);
             let answered = request.answered.clone();
             let mut sequence = Sequence::new(id, request, context, spec);
-            sequence.resume(&answered).map_err(|e| {
-                Error::User(format!("the answer that has begun can't go on: {e}"))
-            })?;
+            sequence
+                .resume(&answered)
+                .map_err(|e| Error::User(format!("the answer that has begun can't go on: {e}")))?;
             self.accept(id, open, prompt);
             self.scheduler.add(sequence);
         }

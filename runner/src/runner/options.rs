@@ -6,10 +6,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::Config;
 use crate::Error;
-use crate::device::{Device, Stability};
 use crate::device::cpu::{CpuDevice, CpuOptions};
 use crate::device::gpu::{GpuDevice, GpuOptions};
 use crate::device::reference::{ReferenceDevice, ReferenceOptions};
+use crate::device::{Device, Stability};
 use crate::load::Loaded;
 use crate::spec::NgramSpec;
 use crate::supervise::Supervise;

@@ -110,7 +110,13 @@ impl Ledger {
         self.next_key += parts.len() as u64;
         for (choice, task) in &parts {
             entry.keys.push(task.key);
-            self.tasks.insert(task.key, Part { id, choice: *choice });
+            self.tasks.insert(
+                task.key,
+                Part {
+                    id,
+                    choice: *choice,
+                },
+            );
         }
         parts.into_iter().map(|(_, task)| task).collect()
     }

@@ -255,7 +255,9 @@ mod tests {
         assert!(matches!(&killed, Error::User(text) if text.contains("SIGKILL")));
         let mut processor = Policy::new(false, Some(Stability::Fast));
         let now = Instant::now();
-        let last = (0..LOOP_DEATHS).map(|_| processor.died(now, &CRASH, true)).last();
+        let last = (0..LOOP_DEATHS)
+            .map(|_| processor.died(now, &CRASH, true))
+            .last();
         assert!(matches!(last, Some(Verdict::GiveUp(Error::Bug(_)))));
         assert_eq!(processor.stability(), Some(Stability::Fast));
         let gone = Death::NoStart(Error::Unsupported("there is no GPU".into()));

@@ -48,10 +48,7 @@ const FAREWELL: Duration = Duration::from_secs(5);
 
 impl Process {
     /// Starts a worker; `hear` is called with what it tells, on a thread of its own.
-    pub fn start(
-        program: &Program,
-        hear: impl Fn(Heard) + Send + 'static,
-    ) -> io::Result<Process> {
+    pub fn start(program: &Program, hear: impl Fn(Heard) + Send + 'static) -> io::Result<Process> {
         let (ours, theirs) = UnixStream::pair()?;
         let child = Command::new(&program.path)
             .args(&program.args)

@@ -345,7 +345,8 @@ impl Remote {
 
     fn end(&mut self, id: RequestId, reason: &FinishReason) {
         let (told, keys) = self.ledger.end(id, reason);
-        keys.into_iter().for_each(|key| self.order(&Order::Cancel(key)));
+        keys.into_iter()
+            .for_each(|key| self.order(&Order::Cancel(key)));
         told.into_iter().for_each(|told| self.tell(Some(told)));
     }
 
@@ -511,5 +512,7 @@ impl Backend for Remote {
 
 /// The error of an order that can't be sent.
 fn unencodable(error: std::io::Error) -> Error {
-    Error::Unsupported(format!("the request can't be sent to the worker process: {error}"))
+    Error::Unsupported(format!(
+        "the request can't be sent to the worker process: {error}"
+    ))
 }

@@ -267,12 +267,14 @@ impl<D: Device> Serving<D> {
                 self.ids.insert(key, id);
             }
             // The server has checked the request, as this machine's engine does.
-            Err(error) => self.refused.extend((0..choices).map(|choice| News::Finished {
-                key,
-                choice,
-                reason: FinishReason::Error(error.to_string()),
-                cached: 0,
-            })),
+            Err(error) => self
+                .refused
+                .extend((0..choices).map(|choice| News::Finished {
+                    key,
+                    choice,
+                    reason: FinishReason::Error(error.to_string()),
+                    cached: 0,
+                })),
         }
     }
 

@@ -199,7 +199,7 @@ proptest! {
         let ids: Vec<RequestId> = choices.iter().map(|&n| ledger.add(request(n))).collect();
         // Answers that the worker has: key, choice, seed, tokens.
         let mut running: Vec<(u64, u32, u64, usize)> = Vec::new();
-        let mut start = |ledger: &mut Ledger| -> Vec<(u64, u32, u64, usize)> {
+        let start = |ledger: &mut Ledger| -> Vec<(u64, u32, u64, usize)> {
             let ids = ledger.ids();
             let tasks = ids.into_iter().flat_map(|id| ledger.tasks(id)).collect::<Vec<_>>();
             let answers = |t: crate::supervise::message::Task| (0..t.choices)
