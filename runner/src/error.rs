@@ -1,7 +1,9 @@
 //! What can go wrong in the runner, by whose fault it is.
 
+use serde::{Deserialize, Serialize};
+
 /// Every variant's text says what, where and what to do.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Error {
     /// The user's input: a wrong file, a bad argument, a prompt that doesn't fit.
     #[error("{0}")]

@@ -47,6 +47,7 @@ impl Model {
     fn run(&self) -> Run<GpuDevice> {
         let options = GpuOptions {
             kv_bytes: Some(256 << 20),
+            ..GpuOptions::default()
         };
         Run::new(GpuDevice::open(self.loaded.clone(), &options).unwrap())
     }
@@ -332,6 +333,7 @@ fn too_little_memory_is_told_with_numbers() {
     let open = |kv_bytes| {
         let options = GpuOptions {
             kv_bytes: Some(kv_bytes),
+            ..GpuOptions::default()
         };
         GpuDevice::open(model.loaded.clone(), &options)
     };

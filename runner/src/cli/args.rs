@@ -39,6 +39,10 @@ Try it:
 Every option can be set by an environment variable too; the command line goes first.
 SIGTERM and Ctrl-C let running requests end; a second one ends them.";
 
+/// The command of the process that computes for `serve`.
+#[cfg(feature = "server")]
+pub const WORKER: &str = "serve-worker";
+
 /// Runs a FastInference bundle.
 #[derive(Debug, Parser)]
 #[command(
@@ -62,6 +66,10 @@ pub enum Command {
     #[cfg(feature = "server")]
     #[command(after_help = SERVE)]
     Serve(ServeArgs),
+    /// What `serve` starts to compute for it
+    #[cfg(feature = "server")]
+    #[command(name = WORKER, hide = true)]
+    Worker,
     /// Measure tokens a second: reading a prompt, and decoding at several batch sizes
     Bench(BenchArgs),
     /// Perplexity over a text, by llama.cpp's protocol: windows of --ctx tokens, the second half of each scored
@@ -246,6 +254,21 @@ pub struct ServeArgs {
     pub limits: LimitArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
+    #[command(flatten)]
+    pub worker: WorkerArgs,
+}
+
+/// The process that computes for a server.
+#[cfg(feature = "server")]
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Supervision")]
+pub struct WorkerArgs {
+    /// Compute in the server's own process: a crash ends both
+    #[arg(long, env = "FASTRUN_NO_SUPERVISE")]
+    pub no_supervise: bool,
+    /// Seconds without the end of a step after which a worker that has requests counts as hung; 0: never
+    #[arg(long, value_name = "SECONDS", default_value = "300", env = "FASTRUN_HANG_TIMEOUT", value_parser = seconds)]
+    pub hang_timeout: Duration,
 }
 
 /// What a server takes.

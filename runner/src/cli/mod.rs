@@ -35,6 +35,8 @@ pub fn execute(cli: &Cli, out: &mut dyn Write) -> Result<(), Failure> {
         None => run::run(&cli.run, out),
         #[cfg(feature = "server")]
         Some(Command::Serve(args)) => serve::run(args, out),
+        #[cfg(feature = "server")]
+        Some(Command::Worker) => Ok(fastrun::supervise::worker()?),
         Some(Command::Bench(args)) => bench::run(args, out),
         Some(Command::Perplexity(args)) => perplexity::run(args, out),
         Some(Command::Tokenize(args)) => tokenize::run(args, out),

@@ -101,6 +101,7 @@ impl Session {
     pub fn gpu_device(&self) -> Result<GpuDevice, Error> {
         let options = GpuOptions {
             kv_bytes: self.kv_memory,
+            stability: None,
         };
         GpuDevice::open(self.loaded.clone(), &options)
     }

@@ -2,17 +2,20 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::Config;
 use crate::Error;
-use crate::device::Device;
 use crate::device::cpu::{CpuDevice, CpuOptions};
 use crate::device::gpu::{GpuDevice, GpuOptions};
 use crate::device::reference::{ReferenceDevice, ReferenceOptions};
+use crate::device::{Device, Stability};
 use crate::load::Loaded;
 use crate::spec::NgramSpec;
+use crate::supervise::Supervise;
 
 /// What runs a bundle.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DeviceKind {
     /// The bundle's code, on what it was compiled for.
     #[default]
@@ -43,6 +46,11 @@ pub struct RunnerOptions {
     pub token_budget: Option<u32>,
     /// Check the hashes of all weights first. It reads the whole file.
     pub verify: bool,
+    /// The stability profile to run by, of those that a bundle for a GPU may have; none: its own.
+    pub stability: Option<Stability>,
+    /// Keep the engine in a process of its own, which is started again when it dies: requests go on where they were. None:
+    /// a thread of this one.
+    pub supervise: Option<Supervise>,
 }
 
 impl Default for RunnerOptions {
@@ -56,13 +64,15 @@ impl Default for RunnerOptions {
             spec: None,
             token_budget: None,
             verify: false,
+            stability: None,
+            supervise: None,
         }
     }
 }
 
 impl RunnerOptions {
     /// How the engine serves: a GPU works beside the host, other devices while they are submitted to.
-    pub(super) fn engine_config(&self, loaded: &Loaded) -> Config {
+    pub(crate) fn engine_config(&self, loaded: &Loaded) -> Config {
         Config {
             in_flight: match self.chosen(loaded) {
                 DeviceKind::Gpu => 2,
@@ -76,6 +86,17 @@ impl RunnerOptions {
         }
     }
 
+    /// Whether it is a GPU that runs the bundle.
+    pub(crate) fn is_gpu(&self, loaded: &Loaded) -> bool {
+        self.chosen(loaded) == DeviceKind::Gpu
+    }
+
+    /// The profile that a bundle was compiled by, which those for AMD's chips are.
+    pub(crate) fn own_stability(&self, loaded: &Loaded) -> Option<Stability> {
+        let has_profiles = loaded.manifest().target.compute_capability().is_none();
+        (self.is_gpu(loaded) && has_profiles).then_some(Stability::Balanced)
+    }
+
     /// The device, where it is the bundle's own its kind.
     fn chosen(&self, loaded: &Loaded) -> DeviceKind {
         match self.device {
@@ -86,11 +107,12 @@ impl RunnerOptions {
     }
 
     /// Opens the device, on the thread that is to use it.
-    pub(super) fn open_device(&self, loaded: &Arc<Loaded>) -> Result<Box<dyn Device>, Error> {
+    pub(crate) fn open_device(&self, loaded: &Arc<Loaded>) -> Result<Box<dyn Device>, Error> {
         Ok(match self.chosen(loaded) {
             DeviceKind::Gpu => {
                 let options = GpuOptions {
                     kv_bytes: self.kv_memory,
+                    stability: self.stability,
                 };
                 Box::new(GpuDevice::open(loaded.clone(), &options)?)
             }

@@ -130,6 +130,7 @@ fn agree(portable: bool) {
         let expected = reference(&loaded, *STEPS.last().expect("there are some"), vocab);
         let options = GpuOptions {
             kv_bytes: Some(16 << 20),
+            ..GpuOptions::default()
         };
         let mut device = GpuDevice::open(loaded, &options).expect("there is a GPU that runs it");
         let mut most: f32 = 0.0;

@@ -33,7 +33,7 @@ use self::layout::Layout;
 use super::check::{Bounds, check, sequences};
 use super::outputs::Outputs;
 use super::tickets::Tickets;
-use super::{Device, Outcome, Step, Ticket, TokenSource, Want};
+use super::{Device, Outcome, Stability, Step, Ticket, TokenSource, Want};
 use crate::Error;
 use crate::load::Loaded;
 use crate::sampler::Sampler;
@@ -77,6 +77,8 @@ fn see(gpu: Gpu) -> Result<Seen, Error> {
 pub struct GpuOptions {
     /// Bytes of all KV pools together; none: what is free.
     pub kv_bytes: Option<u64>,
+    /// The profile to run by, of those that the bundle has; none: its own.
+    pub stability: Option<Stability>,
 }
 
 /// Runs a bundle on a GPU. Fields are dropped in their order: graphs and stream before the memory they use.
