@@ -123,6 +123,7 @@ DEVICE void matmul_one(const Counts* counts, const u16* x, const Segments& segme
                 if (round + 1 < S::ROUNDS)
                     ring[i][r] = S::EVEN || next < count ? F::load(p[r] + (u64)next * F::BYTES, lane) : F::none();
             }
+            __builtin_amdgcn_sched_barrier(0);
         }
     }
     // The four lanes of a row, then the wavefronts, always in this order.
@@ -200,7 +201,7 @@ DEVICE void matmul_many(const Counts* counts, const u16* x, const Segments& segm
     for (int r = 0; r < TILES; r++) {
         scales[r] = R::load_scales(fragment(r, 0), g);
 #pragma unroll
-        for (int t = 0; t < 4; t++) part[r][t] = R::load(fragment(r, 0), g, t);
+        for (int t = 0; t < 4; t++) part[r][t] = R::load(fragment(r, 0), g, t, high);
     }
 
     // Rows that are not there are those that are; what they yield is not used. Columns that are not there are zeros.
@@ -233,8 +234,9 @@ DEVICE void matmul_many(const Counts* counts, const u16* x, const Segments& segm
     for (int round = 0; round < S::ROUNDS; round++) {
         // Stage `round` is there, and all have done with the one whose place the next takes.
         shared_barrier();
-        const bool more = round + 1 < S::ROUNDS;
-        if (more) fetch(round + 1);
+        // Without branches, whose blocks the compiler would move reads across: the last round reads again what it has.
+        const int next = round + 1 < S::ROUNDS ? round + 1 : round;
+        fetch(next);
         const u8* from = x_at + (round & 1) * S::STAGE;
         typename R::Scales mine[TILES];
 #pragma unroll
@@ -245,7 +247,7 @@ DEVICE void matmul_many(const Counts* counts, const u16* x, const Segments& segm
 #pragma unroll
             for (int r = 0; r < TILES; r++) {
                 R::dequantise(part[r][t], mine[r], t, high, a[r]);
-                if (more) part[r][t] = R::load(fragment(r, round + 1), g, t);
+                part[r][t] = R::load(fragment(r, next), g, t, high);
             }
 #pragma unroll
             for (int j = 0; j < COLUMNS; j++) {
@@ -255,12 +257,12 @@ DEVICE void matmul_many(const Counts* counts, const u16* x, const Segments& segm
 #pragma unroll
                 for (int r = 0; r < TILES; r++) multiply(acc[r][j], a[r], b);
             }
+            // What the next step is made of needs registers that this one has.
+            __builtin_amdgcn_sched_barrier(0);
         }
-        if (more) {
 #pragma unroll
-            for (int r = 0; r < TILES; r++) scales[r] = R::load_scales(fragment(r, round + 1), g);
-            stage(round + 1);
-        }
+        for (int r = 0; r < TILES; r++) scales[r] = R::load_scales(fragment(r, next), g);
+        stage(round + 1);
     }
 
     // Sums take the place of activations, some groups of rows at a time.

@@ -5,7 +5,7 @@
 // which cost it the first cache alone.
 //
 // Rows<F> says:
-//   Part, load(p, g, t)          what step t is made of, of the fragment at p
+//   Part, load(p, g, t, high)    what step t is made of, of the fragment at p
 //   Scales, load_scales(p, g)    and what all of its steps share; then of_row(scales, high) once, high being row / 8
 //   dequantise(part, scales, t, high, a)     a step's 16 numbers as f16, in the order of columns
 
@@ -17,7 +17,7 @@ template <int BITS>
 struct RowCodes {
     U4 nibbles;
     u32 above;
-    DEVICE RowCodes load(const u8* p, u32 slot, int t) {
+    DEVICE RowCodes load(const u8* p, u32 slot, u32 high) {
         RowCodes c;
         c.nibbles = *((const U4*)p + slot);
         c.above = 0;
@@ -43,7 +43,7 @@ template <>
 struct RowCodes<6> {
     U4 nibbles;
     U2 above;
-    DEVICE RowCodes load(const u8* p, u32 slot, int t) {
+    DEVICE RowCodes load(const u8* p, u32 slot, u32 high) {
         return RowCodes{*((const U4*)p + slot), *((const U2*)(p + 512) + slot)};
     }
     DEVICE void raw(const RowCodes& c, u32 high, u32 (&a)[8]) {
@@ -57,19 +57,19 @@ struct RowCodes<6> {
         }
     }
 };
+// Where a row's numbers are whole words, only those are read.
 template <>
 struct RowCodes<8> {
-    U4 words[2];
-    DEVICE RowCodes load(const u8* p, u32 slot, int t) {
-        return RowCodes{{*((const U4*)p + slot), *((const U4*)p + 32 + slot)}};
+    u32 words[4];
+    DEVICE RowCodes load(const u8* p, u32 slot, u32 high) {
+        const u32* at = (const u32*)p + 4 * slot + high;
+        return RowCodes{{at[0], at[2], at[128], at[130]}};
     }
-    DEVICE void raw(const RowCodes& c, u32 high, u32 (&a)[8]) {
+    DEVICE void raw(const RowCodes& c, u32, u32 (&a)[8]) {
 #pragma unroll
         for (int step = 0; step < 4; step++) {
-            const U4 w = c.words[step / 2];
-            const u32 mine = step % 2 ? (high ? w.w : w.z) : (high ? w.y : w.x);
-            a[2 * step] = permute(mine, MAGIC, 0x5150);
-            a[2 * step + 1] = permute(mine, MAGIC, 0x5352);
+            a[2 * step] = permute(c.words[step], MAGIC, 0x5150);
+            a[2 * step + 1] = permute(c.words[step], MAGIC, 0x5352);
         }
     }
 };
@@ -116,7 +116,7 @@ struct Rows<Packed<BITS, OFFSET, S>> {
     using F = Packed<BITS, OFFSET, S>;
     using Part = RowCodes<BITS>;
     using Scales = S;
-    DEVICE Part load(const u8* p, u32 g, int t) { return Part::load(p, 4 * g + t, t); }
+    DEVICE Part load(const u8* p, u32 g, int t, u32 high) { return Part::load(p, 4 * g + t, high); }
     DEVICE Scales load_scales(const u8* p, u32 g) { return S::load(p + F::C::BYTES, 4 * g); }
     DEVICE Scales of_row(const Scales& s, u32 high) { return ::of_row(s, high); }
     DEVICE void dequantise(const Part& part, const Scales& scales, int t, u32 high, u32 (&a)[8]) {
@@ -146,7 +146,7 @@ struct Rows<Wide> {
     struct Scales {
         U4 part[4];
     };
-    DEVICE Part load(const u8* p, u32 g, int t) { return Part::load(p, 4 * g + t, t); }
+    DEVICE Part load(const u8* p, u32 g, int t, u32 high) { return Part::load(p, 4 * g + t, high); }
     DEVICE Scales load_scales(const u8* p, u32 g) {
         Scales s;
 #pragma unroll
@@ -173,21 +173,23 @@ struct Rows<Wide> {
 
 template <bool BRAIN>
 struct Rows<Numbers<BRAIN>> {
-    using Part = typename Numbers<BRAIN>::Fragment;
+    struct Part {
+        u32 words[8];
+    };
     struct Scales {};
-    DEVICE Part load(const u8* p, u32 g, int t) {
+    DEVICE Part load(const u8* p, u32 g, int t, u32 high) {
         Part f;
+        const u32* at = (const u32*)p + 4 * (4 * g + t) + high;
 #pragma unroll
-        for (int i = 0; i < 4; i++) f.step[i] = *((const U4*)p + 32 * i + 4 * g + t);
+        for (int i = 0; i < 8; i++) f.words[i] = at[128 * (i / 2) + 2 * (i % 2)];
         return f;
     }
     DEVICE Scales load_scales(const u8*, u32) { return Scales{}; }
     DEVICE Scales of_row(const Scales& s, u32) { return s; }
-    DEVICE void dequantise(const Part& part, const Scales&, int t, u32 high, u32 (&a)[8]) {
+    DEVICE void dequantise(const Part& part, const Scales&, int, u32, u32 (&a)[8]) {
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            const U4 w = part.step[i / 2];
-            const u32 v = i % 2 ? (high ? w.w : w.z) : (high ? w.y : w.x);
+            const u32 v = part.words[i];
             a[i] = BRAIN ? floats_to_half2(__uint_as_float(v << 16), __uint_as_float(v & 0xffff0000u)) : v;
         }
     }
