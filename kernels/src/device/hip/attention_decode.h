@@ -93,6 +93,8 @@ DEVICE void add_scores(float (&s)[Decode<C>::HG], const DecodeKeys<C>& k, const 
                 s[j] = dot2(x.x, y.x, dot2(x.y, y.y, dot2(x.z, y.z, dot2(x.w, y.w, s[j]))));
             }
         }
+        // Registers have room for a few queries ahead, not for all.
+        __builtin_amdgcn_sched_barrier(0);
     }
 }
 
@@ -125,6 +127,7 @@ DEVICE void add_values(float (&o)[Decode<C>::HG][8], const DecodeValues<C>& v, c
 #pragma unroll
             for (int d = 0; d < 8; d++) o[j][d] = dot2(pair[d], weight, o[j][d]);
         }
+        __builtin_amdgcn_sched_barrier(0);
     }
 }
 
@@ -218,7 +221,10 @@ DEVICE void decode(const Args& a, const Epilogue& epilogue) {
             float s[HG] = {};
             add_scores<C>(s, k, shared, h);
             if (more) load_keys<C>(k, keys + block, lane);
-            if (!C::AHEAD) load_values<C>(v, values + block, set, chunk);
+            if (!C::AHEAD) {
+                if (D * HG > 512) __builtin_amdgcn_sched_barrier(0);
+                load_values<C>(v, values + block, set, chunk);
+            }
             const u32 base = (from + i) * 16 - start;  // visible: base + slot <= range, unsigned
             const bool seen = base + p <= range;
             float top[HG];

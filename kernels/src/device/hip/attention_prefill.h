@@ -139,7 +139,8 @@ DEVICE void prefill(const Args& a, const Epilogue& epilogue) {
         shared_barrier();
         stage();
         shared_barrier();
-        if (step + 1 < steps) fetch(step + 1);
+        fetch(step + 1 < steps ? step + 1 : step);
+        __builtin_amdgcn_sched_barrier(0);
         const u32 base = first * 16 + step * BN;
         if (base > high || (C::WINDOW && base + BN + C::WINDOW <= low + 1)) continue;  // nothing that this wavefront sees
 
@@ -159,6 +160,8 @@ DEVICE void prefill(const Args& a, const Epilogue& epilogue) {
                 load_row(y, k_at + (16 * j + n) * S::K_STRIDE + d * 32);
                 multiply(s[j], y, x);
             }
+            // Registers have room for a few reads ahead, not for all.
+            if (D > 128 || d % 2) __builtin_amdgcn_sched_barrier(0);
         }
         // A query at p sees p - WINDOW + 1 ..= p.
         if (base + BN - 1 > low || (C::WINDOW && base + C::WINDOW <= high)) {
@@ -199,6 +202,7 @@ DEVICE void prefill(const Args& a, const Epilogue& epilogue) {
                 u32 y[8];
                 load_row(y, v_at + (16 * d + n) * S::V_STRIDE + j * 32);
                 multiply(o[d], y, p);
+                if (D > 128 || d % 2) __builtin_amdgcn_sched_barrier(0);
             }
         }
     }
