@@ -16,15 +16,6 @@ const WAVEFRONT: u32 = 32;
 /// Bytes of an argument: each is a pointer or a number as wide as one.
 const ARGUMENT: u32 = 8;
 
-/// Vector registers of a unit for each lane, and how many a wavefront takes at a time; wavefronts of a unit, at most.
-const UNIT_REGISTERS: u32 = 1536;
-const GRANULE: u32 = 24;
-const UNIT_WAVES: u32 = 16;
-
-/// Shared memory of a pair of compute units, which have four vector units together.
-const PAIR_SHARED: u32 = 128 << 10;
-const PAIR_UNITS: u32 = 4;
-
 /// What a kernel promises and may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Budget {
@@ -179,12 +170,154 @@ fn promises(budget: &Budget, mix: &Mix) -> Result<(), Error> {
     }
 }
 
-/// Wavefronts of a kernel that a vector unit has under way at a time: what registers and shared memory leave room for.
-pub fn waves_of_unit(kernel: &Kernel) -> u32 {
-    let registers = kernel.registers.max(1).next_multiple_of(GRANULE);
-    let by_registers = UNIT_REGISTERS / registers;
-    let of_block = kernel.threads.div_ceil(WAVEFRONT).max(1);
-    let shared = (kernel.fixed_shared + kernel.shared).max(1);
-    let by_shared = PAIR_SHARED / shared * of_block / PAIR_UNITS;
-    UNIT_WAVES.min(by_registers).min(by_shared.max(1))
+#[cfg(test)]
+mod tests {
+    use bundle_format::gpu::{Arg, Extent};
+
+    use super::super::clang;
+    use super::*;
+
+    const CHIP: Chip = Chip {
+        arch: "gfx1151",
+        units: 40,
+        shared: 64 << 10,
+    };
+
+    const PRELUDE: &str = "
+#define GLOBAL extern \"C\" __attribute__((global)) __attribute__((amdgpu_flat_work_group_size(64, 64)))
+#define DEVICE static __attribute__((device)) inline
+DEVICE unsigned me() { return __builtin_amdgcn_workitem_id_x(); }
+";
+
+    fn kernel(symbol: &str, args: usize) -> Kernel {
+        Kernel {
+            symbol: symbol.into(),
+            grid: [Extent::Fixed(1); 3],
+            threads: 64,
+            registers: 0,
+            fixed_shared: 0,
+            shared: 0,
+            workspace: 0,
+            tickets: 0,
+            args: vec![Arg::Counts; args],
+        }
+    }
+
+    /// The whole gate over what the compiler makes of some functions.
+    fn gate(source: &str, kernel: &mut Kernel) -> Result<(), Error> {
+        let compiled = clang::compile(&format!("{PRELUDE}{source}"), CHIP.arch).unwrap();
+        check(&compiled.object, &CHIP, std::iter::once(kernel))
+    }
+
+    fn refused(source: &str, mut kernel: Kernel, texts: &[&str]) {
+        let text = gate(source, &mut kernel).unwrap_err().to_string();
+        for expected in texts {
+            assert!(text.contains(expected), "no {expected:?} in: {text}");
+        }
+    }
+
+    const CLEAN: &str = "GLOBAL void f(float* p, unsigned long n) {
+        __attribute__((shared)) static float s[64]; s[me()] = p[me()]; __builtin_amdgcn_s_barrier(); p[me()] = s[63 - me()] + n; }";
+
+    #[test]
+    fn a_clean_kernel_passes_and_what_it_takes_is_entered() {
+        let mut f = kernel("f", 2);
+        gate(CLEAN, &mut f).unwrap();
+        assert!((1..=24).contains(&f.registers), "{f:?}");
+        assert_eq!(f.fixed_shared, 256);
+        refused(CLEAN, kernel("g", 2), &["no kernel g"]);
+    }
+
+    #[test]
+    fn spills_and_scratch_memory_are_refused() {
+        let spills = "GLOBAL __attribute__((amdgpu_num_vgpr(24))) void f(float* p) {
+            float v[96];
+            for (int i = 0; i < 96; i++) v[i] = p[i * 64 + me()];
+            __builtin_amdgcn_s_barrier();
+            for (int j = 0; j < 9; j++) for (int i = 0; i < 96; i++) v[i] = v[i] * v[(i + 1) % 96] + p[j];
+            for (int i = 0; i < 96; i++) p[i * 64 + me()] = v[i]; }";
+        refused(spills, kernel("f", 1), &["kernel f: ", "spills"]);
+        let indexed = "GLOBAL void f(float* p, unsigned long n) {
+            float v[64];
+            for (int i = 0; i < 64; i++) v[i] = p[i * 7];
+            for (int i = 0; i < n; i++) v[(me() * i) & 63] += p[i];
+            for (int i = 0; i < 64; i++) p[i * 64 + me()] = v[i]; }";
+        refused(
+            indexed,
+            kernel("f", 2),
+            &["kernel f: ", "bytes of scratch memory"],
+        );
+    }
+
+    #[test]
+    fn arguments_are_those_that_the_runner_passes() {
+        refused(
+            CLEAN,
+            kernel("f", 3),
+            &["takes 2 arguments; the plan gives 3"],
+        );
+        let narrow = "GLOBAL void f(float* p, unsigned n, float* q) { p[me()] = q[n]; }";
+        refused(
+            narrow,
+            kernel("f", 3),
+            &["argument 1 as by_value of 4 bytes at 8"],
+        );
+        let hidden = "GLOBAL void f(float* p) { p[me()] = __builtin_amdgcn_workgroup_size_x(); }";
+        refused(hidden, kernel("f", 1), &["kernel f: takes"]);
+    }
+
+    #[test]
+    fn sizes_are_those_of_the_plan_and_the_chip() {
+        let mut wide = kernel("f", 2);
+        wide.threads = 128;
+        refused(CLEAN, wide, &["blocks of 64 threads", "expected 128"]);
+        let mut large = kernel("f", 2);
+        large.shared = 64 << 10;
+        refused(
+            CLEAN,
+            large,
+            &["bytes of shared memory", "gfx1151 has 65536"],
+        );
+        let many = "GLOBAL void f(float* p) {
+            float v[160];
+            for (int i = 0; i < 160; i++) v[i] = p[i * 64 + me()];
+            __builtin_amdgcn_sched_barrier(0); __builtin_amdgcn_s_barrier();
+            for (int i = 0; i < 160; i++) p[i * 64 + me()] = v[i] * v[159 - i]; }";
+        refused(
+            many,
+            kernel("f", 1),
+            &["vector registers; expected 1 to 96"],
+        );
+    }
+
+    #[test]
+    fn promised_instructions_are_there() {
+        let none = CLEAN.replace(" f(", " matmul_many_0(");
+        refused(
+            &none,
+            kernel("matmul_many_0", 2),
+            &["no matrix instruction among"],
+        );
+        let none = CLEAN.replace(" f(", " decode_0(");
+        refused(&none, kernel("decode_0", 2), &["no dot product among"]);
+        let both = "
+            typedef _Float16 H2 __attribute__((ext_vector_type(2)));
+            typedef _Float16 H16 __attribute__((ext_vector_type(16)));
+            typedef float F8 __attribute__((ext_vector_type(8)));
+            GLOBAL void decode_0(H2* p, float* q) { q[me()] = __builtin_amdgcn_fdot2(p[me()], p[me() + 64], 0.f, false); }
+            GLOBAL void prefill_0(H16* p, F8* q) { q[me()] = __builtin_amdgcn_wmma_f32_16x16x16_f16_w32(p[0], p[me()], q[me()]); }";
+        gate(both, &mut kernel("decode_0", 2)).unwrap();
+        gate(both, &mut kernel("prefill_0", 2)).unwrap();
+    }
+
+    #[test]
+    fn objects_for_other_chips_are_refused() {
+        let compiled = clang::compile(&format!("{PRELUDE}{CLEAN}"), "gfx1100").unwrap();
+        let mut f = kernel("f", 2);
+        let text = check(&compiled.object, &CHIP, std::iter::once(&mut f)).unwrap_err();
+        assert!(text.to_string().contains("gfx1100"), "{text}");
+        let mut cut = compiled.object;
+        cut.truncate(100);
+        assert!(check(&cut, &CHIP, std::iter::empty()).is_err());
+    }
 }

@@ -1,0 +1,131 @@
+//! The AMD target, as far as no GPU is needed: every kernel of small models in every encoding compiles and passes the static gate,
+//! which fails the compilation otherwise. clang and lld 19 must be there: `examples/setup.sh --amd` installs them.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use bundle_format::plan::{Encoding, KvDType, Plan, WeightLayout};
+use bundle_format::target::Target;
+use fastc::driver::{self, Compiled, Options};
+use fastc::gguf::Gguf;
+use fastc::progress::Silent;
+use fastc::synth;
+
+/// A random model in one of the named shapes, of one layer.
+fn model(shape: &str, encoding: Encoding, folder: &Path) -> Vec<u8> {
+    let path = folder.join("model.gguf");
+    let options = synth::Options {
+        shape: synth::Shape::named(shape).unwrap(),
+        encoding,
+        layers: Some(1),
+        vocab: None,
+        seed: 1,
+        output: &path,
+    };
+    synth::synth(&options, &Silent).unwrap();
+    std::fs::read(path).unwrap()
+}
+
+fn compile(model: &[u8], kv: KvDType) -> Compiled {
+    let gguf = Gguf::parse(model).unwrap();
+    driver::compile_graph(&gguf, &options(kv), |_| {}, |_| {}).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn options(kv: KvDType) -> Options {
+    Options {
+        kv,
+        ..Options::new(Target::Gfx1151)
+    }
+}
+
+/// What the gate promises of a plan, said again here: it entered what each kernel takes, and all fits.
+fn check(plan: &Plan) {
+    let mut symbols = BTreeSet::new();
+    for launch in &plan.launches {
+        for variant in &launch.variants {
+            assert!(!variant.kernels.is_empty(), "{}", launch.name);
+        }
+    }
+    assert!(plan.sampling.is_some());
+    for kernel in plan.kernels() {
+        assert!((1..=256).contains(&kernel.registers), "{kernel:?}");
+        assert!(
+            kernel.fixed_shared + kernel.shared <= 64 << 10,
+            "{kernel:?}"
+        );
+        symbols.insert(&kernel.symbol);
+    }
+    let kinds = [
+        "embed",
+        "matmul_one",
+        "matmul_few",
+        "matmul_many",
+        "decode",
+        "prefill",
+        "sample_draw",
+    ];
+    for kind in kinds {
+        assert!(
+            symbols.iter().any(|s| s.starts_with(kind)),
+            "no {kind} in {symbols:?}"
+        );
+    }
+}
+
+fn compiles(shape: &str, encodings: &[Encoding], kv: KvDType) {
+    for &encoding in encodings {
+        let folder = tempfile::tempdir().unwrap();
+        let plan = compile(&model(shape, encoding, folder.path()), kv).plan;
+        check(&plan);
+        let mut matrices = plan
+            .weights
+            .iter()
+            .filter(|w| w.layout == WeightLayout::Fragment16);
+        assert!(matrices.any(|w| w.encoding == encoding), "{encoding:?}");
+    }
+}
+
+#[test]
+fn every_encoding() {
+    let encodings: Vec<Encoding> = Encoding::ALL
+        .iter()
+        .copied()
+        .filter(|&e| e != Encoding::F32)
+        .collect();
+    compiles("tiny256", &encodings, KvDType::F16);
+}
+
+/// Heads of 32, of 64 and of 128, of both kinds of caches.
+#[test]
+fn heads_and_caches() {
+    for kv in [KvDType::F16, KvDType::Q8_0] {
+        for shape in ["smollm2-135m", "llama2-7b"] {
+            compiles(shape, &[Encoding::Q4_0], kv);
+        }
+    }
+    compiles("tiny", &[Encoding::Q4_1], KvDType::F16);
+}
+
+#[test]
+fn two_compilations_give_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    model("tiny", Encoding::Q4_0, folder.path());
+    let input = folder.path().join("model.gguf");
+    let bytes = |name: &str| {
+        let output = folder.path().join(name);
+        driver::compile(&input, &output, &options(KvDType::F16), &Silent).unwrap();
+        std::fs::read(output).unwrap()
+    };
+    let (first, second) = (bytes("a.fib"), bytes("b.fib"));
+    assert!(first == second, "two compilations differ");
+}
+
+#[test]
+fn what_has_no_kernels_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model("tiny", Encoding::F32, folder.path());
+    let gguf = Gguf::parse(&model).unwrap();
+    let error = driver::compile_graph(&gguf, &options(KvDType::F16), |_| {}, |_| {});
+    let text = error.err().unwrap().to_string();
+    assert!(text.starts_with("unsupported: "), "{text}");
+}
