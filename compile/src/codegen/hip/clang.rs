@@ -115,6 +115,8 @@ impl Clang {
             .args(["-x", "hip", "--cuda-device-only", "--no-gpu-bundle-output"])
             .args(["-nogpulib", "-nogpuinc", "-std=c++17", "-O3"])
             .arg(format!("--offload-arch={arch}"))
+            // Nothing of the folder's name goes into the object.
+            .arg("-fuse-cuid=none")
             // What the runner and the gate read.
             .args(["-mcode-object-version=5", "-fno-ident", "-Wl,--strip-all"])
             // Where a source says so, an operation is rounded on its own; elsewhere multiplications and additions fuse, as CUDA's do.
