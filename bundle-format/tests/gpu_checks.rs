@@ -52,7 +52,7 @@ fn gpu_plan() -> Plan {
                 threads: 256,
                 registers: 128,
                 fixed_shared: 100,
-                shared: 64 << 10,
+                shared: 32 << 10,
                 workspace: 1 << 20,
                 tickets: 16,
                 args: args.clone(),
