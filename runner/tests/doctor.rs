@@ -119,6 +119,22 @@ fn advice_for_strix_halo_is_not_given_to_other_gpus() {
 }
 
 #[test]
+fn an_h100_has_nothing_to_mend() {
+    let runtimes = Runtimes {
+        cuda: Runtime::Works {
+            version: "CUDA 13.0".into(),
+            gpu: "NVIDIA H100 80GB HBM3 (sm_90)".into(),
+            chip: "sm_90".into(),
+            free: 78 * GIB,
+        },
+        ..none()
+    };
+    let findings = found("h100", &runtimes, Some(&needs(Target::Sm90a, 40 * GIB)));
+    assert!(findings.iter().all(|f| f.grade == Grade::Good));
+    check("h100", &findings);
+}
+
+#[test]
 fn an_old_driver_and_closed_files_are_problems() {
     check(
         "nvidia-old-driver",
