@@ -366,3 +366,89 @@ impl<D: Device> Serving<D> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bundle_format::plan::Limits;
+
+    use super::*;
+    use crate::Config;
+    use crate::device::{Outcome, RowOutcome, Step, Ticket};
+
+    /// Draws 7 for every row, and fails for good at a step.
+    struct Failing {
+        steps: u64,
+        fail_at: u64,
+        rows: usize,
+    }
+
+    impl Device for Failing {
+        fn submit(&mut self, step: Step) -> Result<Ticket, Error> {
+            self.rows = step.rows.len();
+            self.steps += 1;
+            Ok(Ticket(self.steps - 1))
+        }
+
+        fn poll(&mut self, ticket: Ticket) -> Result<Option<Outcome>, Error> {
+            if ticket.0 >= self.fail_at {
+                return Err(Error::Fault("an illegal access, on purpose".into()));
+            }
+            let row = RowOutcome {
+                token: Some(7),
+                ..RowOutcome::default()
+            };
+            Ok(Some(Outcome {
+                rows: vec![row; self.rows],
+            }))
+        }
+
+        fn kv_blocks(&self) -> &[u32] {
+            &[64]
+        }
+    }
+
+    #[test]
+    fn a_fault_is_told_and_ends_no_request() {
+        let limits = Limits {
+            max_tokens: 64,
+            max_seqs: 4,
+            max_rows: 4,
+            context: 1024,
+        };
+        let device = Failing {
+            steps: 0,
+            fail_at: 3,
+            rows: 0,
+        };
+        let engine = Engine::new(device, Config::new(limits, 100));
+        let (ours, theirs) = UnixStream::pair().expect("there are sockets");
+        let (orders, commands) = mpsc::channel();
+        for key in [5, 6] {
+            let request = Request {
+                prompt: vec![1, 2],
+                ..Request::default()
+            };
+            let submit = Command::Submit(key, Ok(Box::new(request)));
+            orders.send(submit).expect("it listens");
+        }
+        Serving::new(engine, theirs).serve(&commands);
+        let mut reports = BufReader::new(ours);
+        let (mut tokens, mut fault) = (0, None);
+        while let Some(report) = message::receive(&mut reports).expect("reports are whole") {
+            assert_eq!(fault, None, "nothing comes behind a fault");
+            match report {
+                Report::Step {
+                    news, completed, ..
+                } => {
+                    assert!(news.iter().all(|n| matches!(n, News::Token { .. })));
+                    tokens += news.len();
+                    assert!(completed <= 3);
+                }
+                Report::Fault(text) => fault = Some(text),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(tokens, 6);
+        assert_eq!(fault.as_deref(), Some("an illegal access, on purpose"));
+    }
+}
