@@ -1,16 +1,18 @@
-//! Quantised weights times Q8 and Q16 rows, by `vpdpbusd`.
+//! Quantised weights times Q8 and Q16 rows, by `vpdpbusd` and `vpdpwssd`.
 //!
 //! A tile is two groups of eight rows of weights, a half of a vector each, by up to [`TOKENS`] tokens. [`Format`]s unpack as
-//! for AVX2, each group by itself. `vpdpbusd` multiplies unsigned by signed bytes and adds four products to a lane of 32
-//! bits, without a bound on the sums but the lane's. Unsigned weights are its first factor. Signed ones are its second:
-//! then activations are raised by 128, and sums start from what that adds, -128 times the weights' sum, which all
-//! tokens share.
+//! for AVX2, each group by itself: for many tokens to a panel of 256 k, which all of them read.
 //!
-//! The quants of Q16 rows are 128 * high + low: the sums of the high bytes are shifted left by seven before those of the low
-//! ones come on top. With raised activations they start from -129 times the weights' sum, since 128 * 129 = 128 * 128 + 128.
+//! `vpdpbusd` multiplies unsigned by signed bytes and adds four products to a lane of 32 bits, without a bound on the sums but
+//! the lane's. Unsigned weights are its first factor. Signed ones are its second: then activations are raised by 128, and sums
+//! start from what that adds, -128 times the weights' sum, which all tokens share. The quants of Q16 rows are 128 * high +
+//! low: the sums of the high bytes are shifted left by seven before those of the low ones come on top. Signed weights are
+//! multiplied with these in 16 bits instead ([`is_wide`]).
 
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 
+use super::activations::{PairedBlock, Prepared, RaisedBlock, XBlock};
 use crate::abi::MatMulArgs;
 use crate::cpu::avx2::quant::{Format, Head, Quants, Scales};
 use crate::pack::GROUP;
@@ -18,6 +20,12 @@ use crate::quant::BLOCK;
 
 /// Tokens of a full tile.
 const TOKENS: usize = 8;
+
+/// Parts of both groups that are worked on at a time, all tokens by all features: 256 k.
+pub(super) const PANEL: usize = 8;
+
+/// Tokens that are worked on at a time: with their activations of 256 k, in 16 bits, a panel is in the first-level cache.
+pub(super) const ROWS: usize = 32;
 
 /// Weights of a format times rows whose quants have BYTES bytes: 1 in Q8, 2 in Q16.
 ///
@@ -30,93 +38,247 @@ pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
         return unsafe { super::lone::matmul::<F, BYTES>(args) };
     }
     let blocks = args.k as usize / (F::PARTS * BLOCK);
-    let group_bytes = blocks * (F::HEADER + F::PARTS * F::PART);
-    let first = args.col0 as usize / GROUP;
-    let groups = (args.cols as usize).div_ceil(GROUP);
-    let rows = args.rows as usize;
-    for g in (0..groups).step_by(2) {
-        let pair = g + 1 < groups;
-        let mut row = 0;
-        while row < rows {
-            // SAFETY: the caller promises the groups from `col0` on, and rows of x and out.
-            unsafe {
-                let tile = Tile {
-                    w: args.w.add((first + g) * group_bytes),
-                    pair,
+    let mut prepared = Prepared::new();
+    let mut panel = [const { MaybeUninit::<Part>::uninit() }; PANEL];
+    for row in (0..args.rows as usize).step_by(ROWS) {
+        for block in (0..blocks).step_by(PANEL / F::PARTS) {
+            let chunk = Chunk {
+                args,
+                row,
+                rows: ROWS.min(args.rows as usize - row),
+                block,
+                blocks: (PANEL / F::PARTS).min(blocks - block),
+            };
+            // SAFETY: the caller's promise; the chunk is of its rows and blocks.
+            unsafe { chunk.run::<F, BYTES>(&mut prepared, &mut panel) };
+        }
+    }
+}
+
+/// Some rows of activations by some blocks of all weights.
+struct Chunk<'a> {
+    args: &'a MatMulArgs,
+    row: usize,
+    /// Up to [`ROWS`].
+    rows: usize,
+    block: usize,
+    /// Up to [`PANEL`] parts.
+    blocks: usize,
+}
+
+impl Chunk<'_> {
+    /// Adds the chunk's products to the outputs, or begins them if it is the first.
+    ///
+    /// # Safety
+    /// As [`matmul`]; the chunk is within it.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+    unsafe fn run<F: Format, const BYTES: usize>(
+        &self,
+        prepared: &mut Prepared,
+        panel: &mut [MaybeUninit<Part>; PANEL],
+    ) {
+        let args = self.args;
+        let k = args.k as usize;
+        let block_bytes = F::HEADER + F::PARTS * F::PART;
+        let group_bytes = k / (F::PARTS * BLOCK) * block_bytes;
+        let groups = (args.cols as usize).div_ceil(GROUP);
+        let first = self.block * F::PARTS;
+        // SAFETY: the caller promises the groups from `col0` on, and rows of x and out.
+        unsafe {
+            let rows = args.x.add(self.row * args.x_stride as usize);
+            let x = rows.add(first * BLOCK);
+            let parts = self.blocks * F::PARTS;
+            let prepared = match (is_wide::<F, BYTES>(), is_signed::<F>()) {
+                (true, _) => prepared.fill::<PairedBlock>(args, x, self.rows, parts),
+                (false, true) => prepared.fill::<RaisedBlock>(args, x, self.rows, parts),
+                (false, false) => x,
+            };
+            for g in (0..groups).step_by(2) {
+                let pair = g + 1 < groups;
+                let group = args.col0 as usize / GROUP + g;
+                let weights = Weights {
+                    at: args.w.add(group * group_bytes + self.block * block_bytes),
                     second: if pair { group_bytes } else { 0 },
-                    blocks,
-                    k: args.k as usize,
-                    x: args.x.add(row * args.x_stride as usize),
+                };
+                let mut tile = Tile {
+                    weights,
+                    panel: panel.as_ptr().cast(),
+                    blocks: self.blocks,
+                    first,
+                    pair,
+                    k,
+                    x: rows,
                     x_stride: args.x_stride as usize,
-                    out: args.out.add(row * args.out_stride as usize + g * GROUP),
+                    prepared,
+                    out: args
+                        .out
+                        .add(self.row * args.out_stride as usize + g * GROUP),
                     out_stride: args.out_stride as usize,
                 };
-                row += match rows - row {
-                    1 => tile.run::<F, BYTES, 1>(),
-                    2 | 3 => tile.run::<F, BYTES, 2>(),
-                    4..TOKENS => tile.run::<F, BYTES, 4>(),
-                    _ => tile.run::<F, BYTES, TOKENS>(),
-                };
+                let shared = is_signed::<F>() && self.rows > TOKENS;
+                if shared {
+                    weights.unpack::<F, BYTES>(self.blocks, panel);
+                }
+                let mut left = self.rows;
+                while left > 0 {
+                    let done = match (shared, left) {
+                        (true, 1) => tile.run::<F, BYTES, 1, true>(),
+                        (true, 2 | 3) => tile.run::<F, BYTES, 2, true>(),
+                        (true, 4..TOKENS) => tile.run::<F, BYTES, 4, true>(),
+                        (true, _) => tile.run::<F, BYTES, TOKENS, true>(),
+                        (false, 1) => tile.run::<F, BYTES, 1, false>(),
+                        (false, 2 | 3) => tile.run::<F, BYTES, 2, false>(),
+                        (false, 4..TOKENS) => tile.run::<F, BYTES, 4, false>(),
+                        (false, _) => tile.run::<F, BYTES, TOKENS, false>(),
+                    };
+                    left -= done;
+                    tile.x = tile.x.wrapping_add(done * tile.x_stride);
+                    tile.prepared = tile.prepared.wrapping_add(done * BYTES * BLOCK);
+                    tile.out = tile.out.wrapping_add(done * tile.out_stride);
+                }
             }
         }
     }
 }
 
-/// Two groups of weights and some tokens.
-struct Tile {
-    w: *const u8,
-    /// Whether there is a second group; where there is none, the first is taken twice.
-    pair: bool,
-    /// Bytes from the first group to the second.
+/// Blocks of two groups of weights.
+#[derive(Clone, Copy)]
+struct Weights {
+    at: *const u8,
+    /// Bytes from the first group to the second, 0 where there is none: then the first is taken twice.
     second: usize,
-    /// Blocks of a row of weights.
+}
+
+impl Weights {
+    /// Unpacks `blocks` blocks.
+    ///
+    /// # Safety
+    /// They are there, and have as many parts as `panel` at most.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+    unsafe fn unpack<F: Format, const BYTES: usize>(
+        &self,
+        blocks: usize,
+        panel: &mut [MaybeUninit<Part>; PANEL],
+    ) {
+        for (block, parts) in panel.chunks_exact_mut(F::PARTS).take(blocks).enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let heads = self.heads::<F>(block);
+                for (i, part) in parts.iter_mut().enumerate() {
+                    Part::unpack::<F, BYTES>(&heads, self.part::<F>(block, i), part.as_mut_ptr());
+                }
+            }
+        }
+    }
+
+    /// The heads of a block.
+    ///
+    /// # Safety
+    /// It is there.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+    unsafe fn heads<F: Format>(&self, block: usize) -> [Head; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let at = self.at.add(block * (F::HEADER + F::PARTS * F::PART));
+            [F::head(at), F::head(at.add(self.second))]
+        }
+    }
+
+    /// Part `i` of a block.
+    ///
+    /// # Safety
+    /// It is there.
+    #[inline]
+    unsafe fn part<F: Format>(&self, block: usize, i: usize) -> [*const u8; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let at = self.at.add(block * (F::HEADER + F::PARTS * F::PART));
+            let at = at.add(F::HEADER + i * F::PART);
+            [at, at.add(self.second)]
+        }
+    }
+}
+
+/// Some blocks of two groups of weights, and some tokens.
+struct Tile {
+    weights: Weights,
+    /// Their parts, unpacked, if tokens share that.
+    panel: *const Part,
     blocks: usize,
+    /// The number of the first part: of those before it, the sums are in `out`.
+    first: usize,
+    /// Whether there is a second group.
+    pair: bool,
     k: usize,
     x: *const u8,
     x_stride: usize,
+    /// The tile's part of x, prepared, where it is.
+    prepared: *const u8,
     out: *mut f32,
     out_stride: usize,
 }
 
-/// A part of both groups, unpacked.
+/// 32 k of both groups, unpacked. What a format has no use for isn't written.
 struct Part {
-    words: [__m512i; 8],
+    /// Eight of four bytes a lane, or, where they are multiplied in 16 bits, eight of the even ones and eight of the odd.
+    words: [__m512i; 16],
     /// What sums of each half start from.
     start: [__m512i; 2],
     /// Integer scales of each half.
     scales: [__m512i; 2],
     d: __m512,
     m: __m512,
-    min: Option<__m512>,
+    min: __m512,
     /// Integer minima of each half, in every byte.
-    half_mins: Option<[__m512i; 2]>,
+    half_mins: [__m512i; 2],
 }
 
 impl Tile {
     /// Computes T tokens and returns their number.
     ///
     /// # Safety
-    /// `w` is a packed group of `blocks` blocks, and so is what lies `second` bytes behind it; `x` has T rows of k quants of
-    /// BYTES bytes, `out` as many rows of 16 columns, or of 8 unless `pair`.
+    /// The blocks are there, and in the panel if it is SHARED; `x` and the factors are of T rows, `out` has as many of 16
+    /// columns, or of 8 unless `pair`.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn run<F: Format, const BYTES: usize, const T: usize>(&self) -> usize {
+    unsafe fn run<F: Format, const BYTES: usize, const T: usize, const SHARED: bool>(
+        &self,
+    ) -> usize {
         let mut acc = [_mm512_setzero_ps(); T];
-        for block in 0..self.blocks {
-            // SAFETY: the block is within the group, and each part within the block.
-            unsafe {
-                let at = self.w.add(block * (F::HEADER + F::PARTS * F::PART));
-                let heads = [F::head(at), F::head(at.add(self.second))];
-                for i in 0..F::PARTS {
-                    let part = at.add(F::HEADER + i * F::PART);
-                    let part = Part::new::<F, BYTES>(&heads, [part, part.add(self.second)]);
-                    self.add::<F, BYTES, T>(&part, block * F::PARTS + i, &mut acc);
+        // SAFETY: the caller's promise.
+        unsafe {
+            if self.first > 0 {
+                for (t, acc) in acc.iter_mut().enumerate() {
+                    let out = self.out.add(t * self.out_stride);
+                    *acc = match self.pair {
+                        true => _mm512_loadu_ps(out),
+                        false => _mm512_zextps256_ps512(_mm256_loadu_ps(out)),
+                    };
                 }
             }
-        }
-        for (t, acc) in acc.iter().enumerate() {
-            // SAFETY: row t of out has 16 columns, or 8.
-            unsafe {
+            if SHARED {
+                for i in 0..self.blocks * F::PARTS {
+                    self.add::<F, BYTES, T, SHARED>(self.panel.add(i), i, &mut acc);
+                }
+            } else {
+                for block in 0..self.blocks {
+                    let heads = self.weights.heads::<F>(block);
+                    for i in 0..F::PARTS {
+                        let mut part = MaybeUninit::uninit();
+                        let at = self.weights.part::<F>(block, i);
+                        Part::unpack::<F, BYTES>(&heads, at, part.as_mut_ptr());
+                        self.add::<F, BYTES, T, SHARED>(
+                            part.as_ptr(),
+                            block * F::PARTS + i,
+                            &mut acc,
+                        );
+                    }
+                }
+            }
+            for (t, acc) in acc.iter().enumerate() {
                 let out = self.out.add(t * self.out_stride);
                 match self.pair {
                     true => _mm512_storeu_ps(out, *acc),
@@ -127,104 +289,60 @@ impl Tile {
         T
     }
 
-    /// Adds the products with 32 activations of each token, number `b` of their blocks.
+    /// Adds the products of part number `i` of the tile's.
     ///
     /// # Safety
-    /// The rows of x have them.
+    /// As [`Tile::run`], and the part is unpacked.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn add<F: Format, const BYTES: usize, const T: usize>(
+    unsafe fn add<F: Format, const BYTES: usize, const T: usize, const SHARED: bool>(
         &self,
-        part: &Part,
-        b: usize,
+        part: *const Part,
+        i: usize,
         acc: &mut [__m512; T],
     ) {
         // SAFETY: the caller's promise; the quants of a row are followed by a scale and a sum for each 32.
         unsafe {
-            let x = self.quants(b);
-            let isums = x.isums::<F, BYTES, T>(part);
-            let imins = match part.half_mins {
-                Some([low, high]) => {
+            let b = self.first + i;
+            let x = match is_signed::<F>() {
+                true => XBlock {
+                    at: self.prepared.add(i * ROWS * BYTES * BLOCK),
+                    token: BYTES * BLOCK,
+                    byte: 0,
+                },
+                false => XBlock {
+                    at: self.x.add(b * BLOCK),
+                    token: self.x_stride,
+                    byte: self.k,
+                },
+            };
+            let isums = x.isums::<F, BYTES, T, SHARED>(part);
+            let imins = match F::HAS_HALF_MINS {
+                true => {
+                    let [low, high] = (*part).half_mins;
                     let mins = [low, low, low, low, high, high, high, high];
-                    Some(x.sums::<F, false, BYTES, T, 0, 8>(&mins, _mm512_setzero_si512()))
+                    x.sums::<F, false, BYTES, T, SHARED, 0, 8>(
+                        mins.as_ptr(),
+                        _mm512_setzero_si512(),
+                    )
                 }
-                None => None,
+                false => [_mm512_setzero_si512(); T],
             };
             for (t, acc) in acc.iter_mut().enumerate() {
                 let row = self.x.add(t * self.x_stride);
                 let factors = row.add(BYTES * self.k).cast::<f32>();
                 let scale = _mm512_set1_ps(*factors.add(b));
-                let factor = _mm512_mul_ps(part.d, scale);
+                let factor = _mm512_mul_ps((*part).d, scale);
                 *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isums[t]), factor, *acc);
-                if let Some(min) = part.min {
+                if F::HAS_MIN {
                     let sum = _mm512_set1_ps(*factors.add(self.k / BLOCK + b));
-                    *acc = _mm512_fmadd_ps(min, sum, *acc);
+                    *acc = _mm512_fmadd_ps((*part).min, sum, *acc);
                 }
-                if let Some(imins) = imins {
-                    let factor = _mm512_mul_ps(part.m, scale);
+                if F::HAS_HALF_MINS {
+                    let factor = _mm512_mul_ps((*part).m, scale);
                     *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(imins[t]), factor, *acc);
                 }
             }
-        }
-    }
-
-    /// Block `b` of the tokens.
-    ///
-    /// # Safety
-    /// As [`Tile::add`].
-    #[inline]
-    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn quants(&self, b: usize) -> XBlock {
-        XBlock {
-            // SAFETY: the caller's promise.
-            at: unsafe { self.x.add(b * BLOCK) },
-            token: self.x_stride,
-            byte: self.k,
-        }
-    }
-}
-
-/// Where a block of 32 quants of some tokens is.
-#[derive(Clone, Copy)]
-struct XBlock {
-    /// The first token's.
-    at: *const u8,
-    /// Bytes from a token to the next.
-    token: usize,
-    /// Bytes from the high bytes of Q16 to the low ones.
-    byte: usize,
-}
-
-/// The same quants, raised by 128.
-#[repr(align(64))]
-struct Raised<const BYTES: usize, const T: usize>([[[u8; BLOCK]; BYTES]; T]);
-
-impl<const BYTES: usize, const T: usize> Raised<BYTES, T> {
-    /// # Safety
-    /// `x` has T tokens.
-    #[inline]
-    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn new(x: XBlock) -> Self {
-        let mut raised = Raised([[[0; BLOCK]; BYTES]; T]);
-        for (t, token) in raised.0.iter_mut().enumerate() {
-            for (byte, quants) in token.iter_mut().enumerate() {
-                // SAFETY: 32 quants each.
-                unsafe {
-                    let x = _mm256_loadu_si256(x.at.add(t * x.token + byte * x.byte).cast());
-                    let x = _mm256_xor_si256(x, _mm256_set1_epi8(-128));
-                    _mm256_storeu_si256(quants.as_mut_ptr().cast(), x);
-                }
-            }
-        }
-        raised
-    }
-
-    fn quants(&self) -> XBlock {
-        XBlock {
-            // Hidden, so that words are loaded to all lanes at once: the compiler would rather shuffle what was stored.
-            at: std::hint::black_box(self.0.as_ptr().cast()),
-            token: BYTES * BLOCK,
-            byte: BLOCK,
         }
     }
 }
@@ -236,17 +354,17 @@ impl XBlock {
     /// It has T tokens.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn isums<F: Format, const BYTES: usize, const T: usize>(
+    unsafe fn isums<F: Format, const BYTES: usize, const T: usize, const SHARED: bool>(
         self,
-        part: &Part,
+        part: *const Part,
     ) -> [__m512i; T] {
         // SAFETY: the caller's promise.
         unsafe {
-            if !is_signed::<F>() {
-                return self.scaled_sums::<F, false, BYTES, T>(part);
+            match (is_wide::<F, BYTES>(), is_signed::<F>()) {
+                (true, _) => self.wide_sums::<F, T, SHARED>(&raw const (*part).words),
+                (false, true) => self.scaled_sums::<F, true, BYTES, T, SHARED>(part),
+                (false, false) => self.scaled_sums::<F, false, BYTES, T, SHARED>(part),
             }
-            let raised = Raised::<BYTES, T>::new(self);
-            raised.quants().scaled_sums::<F, true, BYTES, T>(part)
         }
     }
 
@@ -256,33 +374,43 @@ impl XBlock {
     /// As there.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn scaled_sums<F: Format, const SIGNED: bool, const BYTES: usize, const T: usize>(
+    unsafe fn scaled_sums<
+        F: Format,
+        const SIGNED: bool,
+        const BYTES: usize,
+        const T: usize,
+        const SHARED: bool,
+    >(
         self,
-        part: &Part,
+        part: *const Part,
     ) -> [__m512i; T] {
-        let [low, high] = part.start;
         let scales = match holds_scales::<F>() {
             true => Scales::None,
             false => F::SCALES,
         };
         // SAFETY: the caller's promise.
         unsafe {
+            let [low, high] = match is_signed::<F>() {
+                true => (*part).start,
+                false => [_mm512_setzero_si512(); 2],
+            };
+            let words = (&raw const (*part).words).cast();
             match scales {
-                Scales::None => self.sums::<F, SIGNED, BYTES, T, 0, 8>(&part.words, low),
+                Scales::None => self.sums::<F, SIGNED, BYTES, T, SHARED, 0, 8>(words, low),
                 Scales::Whole => {
-                    let mut sums = self.sums::<F, SIGNED, BYTES, T, 0, 8>(&part.words, low);
+                    let mut sums = self.sums::<F, SIGNED, BYTES, T, SHARED, 0, 8>(words, low);
                     for sum in &mut sums {
-                        *sum = _mm512_mullo_epi32(*sum, part.scales[0]);
+                        *sum = _mm512_mullo_epi32(*sum, (*part).scales[0]);
                     }
                     sums
                 }
                 Scales::Halves => {
-                    let mut sums = self.sums::<F, SIGNED, BYTES, T, 0, 4>(&part.words, low);
-                    let second = self.sums::<F, SIGNED, BYTES, T, 4, 8>(&part.words, high);
+                    let mut sums = self.sums::<F, SIGNED, BYTES, T, SHARED, 0, 4>(words, low);
+                    let second = self.sums::<F, SIGNED, BYTES, T, SHARED, 4, 8>(words, high);
                     for (sum, second) in sums.iter_mut().zip(second) {
                         *sum = _mm512_add_epi32(
-                            _mm512_mullo_epi32(*sum, part.scales[0]),
-                            _mm512_mullo_epi32(second, part.scales[1]),
+                            _mm512_mullo_epi32(*sum, (*part).scales[0]),
+                            _mm512_mullo_epi32(second, (*part).scales[1]),
                         );
                     }
                     sums
@@ -303,17 +431,20 @@ impl XBlock {
         const SIGNED: bool,
         const BYTES: usize,
         const T: usize,
+        const SHARED: bool,
         const FROM: usize,
         const TO: usize,
     >(
         self,
-        words: &[__m512i; 8],
+        words: *const __m512i,
         start: __m512i,
     ) -> [__m512i; T] {
         let mut sums = [start; T];
         macro_rules! add_words {
             ($byte:literal: $($j:literal)*) => {$(
                 if FROM <= $j && $j < TO {
+                    // SAFETY: the caller's promise.
+                    let word = unsafe { *words.add($j) };
                     for (t, sum) in sums.iter_mut().enumerate() {
                         // SAFETY: the caller's promise; word j is 4 j bytes on.
                         let x = unsafe {
@@ -321,8 +452,8 @@ impl XBlock {
                             _mm512_set1_epi32(at.cast::<i32>().read_unaligned())
                         };
                         *sum = match SIGNED {
-                            true => _mm512_dpbusd_epi32(*sum, x, words[$j]),
-                            false => _mm512_dpbusd_epi32(*sum, words[$j], x),
+                            true => _mm512_dpbusd_epi32(*sum, x, word),
+                            false => _mm512_dpbusd_epi32(*sum, word, x),
                         };
                     }
                 }
@@ -349,14 +480,24 @@ pub(super) const fn holds_scales<F: Format>() -> bool {
     matches!((F::QUANTS, F::SCALES), (Quants::Crumbs, Scales::Halves))
 }
 
+/// Whether weights are multiplied in 16 bits. With Q16 rows that takes as many products as two bytes apart do, but integer
+/// scales are multiplied into weights, once for all tokens, and signed weights need no raised activations.
+const fn is_wide<F: Format, const BYTES: usize>() -> bool {
+    BYTES == 2 && is_signed::<F>()
+}
+
 impl Part {
     /// Unpacks and joins parts of two groups, from their blocks' heads.
     ///
     /// # Safety
-    /// Each of `at` points at a part.
+    /// Each of `at` points at a part; `to` may be written.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn new<F: Format, const BYTES: usize>(heads: &[Head; 2], at: [*const u8; 2]) -> Part {
+    unsafe fn unpack<F: Format, const BYTES: usize>(
+        heads: &[Head; 2],
+        at: [*const u8; 2],
+        to: *mut Part,
+    ) {
         // SAFETY: the caller's promise.
         unsafe {
             let (low, high) = (
@@ -381,54 +522,71 @@ impl Part {
                 Scales::Halves => join(F::scale::<1>(at[0]), F::scale::<1>(at[1])),
                 _ => scale,
             };
+            (*to).d = join_floats(heads[0].d, heads[1].d);
+            if let (Some(first), Some(second)) =
+                (F::min(&heads[0], at[0]), F::min(&heads[1], at[1]))
+            {
+                (*to).min = join_floats(first, second);
+            }
+            if let ([Some(low), Some(low_second)], [Some(high), Some(high_second)]) = (
+                [F::half_min::<0>(at[0]), F::half_min::<0>(at[1])],
+                [F::half_min::<1>(at[0]), F::half_min::<1>(at[1])],
+            ) {
+                (*to).m = join_floats(heads[0].m, heads[1].m);
+                (*to).half_mins = [
+                    in_every_byte(join(low, low_second)),
+                    in_every_byte(join(high, high_second)),
+                ];
+            }
+            if is_wide::<F, BYTES>() {
+                for (j, word) in words.into_iter().enumerate() {
+                    let even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(word));
+                    let odd = _mm512_srai_epi16::<8>(word);
+                    let scale = if j < 4 { scale } else { second_scale };
+                    (*to).words[j] = times::<F>(even, scale);
+                    (*to).words[8 + j] = times::<F>(odd, scale);
+                }
+                return;
+            }
             if holds_scales::<F>() {
                 // Both bytes of 16 bits at once: neither product leaves its byte.
                 for (j, word) in words.iter_mut().enumerate() {
                     *word = _mm512_mullo_epi16(*word, if j < 4 { scale } else { second_scale });
                 }
-            }
-            let start = match (is_signed::<F>(), F::SCALES) {
-                (false, _) => [_mm512_setzero_si512(); 2],
-                (true, Scales::Halves) => {
-                    [start::<BYTES>(&words[..4]), start::<BYTES>(&words[4..])]
-                }
-                (true, _) => [start::<BYTES>(&words); 2],
-            };
-            let min = match (F::min(&heads[0], at[0]), F::min(&heads[1], at[1])) {
-                (Some(first), Some(second)) => Some(join_floats(first, second)),
-                _ => None,
-            };
-            let half_mins = match (
-                [F::half_min::<0>(at[0]), F::half_min::<0>(at[1])],
-                [F::half_min::<1>(at[0]), F::half_min::<1>(at[1])],
-            ) {
-                ([Some(low), Some(low_second)], [Some(high), Some(high_second)]) => Some([
-                    in_every_byte(join(low, low_second)),
-                    in_every_byte(join(high, high_second)),
-                ]),
-                _ => None,
-            };
-            Part {
-                words,
-                start,
-                scales: [
+            } else if !matches!(F::SCALES, Scales::None) {
+                (*to).scales = [
                     _mm512_srai_epi32::<16>(scale),
                     _mm512_srai_epi32::<16>(second_scale),
-                ],
-                d: join_floats(heads[0].d, heads[1].d),
-                m: join_floats(heads[0].m, heads[1].m),
-                min,
-                half_mins,
+                ];
+            }
+            if is_signed::<F>() {
+                (*to).start = match F::SCALES {
+                    Scales::Halves => [start(&words[..4]), start(&words[4..])],
+                    _ => [start(&words); 2],
+                };
+            }
+            for (j, word) in words.into_iter().enumerate() {
+                (*to).words[j] = word;
             }
         }
     }
 }
 
-/// What sums of products with raised activations start from.
+/// Weights of 16 bits times their integer scales, which they hold: 32 * 128 is the most.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-fn start<const BYTES: usize>(words: &[__m512i]) -> __m512i {
-    let raised_by = _mm512_set1_epi8(if BYTES == 2 { 129u8 } else { 128 } as i8);
+fn times<F: Format>(words: __m512i, scale: __m512i) -> __m512i {
+    match F::SCALES {
+        Scales::None => words,
+        _ => _mm512_mullo_epi16(words, scale),
+    }
+}
+
+/// What sums of products with activations that are raised by 128 start from.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+fn start(words: &[__m512i]) -> __m512i {
+    let raised_by = _mm512_set1_epi8(-128);
     // Chains of two: all products of the part wait for this.
     let mut sum = _mm512_setzero_si512();
     for w in words.chunks_exact(2) {
