@@ -2,9 +2,20 @@
 # What the other scripts need on a bare Debian 12 that has Rust: a C compiler (the zstd library is C), Python's pip (the
 # models come in packages) and venv (the Python package is tested in one), and NVRTC, the compiler for NVIDIA targets, which
 # needs no GPU: it goes to fastinfer/nvrtc in the user's cache folder, where fastc looks for it. Installs only what is missing.
+#   examples/setup.sh          that
+#   examples/setup.sh --amd    and clang and lld 19, which AMD targets are compiled with, and LLVM's tools, which tests compare with
 set -euo pipefail
 
 packages=()
+case ${1:-} in
+  '') ;;
+  --amd)
+    command -v clang-19 >/dev/null || packages+=(clang-19)
+    command -v ld.lld-19 >/dev/null || packages+=(lld-19)
+    command -v llvm-mc-19 >/dev/null || packages+=(llvm-19)
+    ;;
+  *) echo "usage: examples/setup.sh [--amd]" >&2; exit 2 ;;
+esac
 command -v cc >/dev/null || packages+=(gcc libc6-dev)
 python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
 python3 -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)

@@ -14,7 +14,7 @@ for argument in "$@"; do
   esac
 done
 
-examples/setup.sh || exit 1
+examples/setup.sh --amd || exit 1
 model=$(examples/fetch-model.sh) || exit 1
 export FASTINFER_MODELS=${model%/*}
 examples/fetch-gemma.sh >&2 || exit 1

@@ -68,6 +68,20 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
     }
 }
 
+/// Decodes what [`encode`] made of a value, of [`MAX_DECODE_LEN`] bytes at most: for programs that send each other values.
+///
+/// # Errors
+/// The bytes are no such encoding; the error says what was expected and found.
+pub fn decode_message<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Error> {
+    decode(bytes).map_err(|failure| {
+        let (expected, found) = match failure {
+            Failure::Broken { expected, found } => (expected, found),
+            Failure::Unknown(message) => ("a variant that this version knows".into(), message),
+        };
+        Error::caller("decoding a message", expected, found)
+    })
+}
+
 fn decode_limited<T: DeserializeOwned, const LIMIT: usize>(bytes: &[u8]) -> Result<T, Failure> {
     let config: Configuration<_, _, bincode::config::Limit<LIMIT>> =
         config::standard().with_limit::<LIMIT>();

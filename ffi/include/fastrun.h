@@ -36,6 +36,8 @@ typedef enum {
   FASTRUN_STATUS_BUSY = 4,
   // The library broke a promise of its own.
   FASTRUN_STATUS_BUG = 5,
+  // The GPU failed in the middle of its work: close the runner and open another, or end the process.
+  FASTRUN_STATUS_FAULT = 6,
 } FastrunStatus;
 
 // A request in progress. It keeps the model open. One thread at a time may read it; any may cancel it meanwhile.

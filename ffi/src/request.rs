@@ -52,6 +52,7 @@ pub fn options(json: Option<&str>) -> Result<RunnerOptions, Error> {
         spec: spec.map_err(|e| Error::User(format!("options: spec: {e}")))?,
         token_budget: given.token_budget,
         verify: given.verify.unwrap_or(default.verify),
+        ..default
     })
 }
 

@@ -21,6 +21,8 @@ pub enum FastrunStatus {
     Busy = 4,
     /// The library broke a promise of its own.
     Bug = 5,
+    /// The GPU failed in the middle of its work: close the runner and open another, or end the process.
+    Fault = 6,
 }
 
 thread_local! {
@@ -53,6 +55,7 @@ pub fn guard(call: impl FnOnce() -> Result<FastrunStatus, Error>) -> FastrunStat
         Error::Unsupported(_) => FastrunStatus::Unsupported,
         Error::Busy(_) => FastrunStatus::Busy,
         Error::Bug(_) => FastrunStatus::Bug,
+        Error::Fault(_) => FastrunStatus::Fault,
     }
 }
 

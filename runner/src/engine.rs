@@ -12,13 +12,14 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use bundle_format::plan::Limits;
+use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::admission::Admission;
 use crate::device::{Device, Outcome, RowOutcome, Step, Ticket, Want};
-use crate::kv::{KvCache, blocks_for};
+use crate::kv::KvCache;
 use crate::masks::Masks;
 use crate::request::{Event, FinishReason, Request, RequestId};
-use crate::sampler;
 use crate::scheduler::{Chunk, Policy, Scheduler};
 use crate::sequence::{Drawing, Drawn, Key, Sequence};
 use crate::spec::NgramSpec;
@@ -62,7 +63,7 @@ impl Config {
 }
 
 /// What an engine does and has done: gauges first, then counters that only grow.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stats {
     /// Choices that are being computed.
     pub running: usize,
@@ -139,6 +140,10 @@ pub struct Engine<D> {
     /// Of the step that ended last, until its time is told.
     ended: Option<(u32, u32)>,
     events: Vec<Event>,
+    /// A device that failed for good.
+    fault: Option<Error>,
+    /// Steps that have ended well.
+    completed: u64,
     next_id: u64,
     stats: Stats,
 }
@@ -164,6 +169,8 @@ impl<D: Device> Engine<D> {
             in_flight: VecDeque::new(),
             ended: None,
             events: Vec::new(),
+            fault: None,
+            completed: 0,
             next_id: 0,
             stats: Stats::default(),
         }
@@ -173,13 +180,28 @@ impl<D: Device> Engine<D> {
         &self.device
     }
 
+    fn accept(&mut self, id: RequestId, open: Open, prompt: u64) {
+        self.next_id += 1;
+        self.stats.prompt_tokens += prompt;
+        self.deadlines.extend(open.deadline.map(|at| (at, id)));
+        self.open.insert(id, open);
+    }
+
+    fn admission(&self) -> Admission {
+        Admission {
+            context: self.config.limits.context,
+            vocab: self.config.vocab,
+            kv_blocks: self.scheduler.kv().total_blocks(),
+        }
+    }
+
     /// Queues a request.
     ///
     /// # Errors
     /// [`Error::User`] for a prompt that is empty, longer than the context or the KV memory, or that holds an id outside
     /// the vocabulary, and for parameters that make no sense; [`Error::Busy`] where the queue is full.
     pub fn add(&mut self, request: Request) -> Result<RequestId, Error> {
-        self.check(&request)?;
+        self.admission().check(&request)?;
         let waiting = self.scheduler.load().1;
         if waiting >= self.config.queue {
             return Err(Error::Busy(format!(
@@ -187,62 +209,25 @@ impl<D: Device> Engine<D> {
             )));
         }
         let id = RequestId(self.next_id);
-        self.next_id += 1;
-        self.stats.prompt_tokens += request.prompt.len() as u64;
-        self.deadlines.extend(request.deadline.map(|at| (at, id)));
         let open = Open {
             choices: (0..request.choices).collect(),
             deadline: request.deadline,
         };
-        self.open.insert(id, open);
+        let prompt = request.prompt.len() as u64;
         if request.max_tokens == Some(0) && !request.hidden {
+            self.accept(id, open, prompt);
             self.end(id, &FinishReason::Length);
         } else {
             let (context, spec) = (self.config.limits.context, self.config.spec);
-            self.scheduler
-                .add(Sequence::new(id, request, context, spec));
+            let answered = request.answered.clone();
+            let mut sequence = Sequence::new(id, request, context, spec);
+            sequence
+                .resume(&answered)
+                .map_err(|e| Error::User(format!("the answer that has begun can't go on: {e}")))?;
+            self.accept(id, open, prompt);
+            self.scheduler.add(sequence);
         }
         Ok(id)
-    }
-
-    fn check(&self, request: &Request) -> Result<(), Error> {
-        let (tokens, context) = (request.prompt.len(), self.config.limits.context);
-        if tokens == 0 {
-            return Err(Error::User(
-                "the prompt is empty, and this model puts no token of its own before it; give some text".into(),
-            ));
-        }
-        if tokens > context as usize {
-            return Err(Error::User(format!(
-                "the prompt has {tokens} tokens, but the context of this bundle is {context}; shorten the prompt, or \
-                 compile the model with a larger --ctx"
-            )));
-        }
-        let (needed, total) = (
-            blocks_for(tokens as u32),
-            self.scheduler.kv().total_blocks(),
-        );
-        if needed > total {
-            return Err(Error::User(format!(
-                "the prompt of {tokens} tokens takes {needed} KV blocks, but the device has {total}; shorten the prompt, \
-                 or give the device more KV memory"
-            )));
-        }
-        let vocab = self.config.vocab;
-        if let Some(token) = request.prompt.iter().find(|&&t| t >= vocab) {
-            return Err(Error::User(format!(
-                "token {token} of the prompt is not in the vocabulary; ids are below {vocab}"
-            )));
-        }
-        sampler::check_bias(&request.bias, vocab).map_err(Error::User)?;
-        let most = if request.hidden { 1 } else { MAX_CHOICES };
-        if !(1..=most).contains(&request.choices) {
-            return Err(Error::User(format!(
-                "{} choices are asked for; expected 1 to {MAX_CHOICES}, and 1 for hidden states",
-                request.choices
-            )));
-        }
-        sampler::check(&request.sampling).map_err(Error::User)
     }
 
     /// Ends a request, and frees its blocks at once; nothing where it has ended already.
@@ -288,6 +273,22 @@ impl<D: Device> Engine<D> {
             preemptions: counts.preemptions,
             ..self.stats
         }
+    }
+
+    /// How many tokens of a request's prompt were found in the prefix cache, while its choice has not ended.
+    pub(crate) fn cached_tokens(&mut self, id: RequestId, choice: u32) -> Option<u32> {
+        let sequence = self.scheduler.get_mut(Key { id, choice })?;
+        Some(sequence.cached)
+    }
+
+    /// Steps that have ended well.
+    pub(crate) fn completed_steps(&self) -> u64 {
+        self.completed
+    }
+
+    /// The [`Error::Fault`] that the device failed with, if one has: it serves nobody any more.
+    pub fn fault(&self) -> Option<&Error> {
+        self.fault.as_ref()
     }
 
     /// Whether there is no request that has not ended.
@@ -449,6 +450,7 @@ impl<D: Device> Engine<D> {
         });
         match rows {
             Ok(rows) => {
+                self.completed += 1;
                 let mut rows = rows.into_iter();
                 for piece in step.pieces {
                     self.scheduler.settle(piece.chunk.promise.as_ref());
@@ -566,6 +568,9 @@ impl<D: Device> Engine<D> {
 
     /// The device failed a step: its requests end.
     fn fail(&mut self, chunks: &[Chunk], error: &Error) {
+        if matches!(error, Error::Fault(_)) {
+            self.fault.get_or_insert_with(|| error.clone());
+        }
         let reason = FinishReason::Error(error.to_string());
         for chunk in chunks {
             self.scheduler.settle(chunk.promise.as_ref());

@@ -97,6 +97,7 @@ impl GrammarCompiler {
             None => match matcher.compute_mask() {
                 Ok(_) => Ok(Constraint {
                     matcher: Arc::new(matcher),
+                    source: Arc::new(grammar.clone()),
                     end: self.end.clone(),
                 }),
                 Err(error) => Err(Error::User(format!(
@@ -117,11 +118,18 @@ impl fmt::Debug for GrammarCompiler {
 #[derive(Clone)]
 pub struct Constraint {
     matcher: Arc<Matcher>,
+    /// What it was compiled from.
+    source: Arc<Grammar>,
     /// Tokens that end an answer.
     end: Arc<[u32]>,
 }
 
 impl Constraint {
+    /// What it was compiled from.
+    pub fn source(&self) -> &Grammar {
+        &self.source
+    }
+
     /// The state of one answer, at its start.
     pub(crate) fn start(&self) -> Matching {
         Matching {

@@ -20,7 +20,8 @@
 //! Beneath it, in the order in which data flows: [`load`] opens a bundle; [`chat`] turns messages into a prompt and
 //! [`tokenizer`] that into tokens; [`engine`] serves requests, with [`kv`] to count memory, [`spec`] to guess ahead,
 //! [`grammar`] to say what may follow, and [`step`] to put a step together; a [`device`] runs it, on the CPU through the
-//! [`executor`], and draws tokens with the [`sampler`]. [`stop`] finds the strings that end an answer. Without the runner and its thread:
+//! [`executor`], and draws tokens with the [`sampler`]. [`stop`] finds the strings that end an answer. [`supervise`] puts
+//! the engine into a process of its own. Without the runner and its thread:
 //!
 //! ```no_run
 //! use std::sync::Arc;
@@ -68,8 +69,11 @@
 //! # }
 //! ```
 
+mod admission;
 pub mod chat;
 pub mod device;
+#[cfg(target_os = "linux")]
+pub mod doctor;
 pub mod engine;
 mod error;
 pub mod executor;
@@ -88,6 +92,7 @@ pub mod serve;
 pub mod spec;
 pub mod step;
 pub mod stop;
+pub mod supervise;
 pub mod tokenizer;
 
 pub use engine::{Config, Engine, Progress, Stats};

@@ -17,7 +17,7 @@ const GGUF: &[u8] = b"GGUF";
 
 /// An opened bundle and the map of its file, which every device that runs it keeps alive.
 ///
-/// Everything but the weights has been verified, and this machine has what the bundle needs.
+/// Everything but the weights has been verified; whether this machine has what the bundle needs, [`Loaded::open`] checks.
 #[derive(Debug)]
 pub struct Loaded {
     /// Borrows from `map`; declared before it, so dropped before it.
@@ -33,6 +33,17 @@ impl Loaded {
     /// [`Error::User`] for a file that can't be read, is damaged or is no bundle; [`Error::Unsupported`] for one of another
     /// version, or for a target, a processor feature or a kernel ABI that isn't here. Each says what to do.
     pub fn open(path: &Path) -> Result<Self, Error> {
+        let loaded = Self::open_to_look(path)?;
+        loaded.check_runnable()?;
+        loaded.read_ahead();
+        Ok(loaded)
+    }
+
+    /// Opens a bundle that may be for another machine, to look at it.
+    ///
+    /// # Errors
+    /// As [`Loaded::open`], but for what this machine lacks.
+    pub fn open_to_look(path: &Path) -> Result<Self, Error> {
         let named = |text: String| Error::User(format!("{}: {text}", path.display()));
         let file = File::open(path).map_err(|e| {
             let advice = match e.kind() {
@@ -69,18 +80,23 @@ impl Loaded {
             ErrorKind::Unsupported => Error::Unsupported(format!("{}: {e}", path.display())),
             ErrorKind::Caller => Error::Bug(format!("{}: {e}", path.display())),
         })?;
-        check_runnable(bundle.manifest(), &MACHINE)
-            .map_err(|text| Error::Unsupported(format!("{}: {text}", path.display())))?;
         // SAFETY: only the lifetime is changed. The bytes lie where they are until `map` is dropped, which is after the
         // bundle is, and `bundle()` hands the bundle out with the lifetime of `self`.
         let bundle = unsafe { std::mem::transmute::<Bundle<'_>, Bundle<'static>>(bundle) };
-        let loaded = Self {
+        Ok(Self {
             bundle,
             map,
             path: path.to_owned(),
-        };
-        loaded.read_ahead();
-        Ok(loaded)
+        })
+    }
+
+    /// Whether this machine has what the bundle needs.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where it hasn't.
+    pub fn check_runnable(&self) -> Result<(), Error> {
+        check_runnable(self.manifest(), &MACHINE)
+            .map_err(|text| Error::Unsupported(format!("{}: {text}", self.path.display())))
     }
 
     /// Tells the system to read the weights from the disk while this process gets ready.

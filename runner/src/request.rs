@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
 use crate::device::{LogProbs, SampleParams};
 use crate::grammar::Constraint;
 
@@ -17,7 +19,10 @@ pub struct RequestId(pub(crate) u64);
 pub struct Request {
     /// Token ids of the prompt; at least one.
     pub prompt: Vec<u32>,
-    /// Most tokens to generate for each choice; none: as many as the context holds.
+    /// Tokens of the answer that are there already, from an engine that is no more: it goes on behind them as if it had
+    /// drawn them, grammar, penalties and all, and tells those that follow. For one choice, without hidden states.
+    pub answered: Vec<u32>,
+    /// Most tokens to generate for each choice, those of `answered` included; none: as many as the context holds.
     pub max_tokens: Option<u32>,
     /// Choice `i` draws with the seed `sampling.seed + i` (wrapping): its answer is that of a request with that seed alone.
     pub sampling: SampleParams,
@@ -48,6 +53,7 @@ impl Default for Request {
     fn default() -> Request {
         Request {
             prompt: Vec::new(),
+            answered: Vec::new(),
             max_tokens: None,
             sampling: SampleParams::default(),
             stop: Vec::new(),
@@ -64,7 +70,7 @@ impl Default for Request {
 }
 
 /// Why a request's choice ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FinishReason {
     /// The model drew a stop id, the grammar has no continuation, or all hidden states were given.
     Stop,

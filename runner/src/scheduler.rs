@@ -304,7 +304,8 @@ impl Scheduler {
 
     /// Counts what the prefix cache does for a sequence that starts to run for the first time.
     fn count_prefix(&mut self, sequence: &Sequence, found: usize) {
-        if self.policy.prefix_cache && !sequence.task.hidden && sequence.epoch == 0 {
+        let first_time = sequence.epoch == 0 && !sequence.is_answering();
+        if self.policy.prefix_cache && !sequence.task.hidden && first_time {
             self.counts.query_tokens += u64::from(sequence.task.prompt);
             self.counts.hit_tokens += (found * KV_BLOCK) as u64;
         }
@@ -320,7 +321,8 @@ impl Scheduler {
         } = self.policy.limits;
         let (mut decoding, mut prefilling, mut answering) = (Vec::new(), Vec::new(), 0);
         for (i, s) in self.running.iter().enumerate() {
-            answering += u32::from(s.is_answering());
+            // An answer whose beginning is computed anew has nothing to be held up.
+            answering += u32::from(s.is_answering() && s.todo() <= 1);
             if s.todo() == 0 || s.feedable() > s.table.capacity() {
                 continue;
             }

@@ -123,6 +123,23 @@ impl Sequence {
         first
     }
 
+    /// Takes up an answer where it was left: nothing of the sequence was fed or drawn yet.
+    ///
+    /// # Errors
+    /// Nothing can follow one of the tokens, or the grammar doesn't take it; the text says so.
+    pub fn resume(&mut self, answered: &[u32]) -> Result<(), String> {
+        for &token in answered {
+            match self.drawn(token) {
+                Drawn::Token => {}
+                Drawn::End(FinishReason::Error(text)) => return Err(text),
+                Drawn::Last(_) | Drawn::End(_) => {
+                    return Err(format!("nothing can follow its token {token}"));
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn start(
         key: Key,
         task: Arc<Task>,

@@ -73,7 +73,7 @@ fn wrong_usage_exits_with_2_and_names_the_argument() {
         (&["m.fib", "--threads", "0"], "from 1 up"),
         (
             &["m.fib", "--device", "abacus"],
-            "auto, cpu, cuda, reference",
+            "auto, cpu, gpu, reference",
         ),
         (&["m.fib", "--verify", "some"], "quick, full"),
         (&["m.fib", "--nonsense"], "--nonsense"),

@@ -81,7 +81,7 @@ class Ending(unittest.TestCase):
         server.signal()
         server.wait_for(lambda m: m['draining'] == 1)
         status, headers, body = server.request('/health')
-        self.assertEqual((status, json.loads(body)), (503, {'status': 'draining'}))
+        self.assertEqual((status, json.loads(body)), (503, {'status': 'draining', 'restarts': 0}))
         self.assertEqual(server.json('/health/live')[0], 200)
         status, headers, body = server.request('/v1/completions', {'prompt': 'x'})
         self.assertEqual((status, headers['Retry-After'], json.loads(body)['error']['code']), (503, '5', 'draining'))

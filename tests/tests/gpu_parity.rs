@@ -7,7 +7,7 @@
 use std::process::Command;
 use std::sync::Arc;
 
-use ::fastrun::device::cuda::{CudaDevice, CudaOptions};
+use ::fastrun::device::gpu::{GpuDevice, GpuOptions};
 use ::fastrun::device::reference::{ReferenceDevice, ReferenceOptions};
 use ::fastrun::device::{
     Device, Outcome, Penalties, SampleParams, Step, Ticket, TokenSource, Want,
@@ -44,11 +44,12 @@ impl Model {
         }
     }
 
-    fn run(&self) -> Run<CudaDevice> {
-        let options = CudaOptions {
+    fn run(&self) -> Run<GpuDevice> {
+        let options = GpuOptions {
             kv_bytes: Some(256 << 20),
+            ..GpuOptions::default()
         };
-        Run::new(CudaDevice::open(self.loaded.clone(), &options).unwrap())
+        Run::new(GpuDevice::open(self.loaded.clone(), &options).unwrap())
     }
 
     fn vocab(&self) -> u32 {
@@ -330,10 +331,11 @@ fn logits_over_a_cache_of_8_bits_are_the_references() {
 fn too_little_memory_is_told_with_numbers() {
     let model = Model::new("smollm2-135m", "q4_0", 1, &[]);
     let open = |kv_bytes| {
-        let options = CudaOptions {
+        let options = GpuOptions {
             kv_bytes: Some(kv_bytes),
+            ..GpuOptions::default()
         };
-        CudaDevice::open(model.loaded.clone(), &options)
+        GpuDevice::open(model.loaded.clone(), &options)
     };
     let text = match open(100) {
         Err(error) => error.to_string(),

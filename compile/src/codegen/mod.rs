@@ -3,5 +3,6 @@
 pub mod cpu;
 mod cuda;
 mod generate;
+mod gpu;
 
 pub use generate::{Code, generate};

@@ -1,10 +1,19 @@
-// What all kernels share: fixed-width types, memory instructions with their cache hints, launch dependencies, and the
-// instructions of the matrix unit. Sources include nothing: the run-time compiler has no headers.
+// What all kernels share, whatever the chip: fixed-width types, and what is made of the instructions that a chip's own file
+// (base_cuda.cuh, base_hip.h) gives names to. Sources include nothing: compilers have no headers here.
 
 typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
+
+#ifdef __HIP__
+#define __global__ __attribute__((global))
+#define __device__ __attribute__((device))
+#define __shared__ __attribute__((shared))
+#define __align__(n) __attribute__((aligned(n)))
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(threads) __attribute__((amdgpu_flat_work_group_size(threads, threads)))
+#endif
 
 #define DEVICE static __device__ __forceinline__
 
@@ -21,128 +30,3 @@ struct alignas(16) U4 {
 struct alignas(8) U2 {
     u32 x, y;
 };
-
-// A weight is read once a step: it must not push activations out of the first cache.
-DEVICE U4 load_once(const U4* p) {
-    U4 r;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
-                 : "l"(p));
-    return r;
-}
-DEVICE U2 load_once(const U2* p) {
-    U2 r;
-    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(r.x), "=r"(r.y) : "l"(p));
-    return r;
-}
-DEVICE u32 load_once(const u32* p) {
-    u32 r;
-    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(r) : "l"(p));
-    return r;
-}
-
-// Activations: written by an earlier launch, so not through the read-only path, which a dependent launch may have filled
-// too early.
-DEVICE U4 load_shared_line(const U4* p) {
-    U4 r;
-    asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
-                 : "l"(p)
-                 : "memory");
-    return r;
-}
-
-DEVICE u32 shared_address(const void* p) {
-    return (u32)__cvta_generic_to_shared(p);
-}
-DEVICE U4 load_from_shared(u32 at) {
-    U4 r;
-    asm volatile("ld.shared.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "r"(at));
-    return r;
-}
-
-// Programmatic dependent launch. A kernel says early that the next may start, so that the next one's weights are on their
-// way while this one computes; and it waits for the ones before it before it touches anything that they write.
-DEVICE void let_next_start() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;");
-#endif
-}
-DEVICE void wait_for_previous() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-// f16 pairs, as the registers of the matrix unit hold them.
-DEVICE u32 and_or(u32 a, u32 mask, u32 bits) {
-    u32 r;
-    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(r) : "r"(a), "r"(mask), "r"(bits));
-    return r;
-}
-DEVICE u32 half2_sub(u32 a, u32 b) {
-    u32 r;
-    asm("sub.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
-    return r;
-}
-DEVICE u32 half2_mul(u32 a, u32 b) {
-    u32 r;
-    asm("mul.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
-    return r;
-}
-DEVICE u32 half2_fma(u32 a, u32 b, u32 c) {
-    u32 r;
-    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
-    return r;
-}
-DEVICE u32 permute(u32 a, u32 b, u32 selector) {
-    u32 r;
-    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(selector));
-    return r;
-}
-DEVICE float low_half(u32 v) {
-    float r;
-    asm("{.reg .f16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, l;}" : "=f"(r) : "r"(v));
-    return r;
-}
-DEVICE float high_half(u32 v) {
-    float r;
-    asm("{.reg .f16 l, h; mov.b32 {l, h}, %1; cvt.f32.f16 %0, h;}" : "=f"(r) : "r"(v));
-    return r;
-}
-DEVICE float half_to_float(u16 v) {
-    float r;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(r) : "h"(v));
-    return r;
-}
-DEVICE u16 float_to_half(float v) {
-    u16 r;
-    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(r) : "f"(v));
-    return r;
-}
-// low in the low half
-DEVICE u32 floats_to_half2(float low, float high) {
-    u32 r;
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
-    return r;
-}
-
-// c[16, 8] += a[16, 16] b[16, 8]. Lane 4g + t holds of a rows g and g + 8, of b column g, of c columns 2t and 2t + 1 of rows
-// g (c[0], c[1]) and g + 8 (c[2], c[3]).
-DEVICE void multiply(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-DEVICE float warp_sum(float v) {
-#pragma unroll
-    for (int d = 16; d > 0; d /= 2) v += __shfl_xor_sync(~0u, v, d);
-    return v;
-}
-DEVICE float warp_max(float v) {
-#pragma unroll
-    for (int d = 16; d > 0; d /= 2) v = fmaxf(v, __shfl_xor_sync(~0u, v, d));
-    return v;
-}

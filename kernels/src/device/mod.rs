@@ -2,6 +2,7 @@
 //! does and why so.
 
 const BASE: &str = include_str!("base.cuh");
+const BASE_CUDA: &str = include_str!("base_cuda.cuh");
 const FRAGMENT: &str = include_str!("fragment.cuh");
 const REGION: &str = include_str!("region.cuh");
 const MATMUL: &str = include_str!("matmul.cuh");
@@ -19,7 +20,9 @@ pub fn cuda(hopper: bool) -> String {
         false => MATMUL_MANY_MMA,
     };
     let attention = [ATTENTION, ATTENTION_DECODE, ATTENTION_PREFILL].join("\n");
-    [BASE, FRAGMENT, REGION, MATMUL, many, &attention, SAMPLE]
-        .join("\n")
-        .replace("#pragma once\n", "")
+    [
+        BASE, BASE_CUDA, FRAGMENT, REGION, MATMUL, many, &attention, SAMPLE,
+    ]
+    .join("\n")
+    .replace("#pragma once\n", "")
 }

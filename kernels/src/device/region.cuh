@@ -57,6 +57,7 @@ struct WarpSums {
 };
 
 // A CTA has the row.
+template <int THREADS>
 struct BlockSums {
     float* warps;  // [2][32]: one set is read while the other is written
     int* set;
@@ -72,7 +73,7 @@ struct BlockSums {
         *set ^= 1;
         if ((threadIdx.x & 31) == 0) mine[threadIdx.x >> 5] = v;
         __syncthreads();
-        const int count = blockDim.x >> 5, lane = threadIdx.x & 31;
+        const int count = block_threads<THREADS>() >> 5, lane = threadIdx.x & 31;
         v = warp_sum(lane < count ? mine[lane] : 0.f);
 #pragma unroll
         for (int j = 0; j < J; j++) out[j] = v;
@@ -80,9 +81,9 @@ struct BlockSums {
 };
 
 // An epilogue over sums [rows][stride] of consecutive features from `first` on.
-template <class R>
+template <int THREADS = 0, class R>
 DEVICE void finish_features(const R& region, const float* sums, int stride, int row0, int rows, int first, int features) {
-    for (int i = threadIdx.x; i < rows * features; i += blockDim.x) {
+    for (int i = threadIdx.x; i < rows * features; i += block_threads<THREADS>()) {
         const int n = i / features, f = i % features;
         const int unit[1] = {(first + f) / R::UNIT}, c[1] = {(first + f) % R::UNIT};
         const bool live[1] = {first + f < R::COLS};
@@ -92,10 +93,10 @@ DEVICE void finish_features(const R& region, const float* sums, int stride, int 
 }
 
 // The same where tiles of 16 features are 8 elements of a unit's first half and the 8 that go with them.
-template <class R>
+template <int THREADS = 0, class R>
 DEVICE void finish_pairs(const R& region, const float* sums, int stride, int row0, int rows, int first, int features) {
     const int elements = features / 2;
-    for (int i = threadIdx.x; i < rows * elements; i += blockDim.x) {
+    for (int i = threadIdx.x; i < rows * elements; i += block_threads<THREADS>()) {
         const int n = i / elements, e = i % elements, all = first / 2 + e;
         const int unit[1] = {all / R::WIDTH}, c[1] = {all % R::WIDTH};
         const bool live[1] = {unit[0] * R::UNIT < R::COLS};
@@ -106,11 +107,11 @@ DEVICE void finish_pairs(const R& region, const float* sums, int stride, int row
 }
 
 // The same for whole units, one a warp, which may add over them.
-template <class R>
+template <int THREADS = 0, class R>
 DEVICE void finish_units(const R& region, const float* sums, int stride, int row0, int rows, int first, int features) {
     constexpr int J = (R::WIDTH + 31) / 32;
     const int lane = threadIdx.x & 31, units = features / R::UNIT;
-    for (int i = threadIdx.x >> 5; i < rows * units; i += blockDim.x >> 5) {
+    for (int i = threadIdx.x >> 5; i < rows * units; i += block_threads<THREADS>() >> 5) {
         const int n = i / units, u = i % units;
         int unit[J], c[J];
         bool live[J];
@@ -125,14 +126,8 @@ DEVICE void finish_units(const R& region, const float* sums, int stride, int row
     }
 }
 
-// Brings N floats to the second cache.
-template <int N>
-DEVICE void fetch_floats(const float* p) {
-    for (int i = 32 * threadIdx.x; i < N; i += 32 * blockDim.x) asm volatile("prefetch.global.L2 [%0];" ::"l"(p + i));
-}
-
 // A launch of its own: a CTA a row. J elements a thread.
-template <class R, int J, bool OF_ROWS>
+template <class R, int J, bool OF_ROWS, int THREADS = 0>
 DEVICE void run_rows(const Counts* counts, const R& region) {
     __shared__ float warps[64];
     int set = 0;
@@ -145,15 +140,15 @@ DEVICE void run_rows(const Counts* counts, const R& region) {
     bool live[J];
 #pragma unroll
     for (int j = 0; j < J; j++) {
-        const int e = j * blockDim.x + threadIdx.x;
+        const int e = j * block_threads<THREADS>() + threadIdx.x;
         unit[j] = e / R::WIDTH, c[j] = e % R::WIDTH;
         live[j] = e < R::COLS / R::UNIT * R::WIDTH;
     }
-    region.template run<J>(NoTile{}, BlockSums{warps, &set}, row, unit, c, live);
+    region.template run<J>(NoTile{}, BlockSums<THREADS>{warps, &set}, row, unit, c, live);
 }
 
 // The same for regions that add over units: a warp a unit.
-template <class R, bool OF_ROWS>
+template <class R, bool OF_ROWS, int THREADS = 0>
 DEVICE void run_units(const Counts* counts, const R& region) {
     constexpr int J = (R::WIDTH + 31) / 32;
     let_next_start();
@@ -161,7 +156,7 @@ DEVICE void run_units(const Counts* counts, const R& region) {
     wait_for_previous();
     const int row = blockIdx.x, lane = threadIdx.x & 31;
     if (row >= (int)counts->tokens_or_rows(OF_ROWS)) return;
-    for (int u = threadIdx.x >> 5; u < R::COLS / R::UNIT; u += blockDim.x >> 5) {
+    for (int u = threadIdx.x >> 5; u < R::COLS / R::UNIT; u += block_threads<THREADS>() >> 5) {
         int unit[J], c[J];
         bool live[J];
 #pragma unroll
@@ -176,7 +171,7 @@ DEVICE u32 token_id(u32 token, const U2* drawn) {
 }
 
 // out[t] = table[tokens[t]] * scale, of a table in fragments: a CTA a token.
-template <class F, int K>
+template <class F, int K, int THREADS = 0>
 DEVICE void embed(const Counts* counts, const u32* tokens, const U2* drawn, const u8* table, float* out, float scale) {
     let_next_start();
     wait_for_previous();
@@ -184,12 +179,12 @@ DEVICE void embed(const Counts* counts, const u32* tokens, const U2* drawn, cons
     if (row >= (int)counts->tokens) return;
     const u32 token = token_id(tokens[row], drawn), g = token % 8, high = token / 8 % 2;
     const u8* tile = table + (u64)(token / 16) * (K / 64) * F::BYTES;
-    for (int i = threadIdx.x; i < K / 64 * 16; i += blockDim.x) {
+    for (int i = threadIdx.x; i < K / 64 * 16; i += block_threads<THREADS>()) {
         // Four columns: a lane's of a step.
         const int fragment = i / 16, t = i % 16 / 4, step = i % 4, column = 32 * (step / 2) + 8 * t + 4 * (step % 2);
         typename F::Fragment f = F::load(tile + (u64)fragment * F::BYTES, 4 * g + t);
         u32 a[4];
-        F::dequantise(f, step, a);
+        dequantise_step<F>(f, step, a);
         u32 first = high ? a[1] : a[0], second = high ? a[3] : a[2];
         float* to = out + (u64)row * K + fragment * 64 + column;
         to[0] = low_half(first) * scale, to[1] = high_half(first) * scale;
@@ -198,13 +193,13 @@ DEVICE void embed(const Counts* counts, const u32* tokens, const U2* drawn, cons
 }
 
 // Cosines and sines of each position: N angles.
-template <int N>
+template <int N, int THREADS = 0>
 DEVICE void rope_table(const Counts* counts, const u32* positions, const float* freqs, float* out, float mscale) {
     let_next_start();
     wait_for_previous();
     const int row = blockIdx.x;
     if (row >= (int)counts->tokens) return;
-    for (int i = threadIdx.x; i < N; i += blockDim.x) {
+    for (int i = threadIdx.x; i < N; i += block_threads<THREADS>()) {
         float s, c;
         sincosf((float)positions[row] * freqs[i], &s, &c);
         out[(u64)row * 2 * N + i] = mscale * c;

@@ -61,18 +61,6 @@ struct Counters {
     u32 blocks, listed, bins[BINS];
 };
 
-// What other kernels and blocks wrote: not from the first cache, which may hold an older state.
-DEVICE u64 load_fresh(const u64* p) {
-    u64 r;
-    asm volatile("ld.global.cg.u64 %0, [%1];" : "=l"(r) : "l"(p) : "memory");
-    return r;
-}
-DEVICE u32 load_fresh(const u32* p) {
-    u32 r;
-    asm volatile("ld.global.cg.u32 %0, [%1];" : "=r"(r) : "l"(p) : "memory");
-    return r;
-}
-
 // ---- Keys ----
 
 // Larger for larger numbers, largest for what is no number; the two zeros are equal.
@@ -129,8 +117,7 @@ DEVICE u32 bin_of(float logit, float largest) {
 template <class F>
 DEVICE u64 reduce(u64 v, F f) {
     __shared__ u64 of_warps[THREADS / 32];
-#pragma unroll
-    for (int d = 16; d > 0; d /= 2) v = f(v, __shfl_xor_sync(~0u, v, d));
+    v = f(v, lane_xor<16>(v)), v = f(v, lane_xor<8>(v)), v = f(v, lane_xor<4>(v)), v = f(v, lane_xor<2>(v)), v = f(v, lane_xor<1>(v));
     __syncthreads();  // what it held before has been read
     if (threadIdx.x % 32 == 0) of_warps[threadIdx.x / 32] = v;
     __syncthreads();
@@ -156,7 +143,7 @@ DEVICE u64 sum_before(u64 v, u64& total) {
     u64 up_to = v;
 #pragma unroll
     for (int d = 1; d < 32; d *= 2) {
-        const u64 other = __shfl_up_sync(~0u, up_to, d);
+        const u64 other = lane_up(up_to, d);
         if (lane >= d) up_to += other;
     }
     __syncthreads();
@@ -174,19 +161,13 @@ DEVICE u64 sum_before(u64 v, u64& total) {
 
 // Whether all other blocks of the row have come here: then it sees what they wrote. The barriers hand what all threads wrote
 // to the thread whose ticket releases it, and back.
+template <int BLOCKS>
 DEVICE bool is_last(u32* blocks) {
     __shared__ u32 ticket;
     __syncthreads();
-    if (threadIdx.x == 0) {
-        u32 taken;
-        asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;"
-                     : "=r"(taken)
-                     : "l"(blocks), "r"(gridDim.x - 1)
-                     : "memory");
-        ticket = taken;
-    }
+    if (threadIdx.x == 0) ticket = next_ticket(blocks, grid_blocks<BLOCKS>() - 1);
     __syncthreads();
-    return ticket == gridDim.x - 1;
+    return ticket == grid_blocks<BLOCKS>() - 1;
 }
 
 // f(id, logit) for each token of the block's slice.
@@ -230,7 +211,7 @@ DEVICE void likeliest(const Counts* counts, const float* logits, const Draw* dra
     });
     best = largest_of(best);
     if (threadIdx.x == 0) w.parts[blockIdx.x] = best;
-    if (!is_last(&c.blocks)) return;
+    if (!is_last<Work<V>::SLICES>(&c.blocks)) return;
 
     best = largest_of(threadIdx.x < Work<V>::SLICES ? load_fresh(&w.parts[threadIdx.x]) : 0);
     if (threadIdx.x > 0) return;
@@ -269,7 +250,7 @@ DEVICE void weigh(const Counts* counts, const float* logits, const Draw* draws, 
     if (threadIdx.x == 0) w.parts[blockIdx.x] = mass;
     for (int i = threadIdx.x; i < BINS; i += THREADS)
         if (bins[i] > 0) atomicAdd(&c.bins[i], bins[i]);
-    if (!is_last(&c.blocks)) return;
+    if (!is_last<Work<V>::SLICES>(&c.blocks)) return;
 
     mass = sum(threadIdx.x < Work<V>::SLICES ? load_fresh(&w.parts[threadIdx.x]) : 0);
     u64 goal = top_k;
@@ -378,7 +359,7 @@ DEVICE void select(const Counts* counts, const float* logits, const Draw* draws,
     __syncthreads();
     for (u32 i = threadIdx.x; i < found_count; i += THREADS)
         if (found_at + i < LIST) w.list[found_at + i] = found[i];
-    if (!is_last(&c.blocks)) return;
+    if (!is_last<Work<V>::SLICES>(&c.blocks)) return;
 
     mass = sum(threadIdx.x < Work<V>::SLICES ? load_fresh(&w.parts[threadIdx.x]) : 0);
     const u32 listed = load_fresh(&c.listed);
@@ -437,7 +418,7 @@ DEVICE void draw(const Counts* counts, const float* logits, const Draw* draws, D
     each<V>(mine, [&](u32 id, float x) { mass += weight(id, x); });
     mass = sum(mass);
     if (threadIdx.x == 0) w.parts[blockIdx.x] = mass;
-    if (!is_last(&c.blocks)) return;
+    if (!is_last<Work<V>::SLICES>(&c.blocks)) return;
 
     // The token at which the running sum exceeds the target: first its slice, then its thread, then itself.
     u64 total, part = threadIdx.x < Work<V>::SLICES ? load_fresh(&w.parts[threadIdx.x]) : 0;

@@ -28,6 +28,9 @@ To have them in every new shell:
   fastrun completions zsh > ~/.zfunc/_fastrun    with `fpath+=~/.zfunc` before `compinit` in ~/.zshrc
   fastrun completions fish > ~/.config/fish/completions/fastrun.fish";
 
+const DOCTOR: &str = "\
+Without a bundle it looks at all that there is. Exit code 1: there is a problem.";
+
 #[cfg(feature = "server")]
 const SERVE: &str = "\
 Try it:
@@ -35,6 +38,10 @@ Try it:
 
 Every option can be set by an environment variable too; the command line goes first.
 SIGTERM and Ctrl-C let running requests end; a second one ends them.";
+
+/// The command of the process that computes for `serve`.
+#[cfg(feature = "server")]
+pub const WORKER: &str = "serve-worker";
 
 /// Runs a FastInference bundle.
 #[derive(Debug, Parser)]
@@ -59,6 +66,10 @@ pub enum Command {
     #[cfg(feature = "server")]
     #[command(after_help = SERVE)]
     Serve(ServeArgs),
+    /// What `serve` starts to compute for it
+    #[cfg(feature = "server")]
+    #[command(name = WORKER, hide = true)]
+    Worker,
     /// Measure tokens a second: reading a prompt, and decoding at several batch sizes
     Bench(BenchArgs),
     /// Perplexity over a text, by llama.cpp's protocol: windows of --ctx tokens, the second half of each scored
@@ -71,6 +82,9 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Check every hash of a bundle, its weights included
     Verify(VerifyArgs),
+    /// Tell whether this machine is fit for a bundle: kernel, drivers, firmware, memory, and what to do where it isn't
+    #[command(after_help = DOCTOR)]
+    Doctor(DoctorArgs),
     /// Print a script that makes a shell complete fastrun's command line
     #[command(after_help = COMPLETIONS)]
     Completions(CompletionsArgs),
@@ -178,8 +192,9 @@ pub enum DeviceKind {
     /// What the bundle is for
     Auto,
     Cpu,
-    /// An NVIDIA GPU
-    Cuda,
+    /// A GPU, through CUDA or HIP
+    #[value(aliases = ["cuda", "hip"])]
+    Gpu,
     Reference,
 }
 
@@ -239,6 +254,21 @@ pub struct ServeArgs {
     pub limits: LimitArgs,
     #[command(flatten)]
     pub engine: EngineArgs,
+    #[command(flatten)]
+    pub worker: WorkerArgs,
+}
+
+/// The process that computes for a server.
+#[cfg(feature = "server")]
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Supervision")]
+pub struct WorkerArgs {
+    /// Compute in the server's own process: a crash ends both
+    #[arg(long, env = "FASTRUN_NO_SUPERVISE")]
+    pub no_supervise: bool,
+    /// Seconds without the end of a step after which a worker that has requests counts as hung; 0: never
+    #[arg(long, value_name = "SECONDS", default_value = "300", env = "FASTRUN_HANG_TIMEOUT", value_parser = seconds)]
+    pub hang_timeout: Duration,
 }
 
 /// What a server takes.
@@ -416,6 +446,16 @@ pub struct InspectArgs {
     #[arg(value_name = "B.fib")]
     pub bundle: PathBuf,
     /// One JSON object on standard output
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// The bundle that is to run here
+    #[arg(value_name = "B.fib")]
+    pub bundle: Option<PathBuf>,
+    /// Print JSON
     #[arg(long)]
     pub json: bool,
 }

@@ -87,15 +87,18 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Failure> {
             let figures = measure(&mut forward, &work, CpuDevice::profile)?;
             (threads, memory::read_rate(threads)?, figures)
         }
-        DeviceKind::Cuda | DeviceKind::Reference if args.profile => {
+        DeviceKind::Gpu | DeviceKind::Reference if args.profile => {
             return Err(Error::User(
                 "only the CPU device has a profile; leave --profile out".into(),
             )
             .into());
         }
-        DeviceKind::Cuda => {
-            let mut forward = Forward::new(session.cuda_device()?, limits);
+        DeviceKind::Gpu => {
+            let mut forward = Forward::new(session.gpu_device()?, limits);
             let figures = measure(&mut forward, &work, |_| None)?;
+            if let Some(why) = forward.device().eager() {
+                note!("fastrun: kernels were launched one by one, without graphs: {why}");
+            }
             (0, forward.device().read_rate()?, figures)
         }
         DeviceKind::Reference => {
@@ -299,7 +302,7 @@ fn chart(
     };
     let model = format!("{name} {}", manifest.model.quantisation);
     let target = match session.device_kind() {
-        DeviceKind::Auto | DeviceKind::Cpu | DeviceKind::Cuda => manifest.target.to_string(),
+        DeviceKind::Auto | DeviceKind::Cpu | DeviceKind::Gpu => manifest.target.to_string(),
         DeviceKind::Reference => "reference device".to_string(),
     };
     let prefill = figures.iter().find(|f| f.batch.is_none());

@@ -11,6 +11,8 @@ pub enum Failure {
     Run(Error),
     /// The device failed in the middle of an answer; what it said.
     Device(String),
+    /// This machine has so many problems, which are told.
+    Unfit(usize),
     /// Standard output can't be written.
     Output(io::Error),
 }
@@ -27,6 +29,13 @@ impl std::fmt::Display for Failure {
         match self {
             Failure::Run(error) => error.fmt(f),
             Failure::Device(text) => write!(f, "the answer breaks off: {text}"),
+            Failure::Unfit(problems) => {
+                let problems = match problems {
+                    1 => "a problem".to_string(),
+                    n => format!("{n} problems"),
+                };
+                write!(f, "this machine has {problems}")
+            }
             Failure::Output(error) => write!(f, "can't write to standard output: {error}"),
         }
     }

@@ -23,7 +23,7 @@ struct Contents<'a> {
 }
 
 pub fn run(args: &InspectArgs, out: &mut dyn Write) -> Result<(), Failure> {
-    let loaded = Loaded::open(&args.bundle)?;
+    let loaded = Loaded::open_to_look(&args.bundle)?;
     let bundle = loaded.bundle();
     let contents = Contents {
         file_len: loaded.file_len(),

@@ -8,6 +8,7 @@ pub mod args;
 mod bench;
 mod chat;
 mod completions;
+mod doctor;
 pub mod failure;
 mod forward;
 mod inspect;
@@ -34,12 +35,15 @@ pub fn execute(cli: &Cli, out: &mut dyn Write) -> Result<(), Failure> {
         None => run::run(&cli.run, out),
         #[cfg(feature = "server")]
         Some(Command::Serve(args)) => serve::run(args, out),
+        #[cfg(feature = "server")]
+        Some(Command::Worker) => Ok(fastrun::supervise::worker()?),
         Some(Command::Bench(args)) => bench::run(args, out),
         Some(Command::Perplexity(args)) => perplexity::run(args, out),
         Some(Command::Tokenize(args)) => tokenize::run(args, out),
         Some(Command::Logits(args)) => logits::run(args, out),
         Some(Command::Inspect(args)) => inspect::run(args, out),
         Some(Command::Verify(args)) => verify::run(args, out),
+        Some(Command::Doctor(args)) => doctor::run(args, out),
         Some(Command::Completions(args)) => completions::run(args, out),
     }?;
     out.flush()?;

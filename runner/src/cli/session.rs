@@ -8,7 +8,7 @@ use bundle_format::plan::{Limits, Plan};
 use bundle_format::tokenizer::Special;
 use fastrun::device::Device;
 use fastrun::device::cpu::{CpuDevice, CpuOptions};
-use fastrun::device::cuda::{CudaDevice, CudaOptions};
+use fastrun::device::gpu::{GpuDevice, GpuOptions};
 use fastrun::device::reference::{ReferenceDevice, ReferenceOptions};
 use fastrun::load::Loaded;
 use fastrun::tokenizer::{EncodeOptions, Tokenizer};
@@ -38,7 +38,7 @@ impl Session {
         Ok(Session {
             loaded: Arc::new(loaded),
             kind: match args.device {
-                DeviceKind::Auto if target.is_gpu() => DeviceKind::Cuda,
+                DeviceKind::Auto if target.is_gpu() => DeviceKind::Gpu,
                 DeviceKind::Auto => DeviceKind::Cpu,
                 kind => kind,
             },
@@ -83,7 +83,7 @@ impl Session {
     pub fn device(&self) -> Result<Box<dyn Device>, Error> {
         Ok(match self.kind {
             DeviceKind::Auto | DeviceKind::Cpu => Box::new(self.cpu_device(false)?),
-            DeviceKind::Cuda => Box::new(self.cuda_device()?),
+            DeviceKind::Gpu => Box::new(self.gpu_device()?),
             DeviceKind::Reference => Box::new(self.reference_device()?),
         })
     }
@@ -98,11 +98,12 @@ impl Session {
         CpuDevice::open(self.loaded.clone(), &options)
     }
 
-    pub fn cuda_device(&self) -> Result<CudaDevice, Error> {
-        let options = CudaOptions {
+    pub fn gpu_device(&self) -> Result<GpuDevice, Error> {
+        let options = GpuOptions {
             kv_bytes: self.kv_memory,
+            stability: None,
         };
-        CudaDevice::open(self.loaded.clone(), &options)
+        GpuDevice::open(self.loaded.clone(), &options)
     }
 
     pub fn reference_device(&self) -> Result<ReferenceDevice, Error> {
@@ -146,7 +147,7 @@ impl Session {
     /// Steps that are submitted at a time: a GPU works beside the host, other devices while they are submitted to.
     pub fn in_flight(&self) -> usize {
         match self.kind {
-            DeviceKind::Cuda => 2,
+            DeviceKind::Gpu => 2,
             DeviceKind::Auto | DeviceKind::Cpu | DeviceKind::Reference => 1,
         }
     }

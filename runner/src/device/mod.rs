@@ -6,15 +6,19 @@
 mod check;
 pub mod cpu;
 #[cfg(target_os = "linux")]
-pub mod cuda;
+pub mod gpu;
 mod mask;
 mod outputs;
 pub mod reference;
+mod stability;
 mod tickets;
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 pub use mask::{TokenMask, allows};
+pub use stability::Stability;
 
 /// One step: T tokens of S sequences, and the rows of which results are wanted.
 ///
@@ -94,7 +98,7 @@ pub struct Want {
 /// The parts apply in this order, each to what the one before left: penalties, top-k, typical, top-p, min-p, temperature. It
 /// is that of llama.cpp's default chain, in which the temperature is last and so doesn't change which tokens can be drawn. The default is the model's own
 /// distribution; name what differs and take the rest from it (`..SampleParams::default()`), for there will be more fields.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SampleParams {
     pub penalties: Penalties,
     /// Keep the k likeliest; 0: all.
@@ -138,7 +142,7 @@ impl SampleParams {
 }
 
 /// Make tokens less likely that are among the sequence's last ones, be they of the prompt or the answer.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Penalties {
     /// How many tokens to look back; [`u32::MAX`]: at all.
     pub last_n: u32,
@@ -193,7 +197,7 @@ pub struct RowOutcome {
 }
 
 /// Natural logarithms of probabilities.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LogProbs {
     /// Of the drawn token; 0 where none was drawn.
     pub token: f32,

@@ -14,40 +14,52 @@ pub struct Embedding {
     pub tokens: usize,
 }
 
+/// Hidden states added up.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Rows {
+    /// `[D]`; empty before the first row. In f64, so that long texts lose nothing.
+    pub sum: Vec<f64>,
+    pub count: u32,
+}
+
+impl Rows {
+    /// Takes the hidden state of one more token.
+    pub fn add(&mut self, row: &[f32]) {
+        self.add_sum(row.iter().map(|&value| f64::from(value)), 1);
+    }
+
+    /// Takes those of `count` more tokens, added up.
+    pub fn add_sum(&mut self, sum: impl ExactSizeIterator<Item = f64>, count: u32) {
+        self.sum.resize(sum.len(), 0.0);
+        for (own, value) in self.sum.iter_mut().zip(sum) {
+            *own += value;
+        }
+        self.count += count;
+    }
+}
+
 /// An embedding in the making.
 pub(super) struct Pooling {
-    /// `[D]`; empty before the first row. In f64, so that long texts lose nothing.
-    sum: Vec<f64>,
+    pub rows: Rows,
     /// Tokens that were fed.
     tokens: usize,
-    rows: usize,
     reply: SyncSender<Result<Embedding, Error>>,
 }
 
 impl Pooling {
     pub fn new(tokens: usize, reply: SyncSender<Result<Embedding, Error>>) -> Pooling {
         Pooling {
-            sum: Vec::new(),
+            rows: Rows::default(),
             tokens,
-            rows: 0,
             reply,
         }
-    }
-
-    /// Takes the hidden state of one more token.
-    pub fn row(&mut self, row: &[f32]) {
-        self.sum.resize(row.len(), 0.0);
-        for (sum, &value) in self.sum.iter_mut().zip(row) {
-            *sum += f64::from(value);
-        }
-        self.rows += 1;
     }
 
     /// All rows came, or no more will.
     pub fn end(self, reason: FinishReason) {
         let outcome = match reason {
-            FinishReason::Stop if self.rows == self.tokens => Ok(Embedding {
-                values: normalised(&self.sum),
+            FinishReason::Stop if self.rows.count as usize == self.tokens => Ok(Embedding {
+                values: normalised(&self.rows.sum),
                 tokens: self.tokens,
             }),
             FinishReason::Cancelled => Err(Error::Busy(
@@ -57,7 +69,7 @@ impl Pooling {
             FinishReason::Error(text) => Err(Error::Bug(format!("the device failed: {text}"))),
             reason => Err(Error::Bug(format!(
                 "an embedding ended by {reason} after {} of {} tokens",
-                self.rows, self.tokens
+                self.rows.count, self.tokens
             ))),
         };
         // Nobody may wait for it any more.
@@ -80,7 +92,7 @@ mod tests {
     fn pooled(rows: &[&[f32]], tokens: usize, reason: FinishReason) -> Result<Embedding, Error> {
         let (reply, outcome) = sync_channel(1);
         let mut pooling = Pooling::new(tokens, reply);
-        rows.iter().for_each(|row| pooling.row(row));
+        rows.iter().for_each(|row| pooling.rows.add(row));
         pooling.end(reason);
         outcome.recv().expect("it was sent")
     }

@@ -5,6 +5,7 @@
 //! [`generation`]. On the thread, [`worker`] steps the engine, and [`answer`] turns its tokens into text.
 
 mod answer;
+mod backend;
 mod embedding;
 mod generation;
 mod model;
@@ -22,7 +23,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
+pub(crate) use backend::{Backend, Told, Wait, step};
 pub use embedding::Embedding;
+pub(crate) use embedding::Rows;
 pub use generation::{Canceller, Generation, Handle};
 pub use model::ModelInfo;
 pub use options::{DeviceKind, RunnerOptions};
@@ -30,6 +33,7 @@ pub use request::{GenerateRequest, Input, random_seed};
 pub use update::{Alternative, Timings, TokenInfo, Update, Usage};
 
 use crate::load::Loaded;
+use crate::supervise::Supervision;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Request, RequestId, Stats};
 use model::Model;
@@ -80,9 +84,10 @@ impl Runner {
         let (opened, outcome) = mpsc::sync_channel(1);
         let thread = {
             let (model, shared, options) = (model.clone(), shared.clone(), options.clone());
+            let inbox = commands.clone();
             thread::Builder::new()
                 .name("fastrun engine".into())
-                .spawn(move || worker::run(&model, &options, &shared, &received, &opened))
+                .spawn(move || worker::run(&model, &options, &shared, inbox, &received, &opened))
                 .map_err(|e| Error::User(format!("can't start the engine's thread: {e}")))?
         };
         // It ends without a word only where it panicked.
@@ -243,6 +248,17 @@ impl Runner {
     /// The engine in figures, as of its last step.
     pub fn stats(&self) -> Stats {
         self.inner.shared.stats()
+    }
+
+    /// What became of the engine's process; none where it is a thread ([`RunnerOptions::supervise`]).
+    pub fn supervision(&self) -> Option<Supervision> {
+        self.inner.shared.supervision()
+    }
+
+    /// Calls `listener` when the engine's process could not be kept going ([`Supervision::failure`]): all requests have ended
+    /// then, or are about to, and no more are taken. It is called on the engine's thread.
+    pub fn on_failure(&self, listener: impl FnOnce(Error) + Send + 'static) {
+        self.inner.shared.on_failure(Box::new(listener));
     }
 
     /// Takes no more requests, of any clone: they are [`Error::Busy`] from now on. Those that it has go on.

@@ -2,25 +2,28 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::Config;
 use crate::Error;
-use crate::device::Device;
 use crate::device::cpu::{CpuDevice, CpuOptions};
-use crate::device::cuda::{CudaDevice, CudaOptions};
+use crate::device::gpu::{GpuDevice, GpuOptions};
 use crate::device::reference::{ReferenceDevice, ReferenceOptions};
+use crate::device::{Device, Stability};
 use crate::load::Loaded;
 use crate::spec::NgramSpec;
+use crate::supervise::Supervise;
 
 /// What runs a bundle.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DeviceKind {
     /// The bundle's code, on what it was compiled for.
     #[default]
     Own,
     /// Its code, on a processor; an error for a bundle that is for another kind.
     Cpu,
-    /// Its code, on an NVIDIA GPU; likewise.
-    Cuda,
+    /// Its code, on a GPU; likewise.
+    Gpu,
     /// The bundle's meaning, in f32: slow, the measure of the others.
     Reference,
 }
@@ -43,6 +46,11 @@ pub struct RunnerOptions {
     pub token_budget: Option<u32>,
     /// Check the hashes of all weights first. It reads the whole file.
     pub verify: bool,
+    /// The stability profile to run by, of those that a bundle for a GPU may have; none: its own.
+    pub stability: Option<Stability>,
+    /// Keep the engine in a process of its own, which is started again when it dies: requests go on where they were. None:
+    /// a thread of this one.
+    pub supervise: Option<Supervise>,
 }
 
 impl Default for RunnerOptions {
@@ -56,16 +64,18 @@ impl Default for RunnerOptions {
             spec: None,
             token_budget: None,
             verify: false,
+            stability: None,
+            supervise: None,
         }
     }
 }
 
 impl RunnerOptions {
     /// How the engine serves: a GPU works beside the host, other devices while they are submitted to.
-    pub(super) fn engine_config(&self, loaded: &Loaded) -> Config {
+    pub(crate) fn engine_config(&self, loaded: &Loaded) -> Config {
         Config {
             in_flight: match self.chosen(loaded) {
-                DeviceKind::Cuda => 2,
+                DeviceKind::Gpu => 2,
                 DeviceKind::Own | DeviceKind::Cpu | DeviceKind::Reference => 1,
             },
             queue: self.queue,
@@ -76,23 +86,35 @@ impl RunnerOptions {
         }
     }
 
+    /// Whether it is a GPU that runs the bundle.
+    pub(crate) fn is_gpu(&self, loaded: &Loaded) -> bool {
+        self.chosen(loaded) == DeviceKind::Gpu
+    }
+
+    /// The profile that a bundle was compiled by, which those for AMD's chips are.
+    pub(crate) fn own_stability(&self, loaded: &Loaded) -> Option<Stability> {
+        let has_profiles = loaded.manifest().target.compute_capability().is_none();
+        (self.is_gpu(loaded) && has_profiles).then_some(Stability::Balanced)
+    }
+
     /// The device, where it is the bundle's own its kind.
     fn chosen(&self, loaded: &Loaded) -> DeviceKind {
         match self.device {
-            DeviceKind::Own if loaded.manifest().target.is_gpu() => DeviceKind::Cuda,
+            DeviceKind::Own if loaded.manifest().target.is_gpu() => DeviceKind::Gpu,
             DeviceKind::Own => DeviceKind::Cpu,
             kind => kind,
         }
     }
 
     /// Opens the device, on the thread that is to use it.
-    pub(super) fn open_device(&self, loaded: &Arc<Loaded>) -> Result<Box<dyn Device>, Error> {
+    pub(crate) fn open_device(&self, loaded: &Arc<Loaded>) -> Result<Box<dyn Device>, Error> {
         Ok(match self.chosen(loaded) {
-            DeviceKind::Cuda => {
-                let options = CudaOptions {
+            DeviceKind::Gpu => {
+                let options = GpuOptions {
                     kv_bytes: self.kv_memory,
+                    stability: self.stability,
                 };
-                Box::new(CudaDevice::open(loaded.clone(), &options)?)
+                Box::new(GpuDevice::open(loaded.clone(), &options)?)
             }
             DeviceKind::Own | DeviceKind::Cpu => {
                 let options = CpuOptions {

@@ -1,8 +1,10 @@
 //! What callers see of the engine's thread without asking it: how much it has to do.
 
+use std::fmt;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::supervise::Supervision;
 use crate::{Error, Stats};
 
 /// What callers see of the thread without asking it.
@@ -12,13 +14,28 @@ pub(super) struct Shared {
     idle: Condvar,
 }
 
-#[derive(Debug, Default)]
+/// Called once with why there will be no engine any more.
+pub(super) type OnFailure = Box<dyn FnOnce(Error) + Send>;
+
+#[derive(Default)]
 struct State {
     /// No request is taken any more.
     draining: bool,
     /// Requests that have not ended.
     active: usize,
     stats: Stats,
+    supervision: Option<Supervision>,
+    /// Those who want to know of a failure.
+    listeners: Vec<OnFailure>,
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State")
+            .field("draining", &self.draining)
+            .field("active", &self.active)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Shared {
@@ -53,6 +70,37 @@ impl Shared {
 
     pub fn publish(&self, stats: Stats) {
         self.lock().stats = stats;
+    }
+
+    pub fn supervision(&self) -> Option<Supervision> {
+        self.lock().supervision.clone()
+    }
+
+    /// Takes what became of the worker processes; of the failure that ends them, those are told who listen.
+    pub fn supervise(&self, supervision: Option<Supervision>) {
+        let failure = supervision.as_ref().and_then(|s| s.failure.clone());
+        let mut state = self.lock();
+        state.supervision = supervision;
+        if let Some(error) = failure {
+            let listeners = std::mem::take(&mut state.listeners);
+            drop(state);
+            listeners
+                .into_iter()
+                .for_each(|listener| listener(error.clone()));
+        }
+    }
+
+    /// Calls `listener` when the engine has failed for good, at once if it has.
+    pub fn on_failure(&self, listener: OnFailure) {
+        let mut state = self.lock();
+        let failure = state.supervision.as_ref().and_then(|s| s.failure.clone());
+        match failure {
+            None => state.listeners.push(listener),
+            Some(error) => {
+                drop(state);
+                listener(error);
+            }
+        }
     }
 
     /// Counts one more request; none is taken while draining.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bundle_format::plan::Limits;
 use bundle_format::tokenizer::{Attr, ModelKind, PreTokenizer, Special, Tables};
 
+use super::backend::Local;
 use super::shared::Shared;
 use super::update::Update;
 use super::worker::{Command, Submission, Wanted, serve};
@@ -120,7 +121,7 @@ impl Thread {
                 let section = vocabulary();
                 let tokenizer = Tokenizer::open(&section).expect("the section is valid");
                 let engine = Engine::new(device, Config::new(LIMITS, 257));
-                serve(engine, tokenizer, &shared, &received);
+                serve(Local::new(engine), tokenizer, &shared, &received);
             })
         };
         Thread {

@@ -1,24 +1,25 @@
-//! The thread that owns the engine: it takes commands, steps while there is work, tells what came of it, and sleeps else.
+//! The thread that owns the engine, or the process that does: it takes commands, steps while there is work, tells what came
+//! of it, and sleeps else.
 
 use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError};
+use std::time::Instant;
 
-use crate::device::{Device, LogProbs};
-use crate::engine::{Engine, Progress};
+use crate::device::LogProbs;
+use crate::engine::Engine;
+use crate::supervise::{Heard, Remote, Supervise};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Event, FinishReason, Request, RequestId};
 
 use super::answer::{Answers, Sink};
+use super::backend::{Backend, Local, Told, Wait};
 use super::embedding::{Embedding, Pooling};
 use super::model::Model;
 use super::options::RunnerOptions;
 use super::shared::Shared;
-
-/// How long a device that works beside the host is left alone before it is asked again. A command cuts it short.
-const POLL_PAUSE: Duration = Duration::from_micros(100);
 
 /// What callers tell the thread.
 pub(super) enum Command {
@@ -28,6 +29,8 @@ pub(super) enum Command {
     },
     Cancel(RequestId),
     CancelAll,
+    /// Something was heard of the worker process with this number.
+    Hear(u64, Heard),
     /// The last runner is gone.
     Stop,
 }
@@ -45,36 +48,66 @@ pub(super) enum Wanted {
     Embedding(SyncSender<Result<Embedding, Error>>),
 }
 
-/// The thread's work, from opening the device to the last runner's end.
+/// The thread's work, from opening the device to the last runner's end. `inbox` leads to `commands`.
 pub(super) fn run(
     model: &Model,
     options: &RunnerOptions,
     shared: &Shared,
+    inbox: Sender<Command>,
     commands: &Receiver<Command>,
     opened: &SyncSender<Result<(), Error>>,
 ) {
-    let device = match options.open_device(model.loaded()) {
-        Ok(device) => device,
-        Err(error) => {
-            // Whoever opens the runner waits for it.
-            let _ = opened.send(Err(error));
-            return;
-        }
+    // Whoever opens the runner waits for the outcome.
+    let tell = |outcome| drop(opened.send(outcome));
+    let tokenizer = model.tokenizer();
+    match &options.supervise {
+        Some(supervise) => match open_remote(model, options, supervise, inbox, commands) {
+            Ok(remote) => {
+                shared.supervise(remote.supervision());
+                tell(Ok(()));
+                serve(remote, tokenizer, shared, commands);
+            }
+            Err(error) => tell(Err(error)),
+        },
+        None => match options.open_device(model.loaded()) {
+            Ok(device) => {
+                let engine = Engine::new(device, options.engine_config(model.loaded()));
+                tell(Ok(()));
+                serve(Local::new(engine), tokenizer, shared, commands);
+            }
+            Err(error) => tell(Err(error)),
+        },
+    }
+}
+
+fn open_remote(
+    model: &Model,
+    options: &RunnerOptions,
+    supervise: &Supervise,
+    inbox: Sender<Command>,
+    commands: &Receiver<Command>,
+) -> Result<Remote, Error> {
+    let hear = move |worker, heard| {
+        // Nobody listens any more to a worker that is to end.
+        let _ = inbox.send(Command::Hear(worker, heard));
     };
-    let engine = Engine::new(device, options.engine_config(model.loaded()));
-    let _ = opened.send(Ok(()));
-    serve(engine, model.tokenizer(), shared, commands);
+    // Nobody else has commands yet.
+    let next = || match commands.recv() {
+        Ok(Command::Hear(worker, heard)) => Some((worker, heard)),
+        Ok(_) | Err(_) => None,
+    };
+    Remote::open(model.loaded(), options, supervise, Arc::new(hear), next)
 }
 
 /// Serves until [`Command::Stop`]. A panic ends all requests, and refuses those that come after, with its text.
-pub(super) fn serve<D: Device>(
-    engine: Engine<D>,
+pub(super) fn serve<B: Backend>(
+    backend: B,
     tokenizer: Tokenizer<'_>,
     shared: &Shared,
     commands: &Receiver<Command>,
 ) {
     let mut worker = Worker {
-        engine,
+        backend,
         tokenizer,
         shared,
         active: HashMap::new(),
@@ -94,13 +127,13 @@ pub(super) fn serve<D: Device>(
             // Nobody may wait for the answer any more.
             Command::Submit { reply, .. } => drop(reply.send(Err(error.clone()))),
             Command::Stop => return,
-            Command::Cancel(_) | Command::CancelAll => {}
+            Command::Cancel(_) | Command::CancelAll | Command::Hear(..) => {}
         }
     }
 }
 
-struct Worker<'a, D> {
-    engine: Engine<D>,
+struct Worker<'a, B> {
+    backend: B,
     tokenizer: Tokenizer<'a>,
     shared: &'a Shared,
     active: HashMap<RequestId, Active<'a>>,
@@ -114,44 +147,31 @@ enum Active<'a> {
     Embedding(Pooling),
 }
 
-impl<D: Device> Worker<'_, D> {
+impl<B: Backend> Worker<'_, B> {
     fn serve(&mut self, commands: &Receiver<Command>) {
-        let mut wait = Some(None);
-        // Since when the device has worked on the present step.
-        let mut since = None;
+        let mut wait = Wait::ForCommand;
         loop {
             if !self.take(commands, wait) {
                 self.end_all(&FinishReason::Cancelled);
                 return;
             }
-            let now = Instant::now();
-            self.engine.expire(now);
-            let start = *since.get_or_insert(now);
-            let progress = self.engine.step();
-            if progress != Progress::Waiting {
-                self.engine.took(start.elapsed());
-                since = None;
-            }
+            wait = self.backend.advance();
             // First, so that whoever hears of an end finds it counted.
-            self.shared.publish(self.engine.stats());
+            self.shared.publish(self.backend.stats());
+            self.shared.supervise(self.backend.supervision());
             self.tell();
-            wait = match progress {
-                Progress::Advanced => None,
-                Progress::Waiting => Some(Some(POLL_PAUSE)),
-                Progress::Idle => Some(None),
-            };
         }
     }
 
-    /// Obeys all commands that are there. `wait`: for the first one, so long or as long as it takes. False: stop.
-    fn take(&mut self, commands: &Receiver<Command>, wait: Option<Option<Duration>>) -> bool {
+    /// Obeys all commands that are there. `wait`: for the first one. False: stop.
+    fn take(&mut self, commands: &Receiver<Command>, wait: Wait) -> bool {
         let first = match wait {
-            None => None,
-            Some(None) => match commands.recv() {
+            Wait::No => None,
+            Wait::ForCommand => match commands.recv() {
                 Ok(command) => Some(command),
                 Err(_) => return false,
             },
-            Some(Some(time)) => match commands.recv_timeout(time) {
+            Wait::AtMost(time) => match commands.recv_timeout(time) {
                 Ok(command) => Some(command),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return false,
@@ -180,12 +200,13 @@ impl<D: Device> Worker<'_, D> {
                 // Nobody may wait for the answer any more.
                 drop(reply.send(self.submit(*request)));
             }
-            Command::Cancel(id) => self.engine.cancel(id),
+            Command::Cancel(id) => self.backend.cancel(id),
             Command::CancelAll => {
                 for &id in self.active.keys() {
-                    self.engine.cancel(id);
+                    self.backend.cancel(id);
                 }
             }
+            Command::Hear(worker, heard) => self.backend.hear(worker, heard),
             Command::Stop => return false,
         }
         true
@@ -199,7 +220,7 @@ impl<D: Device> Worker<'_, D> {
         } = submission;
         let (prompt, choices) = (request.prompt.len(), request.choices);
         self.shared.admit()?;
-        let id = self.engine.add(request).inspect_err(|_| {
+        let id = self.backend.add(request).inspect_err(|_| {
             self.shared.ended(1);
         })?;
         let active = match wanted {
@@ -217,7 +238,7 @@ impl<D: Device> Worker<'_, D> {
     /// Tells the engine's events to those whom they concern, those that this leads to as well.
     fn tell(&mut self) {
         loop {
-            let events = self.engine.take_events();
+            let events = self.backend.take_events();
             if events.is_empty() {
                 return;
             }
@@ -228,14 +249,23 @@ impl<D: Device> Worker<'_, D> {
                 if let Some(Active::Answers(answers)) = self.active.get_mut(&id) {
                     answers.tell();
                     if answers.is_deaf() {
-                        self.engine.cancel(id);
+                        self.backend.cancel(id);
                     }
                 }
             }
         }
     }
 
-    fn take_event(&mut self, event: Event) {
+    fn take_event(&mut self, told: Told) {
+        let event = match told {
+            Told::Engine(event) => event,
+            Told::Hidden { id, rows, sum } => {
+                if let Some(Active::Embedding(pooling)) = self.active.get_mut(&id) {
+                    pooling.rows.add_sum(sum.into_iter(), rows);
+                }
+                return;
+            }
+        };
         match event {
             Event::Token {
                 id,
@@ -245,7 +275,7 @@ impl<D: Device> Worker<'_, D> {
             } => self.token(id, choice, token, logprobs),
             Event::Hidden { id, row, .. } => {
                 if let Some(Active::Embedding(pooling)) = self.active.get_mut(&id) {
-                    pooling.row(&row);
+                    pooling.rows.add(&row);
                 }
             }
             Event::Finished {
@@ -265,7 +295,7 @@ impl<D: Device> Worker<'_, D> {
             self.news.push(id);
         }
         match answers.token(choice, token, logprobs) {
-            Ok(true) => self.engine.cancel_choice(id, choice),
+            Ok(true) => self.backend.cancel_choice(id, choice),
             Ok(false) => {}
             Err(error) => self.fail(id, &error),
         }
@@ -294,7 +324,7 @@ impl<D: Device> Worker<'_, D> {
 
     /// The engine said what it should not: the request ends.
     fn fail(&mut self, id: RequestId, error: &Error) {
-        self.engine.cancel(id);
+        self.backend.cancel(id);
         if let Some(active) = self.active.remove(&id) {
             end(active, &FinishReason::Error(error.to_string()));
             self.shared.ended(1);

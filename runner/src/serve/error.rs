@@ -156,7 +156,7 @@ impl From<Error> for ApiError {
             Error::User(_) => ApiError::bad_request(error.to_string()),
             Error::Unsupported(_) => ApiError::bad_request(error.to_string()).code("unsupported"),
             Error::Busy(_) => ApiError::overloaded(error.to_string()),
-            Error::Bug(_) => ApiError::internal(error.to_string()),
+            Error::Bug(_) | Error::Fault(_) => ApiError::internal(error.to_string()),
         }
     }
 }

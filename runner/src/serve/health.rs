@@ -10,13 +10,24 @@ use serde_json::json;
 use super::metrics::Page;
 use super::{App, body};
 
-/// Whether the server takes requests: not any more while it drains.
+/// Whether the server takes requests and computes them at once: not any more while it drains, and not while its worker
+/// process starts again, when it takes them to wait.
 pub async fn ready(State(app): State<Arc<App>>) -> Response {
-    let (status, text) = match app.is_draining() {
-        false => (StatusCode::OK, "ok"),
-        true => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+    let supervision = app.runner.supervision();
+    let restarting = supervision.as_ref().is_some_and(|s| s.restarting);
+    let (status, text) = match (app.is_draining(), restarting) {
+        (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "draining"),
+        (false, true) => (StatusCode::SERVICE_UNAVAILABLE, "restarting"),
+        (false, false) => (StatusCode::OK, "ok"),
     };
-    (status, body::json(json!({ "status": text }))).into_response()
+    let mut health = json!({ "status": text });
+    if let Some(supervision) = supervision {
+        health["restarts"] = supervision.restarts.into();
+        if let Some(stability) = supervision.stability {
+            health["stability"] = stability.to_string().into();
+        }
+    }
+    (status, body::json(health)).into_response()
 }
 
 /// Whether the server lives.
@@ -76,7 +87,32 @@ fn engine(app: &App, page: &mut Page) {
         "1 while the server ends",
         u64::from(app.is_draining()),
     );
+    let supervision = app.runner.supervision();
+    if let Some(supervision) = &supervision {
+        gauge(
+            "restarting",
+            "1 while there is no worker process, and requests wait for the next one",
+            u64::from(supervision.restarting),
+        );
+    }
     let mut counter = |name, help, value| page.single(name, "counter", help, value);
+    if let Some(supervision) = &supervision {
+        counter(
+            "worker_restarts_total",
+            "worker processes started in the place of one that died",
+            supervision.restarts,
+        );
+        counter(
+            "device_faults_total",
+            "deaths of worker processes that a device is to blame for",
+            supervision.device_faults,
+        );
+        counter(
+            "resumed_requests_total",
+            "requests that went on with another worker process",
+            supervision.resumed_requests,
+        );
+    }
     counter(
         "prefix_query_tokens_total",
         "prompt tokens looked up in the prefix cache",

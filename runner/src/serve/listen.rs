@@ -9,7 +9,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::{App, log};
@@ -24,12 +24,22 @@ const FAREWELL: Duration = Duration::from_secs(2);
 /// Pause after a connection could not be accepted, as for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Serves connections until a signal asks the server to end and it has drained.
-pub async fn serve(listener: TcpListener, router: Router, app: &Arc<App>, mut signals: Signals) {
+/// Serves connections until a signal asks the server to end and it has drained, or `failure` says that there is nothing to
+/// serve with any more.
+///
+/// # Errors
+/// That failure.
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    app: &Arc<App>,
+    mut signals: Signals,
+    mut failure: oneshot::Receiver<Error>,
+) -> Result<(), Error> {
     let (close, closing) = watch::channel(false);
     let mut connections = JoinSet::new();
     let mut drained = Box::pin(drained(app, &mut signals));
-    loop {
+    let outcome = loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
@@ -42,15 +52,22 @@ pub async fn serve(listener: TcpListener, router: Router, app: &Arc<App>, mut si
             },
             // Frees what a finished task leaves.
             Some(_) = connections.join_next() => {}
-            () = &mut drained => break,
+            () = &mut drained => break Ok(()),
+            Ok(error) = &mut failure => {
+                app.drain();
+                // Requests that ran have been told: their clients are to hear it.
+                _ = tokio::time::timeout(FAREWELL, app.idle()).await;
+                break Err(error);
+            }
         }
-    }
+    };
     drop(listener);
     // All of them have a receiver, or have ended.
     _ = close.send(true);
     let farewell = async { while connections.join_next().await.is_some() {} };
     // Whoever is still connected then is cut off.
     _ = tokio::time::timeout(FAREWELL, farewell).await;
+    outcome
 }
 
 /// One connection. An error on it is its client's affair: there is nobody to tell.

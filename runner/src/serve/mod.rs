@@ -38,7 +38,7 @@ use std::time::{Duration, SystemTime};
 use axum::Router;
 use axum::routing::{get, post};
 use tokio::net::TcpListener;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use crate::Error;
 use crate::runner::Runner;
@@ -79,7 +79,8 @@ pub struct ServeOptions {
 /// Serves until SIGTERM or SIGINT, then ends what runs. `listening` is told the address.
 ///
 /// # Errors
-/// The address is not to be had, or the system lacks what a server needs.
+/// The address is not to be had, or the system lacks what a server needs. The runner's, where its worker process could not
+/// be kept going ([`Runner::on_failure`]).
 pub fn serve(
     runner: Runner,
     options: ServeOptions,
@@ -97,12 +98,13 @@ pub fn serve(
                 "the address that the server listens at is unknown: {e}"
             ))
         })?;
+        let (failed, failure) = oneshot::channel();
+        runner.on_failure(move |error| drop(failed.send(error)));
         let app = Arc::new(App::new(runner, options)?);
         // Before anybody knows that the server is there, and may end it.
         let signals = listen::Signals::new()?;
         listening(address);
-        listen::serve(listener, routes(&app), &app, signals).await;
-        Ok(())
+        listen::serve(listener, routes(&app), &app, signals, failure).await
     });
     // A helper may still be tokenising for a client that has gone.
     runtime.shutdown_background();
@@ -218,8 +220,8 @@ impl App {
     }
 }
 
-/// A line on standard error.
-fn log(text: &str) {
+/// A line on standard error, with the time.
+pub fn log(text: &str) {
     // There is nowhere to complain.
     _ = writeln!(std::io::stderr(), "{:.3} {text}", jiff::Timestamp::now());
 }

@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bundle_format::plan::Encoding;
-use fastrun::device::cuda::{CudaDevice, CudaOptions};
+use fastrun::device::gpu::{GpuDevice, GpuOptions};
 use fastrun::device::reference::{ReferenceDevice, ReferenceOptions};
 use fastrun::device::{Device, Step, StepKv, TokenSource, Want};
 use fastrun::load::Loaded;
@@ -128,10 +128,11 @@ fn agree(portable: bool) {
         let loaded = bundle(&product, &own);
         let vocab = product.features;
         let expected = reference(&loaded, *STEPS.last().expect("there are some"), vocab);
-        let options = CudaOptions {
+        let options = GpuOptions {
             kv_bytes: Some(16 << 20),
+            ..GpuOptions::default()
         };
-        let mut device = CudaDevice::open(loaded, &options).expect("there is a GPU that runs it");
+        let mut device = GpuDevice::open(loaded, &options).expect("there is a GPU that runs it");
         let mut most: f32 = 0.0;
         for tokens in STEPS {
             let found = logits(&mut device, tokens, vocab);

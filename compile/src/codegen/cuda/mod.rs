@@ -1,23 +1,51 @@
 //! NVIDIA: the kernels of a plan as CUDA C++, compiled at compile time for one chip.
 //!
-//! [`kernels`] chooses templates of `kernels::device` and their constants for each launch, with [`region`] for element-wise
-//! code; [`nvrtc`] compiles the whole to a cubin, without a GPU; [`gate`] refuses one whose kernels spill, by what the assembler says
+//! [`gpu`](super::gpu) chooses templates of `kernels::device` and their constants for each launch, with [`matmul`] and
+//! [`attention`] for what is these chips' own; [`nvrtc`] compiles the whole to a cubin, without a GPU; [`gate`] refuses one whose kernels spill, by what the assembler says
 //! and by the instructions themselves ([`sass`]).
 
+mod attention;
 mod gate;
-mod kernels;
+mod matmul;
 mod nvrtc;
-mod region;
 mod sass;
 mod shapes;
 mod target;
 
 pub use target::Chip;
 
-use bundle_format::plan::Plan;
+use bundle_format::plan::{Plan, Segment, Variant};
 
 use super::generate::Code;
+use super::gpu::kernels::{self, Attend, Writer};
 use crate::error::Error;
+
+/// Upper ends of the ranges of rows that have kernels of their own: one row, one to eight groups of the eight columns of a
+/// matrix instruction, and as many as there are.
+const RANGES: [u32; 5] = [1, 8, 16, 32, 64];
+
+impl kernels::Chip for Chip {
+    fn rows_before_tiles(&self) -> Option<u32> {
+        Some(RANGES[RANGES.len() - 1])
+    }
+
+    fn tells_threads(&self) -> bool {
+        false
+    }
+
+    fn matmul(
+        &self,
+        writer: &mut Writer,
+        x: u32,
+        segments: &[Segment],
+    ) -> Result<Vec<Variant>, Error> {
+        matmul::matmul(self, writer, x, segments)
+    }
+
+    fn attention(&self, writer: &mut Writer, attend: &Attend) -> Result<Vec<Variant>, Error> {
+        attention::attention(self, writer, attend)
+    }
+}
 
 /// Chooses the kernels of a plan, enters them into its variants, and compiles them.
 ///

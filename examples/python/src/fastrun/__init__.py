@@ -7,7 +7,7 @@
             print(piece, end="", flush=True)
 """
 
-from ._library import Bug, Busy, FastrunError, Unsupported, UserError, library
+from ._library import Bug, Busy, Fault, FastrunError, Unsupported, UserError, library
 from ._runner import Delta, Finished, Generation, Input, ModelInfo, Runner, Timings, Token, Update, Usage
 
 #: The library's.
@@ -18,6 +18,7 @@ __all__ = [
     "Busy",
     "Delta",
     "FastrunError",
+    "Fault",
     "Finished",
     "Generation",
     "Input",

@@ -13,7 +13,7 @@ NAME = "libfastrun.so"
 #: FASTRUN_ABI_VERSION of the header that the declarations below follow.
 ABI_VERSION = 1
 
-OK, END, USER_ERROR, UNSUPPORTED, BUSY, BUG = range(6)
+OK, END, USER_ERROR, UNSUPPORTED, BUSY, BUG, FAULT = range(7)
 
 
 class FastrunError(Exception):
@@ -36,7 +36,11 @@ class Bug(FastrunError):
     """The library broke a promise of its own."""
 
 
-_ERRORS = {USER_ERROR: UserError, UNSUPPORTED: Unsupported, BUSY: Busy, BUG: Bug}
+class Fault(FastrunError):
+    """The GPU failed in the middle of its work; another runner, or another process, may use it again."""
+
+
+_ERRORS = {USER_ERROR: UserError, UNSUPPORTED: Unsupported, BUSY: Busy, BUG: Bug, FAULT: Fault}
 
 _SIGNATURES = {
     "fastrun_version": (c_char_p, []),

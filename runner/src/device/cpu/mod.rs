@@ -108,6 +108,8 @@ impl CpuDevice {
     /// [`Error::User`] where the options ask for more threads or memory than there is, [`Error::Unsupported`] where the
     /// bundle names a microkernel that this runner hasn't, [`Error::Bug`] where its plan lacks code.
     pub fn open(loaded: Arc<Loaded>, options: &CpuOptions) -> Result<Self, Error> {
+        // One that was opened to look at it may be for another machine.
+        loaded.check_runnable()?;
         let bundle = loaded.bundle();
         let plan = bundle.plan();
         let target = loaded.manifest().target;

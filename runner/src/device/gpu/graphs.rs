@@ -3,7 +3,7 @@
 use bundle_format::gpu::{Extent, Kernel, Sampling, draw_kind};
 use bundle_format::plan::{Dim, Limits, Op, Plan, Variant};
 
-use super::CudaDevice;
+use super::GpuDevice;
 use super::driver::Shape;
 use super::layout::Argument;
 use crate::Error;
@@ -35,14 +35,29 @@ impl Bucket {
     }
 }
 
-impl CudaDevice {
-    /// Captures the graph of a bucket, where there is none yet.
+impl GpuDevice {
+    /// Captures the graph of a bucket, where there is none yet and graphs are used. A driver that has none, or refuses to
+    /// capture, gets launches one by one from then on, and [`GpuDevice::eager`] tells why.
     pub(super) fn capture(&mut self, bucket: Bucket) -> Result<(), Error> {
-        if !self.graphs.contains_key(&bucket) {
-            let graph = self.stream.capture(|| self.launch_all(bucket))?;
-            self.graphs.insert(bucket, graph);
+        if self.eager.is_some() || self.graphs.contains_key(&bucket) {
+            return Ok(());
+        }
+        match self.stream.capture(|| self.launch_all(bucket)) {
+            Ok(graph) => {
+                self.graphs.insert(bucket, graph);
+            }
+            Err(Error::Unsupported(why)) => self.eager = Some(why),
+            Err(error) => return Err(error),
         }
         Ok(())
+    }
+
+    /// Puts a bucket's launches into the stream.
+    pub(super) fn launch_step(&self, bucket: Bucket) -> Result<(), Error> {
+        match self.graphs.get(&bucket) {
+            Some(graph) => self.stream.launch_graph(graph),
+            None => self.launch_all(bucket),
+        }
     }
 
     fn launch_all(&self, bucket: Bucket) -> Result<(), Error> {
@@ -103,7 +118,10 @@ impl CudaDevice {
         };
         self.stream
             .launch(*function, shape, &args, *dependent)
-            .map_err(|e| Error::Bug(format!("launch {name}: {e}")))?;
+            .map_err(|error| match error {
+                Error::Fault(text) => Error::Fault(format!("launch {name}: {text}")),
+                error => Error::Bug(format!("launch {name}: {error}")),
+            })?;
         *dependent = true;
         Ok(())
     }

@@ -1,12 +1,15 @@
-//! Runs a bundle for an NVIDIA GPU.
+//! Runs a bundle for a GPU: of NVIDIA's through CUDA, of AMD's through HIP ([`driver`] is what is needed of either).
 //!
 //! A step is one copy of its inputs and one graph of launches, captured once for each *bucket*: sizes rounded up, the true
 //! ones in device memory. The graph ends with drawing tokens ([`draw`] says which), so that the host prepares and submits the
 //! next step, whose inputs name them, while one runs.
 
+mod cuda;
 mod draw;
 mod driver;
 mod graphs;
+mod handles;
+mod hip;
 mod layout;
 mod read_rate;
 mod upload;
@@ -19,14 +22,18 @@ use bundle_format::gpu::{DRAWN_BYTES, TOKEN_DRAWN, draw_kind};
 use bundle_format::plan::{Limits, Plan};
 use bundle_format::region::KvPart;
 
+use self::cuda::Cuda;
 use self::draw::Draw;
-use self::driver::{Event, Function, Gpu, Graph, Memory, Module, Pinned, Stream};
+pub use self::driver::About;
+use self::driver::Function;
 use self::graphs::Bucket;
+use self::handles::{Event, Gpu, Graph, Memory, Module, Pinned, Stream};
+use self::hip::Hip;
 use self::layout::Layout;
 use super::check::{Bounds, check, sequences};
 use super::outputs::Outputs;
 use super::tickets::Tickets;
-use super::{Device, Outcome, Step, Ticket, TokenSource, Want};
+use super::{Device, Outcome, Stability, Step, Ticket, TokenSource, Want};
 use crate::Error;
 use crate::load::Loaded;
 use crate::sampler::Sampler;
@@ -34,16 +41,51 @@ use crate::sampler::Sampler;
 /// Memory that is left to the driver and others when KV pools take what is free.
 const SPARE: u64 = 512 << 20;
 
-/// How to open a [`CudaDevice`].
-#[derive(Clone, Debug, Default)]
-pub struct CudaOptions {
-    /// Bytes of all KV pools together; none: what is free.
-    pub kv_bytes: Option<u64>,
+/// What a maker's runtime says of its first GPU.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    pub about: About,
+    /// Bytes of memory that are free.
+    pub free: u64,
 }
 
-/// Runs a bundle on an NVIDIA GPU. Fields are dropped in their order: graphs and stream before the memory they use.
-pub struct CudaDevice {
+/// Looks for a GPU of NVIDIA's.
+///
+/// # Errors
+/// As [`GpuDevice::open`].
+pub fn see_cuda() -> Result<Seen, Error> {
+    see(Cuda::open()?)
+}
+
+/// Looks for a GPU of AMD's.
+///
+/// # Errors
+/// As [`GpuDevice::open`].
+pub fn see_hip() -> Result<Seen, Error> {
+    see(Hip::open()?)
+}
+
+fn see(gpu: Gpu) -> Result<Seen, Error> {
+    Ok(Seen {
+        about: gpu.about().clone(),
+        free: gpu.memory()?.0,
+    })
+}
+
+/// How to open a [`GpuDevice`].
+#[derive(Clone, Debug, Default)]
+pub struct GpuOptions {
+    /// Bytes of all KV pools together; none: what is free.
+    pub kv_bytes: Option<u64>,
+    /// The profile to run by, of those that the bundle has; none: its own.
+    pub stability: Option<Stability>,
+}
+
+/// Runs a bundle on a GPU. Fields are dropped in their order: graphs and stream before the memory they use.
+pub struct GpuDevice {
     graphs: HashMap<Bucket, Graph>,
+    /// Why kernels are launched one by one; none: by graphs.
+    eager: Option<String>,
     stream: Stream,
     /// Of inputs, which are on their way while the step before runs; and of drawn tokens, for which the step behind doesn't wait.
     uploads: Stream,
@@ -88,37 +130,32 @@ struct Results {
     bytes: usize,
 }
 
-impl CudaDevice {
+impl GpuDevice {
     /// Opens the GPU, and loads kernels and weights.
     ///
     /// # Errors
     /// [`Error::Unsupported`] for no GPU, another one, or an old driver; [`Error::User`] for too little memory.
-    pub fn open(loaded: Arc<Loaded>, options: &CudaOptions) -> Result<CudaDevice, Error> {
+    pub fn open(loaded: Arc<Loaded>, options: &GpuOptions) -> Result<GpuDevice, Error> {
         let target = loaded.manifest().target;
         if !target.is_gpu() {
             return Err(Error::User(format!(
-                "{}: the bundle is for {target}, not for a GPU; leave --device cuda out, or compile the model for one (fastc \
+                "{}: the bundle is for {target}, not for a GPU; leave --device gpu out, or compile the model for one (fastc \
                  compile --target sm_90)",
                 loaded.path().display()
             )));
         }
-        let gpu = Gpu::open()?;
-        let (major, minor) = gpu.capability;
-        let runs = target.compute_capability().is_some_and(|(a, b)| {
-            // Code with instructions of one chip alone runs on no other; other code on later ones of its generation.
-            major == a
-                && if target.name().ends_with('a') {
-                    minor == b
-                } else {
-                    minor >= b
-                }
-        });
-        if !runs {
+        let gpu: Gpu = match target.compute_capability() {
+            Some(_) => Cuda::open()?,
+            None => Hip::open()?,
+        };
+        let about = gpu.about();
+        if !gpu.runs(target) {
             return Err(Error::Unsupported(format!(
-                "{}: the bundle is for {target}, but the GPU is {} (sm_{major}{minor}); compile the model for it: fastc \
-                 compile --target sm_{major}{minor}",
+                "{}: the bundle is for {target}, but the GPU is {} ({}); compile the model for it: fastc compile --target {}",
                 loaded.path().display(),
-                gpu.name
+                about.name,
+                about.chip,
+                about.chip
             )));
         }
         let plan = loaded.plan();
@@ -127,20 +164,20 @@ impl CudaDevice {
         let (free, _) = gpu.memory()?;
         let available = free.saturating_sub(SPARE);
         let layout = Layout::new(plan, weights.len() as u64, available, options.kv_bytes)?;
-        let memory = Memory::new(layout.bytes, "weights, buffers and KV pools")?;
+        let memory = Memory::new(&gpu, layout.bytes, "weights, buffers and KV pools")?;
         let file = File::open(loaded.path())
             .map_err(|e| Error::User(format!("can't open {}: {e}", loaded.path().display())))?;
         let to = memory.start + layout.weights;
         // The driver takes its time over kernels: meanwhile weights are on their way.
         let (module, functions) = std::thread::scope(|scope| {
             let upload = scope.spawn(|| upload::upload(&gpu, &file, weights.clone(), to));
-            let kernels = load_kernels(plan, bundle.code());
+            let kernels = load_kernels(&gpu, plan, bundle.code());
             match upload.join() {
                 Ok(result) => result.and(kernels),
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         })?;
-        let stream = Stream::new()?;
+        let stream = Stream::new(&gpu)?;
         if layout.tickets_bytes > 0 {
             stream.clear(memory.start + layout.tickets, layout.tickets_bytes)?;
         }
@@ -156,15 +193,19 @@ impl CudaDevice {
             bytes: drawn + rows * DRAWN_BYTES,
         };
         let staging = [
-            Pinned::new(layout.inputs.bytes)?,
-            Pinned::new(layout.inputs.bytes)?,
+            Pinned::new(&gpu, layout.inputs.bytes)?,
+            Pinned::new(&gpu, layout.inputs.bytes)?,
         ];
-        let results = [Pinned::new(parts.bytes)?, Pinned::new(parts.bytes)?];
-        Ok(CudaDevice {
+        let results = [
+            Pinned::new(&gpu, parts.bytes)?,
+            Pinned::new(&gpu, parts.bytes)?,
+        ];
+        Ok(GpuDevice {
             graphs: HashMap::new(),
+            eager: None,
             stream,
-            uploads: Stream::new()?,
-            downloads: Stream::new()?,
+            uploads: Stream::new(&gpu)?,
+            downloads: Stream::new(&gpu)?,
             functions,
             staging,
             turn: 0,
@@ -186,7 +227,12 @@ impl CudaDevice {
 
     /// The GPU's name.
     pub fn name(&self) -> &str {
-        &self.gpu.name
+        &self.gpu.about().name
+    }
+
+    /// Why a step's kernels are launched one by one; none where a graph launches them together.
+    pub fn eager(&self) -> Option<&str> {
+        self.eager.as_deref()
     }
 
     /// Bytes of the GPU's memory that it takes.
@@ -372,13 +418,13 @@ impl CudaDevice {
         let bytes = self.layout.inputs.bytes;
         self.uploads
             .upload(inputs, &self.staging[self.turn], 0, bytes)?;
-        let there = Event::new()?;
+        let there = Event::new(&self.gpu)?;
         self.uploads.record(&there)?;
         self.stream.wait_for(&there)?;
         self.copy_blocks(step)?;
-        self.stream.launch_graph(&self.graphs[&bucket])?;
+        self.launch_step(bucket)?;
         self.download(step, draws)?;
-        let mut done = Event::new()?;
+        let mut done = Event::new(&self.gpu)?;
         self.stream.record(&done)?;
         if kind != draw_kind::NONE {
             let first = u64::from(self.entry(self.turn, 0)) * DRAWN_BYTES as u64;
@@ -388,7 +434,7 @@ impl CudaDevice {
             let results = &mut self.results[self.turn];
             self.downloads
                 .download(results, self.parts.drawn, from, bytes)?;
-            done = Event::new()?;
+            done = Event::new(&self.gpu)?;
             self.downloads.record(&done)?;
         }
         Ok(done)
@@ -420,7 +466,7 @@ impl CudaDevice {
     }
 }
 
-impl Device for CudaDevice {
+impl Device for GpuDevice {
     fn submit(&mut self, step: Step) -> Result<Ticket, Error> {
         self.gpu.make_current()?;
         let bounds = Bounds {
@@ -466,8 +512,12 @@ impl Device for CudaDevice {
 }
 
 /// The functions that a plan launches, by their symbols.
-fn load_kernels(plan: &Plan, object: &[u8]) -> Result<(Module, HashMap<String, Function>), Error> {
-    let module = Module::load(object)?;
+fn load_kernels(
+    gpu: &Gpu,
+    plan: &Plan,
+    object: &[u8],
+) -> Result<(Module, HashMap<String, Function>), Error> {
+    let module = Module::load(gpu, object)?;
     let mut most: HashMap<&str, u32> = HashMap::new();
     for kernel in plan.kernels() {
         let shared = most.entry(&kernel.symbol).or_default();

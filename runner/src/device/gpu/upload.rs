@@ -7,7 +7,8 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::driver::{Address, Event, Gpu, Pinned, Stream};
+use super::driver::Address;
+use super::handles::{Event, Gpu, Pinned, Stream};
 use crate::Error;
 
 /// Bytes of a read.
@@ -22,10 +23,10 @@ pub fn upload(gpu: &Gpu, file: &File, range: Range<usize>, to: Address) -> Resul
     let next = AtomicU64::new(0);
     let read = || -> Result<(), Error> {
         gpu.make_current()?;
-        let stream = Stream::new()?;
+        let stream = Stream::new(gpu)?;
         let mut slots = Vec::new();
         for _ in 0..2 {
-            slots.push((Pinned::new(CHUNK.min(len) as usize)?, Event::new()?));
+            slots.push((Pinned::new(gpu, CHUNK.min(len) as usize)?, Event::new(gpu)?));
         }
         for turn in 0.. {
             let start = next.fetch_add(CHUNK, Ordering::Relaxed);

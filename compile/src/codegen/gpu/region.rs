@@ -1,4 +1,4 @@
-//! CUDA C++ of regions: a struct of pointers whose `run` evaluates elements (`kernels::device`, region.cuh).
+//! C++ of regions: a struct of pointers whose `run` evaluates elements (`kernels::device`, region.cuh).
 
 use std::fmt::Write as _;
 

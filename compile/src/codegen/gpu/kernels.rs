@@ -1,26 +1,48 @@
 //! The kernels of a plan: for each launch and range of rows, which templates with which constants, and their source.
-
-mod matmul;
+//!
+//! What is the same for every GPU is here; products and attention are a [`Chip`]'s own.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use bundle_format::gpu::{Arg, Extent, Kernel, Sampling};
-use bundle_format::plan::{Dim, KvDType, Op, Output, Part, Plan, Role, Variant};
-use bundle_format::region::{Inst, KvPart, Region};
+use bundle_format::plan::{Dim, Input, Op, Output, Part, Plan, Role, Segment, Variant};
+use bundle_format::region::{Inst, Region};
 
-use self::matmul::format;
 use super::region;
-use super::shapes::{Attention, sample};
-use super::target::Chip;
+use super::segments::format;
+use super::shapes::sample;
 use crate::error::Error;
 
-/// Upper ends of the ranges of rows that have kernels of their own: one row, one to eight groups of the eight columns of a
-/// matrix instruction, and as many as there are.
-const RANGES: [u32; 5] = [1, 8, 16, 32, 64];
+/// What differs from chip to chip.
+pub trait Chip {
+    /// The most rows whose f16 activations lie row after row, where those of more lie in tiles; none where all do.
+    fn rows_before_tiles(&self) -> Option<u32>;
 
-/// Largest head of attention's kernels.
-const MAX_HEAD_DIM: u32 = 256;
+    /// Whether shared templates are told how many threads a block has; otherwise they find out.
+    fn tells_threads(&self) -> bool;
+
+    /// The variants of a matrix product.
+    fn matmul(
+        &self,
+        writer: &mut Writer,
+        x: u32,
+        segments: &[Segment],
+    ) -> Result<Vec<Variant>, Error>;
+
+    /// The variants of attention.
+    fn attention(&self, writer: &mut Writer, attend: &Attend) -> Result<Vec<Variant>, Error>;
+}
+
+/// [`Op::Attention`].
+pub struct Attend<'a> {
+    pub q: u32,
+    pub group: u32,
+    pub layer: u32,
+    pub heads: u32,
+    pub scale: f32,
+    pub epilogue: &'a Region,
+}
 
 /// Variants of every launch, and the source of their kernels.
 pub struct Kernels {
@@ -38,7 +60,7 @@ pub struct Kernels {
 pub type Depths = BTreeMap<String, u32>;
 
 /// Chooses the kernels of a plan.
-pub fn choose(plan: &Plan, chip: &Chip, most: &Depths) -> Result<Kernels, Error> {
+pub fn choose(plan: &Plan, chip: &dyn Chip, most: &Depths) -> Result<Kernels, Error> {
     let mut writer = Writer {
         plan,
         chip,
@@ -69,23 +91,25 @@ pub fn choose(plan: &Plan, chip: &Chip, most: &Depths) -> Result<Kernels, Error>
     })
 }
 
-struct Writer<'a> {
-    plan: &'a Plan,
-    chip: &'a Chip,
+/// Collects what kernels are made of.
+pub struct Writer<'a> {
+    pub plan: &'a Plan,
+    pub chip: &'a dyn Chip,
     source: String,
     /// Structs by their text, in which the name is `@`.
     regions: BTreeMap<String, String>,
     /// Functions likewise.
     functions: BTreeMap<String, String>,
-    most: &'a Depths,
-    depths: BTreeMap<String, (String, u32)>,
+    pub most: &'a Depths,
+    pub depths: BTreeMap<String, (String, u32)>,
 }
 
 /// A kernel's parameters: C++ type, and what is passed.
-type Parameters = Vec<(&'static str, Arg)>;
+pub type Parameters = Vec<(&'static str, Arg)>;
 
 impl Writer<'_> {
-    fn limit(&self, dim: Dim) -> u32 {
+    /// The most rows of an extent.
+    pub fn limit(&self, dim: Dim) -> u32 {
         match dim {
             Dim::Tokens => self.plan.limits.max_tokens,
             Dim::Rows => self.plan.limits.max_rows,
@@ -102,8 +126,10 @@ impl Writer<'_> {
             } => {
                 let weight = &self.plan.weights[*table as usize];
                 let (format, cols) = (format(weight.encoding)?, weight.cols);
+                let threads = (cols / 4).next_multiple_of(32).min(256);
+                let told = self.told(threads);
                 let body = format!(
-                    "embed<{format}, {cols}>(counts, p0, p1, p2, p3, __uint_as_float(0x{:08x}u));",
+                    "embed<{format}, {cols}{told}>(counts, p0, p1, p2, p3, __uint_as_float(0x{:08x}u));",
                     scale.to_bits()
                 );
                 let parameters = vec![
@@ -112,7 +138,6 @@ impl Writer<'_> {
                     ("const u8*", Arg::Weight(*table)),
                     ("float*", Arg::Buffer(*out)),
                 ];
-                let threads = (cols / 4).next_multiple_of(32).min(256);
                 let kernel = self.kernel("embed", parameters, &body, "", threads, 1);
                 Ok(self.every_row(Dim::Tokens, kernel, "a block a token"))
             }
@@ -123,8 +148,10 @@ impl Writer<'_> {
                 mscale,
             } => {
                 let angles = self.plan.weights[*freqs as usize].cols;
+                let threads = angles.next_multiple_of(32).min(128);
+                let told = self.told(threads);
                 let body = format!(
-                    "rope_table<{angles}>(counts, p0, p1, p2, __uint_as_float(0x{:08x}u));",
+                    "rope_table<{angles}{told}>(counts, p0, p1, p2, __uint_as_float(0x{:08x}u));",
                     mscale.to_bits()
                 );
                 let parameters = vec![
@@ -132,12 +159,11 @@ impl Writer<'_> {
                     ("const float*", Arg::Weight(*freqs)),
                     ("float*", Arg::Buffer(*out)),
                 ];
-                let threads = angles.next_multiple_of(32).min(128);
                 let kernel = self.kernel("rope_table", parameters, &body, "", threads, 1);
                 Ok(self.every_row(Dim::Tokens, kernel, "once a step, for all layers"))
             }
             Op::Region { extent, region } => self.region(*extent, region),
-            Op::MatMul { x, segments } => self.matmul(*x, segments),
+            Op::MatMul { x, segments } => self.chip.matmul(self, *x, segments),
             Op::Attention {
                 q,
                 group,
@@ -145,7 +171,17 @@ impl Writer<'_> {
                 heads,
                 scale,
                 epilogue,
-            } => self.attention(*q, (*group, *layer), *heads, *scale, epilogue),
+            } => {
+                let attend = Attend {
+                    q: *q,
+                    group: *group,
+                    layer: *layer,
+                    heads: *heads,
+                    scale: *scale,
+                    epilogue,
+                };
+                self.chip.attention(self, &attend)
+            }
         }
     }
 
@@ -162,6 +198,7 @@ impl Writer<'_> {
         // Four elements a thread: enough loads in flight for a row, and warps to spare.
         let threads = (elements / 4).next_multiple_of(32).clamp(32, 1024);
         let each = elements.div_ceil(threads);
+        let told = self.told(threads);
         let mut variants = Vec::new();
         for (first, last, tiled) in self.layouts(extent) {
             let (name, pointers) = self.region_struct(region)?;
@@ -169,8 +206,8 @@ impl Writer<'_> {
             let values: Vec<String> = (0..pointers.len()).map(|i| format!("p{i}")).collect();
             let make = format!("{type_name}{{{}}}", values.join(", "));
             let body = match sums_units {
-                true => format!("run_units<{type_name}, {of_rows}>(counts, {make});"),
-                false => format!("run_rows<{type_name}, {each}, {of_rows}>(counts, {make});"),
+                true => format!("run_units<{type_name}, {of_rows}{told}>(counts, {make});"),
+                false => format!("run_rows<{type_name}, {each}, {of_rows}{told}>(counts, {make});"),
             };
             let mut kernel = self.kernel(&region.name, pointers, &body, "", threads, 1);
             kernel.grid[0] = Extent::Rows(1);
@@ -187,145 +224,19 @@ impl Writer<'_> {
     /// Ranges of rows by the layout of f16 activations: row after row, and in tiles where many rows are multiplied with
     /// them.
     fn layouts(&self, extent: Dim) -> Vec<(u32, u32, bool)> {
-        let (few, limit) = (RANGES[RANGES.len() - 1], self.limit(extent));
-        match limit > few {
-            true => vec![(1, few, false), (few + 1, limit, true)],
-            false => vec![(1, limit, false)],
+        let limit = self.limit(extent);
+        match self.chip.rows_before_tiles() {
+            Some(few) if limit > few => vec![(1, few, false), (few + 1, limit, true)],
+            _ => vec![(1, limit, false)],
         }
     }
 
-    fn attention(
-        &mut self,
-        q: u32,
-        (group, layer): (u32, u32),
-        heads: u32,
-        scale: f32,
-        epilogue: &Region,
-    ) -> Result<Vec<Variant>, Error> {
-        let kv = &self.plan.kv[group as usize];
-        let dim = kv.head_dim;
-        if !dim.is_multiple_of(16) || dim > MAX_HEAD_DIM {
-            return Err(Error::Unsupported(format!(
-                "heads of {dim} features; this target has attention for multiples of 16 up to {MAX_HEAD_DIM}"
-            )));
+    /// The last argument of a shared template: the threads of a block, where it is told.
+    fn told(&self, threads: u32) -> String {
+        match self.chip.tells_threads() {
+            true => format!(", {threads}"),
+            false => String::new(),
         }
-        let (name, pointers) = self.region_struct(epilogue)?;
-        let limit = self.plan.limits.max_tokens;
-        let few = RANGES[RANGES.len() - 1];
-        let mut parameters: Parameters = vec![
-            ("const float*", Arg::Buffer(q)),
-            (
-                "const char*",
-                Arg::Kv {
-                    group,
-                    layer,
-                    part: KvPart::Key,
-                },
-            ),
-            (
-                "const char*",
-                Arg::Kv {
-                    group,
-                    layer,
-                    part: KvPart::Value,
-                },
-            ),
-            ("const u32*", Arg::Tables(group)),
-            ("u32", Arg::TableStride),
-            (
-                "const u32*",
-                Arg::Buffer(self.input(bundle_format::plan::Input::Sequences)?),
-            ),
-            (
-                "const u32*",
-                Arg::Buffer(self.input(bundle_format::plan::Input::Positions)?),
-            ),
-            ("const u32*", Arg::Tiles),
-            ("float*", Arg::Workspace),
-            ("u32*", Arg::Tickets),
-        ];
-        let fixed = parameters.len();
-        parameters.extend(pointers);
-        let values: Vec<String> = (fixed..parameters.len()).map(|k| format!("p{k}")).collect();
-        let config = self.named_struct(
-            "Heads",
-            format!(
-                "struct @ {{\n    static constexpr int D = {dim}, HEADS = {heads}, KV_HEADS = {}, WINDOW = {};\n    static \
-                 constexpr float SCALE = {scale:?}f;\n    static constexpr bool STABLE = true, Q8 = {}, LEAN = {};\n}};\n",
-                kv.kv_heads,
-                kv.window.unwrap_or(0),
-                kv.dtype == KvDType::Q8Rows,
-                !self.chip.hopper
-            ),
-        );
-        let mut variants = Vec::new();
-        let mut first = 1;
-        for last in RANGES.into_iter().chain([limit]) {
-            let last = last.min(limit);
-            if first > last {
-                continue;
-            }
-            let many = first > few;
-            let store = self.named_struct(
-                "Store",
-                format!(
-                    "struct @ {{\n    {name}<{many}> region;\n    __device__ void store(int row, int head, const float* tile) \
-                     const {{ finish_head(region, row, head, tile); }}\n}};\n"
-                ),
-            );
-            let block = kv.part_bytes();
-            let call = if many { "prefill" } else { "decode" };
-            let shape = Attention::of(kv, heads, !self.chip.hopper);
-            let (threads, shared, grid) = if many {
-                (
-                    shape.prefill_threads,
-                    shape.prefill_shared,
-                    [
-                        Extent::Tiles(shape.prefill_rows),
-                        Extent::Fixed(heads),
-                        Extent::Fixed(1),
-                    ],
-                )
-            } else {
-                let splits = self.splits(&shape, last);
-                (
-                    shape.decode_threads,
-                    shape.decode_shared,
-                    [
-                        Extent::Fixed(shape.pairs),
-                        Extent::Rows(1),
-                        Extent::Fixed(splits),
-                    ],
-                )
-            };
-            let kind = if many { "Prefill" } else { "Decode" };
-            let body = format!(
-                "using S = attention::{kind}<{config}>;\n    static_assert(S::THREADS == {threads} && S::SHARED == {shared}, \"as \
-                 the plan says\");\n    attention::Args a{{p0, p1, p2, {block}u, p3, p5, p6, (const u32*)counts, p7, p8, p9, \
-                 p4}};\n    attention::{call}<{config}>(a, {store}{{{{{}}}}});",
-                values.join(", ")
-            );
-            let bounds =
-                format!("__launch_bounds__({threads}, attention::{kind}<{config}>::MIN_CTAS) ");
-            let mut kernel =
-                self.kernel("attention", parameters.clone(), &body, &bounds, threads, 1);
-            if let ([_, _, Extent::Fixed(splits)], false) = (grid, many)
-                && splits > 1
-            {
-                let cells = u64::from(shape.pairs) * u64::from(last);
-                kernel.workspace = cells * u64::from(splits) * u64::from(shape.partial) * 4;
-                kernel.tickets = shape.pairs * last;
-            }
-            kernel.grid = grid;
-            kernel.shared = shared;
-            let reason = match many {
-                false => "the query heads of a KV head together, long contexts in parts",
-                true => "tiles of a sequence's tokens, keys and values through shared memory",
-            };
-            variants.push(variant(first, last, vec![kernel], 1, reason));
-            first = last + 1;
-        }
-        Ok(variants)
     }
 
     /// What draws tokens from the plan's logits; none for a vocabulary whose weights would not add up in 64 bits, whose
@@ -373,14 +284,9 @@ impl Writer<'_> {
         }))
     }
 
-    /// Parts of a long context, so that a step of `rows` rows fills the chip once: more parts than run at a time cost a
-    /// second round.
-    fn splits(&self, shape: &Attention, rows: u32) -> u32 {
-        (self.chip.processors * shape.decode_ctas / (shape.pairs * rows)).clamp(1, 64)
-    }
-
-    fn input(&self, input: bundle_format::plan::Input) -> Result<u32, Error> {
-        let role = bundle_format::plan::Role::Input(input);
+    /// The buffer of an input.
+    pub fn input(&self, input: Input) -> Result<u32, Error> {
+        let role = Role::Input(input);
         let found = self.plan.buffers.iter().position(|b| b.place.role == role);
         found
             .map(|i| i as u32)
@@ -388,7 +294,7 @@ impl Writer<'_> {
     }
 
     /// The struct of a region: its name, and its pointers.
-    fn region_struct(&mut self, region: &Region) -> Result<(String, Parameters), Error> {
+    pub fn region_struct(&mut self, region: &Region) -> Result<(String, Parameters), Error> {
         let source = region::source("@", region, self.plan)?;
         let text = source.text;
         if let Some(name) = self.regions.get(&text) {
@@ -401,7 +307,7 @@ impl Writer<'_> {
     }
 
     /// A struct that is written once for each text.
-    fn named_struct(&mut self, kind: &str, text: String) -> String {
+    pub fn named_struct(&mut self, kind: &str, text: String) -> String {
         if let Some(name) = self.regions.get(&text) {
             return name.clone();
         }
@@ -412,7 +318,7 @@ impl Writer<'_> {
     }
 
     /// A kernel of a body in which `counts`, `p0`, `p1`, … are what it is given.
-    fn kernel(
+    pub fn kernel(
         &mut self,
         name: &str,
         parameters: Parameters,
@@ -464,7 +370,8 @@ fn sums_units(region: &Region) -> bool {
         .any(|i| matches!(i, Inst::UnitSum { .. }))
 }
 
-fn variant(first: u32, last: u32, kernels: Vec<Kernel>, rows: u32, reason: &str) -> Variant {
+/// A variant of kernels for a range of rows, of blocks of so many.
+pub fn variant(first: u32, last: u32, kernels: Vec<Kernel>, rows: u32, reason: &str) -> Variant {
     Variant {
         min_rows: first,
         max_rows: last,

@@ -1,0 +1,151 @@
+//! The segments of a matrix product: the weights that one kernel multiplies with, and what becomes of the sums.
+
+use std::fmt::Write as _;
+
+use bundle_format::gpu::Arg;
+use bundle_format::plan::{Encoding, Plan, Segment};
+use kernels::pack::fragment::{self, Codes, Scales, TILE};
+
+use super::kernels::{Parameters, Writer};
+use crate::error::Error;
+use crate::lower::gpu::goes_together;
+
+impl Writer<'_> {
+    /// Tiles of a segment's weight.
+    pub fn tiles(&self, segment: &Segment) -> u32 {
+        self.plan.weights[segment.weight as usize]
+            .rows
+            .div_ceil(TILE as u32)
+    }
+
+    /// Tiles of a unit that is summed over; 1 where none is.
+    pub fn unit_tiles(&self, segment: &Segment) -> u32 {
+        match goes_together(&segment.epilogue, &self.plan.kv) {
+            true => segment.epilogue.unit.div_ceil(TILE as u32),
+            false => 1,
+        }
+    }
+
+    /// A struct of segments whose items have `features` features, of a kernel of `threads` threads: an expression that makes it
+    /// of the parameters, the first of which is x.
+    pub fn segments(
+        &mut self,
+        x: u32,
+        run: &[&Segment],
+        features: u32,
+        tiled: bool,
+        of_rows: bool,
+        threads: u32,
+    ) -> Result<(String, Parameters), Error> {
+        let mut parameters: Parameters = vec![("const u16*", Arg::Buffer(x))];
+        let told = match self.chip.tells_threads() {
+            true => format!("<{threads}>"),
+            false => String::new(),
+        };
+        let mut members = String::new();
+        let mut item = String::new();
+        let mut finish = String::new();
+        let mut total = 0;
+        for (i, segment) in run.iter().enumerate() {
+            let weight = &self.plan.weights[segment.weight as usize];
+            let tile_bytes = fragment::tile_bytes(weight.encoding, weight.cols as u64)
+                .ok_or_else(|| no_fragments(&weight.name, weight.encoding))?;
+            let items = weight.rows.div_ceil(features);
+            let (name, pointers) = self.region_struct(&segment.epilogue)?;
+            let region = format!("{name}<{tiled}>");
+            parameters.push(("const u8*", Arg::Weight(segment.weight)));
+            parameters.extend(pointers);
+            let _ = write!(members, "    const u8* w{i};\n    {region} r{i};\n");
+            let item_bytes = tile_bytes * (features / TILE as u32) as u64;
+            let is_last = i + 1 == run.len();
+            let guard = if is_last {
+                String::new()
+            } else {
+                format!("if (i < {}) ", total + items)
+            };
+            let _ = writeln!(
+                item,
+                "        {guard}return w{i} + (u64)(i - {total}) * {item_bytes}u;"
+            );
+            let epilogue = &segment.epilogue;
+            let how = if goes_together(epilogue, &self.plan.kv) {
+                "finish_units"
+            } else if epilogue.unit == 2 * epilogue.width {
+                "finish_pairs"
+            } else {
+                "finish_features"
+            };
+            let _ = writeln!(
+                finish,
+                "        {guard}return {how}{told}(r{i}, sums, stride, row0, rows, (i - {total}) * {features}, {features});"
+            );
+            total += items;
+        }
+        let text = format!(
+            "struct @ {{\n    static constexpr int ITEMS = {total};\n    static constexpr bool OF_ROWS = {of_rows};\n{members}    \
+             __device__ const u8* item(int i) const {{\n{item}    }}\n    __device__ void finish(int i, int row0, const float* \
+             sums, int stride, int rows) const {{\n{finish}    }}\n}};\n"
+        );
+        let name = self.named_struct("Segments", text);
+        // Members in order: each weight, then its region of the pointers behind it.
+        let mut values = Vec::new();
+        let mut next = 1;
+        for segment in run {
+            let operands = segment.epilogue.operands.len();
+            let region: Vec<String> = (next + 1..=next + operands)
+                .map(|k| format!("p{k}"))
+                .collect();
+            values.push(format!("p{next}, {{{}}}", region.join(", ")));
+            next += 1 + operands;
+        }
+        Ok((format!("{name}{{{}}}", values.join(", ")), parameters))
+    }
+}
+
+/// Segments of one format, in order: a kernel each.
+pub fn by_format<'s>(plan: &Plan, segments: &'s [Segment]) -> Result<Vec<Vec<&'s Segment>>, Error> {
+    let mut runs: Vec<(&'static str, Vec<&Segment>)> = Vec::new();
+    for segment in segments {
+        let name = format(plan.weights[segment.weight as usize].encoding)?;
+        match runs.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, run)) => run.push(segment),
+            None => runs.push((name, vec![segment])),
+        }
+    }
+    Ok(runs.into_iter().map(|(_, run)| run).collect())
+}
+
+/// How an encoding lies in fragments.
+pub fn form(encoding: Encoding) -> Result<(Codes, Scales), Error> {
+    fragment::form(encoding).ok_or_else(|| no_fragments("a weight", encoding))
+}
+
+/// The struct of an encoding in fragment.cuh.
+pub fn format(encoding: Encoding) -> Result<&'static str, Error> {
+    Ok(match encoding {
+        Encoding::F32 => return Err(no_fragments("a weight", encoding)),
+        Encoding::F16 => "F16",
+        Encoding::BF16 => "BF16",
+        Encoding::Q4_0 => "Q4_0",
+        Encoding::Q4_1 => "Q4_1",
+        Encoding::Q5_0 => "Q5_0",
+        Encoding::Q5_1 => "Q5_1",
+        // The packing has put the values that its codes stand for in their place.
+        Encoding::Q8_0 | Encoding::IQ4_NL => "Q8_0",
+        Encoding::Q2_K => "Q2_K",
+        Encoding::Q3_K => "Q3_K",
+        Encoding::Q4_K => "Q4_K",
+        Encoding::Q5_K => "Q5_K",
+        Encoding::Q6_K => "Q6_K",
+        Encoding::IQ4_XS => "IQ4_XS",
+        Encoding::MXFP4 => "Wide",
+    })
+}
+
+pub fn no_fragments(name: &str, encoding: Encoding) -> Error {
+    let encoding = crate::ir::text::encoding_name(encoding);
+    Error::Unsupported(format!(
+        "'{name}' is {encoding}, for which this target has no kernels; convert the model to F16, BF16 or a quantised type, or \
+         compile it for cpu"
+    ))
+}
