@@ -4,7 +4,6 @@
 //! many queries, are those of AVX2: where 512 bits are multiplied once a cycle and 256 twice, as on the processor measured,
 //! converting in vectors of 512 costs up to a tenth (NOTES.md). [`float`] and [`wide_attention_f16`] are for levels above.
 
-mod activations;
 mod attention_f16;
 mod attention_q8_0;
 pub(super) mod float;
