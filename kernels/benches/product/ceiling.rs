@@ -75,14 +75,19 @@ pub fn attention(level: Level, dtype: KvDType) -> f64 {
 /// At AVX-512, operations a token of 16 features by 32 k in a tile of some tokens: those of 512 bits that multiply.
 fn avx512_operations(encoding: Encoding, activations: DType, tokens: f64) -> f64 {
     let dots = if activations == DType::Q16 { 16.0 } else { 8.0 };
-    // Sums of signed weights, once a tile.
-    let signed = 8.0 / tokens;
+    // Signed weights are unpacked once for the tokens of a call, 32 in plans. With Q8 rows they are summed then; in 16 bits, which
+    // they are multiplied in with Q16 rows of several tokens, integer scales are multiplied into them.
+    let shared = if tokens > 1.0 { 32.0 } else { 1.0 };
+    let wide = activations == DType::Q16 && tokens > 1.0;
+    let signed = 8.0 / shared;
     match encoding {
         Encoding::F32 | Encoding::F16 | Encoding::BF16 => unreachable!("not quantised"),
         Encoding::Q4_0 | Encoding::Q4_1 | Encoding::Q5_0 | Encoding::Q5_1 | Encoding::MXFP4 => {
             dots + 3.0
         }
         Encoding::Q4_K | Encoding::Q5_K => dots + 4.0,
+        Encoding::Q8_0 | Encoding::IQ4_NL if wide => dots + 2.0,
+        Encoding::IQ4_XS | Encoding::Q3_K | Encoding::Q6_K if wide => dots + 2.0 + 16.0 / shared,
         Encoding::Q8_0 | Encoding::IQ4_NL => dots + 2.0 + signed,
         Encoding::IQ4_XS => dots + 3.0 + signed,
         Encoding::Q3_K | Encoding::Q6_K => dots + 4.0 + signed,
