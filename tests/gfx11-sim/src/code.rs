@@ -22,14 +22,22 @@ const NONE: u32 = u32::MAX;
 impl Code {
     /// Decodes `bytes`, loaded at `base`.
     pub(crate) fn decode(bytes: &[u8], base: u64, functions: &[(u64, String)]) -> Self {
-        let text: Vec<u32> =
-            bytes.chunks_exact(4).map(|word| u32::from_le_bytes(word.try_into().expect("chunks of four"))).collect();
+        let text: Vec<u32> = bytes
+            .chunks_exact(4)
+            .map(|word| u32::from_le_bytes(word.try_into().expect("chunks of four")))
+            .collect();
         let insts = decode_all(&text);
         let mut starts = vec![NONE; text.len()];
         for (i, inst) in insts.iter().enumerate() {
             starts[inst.at as usize] = i as u32;
         }
-        Self { insts, starts, base, functions: functions.to_vec(), operands: OnceLock::new() }
+        Self {
+            insts,
+            starts,
+            base,
+            functions: functions.to_vec(),
+            operands: OnceLock::new(),
+        }
     }
 
     /// All instructions, in order.
@@ -54,17 +62,29 @@ impl Code {
 
     /// The function that holds an address, and how far in it is.
     pub fn function_at(&self, address: u64) -> Option<(&str, u64)> {
-        let found = self.functions.iter().filter(|(start, _)| *start <= address).max_by_key(|(start, _)| *start);
+        let found = self
+            .functions
+            .iter()
+            .filter(|(start, _)| *start <= address)
+            .max_by_key(|(start, _)| *start);
         found.map(|(start, name)| (name.as_str(), address - start))
     }
 
     pub(crate) fn operands(&self) -> &[Operands] {
-        self.operands.get_or_init(|| self.insts.iter().map(|inst| Operands::of(&inst.kind)).collect())
+        self.operands.get_or_init(|| {
+            self.insts
+                .iter()
+                .map(|inst| Operands::of(&inst.kind))
+                .collect()
+        })
     }
 
     /// The number of the instruction that starts at a dword.
     pub(crate) fn at_dword(&self, dword: i64) -> Option<usize> {
-        let start = usize::try_from(dword).ok().and_then(|n| self.starts.get(n)).copied()?;
+        let start = usize::try_from(dword)
+            .ok()
+            .and_then(|n| self.starts.get(n))
+            .copied()?;
         (start != NONE).then_some(start as usize)
     }
 }

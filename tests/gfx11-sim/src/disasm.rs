@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use crate::isa::{
-    Compare, Condition, Dpp, Ds, DsInst, Flat, FlatInst, Inst, Kind, Mods, Packed, Segment, Src, Ty, Vector, Vop, Vop3p, packed_signature, sreg, vector_signature,
+    Compare, Condition, Dpp, Ds, DsInst, Flat, FlatInst, Inst, Kind, Mods, Packed, Segment, Src,
+    Ty, Vector, Vop, Vop3p, packed_signature, sreg, vector_signature,
 };
 use crate::memory_op::{DsOp, FlatOp, ds_op, flat_op};
 
@@ -24,7 +25,11 @@ pub fn mnemonic(inst: &Inst) -> String {
     match inst.kind {
         Kind::Vector(v) => format!("{}{}", v.op.name(), suffix(v.dpp, has_both_forms(v.op))),
         Kind::Compare(c) => format!("{}{}", c.op, suffix(c.dpp, true)),
-        Kind::Packed(p) => format!("{}{}", p.op.name(), if p.dpp.is_some() { "_e64_dpp" } else { "" }),
+        Kind::Packed(p) => format!(
+            "{}{}",
+            p.op.name(),
+            if p.dpp.is_some() { "_e64_dpp" } else { "" }
+        ),
         Kind::Dual(x, _) => dual_name(x.op),
         Kind::Flat(f) => flat_name(&f),
         Kind::Ds(d) => d.op.name().into(),
@@ -100,7 +105,11 @@ fn s(first: u8, count: u8) -> String {
         107 => "vcc_hi".into(),
         108..=123 => {
             let n = u32::from(first) - 108;
-            if pair { format!("ttmp[{n}:{}]", n + u32::from(count) - 1) } else { format!("ttmp{n}") }
+            if pair {
+                format!("ttmp[{n}:{}]", n + u32::from(count) - 1)
+            } else {
+                format!("ttmp{n}")
+            }
         }
         sreg::NULL => "null".into(),
         sreg::M0 => "m0".into(),
@@ -117,7 +126,18 @@ fn src(source: Src, count: u8) -> String {
         Src::V(n) => range('v', u32::from(n), count),
         Src::S(n) => s(n, count),
         Src::Int(n) => n.to_string(),
-        Src::Float(n) => ["0.5", "-0.5", "1.0", "-1.0", "2.0", "-2.0", "4.0", "-4.0", "0.15915494"][usize::from(n)].into(),
+        Src::Float(n) => [
+            "0.5",
+            "-0.5",
+            "1.0",
+            "-1.0",
+            "2.0",
+            "-2.0",
+            "4.0",
+            "-4.0",
+            "0.15915494",
+        ][usize::from(n)]
+        .into(),
         Src::Literal(n) => format!("{n:#x}"),
         Src::Special(n) => match n {
             235 => "src_shared_base",
@@ -146,7 +166,9 @@ fn modified(source: Src, ty: Ty, i: usize, mods: &Mods) -> String {
     }
     match (bit(mods.neg), source) {
         // A minus before a number would be part of it.
-        (true, Src::Int(_) | Src::Float(_) | Src::Literal(_)) if !bit(mods.abs) => format!("neg({text})"),
+        (true, Src::Int(_) | Src::Float(_) | Src::Literal(_)) if !bit(mods.abs) => {
+            format!("neg({text})")
+        }
         (true, _) => format!("-{text}"),
         _ => text,
     }
@@ -155,7 +177,10 @@ fn modified(source: Src, ty: Ty, i: usize, mods: &Mods) -> String {
 fn result_modifiers(mods: &Mods, sources: u8) -> String {
     let mut out = String::new();
     if mods.high != 0 {
-        let bits: Vec<String> = (0..sources).chain([3]).map(|i| (mods.high >> i & 1).to_string()).collect();
+        let bits: Vec<String> = (0..sources)
+            .chain([3])
+            .map(|i| (mods.high >> i & 1).to_string())
+            .collect();
         out += &format!(" op_sel:[{}]", bits.join(","));
     }
     if mods.clamp {
@@ -167,14 +192,33 @@ fn result_modifiers(mods: &Mods, sources: u8) -> String {
 fn dpp_text(dpp: Option<Dpp>) -> String {
     match dpp {
         None => String::new(),
-        Some(Dpp::Eight { lanes, fetch_inactive }) => {
+        Some(Dpp::Eight {
+            lanes,
+            fetch_inactive,
+        }) => {
             let picks: Vec<String> = (0..8).map(|i| (lanes >> (3 * i) & 7).to_string()).collect();
-            format!(" dpp8:[{}]{}", picks.join(","), if fetch_inactive { " fi:1" } else { "" })
+            format!(
+                " dpp8:[{}]{}",
+                picks.join(","),
+                if fetch_inactive { " fi:1" } else { "" }
+            )
         }
-        Some(Dpp::Row { control, row_mask, bank_mask, bound_ctrl, fetch_inactive }) => {
+        Some(Dpp::Row {
+            control,
+            row_mask,
+            bank_mask,
+            bound_ctrl,
+            fetch_inactive,
+        }) => {
             let n = control & 15;
             let pattern = match control {
-                0..=0xff => format!("quad_perm:[{},{},{},{}]", control & 3, control >> 2 & 3, control >> 4 & 3, control >> 6 & 3),
+                0..=0xff => format!(
+                    "quad_perm:[{},{},{},{}]",
+                    control & 3,
+                    control >> 2 & 3,
+                    control >> 4 & 3,
+                    control >> 6 & 3
+                ),
                 0x101..=0x10f => format!("row_shl:{n}"),
                 0x111..=0x11f => format!("row_shr:{n}"),
                 0x121..=0x12f => format!("row_ror:{n}"),
@@ -210,22 +254,44 @@ fn vector(inst: &Vector, whole: &Inst) -> String {
     }
     let scalar_select = matches!(inst.op, Vop::Permlane16B32 | Vop::Permlanex16B32);
     let mut sources = 0;
-    for (i, ty) in sig.src.into_iter().enumerate().filter(|(_, ty)| *ty != Ty::None) {
+    for (i, ty) in sig
+        .src
+        .into_iter()
+        .enumerate()
+        .filter(|(_, ty)| *ty != Ty::None)
+    {
         sources += 1;
-        let mods = if scalar_select { Mods::default() } else { inst.mods };
+        let mods = if scalar_select {
+            Mods::default()
+        } else {
+            inst.mods
+        };
         parts.push(match (inst.op, i) {
             // 16-bit registers of the short encodings are told by halves.
-            _ if short && ty.is_16() && inst.mods.high >> i & 1 != 0 => modified(inst.src[i], ty, i, &mods) + ".h",
+            _ if short && ty.is_16() && inst.mods.high >> i & 1 != 0 => {
+                modified(inst.src[i], ty, i, &mods) + ".h"
+            }
             _ => modified(inst.src[i], ty, i, &mods),
         });
     }
-    let mods = if short { Mods { high: 0, ..inst.mods } } else { inst.mods };
+    let mods = if short {
+        Mods {
+            high: 0,
+            ..inst.mods
+        }
+    } else {
+        inst.mods
+    };
     parts.join(", ") + &result_modifiers(&mods, sources) + &dpp_text(inst.dpp)
 }
 
 fn compare(inst: &Compare, whole: &Inst) -> String {
     let ty = inst.op.ty;
-    let mask_ty = if inst.op.condition == Condition::Class { Ty::B32 } else { ty };
+    let mask_ty = if inst.op.condition == Condition::Class {
+        Ty::B32
+    } else {
+        ty
+    };
     let mut parts = Vec::new();
     let long = whole.words[0] >> 31 != 0;
     if !inst.op.exec {
@@ -233,18 +299,36 @@ fn compare(inst: &Compare, whole: &Inst) -> String {
     }
     parts.push(modified(inst.src[0], ty, 0, &inst.mods));
     parts.push(modified(inst.src[1], mask_ty, 1, &inst.mods));
-    let mods = if long { inst.mods } else { Mods { high: 0, ..inst.mods } };
+    let mods = if long {
+        inst.mods
+    } else {
+        Mods {
+            high: 0,
+            ..inst.mods
+        }
+    };
     parts.join(", ") + &result_modifiers(&mods, 2) + &dpp_text(inst.dpp)
 }
 
 fn packed(inst: &Packed) -> String {
     let (dst, registers) = packed_signature(inst.op);
     let mut parts = vec![v(inst.dst, dst)];
-    let mix = matches!(inst.op, Vop3p::FmaMixF32 | Vop3p::FmaMixloF16 | Vop3p::FmaMixhiF16);
+    let mix = matches!(
+        inst.op,
+        Vop3p::FmaMixF32 | Vop3p::FmaMixloF16 | Vop3p::FmaMixhiF16
+    );
     let mut sources = 0;
     for (i, n) in registers.into_iter().enumerate().filter(|(_, n)| *n > 0) {
         sources += 1;
-        let mods = if mix { Mods { neg: inst.neg_lo, abs: inst.neg_hi, ..Mods::default() } } else { Mods::default() };
+        let mods = if mix {
+            Mods {
+                neg: inst.neg_lo,
+                abs: inst.neg_hi,
+                ..Mods::default()
+            }
+        } else {
+            Mods::default()
+        };
         parts.push(modified(inst.src[i], Ty::Regs(n), i, &mods));
     }
     let mut out = parts.join(", ");
@@ -274,7 +358,11 @@ fn dual_name(op: Vop) -> String {
 fn dual(inst: &Vector) -> String {
     let mut parts = vec![v(inst.dst, 1)];
     let sources = vector_signature(inst.op).src.into_iter().zip(inst.src);
-    parts.extend(sources.filter(|(ty, _)| !matches!(ty, Ty::None | Ty::Mask)).map(|(_, source)| src(source, 1)));
+    parts.extend(
+        sources
+            .filter(|(ty, _)| !matches!(ty, Ty::None | Ty::Mask))
+            .map(|(_, source)| src(source, 1)),
+    );
     parts.join(", ")
 }
 
@@ -294,7 +382,10 @@ fn flat(inst: &FlatInst) -> String {
     let (data, result) = match op {
         FlatOp::Load(load) => (0, load.registers()),
         FlatOp::Store(store) => (store.registers(), 0),
-        FlatOp::Atomic(atomic) => (atomic.data_registers(), if inst.glc { atomic.registers() } else { 0 }),
+        FlatOp::Atomic(atomic) => (
+            atomic.data_registers(),
+            if inst.glc { atomic.registers() } else { 0 },
+        ),
     };
     if result > 0 {
         parts.push(v(inst.dst, result));
@@ -341,7 +432,11 @@ fn ds(inst: &DsInst) -> String {
         }
         DsOp::Store2 { bytes, .. } => {
             two = true;
-            parts.extend([v(inst.addr, 1), v(inst.data0, bytes / 4), v(inst.data1, bytes / 4)]);
+            parts.extend([
+                v(inst.addr, 1),
+                v(inst.data0, bytes / 4),
+                v(inst.data1, bytes / 4),
+            ]);
         }
         DsOp::Atomic { atomic, returns } => {
             let n = atomic.registers();
@@ -355,7 +450,12 @@ fn ds(inst: &DsInst) -> String {
         }
         DsOp::Permute { .. } => parts.extend([v(inst.dst, 1), v(inst.addr, 1), v(inst.data0, 1)]),
         DsOp::Swizzle => {
-            return format!("{}, {} offset:{}", v(inst.dst, 1), v(inst.addr, 1), swizzle_text(inst.offset()));
+            return format!(
+                "{}, {} offset:{}",
+                v(inst.dst, 1),
+                v(inst.addr, 1),
+                swizzle_text(inst.offset())
+            );
         }
         DsOp::AddtidLoad => parts.push(v(inst.dst, 1)),
         DsOp::AddtidStore => parts.push(v(inst.data0, 1)),
@@ -390,7 +490,9 @@ fn ds(inst: &DsInst) -> String {
 
 fn swizzle_text(offset: u32) -> String {
     if offset & 0x8000 != 0 && offset < 0xc000 {
-        let picks: Vec<String> = (0..4).map(|i| (offset >> (2 * i) & 3).to_string()).collect();
+        let picks: Vec<String> = (0..4)
+            .map(|i| (offset >> (2 * i) & 3).to_string())
+            .collect();
         return format!("swizzle(QUAD_PERM,{})", picks.join(","));
     }
     if offset & 0x8000 == 0 {
@@ -404,4 +506,3 @@ fn swizzle_text(offset: u32) -> String {
     }
     offset.to_string()
 }
-

@@ -46,19 +46,31 @@ pub struct Options {
 impl Default for Options {
     /// Memory is checked, registers are not.
     fn default() -> Self {
-        Self { check_unwritten_memory: true, check_unwritten_registers: false, check_races: true, max_instructions: 1 << 36 }
+        Self {
+            check_unwritten_memory: true,
+            check_unwritten_registers: false,
+            check_races: true,
+            max_instructions: 1 << 36,
+        }
     }
 }
 
 impl Options {
     /// Bounds alone are checked: the fastest.
     pub fn fast() -> Self {
-        Self { check_unwritten_memory: false, check_races: false, ..Self::default() }
+        Self {
+            check_unwritten_memory: false,
+            check_races: false,
+            ..Self::default()
+        }
     }
 
     /// Everything is checked.
     pub fn strict() -> Self {
-        Self { check_unwritten_registers: true, ..Self::default() }
+        Self {
+            check_unwritten_registers: true,
+            ..Self::default()
+        }
     }
 }
 
@@ -73,7 +85,8 @@ pub fn launch(
     kernarg: &[u8],
     options: &Options,
 ) -> Result<Stats, Box<Fault>> {
-    launch_profiled(memory, kernel, grid, block, dynamic_lds, kernarg, options).map(|(stats, _)| stats)
+    launch_profiled(memory, kernel, grid, block, dynamic_lds, kernarg, options)
+        .map(|(stats, _)| stats)
 }
 
 /// As `launch`, with the count of each instruction.
@@ -86,7 +99,8 @@ pub fn launch_profiled(
     kernarg: &[u8],
     options: &Options,
 ) -> Result<(Stats, Profile), Box<Fault>> {
-    let launch = Launch::prepare(memory, kernel, grid, block, dynamic_lds, kernarg, options).map_err(|why| bad_launch(kernel, why))?;
+    let launch = Launch::prepare(memory, kernel, grid, block, dynamic_lds, kernarg, options)
+        .map_err(|why| bad_launch(kernel, why))?;
     let threads = (launch.groups.min(rayon::current_num_threads() as u64)) as usize;
     if threads <= 1 {
         launch.work();
@@ -172,18 +186,30 @@ impl<'a> Launch<'a> {
         let items = block.iter().map(|&n| u64::from(n)).product::<u64>();
         let limit = u64::from(kernel.metadata.max_workgroup).min(1024);
         if items == 0 || items > limit {
-            return Err(format!("workgroups of {block:?} work-items, which must be 1 to {limit}"));
+            return Err(format!(
+                "workgroups of {block:?} work-items, which must be 1 to {limit}"
+            ));
         }
         let lds = u64::from(kernel.descriptor.group_segment_fixed_size) + u64::from(dynamic_lds);
         if lds > 65536 {
-            return Err(format!("{lds} bytes of LDS, of which a workgroup has at most 65536"));
+            return Err(format!(
+                "{lds} bytes of LDS, of which a workgroup has at most 65536"
+            ));
         }
-        let groups = grid.iter().try_fold(1u64, |n, &g| n.checked_mul(g.into())).ok_or("a grid beyond 2^64 workgroups")?;
+        let groups = grid
+            .iter()
+            .try_fold(1u64, |n, &g| n.checked_mul(g.into()))
+            .ok_or("a grid beyond 2^64 workgroups")?;
         let mut regions = memory.snapshot().to_vec();
         let arguments = kernarg::build(kernel, grid, block, dynamic_lds, kernarg)?;
         let kernarg = kernarg::region(memory, &mut regions, &arguments, "kernel arguments");
         let packet = match kernel.descriptor.user.dispatch_ptr {
-            true => kernarg::region(memory, &mut regions, &kernarg::packet(grid, block, lds as u32, kernarg), "dispatch packet"),
+            true => kernarg::region(
+                memory,
+                &mut regions,
+                &kernarg::packet(grid, block, lds as u32, kernarg),
+                "dispatch packet",
+            ),
             false => 0,
         };
         Ok(Self {
@@ -221,13 +247,24 @@ impl<'a> Launch<'a> {
                         stats.bytes_stored += wave.traffic[1];
                         stats.longest_wave = stats.longest_wave.max(wave.executed);
                     }
-                    self.queue.lock().unwrap_or_else(PoisonError::into_inner).resident -= 1;
+                    self.queue
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .resident -= 1;
                     free = Some(group);
                 }
-                Ok(Turn::Again) => self.queue.lock().unwrap_or_else(PoisonError::into_inner).waiting.push_back(group),
+                Ok(Turn::Again) => self
+                    .queue
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .waiting
+                    .push_back(group),
                 Err(fault) => {
                     self.stop.store(true, Ordering::Relaxed);
-                    self.fault.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(fault);
+                    self.fault
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .get_or_insert(fault);
                 }
             }
         }
@@ -269,7 +306,12 @@ impl<'a> Launch<'a> {
     }
 
     fn allocate(&self, waves: u32) -> Group {
-        let Options { check_unwritten_memory, check_unwritten_registers, check_races, .. } = *self.options;
+        let Options {
+            check_unwritten_memory,
+            check_unwritten_registers,
+            check_races,
+            ..
+        } = *self.options;
         let scratch = self.kernel.descriptor.private_segment_fixed_size as usize * WAVE;
         // Scratch's written bytes are kept with the registers'.
         let tracked = check_unwritten_registers || (check_unwritten_memory && scratch > 0);
@@ -285,7 +327,11 @@ impl<'a> Launch<'a> {
     fn set_up(&self, wave: &mut Wave, at: u32, group: [u32; 3], items: u32) {
         let descriptor = &self.kernel.descriptor;
         wave.reset(at, descriptor.vgprs as usize);
-        wave.pc = self.kernel.code.at_dword(self.kernel.entry as i64).unwrap_or(usize::MAX);
+        wave.pc = self
+            .kernel
+            .code
+            .at_dword(self.kernel.entry as i64)
+            .unwrap_or(usize::MAX);
         wave.mode = Mode(descriptor.mode);
         let mut next = 0u8;
         let mut set = |wave: &mut Wave, value: u32| {
@@ -304,7 +350,11 @@ impl<'a> Launch<'a> {
             (user.dispatch_id, &[0]),
             (user.flat_scratch_init, &[0]),
         ];
-        for value in pairs.into_iter().filter(|(on, _)| *on).flat_map(|(_, values)| values) {
+        for value in pairs
+            .into_iter()
+            .filter(|(on, _)| *on)
+            .flat_map(|(_, values)| values)
+        {
             set(wave, *value as u32);
             set(wave, (*value >> 32) as u32);
         }
@@ -357,9 +407,22 @@ impl<'a> Launch<'a> {
     /// Runs a workgroup for its turn.
     fn turn(&self, group: &mut Group, counts: &mut [u64]) -> Result<Turn, Box<Fault>> {
         let Group { id, waves, lds } = group;
-        let Options { check_unwritten_memory, check_unwritten_registers, check_races, max_instructions } = *self.options;
-        let checks = Checks { unwritten_memory: check_unwritten_memory, races: check_races };
-        let mut env = Env { kernel: self.kernel, regions: &self.regions, lds, checks };
+        let Options {
+            check_unwritten_memory,
+            check_unwritten_registers,
+            check_races,
+            max_instructions,
+        } = *self.options;
+        let checks = Checks {
+            unwritten_memory: check_unwritten_memory,
+            races: check_races,
+        };
+        let mut env = Env {
+            kernel: self.kernel,
+            regions: &self.regions,
+            lds,
+            checks,
+        };
         let mut spent = 0;
         loop {
             let mut sleeping = false;
@@ -384,7 +447,10 @@ impl<'a> Launch<'a> {
             }
             // Waves that have ended don't hold up a barrier.
             if waves.iter().all(|wave| wave.state != State::Running) {
-                for wave in waves.iter_mut().filter(|wave| wave.state == State::AtBarrier) {
+                for wave in waves
+                    .iter_mut()
+                    .filter(|wave| wave.state == State::AtBarrier)
+                {
                     wave.state = State::Running;
                     wave.barriers += 1;
                 }
@@ -402,20 +468,31 @@ impl<'a> Launch<'a> {
         let address = code.base() + inst.map_or(0, |inst| 4 * u64::from(inst.at));
         let global = matches!(
             trap.kind,
-            FaultKind::GlobalOutOfBounds { .. } | FaultKind::ReadOnly { .. } | FaultKind::UnwrittenGlobal { .. }
+            FaultKind::GlobalOutOfBounds { .. }
+                | FaultKind::ReadOnly { .. }
+                | FaultKind::UnwrittenGlobal { .. }
         );
         Box::new(Fault {
             kernel: self.kernel.name().into(),
             workgroup: group,
             wave: wave.id,
             lane: trap.lane,
-            work_item: trap.lane.map(|lane| self.work_item(wave.id * WAVE as u32 + lane)),
+            work_item: trap
+                .lane
+                .map(|lane| self.work_item(wave.id * WAVE as u32 + lane)),
             pc: address,
-            function: code.function_at(address).map(|(name, offset)| (name.into(), offset)),
-            words: inst.map_or(Vec::new(), |inst| inst.words[..usize::from(inst.len)].to_vec()),
+            function: code
+                .function_at(address)
+                .map(|(name, offset)| (name.into(), offset)),
+            words: inst.map_or(Vec::new(), |inst| {
+                inst.words[..usize::from(inst.len)].to_vec()
+            }),
             instruction: inst.map_or_else(|| "(no instruction)".into(), disassemble),
             address: trap.address,
-            nearest: trap.address.filter(|_| global).and_then(|address| nearest(&self.regions, address)),
+            nearest: trap
+                .address
+                .filter(|_| global)
+                .and_then(|address| nearest(&self.regions, address)),
             kind: trap.kind,
         })
     }
@@ -428,7 +505,9 @@ fn run(wave: &mut Wave, env: &mut Env, counts: &mut [u64]) -> Result<(), (Box<Tr
     let mut left = WAVE_TURN;
     while wave.state == State::Running && left > 0 {
         let pc = wave.pc;
-        let Some(inst) = insts.get(pc) else { return Err((off_the_end(env), pc)) };
+        let Some(inst) = insts.get(pc) else {
+            return Err((off_the_end(env), pc));
+        };
         counts[pc] += 1;
         left -= 1;
         wave.pc = pc + 1;
@@ -442,18 +521,26 @@ fn run(wave: &mut Wave, env: &mut Env, counts: &mut [u64]) -> Result<(), (Box<Tr
 }
 
 /// As `run`, with registers checked.
-fn run_checked(wave: &mut Wave, env: &mut Env, counts: &mut [u64]) -> Result<(), (Box<Trap>, usize)> {
+fn run_checked(
+    wave: &mut Wave,
+    env: &mut Env,
+    counts: &mut [u64],
+) -> Result<(), (Box<Trap>, usize)> {
     let kernel = env.kernel;
     let (insts, operands) = (kernel.code.insts(), kernel.code.operands());
     let mut left = WAVE_TURN;
     while wave.state == State::Running && left > 0 {
         let pc = wave.pc;
-        let Some(inst) = insts.get(pc) else { return Err((off_the_end(env), pc)) };
+        let Some(inst) = insts.get(pc) else {
+            return Err((off_the_end(env), pc));
+        };
         counts[pc] += 1;
         left -= 1;
         wave.pc = pc + 1;
         let exec = wave.exec();
-        let checked: Exec = operands[pc].check(wave).and_then(|()| step(wave, env, inst));
+        let checked: Exec = operands[pc]
+            .check(wave)
+            .and_then(|()| step(wave, env, inst));
         checked.map_err(|trap| (trap, pc))?;
         operands[pc].mark(wave, exec);
         if wave.yields {
@@ -466,5 +553,7 @@ fn run_checked(wave: &mut Wave, env: &mut Env, counts: &mut [u64]) -> Result<(),
 
 fn off_the_end(env: &Env) -> Box<Trap> {
     let code = &env.kernel.code;
-    Trap::new(FaultKind::BadJump { target: code.base() + 4 * code.len() as u64 })
+    Trap::new(FaultKind::BadJump {
+        target: code.base() + 4 * code.len() as u64,
+    })
 }

@@ -184,11 +184,19 @@ pub(crate) type Exec<T = ()> = Result<T, Box<Trap>>;
 
 impl Trap {
     pub fn new(kind: FaultKind) -> Box<Self> {
-        Box::new(Self { kind, lane: None, address: None })
+        Box::new(Self {
+            kind,
+            lane: None,
+            address: None,
+        })
     }
 
     pub fn at(kind: FaultKind, lane: usize, address: u64) -> Box<Self> {
-        Box::new(Self { kind, lane: Some(lane as u32), address: Some(address) })
+        Box::new(Self {
+            kind,
+            lane: Some(lane as u32),
+            address: Some(address),
+        })
     }
 
     pub fn unsupported<T>(what: impl Into<String>) -> Exec<T> {

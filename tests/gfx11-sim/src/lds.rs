@@ -42,9 +42,21 @@ pub(crate) enum Kind {
 
 impl Lds {
     pub fn new(len: usize, track_writes: bool, track_races: bool) -> Self {
-        let written = if track_writes { vec![0; len.div_ceil(64)] } else { Vec::new() };
-        let touched = if track_races { vec![Touch::default(); len] } else { Vec::new() };
-        Self { bytes: vec![0; len], written, touched }
+        let written = if track_writes {
+            vec![0; len.div_ceil(64)]
+        } else {
+            Vec::new()
+        };
+        let touched = if track_races {
+            vec![Touch::default(); len]
+        } else {
+            Vec::new()
+        };
+        Self {
+            bytes: vec![0; len],
+            written,
+            touched,
+        }
     }
 
     /// As new: for the next workgroup.
@@ -60,7 +72,11 @@ impl Lds {
         let write = by.access != Kind::Read;
         let size = self.bytes.len() as u32;
         if at > size || len > size - at {
-            let kind = FaultKind::LdsOutOfRange { write, bytes: len, lds: size };
+            let kind = FaultKind::LdsOutOfRange {
+                write,
+                bytes: len,
+                lds: size,
+            };
             return Err(Trap::at(kind, by.lane, at.into()));
         }
         if !self.written.is_empty() || !self.touched.is_empty() {
@@ -76,7 +92,11 @@ impl Lds {
             for byte in range.clone() {
                 let bit = 1u64 << (byte % 64);
                 if by.access != Kind::Write && self.written[byte / 64] & bit == 0 {
-                    return Err(Trap::at(FaultKind::UnwrittenLds { bytes: len }, by.lane, at.into()));
+                    return Err(Trap::at(
+                        FaultKind::UnwrittenLds { bytes: len },
+                        by.lane,
+                        at.into(),
+                    ));
                 }
                 if by.access != Kind::Read {
                     self.written[byte / 64] |= bit;
@@ -88,18 +108,27 @@ impl Lds {
         }
         for touch in &mut self.touched[range] {
             if touch.since != by.barriers {
-                *touch = Touch { since: by.barriers, ..Touch::default() };
+                *touch = Touch {
+                    since: by.barriers,
+                    ..Touch::default()
+                };
             }
             let me = by.wave as u8 + 1;
             let wrote = touch.writer != 0 && touch.writer != me;
             // Atomics on the same byte order themselves.
             if wrote && !(touch.atomic && by.access == Kind::Atomic) {
-                let kind = FaultKind::LdsRace { other: u32::from(touch.writer) - 1, other_writes: true };
+                let kind = FaultKind::LdsRace {
+                    other: u32::from(touch.writer) - 1,
+                    other_writes: true,
+                };
                 return Err(Trap::at(kind, by.lane, at.into()));
             }
             let others = touch.readers & !(1 << by.wave);
             if by.access != Kind::Read && others != 0 {
-                let kind = FaultKind::LdsRace { other: others.trailing_zeros(), other_writes: false };
+                let kind = FaultKind::LdsRace {
+                    other: others.trailing_zeros(),
+                    other_writes: false,
+                };
                 return Err(Trap::at(kind, by.lane, at.into()));
             }
             match by.access {
@@ -119,7 +148,11 @@ impl Lds {
     /// One or two bytes.
     #[inline(always)]
     pub fn load_narrow(&self, at: usize, len: u8) -> u32 {
-        if len == 1 { self.bytes[at].into() } else { u16::from_le_bytes([self.bytes[at], self.bytes[at + 1]]).into() }
+        if len == 1 {
+            self.bytes[at].into()
+        } else {
+            u16::from_le_bytes([self.bytes[at], self.bytes[at + 1]]).into()
+        }
     }
 
     #[inline(always)]
@@ -129,6 +162,7 @@ impl Lds {
 
     #[inline(always)]
     pub fn store_narrow(&mut self, at: usize, len: u8, value: u32) {
-        self.bytes[at..at + usize::from(len)].copy_from_slice(&value.to_le_bytes()[..usize::from(len)]);
+        self.bytes[at..at + usize::from(len)]
+            .copy_from_slice(&value.to_le_bytes()[..usize::from(len)]);
     }
 }

@@ -108,7 +108,11 @@ pub enum FlatOp {
 }
 
 fn load(bytes: u8, signed: bool, half: Half) -> Load {
-    Load { bytes, signed, half }
+    Load {
+        bytes,
+        signed,
+        half,
+    }
 }
 
 /// The meaning of a FLAT, GLOBAL or SCRATCH opcode.
@@ -218,10 +222,22 @@ pub fn ds_op(op: Ds) -> DsOp {
     use Half::*;
     let l = |bytes, signed, half| DsOp::Load(load(bytes, signed, half));
     let s = |bytes, high| DsOp::Store(Store { bytes, high });
-    let a = |op| DsOp::Atomic { atomic: Atomic { op, wide: false }, returns: false };
-    let ar = |op| DsOp::Atomic { atomic: Atomic { op, wide: false }, returns: true };
-    let b = |op| DsOp::Atomic { atomic: Atomic { op, wide: true }, returns: false };
-    let br = |op| DsOp::Atomic { atomic: Atomic { op, wide: true }, returns: true };
+    let a = |op| DsOp::Atomic {
+        atomic: Atomic { op, wide: false },
+        returns: false,
+    };
+    let ar = |op| DsOp::Atomic {
+        atomic: Atomic { op, wide: false },
+        returns: true,
+    };
+    let b = |op| DsOp::Atomic {
+        atomic: Atomic { op, wide: true },
+        returns: false,
+    };
+    let br = |op| DsOp::Atomic {
+        atomic: Atomic { op, wide: true },
+        returns: true,
+    };
     match op {
         D::LoadB32 => l(4, false, Whole),
         D::LoadI8 => l(1, true, Whole),
@@ -246,13 +262,25 @@ pub fn ds_op(op: Ds) -> DsOp {
         D::StoreB8D16Hi => s(1, true),
         D::StoreB16D16Hi => s(2, true),
         D::Load2addrB32 => DsOp::Load2 { bytes: 4, unit: 4 },
-        D::Load2addrStride64B32 => DsOp::Load2 { bytes: 4, unit: 256 },
+        D::Load2addrStride64B32 => DsOp::Load2 {
+            bytes: 4,
+            unit: 256,
+        },
         D::Load2addrB64 => DsOp::Load2 { bytes: 8, unit: 8 },
-        D::Load2addrStride64B64 => DsOp::Load2 { bytes: 8, unit: 512 },
+        D::Load2addrStride64B64 => DsOp::Load2 {
+            bytes: 8,
+            unit: 512,
+        },
         D::Store2addrB32 => DsOp::Store2 { bytes: 4, unit: 4 },
-        D::Store2addrStride64B32 => DsOp::Store2 { bytes: 4, unit: 256 },
+        D::Store2addrStride64B32 => DsOp::Store2 {
+            bytes: 4,
+            unit: 256,
+        },
         D::Store2addrB64 => DsOp::Store2 { bytes: 8, unit: 8 },
-        D::Store2addrStride64B64 => DsOp::Store2 { bytes: 8, unit: 512 },
+        D::Store2addrStride64B64 => DsOp::Store2 {
+            bytes: 8,
+            unit: 512,
+        },
         D::AddU32 => a(A::Add),
         D::SubU32 => a(A::Sub),
         D::RsubU32 => a(A::ReverseSub),

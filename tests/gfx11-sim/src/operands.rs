@@ -3,8 +3,8 @@
 use crate::disasm::{sop1_widths, sop2_widths};
 use crate::fault::{Exec, FaultKind, Trap};
 use crate::isa::{
-    Condition, DsInst, FlatInst, Kind, Segment, Smem, Sop1, SopConst, Sopk, Src, Ty, Vector, Vop, packed_signature, sreg,
-    vector_signature,
+    Condition, DsInst, FlatInst, Kind, Segment, Smem, Sop1, SopConst, Sopk, Src, Ty, Vector, Vop,
+    packed_signature, sreg, vector_signature,
 };
 use crate::memory_op::{DsOp, FlatOp, ds_op, flat_op};
 use crate::wave::{REARRANGED, Wave};
@@ -32,10 +32,15 @@ impl Operands {
                 out.vector(&y);
             }
             Kind::Compare(c) => {
-                let second = if c.op.condition == Condition::Class { Ty::B32 } else { c.op.ty };
+                let second = if c.op.condition == Condition::Class {
+                    Ty::B32
+                } else {
+                    c.op.ty
+                };
                 out.read(c.src[0], c.op.ty.registers());
                 out.read(c.src[1], second.registers());
-                out.scalar_writes.push((if c.op.exec { sreg::EXEC } else { c.dst }, 1));
+                out.scalar_writes
+                    .push((if c.op.exec { sreg::EXEC } else { c.dst }, 1));
                 out.unknown_lanes = c.dpp.is_some();
             }
             Kind::Packed(p) => {
@@ -49,7 +54,13 @@ impl Operands {
             }
             Kind::Flat(f) => out.flat(&f),
             Kind::Ds(d) => out.ds(&d),
-            Kind::Smem { op, dst, base, soffset, .. } => {
+            Kind::Smem {
+                op,
+                dst,
+                base,
+                soffset,
+                ..
+            } => {
                 let count = match op {
                     Smem::LoadB32 => 1,
                     Smem::LoadB64 => 2,
@@ -92,7 +103,11 @@ impl Operands {
                     out.scalar_writes.push((dst, 1));
                 }
                 Sopk::CmovkI32 => out.scalar_writes.push((dst, 1)),
-                Sopk::Version | Sopk::WaitcntVscnt | Sopk::WaitcntVmcnt | Sopk::WaitcntExpcnt | Sopk::WaitcntLgkmcnt => {}
+                Sopk::Version
+                | Sopk::WaitcntVscnt
+                | Sopk::WaitcntVmcnt
+                | Sopk::WaitcntExpcnt
+                | Sopk::WaitcntLgkmcnt => {}
                 Sopk::SubvectorLoopBegin | Sopk::SubvectorLoopEnd => {}
                 _ => out.scalar_reads.push((dst, 1)),
             },
@@ -101,7 +116,10 @@ impl Operands {
                 out.read(b, 1);
                 out.scalar_writes.push((dst, 1));
             }
-            Kind::SopConst { .. } | Kind::Sopp { .. } | Kind::CacheInvalidate(_) | Kind::Unknown => {}
+            Kind::SopConst { .. }
+            | Kind::Sopp { .. }
+            | Kind::CacheInvalidate(_)
+            | Kind::Unknown => {}
         }
         out
     }
@@ -118,10 +136,18 @@ impl Operands {
         let sig = vector_signature(inst.op);
         // x ^ x, x - x and the like have a value whatever x is.
         let same = inst.src[0] == inst.src[1] && matches!(inst.op, Vop::XorB32 | Vop::SubNcU32);
-        for (src, ty) in inst.src.into_iter().zip(sig.src).filter(|(_, ty)| *ty != Ty::None && !same) {
+        for (src, ty) in inst
+            .src
+            .into_iter()
+            .zip(sig.src)
+            .filter(|(_, ty)| *ty != Ty::None && !same)
+        {
             self.read(src, ty.registers());
         }
-        let lanes_move = matches!(inst.op, Vop::ReadlaneB32 | Vop::ReadfirstlaneB32 | Vop::Permlane16B32 | Vop::Permlanex16B32);
+        let lanes_move = matches!(
+            inst.op,
+            Vop::ReadlaneB32 | Vop::ReadfirstlaneB32 | Vop::Permlane16B32 | Vop::Permlanex16B32
+        );
         self.unknown_lanes |= inst.dpp.is_some() || lanes_move;
         match (inst.op, sig.dst) {
             (_, Ty::None) => {}
@@ -131,7 +157,9 @@ impl Operands {
                 self.whole_wave = true;
                 self.vector_writes.push((inst.dst.into(), 1));
             }
-            (Vop::Permlane16B32 | Vop::Permlanex16B32, ty) => self.vector_writes.push((inst.dst.into(), ty.registers())),
+            (Vop::Permlane16B32 | Vop::Permlanex16B32, ty) => {
+                self.vector_writes.push((inst.dst.into(), ty.registers()))
+            }
             (op, ty) => {
                 if sig.reads_dst {
                     self.vector_reads.push((inst.dst.into(), ty.registers()));
@@ -151,17 +179,27 @@ impl Operands {
         match inst.segment {
             Segment::Scratch if inst.vaddr_enable => self.vector_reads.push((inst.addr.into(), 1)),
             Segment::Scratch => {}
-            Segment::Global if inst.saddr != sreg::NULL => self.vector_reads.push((inst.addr.into(), 1)),
+            Segment::Global if inst.saddr != sreg::NULL => {
+                self.vector_reads.push((inst.addr.into(), 1))
+            }
             _ => self.vector_reads.push((inst.addr.into(), 2)),
         }
         if inst.segment != Segment::Flat && inst.saddr != sreg::NULL {
-            self.scalar_reads.push((inst.saddr, if inst.segment == Segment::Global { 2 } else { 1 }));
+            self.scalar_reads.push((
+                inst.saddr,
+                if inst.segment == Segment::Global {
+                    2
+                } else {
+                    1
+                },
+            ));
         }
         match flat_op(inst.op) {
             FlatOp::Load(op) => self.vector_writes.push((inst.dst.into(), op.registers())),
             FlatOp::Store(op) => self.vector_reads.push((inst.data.into(), op.registers())),
             FlatOp::Atomic(op) => {
-                self.vector_reads.push((inst.data.into(), op.data_registers()));
+                self.vector_reads
+                    .push((inst.data.into(), op.data_registers()));
                 if inst.glc {
                     self.vector_writes.push((inst.dst.into(), op.registers()));
                 }
@@ -170,18 +208,28 @@ impl Operands {
     }
 
     fn ds(&mut self, inst: &DsInst) {
-        let (addr, data0, data1, dst) = (inst.addr.into(), inst.data0.into(), inst.data1.into(), inst.dst.into());
+        let (addr, data0, data1, dst) = (
+            inst.addr.into(),
+            inst.data0.into(),
+            inst.data1.into(),
+            inst.dst.into(),
+        );
         match ds_op(inst.op) {
             DsOp::Load(op) => {
                 self.vector_reads.push((addr, 1));
                 self.vector_writes.push((dst, op.registers()));
             }
-            DsOp::Store(op) => self.vector_reads.extend([(addr, 1), (data0, op.registers())]),
+            DsOp::Store(op) => self
+                .vector_reads
+                .extend([(addr, 1), (data0, op.registers())]),
             DsOp::Load2 { bytes, .. } => {
                 self.vector_reads.push((addr, 1));
                 self.vector_writes.push((dst, bytes / 2));
             }
-            DsOp::Store2 { bytes, .. } => self.vector_reads.extend([(addr, 1), (data0, bytes / 4), (data1, bytes / 4)]),
+            DsOp::Store2 { bytes, .. } => {
+                self.vector_reads
+                    .extend([(addr, 1), (data0, bytes / 4), (data1, bytes / 4)])
+            }
             DsOp::Atomic { atomic, returns } => {
                 let n = atomic.registers();
                 self.vector_reads.extend([(addr, 1), (data0, n)]);
@@ -208,7 +256,9 @@ impl Operands {
 
     /// Before the instruction: all that it reads was written.
     pub fn check(&self, wave: &Wave) -> Exec {
-        let Some(written) = &wave.written else { return Ok(()) };
+        let Some(written) = &wave.written else {
+            return Ok(());
+        };
         for &(first, count) in &self.scalar_reads {
             for n in first..first.saturating_add(count) {
                 // NULL and EXEC are always defined, and what is no SGPR is not tracked.
@@ -220,14 +270,22 @@ impl Operands {
         if self.unknown_lanes {
             return Ok(());
         }
-        let lanes = if self.whole_wave { u32::MAX } else { wave.exec() };
+        let lanes = if self.whole_wave {
+            u32::MAX
+        } else {
+            wave.exec()
+        };
         for &(first, count) in &self.vector_reads {
             for n in first..first + u16::from(count) {
                 let missing = lanes & !written.v[usize::from(n)];
                 if missing != 0 {
                     let lane = Some(missing.trailing_zeros());
                     let kind = FaultKind::UnwrittenRegister(format!("v{n}"));
-                    return Err(Box::new(Trap { kind, lane, address: None }));
+                    return Err(Box::new(Trap {
+                        kind,
+                        lane,
+                        address: None,
+                    }));
                 }
             }
         }
@@ -236,7 +294,9 @@ impl Operands {
 
     /// Behind the instruction: what it wrote. `exec` is EXEC as it was before.
     pub fn mark(&self, wave: &mut Wave, exec: u32) {
-        let Some(written) = &mut wave.written else { return };
+        let Some(written) = &mut wave.written else {
+            return;
+        };
         let lanes = if self.whole_wave { u32::MAX } else { exec };
         for &(first, count) in &self.vector_writes {
             for n in first..first + u16::from(count) {

@@ -59,7 +59,11 @@ pub struct Classes {
 impl Classes {
     fn count(&mut self, inst: &Inst, n: u64) {
         let class = match &inst.kind {
-            Kind::Sop1 { .. } | Kind::Sop2 { .. } | Kind::Sopc { .. } | Kind::Sopk { .. } | Kind::SopConst { .. } => &mut self.salu,
+            Kind::Sop1 { .. }
+            | Kind::Sop2 { .. }
+            | Kind::Sopc { .. }
+            | Kind::Sopk { .. }
+            | Kind::SopConst { .. } => &mut self.salu,
             Kind::Sopp { op, .. } => {
                 if *op == crate::isa::Sopp::Barrier {
                     self.barriers += n;
@@ -96,7 +100,15 @@ impl Stats {
 
     /// Adds another launch.
     pub fn add(&mut self, other: &Self) {
-        let Self { workgroups, waves, instructions, classes, bytes_loaded, bytes_stored, longest_wave } = other;
+        let Self {
+            workgroups,
+            waves,
+            instructions,
+            classes,
+            bytes_loaded,
+            bytes_stored,
+            longest_wave,
+        } = other;
         self.workgroups += workgroups;
         self.waves += waves;
         self.instructions += instructions;
@@ -128,7 +140,21 @@ impl Classes {
             lds,
             barriers,
         } = self;
-        [salu, control, smem, valu, dual, transcendental, dot, wmma, vmem_load, vmem_store, vmem_atomic, lds, barriers]
+        [
+            salu,
+            control,
+            smem,
+            valu,
+            dual,
+            transcendental,
+            dot,
+            wmma,
+            vmem_load,
+            vmem_store,
+            vmem_atomic,
+            lds,
+            barriers,
+        ]
     }
 }
 
@@ -141,8 +167,16 @@ pub struct Profile {
 impl Profile {
     /// The `most` issued instructions: count, byte offset in the code, mnemonic.
     pub fn hottest(&self, code: &Code, most: usize) -> Vec<(u64, u32, String)> {
-        let mut all: Vec<_> = code.insts().iter().zip(&self.counts).filter(|(_, n)| **n > 0).collect();
+        let mut all: Vec<_> = code
+            .insts()
+            .iter()
+            .zip(&self.counts)
+            .filter(|(_, n)| **n > 0)
+            .collect();
         all.sort_by_key(|(_, n)| std::cmp::Reverse(**n));
-        all.into_iter().take(most).map(|(inst, &n)| (n, 4 * inst.at, mnemonic(inst))).collect()
+        all.into_iter()
+            .take(most)
+            .map(|(inst, &n)| (n, 4 * inst.at, mnemonic(inst)))
+            .collect()
     }
 }

@@ -111,8 +111,16 @@ impl Mode {
 
 impl Wave {
     pub fn new(checked: bool, scratch: usize) -> Self {
-        let v: Box<[Lanes; REGISTERS]> = vec![[0; WAVE]; REGISTERS].try_into().expect("as many registers as asked for");
-        let written = checked.then(|| Box::new(Written { v: [0; REGISTERS], s: 0, scratch: vec![0; scratch.div_ceil(64)] }));
+        let v: Box<[Lanes; REGISTERS]> = vec![[0; WAVE]; REGISTERS]
+            .try_into()
+            .expect("as many registers as asked for");
+        let written = checked.then(|| {
+            Box::new(Written {
+                v: [0; REGISTERS],
+                s: 0,
+                scratch: vec![0; scratch.div_ceil(64)],
+            })
+        });
         Self {
             v,
             s: [0; 128],
@@ -221,7 +229,10 @@ impl Wave {
             Src::Special(235) => LDS_APERTURE,
             Src::Special(237) => SCRATCH_APERTURE,
             Src::Special(n) => u64::from(self.special(n)),
-            Src::V(n) => u64::from(self.v[usize::from(n)][0]) | u64::from(self.v[usize::from(n) + 1][0]) << 32,
+            Src::V(n) => {
+                u64::from(self.v[usize::from(n)][0])
+                    | u64::from(self.v[usize::from(n) + 1][0]) << 32
+            }
             Src::None => 0,
         }
     }
@@ -253,7 +264,12 @@ impl Wave {
                 TEMPORARY + i
             }
             _ => {
-                let value = self.scalar16(src) >> if high && !matches!(src, Src::Int(_) | Src::Float(_)) { 16 } else { 0 };
+                let value = self.scalar16(src)
+                    >> if high && !matches!(src, Src::Int(_) | Src::Float(_)) {
+                        16
+                    } else {
+                        0
+                    };
                 self.v[TEMPORARY + i] = [value; WAVE];
                 TEMPORARY + i
             }
@@ -368,9 +384,19 @@ pub(crate) const LDS_APERTURE: u64 = 0x0001_0000_0000_0000;
 pub(crate) const SCRATCH_APERTURE: u64 = 0x0002_0000_0000_0000;
 
 const FLOATS_32: [u32; 9] = [
-    0x3f00_0000, 0xbf00_0000, 0x3f80_0000, 0xbf80_0000, 0x4000_0000, 0xc000_0000, 0x4080_0000, 0xc080_0000, 0x3e22_f983,
+    0x3f00_0000,
+    0xbf00_0000,
+    0x3f80_0000,
+    0xbf80_0000,
+    0x4000_0000,
+    0xc000_0000,
+    0x4080_0000,
+    0xc080_0000,
+    0x3e22_f983,
 ];
-const FLOATS_16: [u16; 9] = [0x3800, 0xb800, 0x3c00, 0xbc00, 0x4000, 0xc000, 0x4400, 0xc400, 0x3118];
+const FLOATS_16: [u16; 9] = [
+    0x3800, 0xb800, 0x3c00, 0xbc00, 0x4000, 0xc000, 0x4400, 0xc400, 0x3118,
+];
 const FLOATS_64: [u64; 9] = [
     0x3fe0_0000_0000_0000,
     0xbfe0_0000_0000_0000,

@@ -26,7 +26,10 @@ pub(super) fn flat(words: &mut Words) -> Option<Kind> {
     let known = match segment {
         Segment::Global => true,
         Segment::Scratch => (op as u16) < Flat::LoadAddtidB32 as u16,
-        Segment::Flat => !matches!(op, Flat::LoadAddtidB32 | Flat::StoreAddtidB32 | Flat::AtomicCsubU32),
+        Segment::Flat => !matches!(
+            op,
+            Flat::LoadAddtidB32 | Flat::StoreAddtidB32 | Flat::AtomicCsubU32
+        ),
     };
     if !known {
         return None;

@@ -14,10 +14,19 @@ pub fn decode(text: &[u32], at: usize) -> Inst {
     let mut words = Words { text, at, used: 1 };
     let kind = kind(&mut words);
     // A truncated instruction at the end of the section is one word that nobody knows.
-    let (kind, len) = if at + words.used > text.len() { (Kind::Unknown, 1) } else { (kind.unwrap_or(Kind::Unknown), words.used) };
+    let (kind, len) = if at + words.used > text.len() {
+        (Kind::Unknown, 1)
+    } else {
+        (kind.unwrap_or(Kind::Unknown), words.used)
+    };
     let mut encoding = [0; 3];
     encoding[..len].copy_from_slice(&text[at..at + len]);
-    Inst { at: at as u32, len: len as u8, words: encoding, kind }
+    Inst {
+        at: at as u32,
+        len: len as u8,
+        words: encoding,
+        kind,
+    }
 }
 
 /// Decodes a whole section, from its start to its end. Padding between functions is code too (`s_code_end`).
@@ -87,7 +96,7 @@ fn unknown(words: &mut Words, len: usize) -> Option<Kind> {
 fn src9(field: u32) -> Option<Src> {
     Some(match field {
         256..=511 => Src::V((field - 256) as u16),
-        0..=107 | 108..=127 => Src::S(field as u8),
+        0..=127 => Src::S(field as u8),
         128..=192 => Src::Int((field - 128) as i8),
         193..=208 => Src::Int((192 - field as i32) as i8),
         235..=238 | 251..=253 => Src::Special(field as u8),

@@ -15,7 +15,10 @@ pub(super) fn decode(words: &mut Words) -> Option<Kind> {
             let b = src_or_literal((w >> 8) & 0xff, &mut literal, words)?;
             Some(Kind::Sopc { op, a, b })
         }
-        0x17f => Some(Kind::Sopp { op: Sopp::from_code((w >> 16) & 0x7f)?, imm: w as u16 }),
+        0x17f => Some(Kind::Sopp {
+            op: Sopp::from_code((w >> 16) & 0x7f)?,
+            imm: w as u16,
+        }),
         0x160..0x180 => sopk(words, dst),
         _ => sop2(words, dst),
     }
@@ -34,9 +37,19 @@ fn sopk(words: &mut Words, dst: u8) -> Option<Kind> {
     if code == 0x13 {
         let constant = words.next();
         let a = crate::isa::Src::Literal(w & 0xffff);
-        return Some(Kind::SopConst { op: SopConst::SetregImm32B32, dst, a, b: crate::isa::Src::None, constant });
+        return Some(Kind::SopConst {
+            op: SopConst::SetregImm32B32,
+            dst,
+            a,
+            b: crate::isa::Src::None,
+            constant,
+        });
     }
-    Some(Kind::Sopk { op: Sopk::from_code(code)?, dst, imm: w as i16 })
+    Some(Kind::Sopk {
+        op: Sopk::from_code(code)?,
+        dst,
+        imm: w as i16,
+    })
 }
 
 fn sop2(words: &mut Words, dst: u8) -> Option<Kind> {
@@ -51,7 +64,18 @@ fn sop2(words: &mut Words, dst: u8) -> Option<Kind> {
     let a = src_or_literal(w & 0xff, &mut literal, words)?;
     let b = src_or_literal((w >> 8) & 0xff, &mut literal, words)?;
     match constant {
-        Some(op) => Some(Kind::SopConst { op, dst, a, b, constant: literal? }),
-        None => Some(Kind::Sop2 { op: Sop2::from_code(code)?, dst, a, b }),
+        Some(op) => Some(Kind::SopConst {
+            op,
+            dst,
+            a,
+            b,
+            constant: literal?,
+        }),
+        None => Some(Kind::Sop2 {
+            op: Sop2::from_code(code)?,
+            dst,
+            a,
+            b,
+        }),
     }
 }

@@ -2,7 +2,8 @@
 
 use super::{Words, src_or_literal, src9};
 use crate::isa::{
-    Compare, Comparison, Dpp, Kind, Mods, Packed, Src, Ty, Vector, Vop, Vop3p, packed_signature, sreg, vector_signature,
+    Compare, Comparison, Dpp, Kind, Mods, Packed, Src, Ty, Vector, Vop, Vop3p, packed_signature,
+    sreg, vector_signature,
 };
 
 /// VOP2 and, inside its space of opcodes, VOP1 and VOPC.
@@ -20,16 +21,29 @@ pub(super) fn vop12c(words: &mut Words) -> Option<Kind> {
             let (src0, dpp, mods) = first_source(src0, words)?;
             let op = op?;
             let dst = if op.exec { sreg::EXEC } else { sreg::VCC };
-            let mut compare = Compare { op, dst, src: [src0, Src::V(mid as u16)], mods, dpp };
+            let mut compare = Compare {
+                op,
+                dst,
+                src: [src0, Src::V(mid as u16)],
+                mods,
+                dpp,
+            };
             for i in 0..2 {
-                halves(&mut compare.src[i], compare_ty(op, i), 1 << i, &mut compare.mods);
+                halves(
+                    &mut compare.src[i],
+                    compare_ty(op, i),
+                    1 << i,
+                    &mut compare.mods,
+                );
             }
             Some(Kind::Compare(compare))
         }
         code => {
             let op = Vop::from_code(0x100 + code);
             let constant = match op {
-                Some(Vop::FmamkF32 | Vop::FmaakF32 | Vop::FmamkF16 | Vop::FmaakF16) => Some(words.next()),
+                Some(Vop::FmamkF32 | Vop::FmaakF32 | Vop::FmamkF16 | Vop::FmaakF16) => {
+                    Some(words.next())
+                }
                 _ => None,
             };
             let src1 = Src::V(mid as u16);
@@ -43,7 +57,9 @@ pub(super) fn vop12c(words: &mut Words) -> Option<Kind> {
             }
             let (src0, dpp, mods) = first_source(src0, words)?;
             let src2 = match op? {
-                Vop::CndmaskB32 | Vop::AddCoCiU32 | Vop::SubCoCiU32 | Vop::SubrevCoCiU32 => Src::S(sreg::VCC),
+                Vop::CndmaskB32 | Vop::AddCoCiU32 | Vop::SubCoCiU32 | Vop::SubrevCoCiU32 => {
+                    Src::S(sreg::VCC)
+                }
                 _ => Src::None,
             };
             vector(op?, top, [src0, src1, src2], mods, dpp)
@@ -52,7 +68,14 @@ pub(super) fn vop12c(words: &mut Words) -> Option<Kind> {
 }
 
 fn vector(op: Vop, dst: u32, src: [Src; 3], mods: Mods, dpp: Option<Dpp>) -> Option<Kind> {
-    let mut inst = Vector { op, dst: dst as u8, sdst: sreg::VCC, src, mods, dpp };
+    let mut inst = Vector {
+        op,
+        dst: dst as u8,
+        sdst: sreg::VCC,
+        src,
+        mods,
+        dpp,
+    };
     let sig = vector_signature(op);
     for (i, ty) in sig.src.into_iter().enumerate() {
         halves(&mut inst.src[i], ty, 1 << i, &mut inst.mods);
@@ -88,14 +111,26 @@ fn first_source(field: u32, words: &mut Words) -> Option<(Src, Option<Dpp>, Mods
         250 => {
             let x = words.next();
             let bit = |n: u32| (x >> n & 1) as u8;
-            let mods = Mods { neg: bit(20) | bit(22) << 1, abs: bit(21) | bit(23) << 1, ..Mods::default() };
+            let mods = Mods {
+                neg: bit(20) | bit(22) << 1,
+                abs: bit(21) | bit(23) << 1,
+                ..Mods::default()
+            };
             Some((Src::V((x & 0xff) as u16), Some(dpp16(x)), mods))
         }
         233 | 234 => {
             let x = words.next();
-            Some((Src::V((x & 0xff) as u16), Some(dpp8(x, field)), Mods::default()))
+            Some((
+                Src::V((x & 0xff) as u16),
+                Some(dpp8(x, field)),
+                Mods::default(),
+            ))
         }
-        _ => Some((src_or_literal(field, &mut None, words)?, None, Mods::default())),
+        _ => Some((
+            src_or_literal(field, &mut None, words)?,
+            None,
+            Mods::default(),
+        )),
     }
 }
 
@@ -110,7 +145,10 @@ fn dpp16(x: u32) -> Dpp {
 }
 
 fn dpp8(x: u32, field: u32) -> Dpp {
-    Dpp::Eight { lanes: x >> 8, fetch_inactive: field == 234 }
+    Dpp::Eight {
+        lanes: x >> 8,
+        fetch_inactive: field == 234,
+    }
 }
 
 /// The three source fields of a long encoding. Source 0 may be DPP, any may be the literal.
@@ -154,22 +192,51 @@ pub(super) fn vop3(words: &mut Words) -> Option<Kind> {
     if code < 0x100 {
         let op = Comparison::from_code(code)?;
         let (src, dpp) = long_sources(x, [true, true, false], words)?;
-        return Some(Kind::Compare(Compare { op, dst: w as u8 & 0x7f, src: [src[0], src[1]], mods, dpp }));
+        return Some(Kind::Compare(Compare {
+            op,
+            dst: w as u8 & 0x7f,
+            src: [src[0], src[1]],
+            mods,
+            dpp,
+        }));
     }
     let op = Vop::from_code(code)?;
-    if matches!(op, Vop::FmamkF32 | Vop::FmaakF32 | Vop::FmamkF16 | Vop::FmaakF16 | Vop::SwapB32 | Vop::ReadfirstlaneB32)
-        || matches!(op, Vop::Dot2accF32F16 | Vop::PkFmacF16 | Vop::Permlane64B32 | Vop::SwaprelB32)
-    {
+    if matches!(
+        op,
+        Vop::FmamkF32
+            | Vop::FmaakF32
+            | Vop::FmamkF16
+            | Vop::FmaakF16
+            | Vop::SwapB32
+            | Vop::ReadfirstlaneB32
+    ) || matches!(
+        op,
+        Vop::Dot2accF32F16 | Vop::PkFmacF16 | Vop::Permlane64B32 | Vop::SwaprelB32
+    ) {
         return None;
     }
     let sig = vector_signature(op);
     let (src, dpp) = long_sources(x, sig.src.map(|ty| ty != Ty::None), words)?;
     let (sdst, mods) = match sig.sdst {
         // The fields of `abs` and `op_sel` are the scalar destination's.
-        true => ((w >> 8 & 0x7f) as u8, Mods { abs: 0, high: 0, ..mods }),
+        true => (
+            (w >> 8 & 0x7f) as u8,
+            Mods {
+                abs: 0,
+                high: 0,
+                ..mods
+            },
+        ),
         false => (sreg::VCC, mods),
     };
-    Some(Kind::Vector(Vector { op, dst: w as u8, sdst, src, mods, dpp }))
+    Some(Kind::Vector(Vector {
+        op,
+        dst: w as u8,
+        sdst,
+        src,
+        mods,
+        dpp,
+    }))
 }
 
 pub(super) fn vop3p(words: &mut Words) -> Option<Kind> {

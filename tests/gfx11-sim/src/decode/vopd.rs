@@ -17,7 +17,14 @@ pub(super) fn decode(words: &mut Words) -> Option<Kind> {
     (w >> 22 & 15 < 13).then_some(Kind::Dual(first, second))
 }
 
-fn half(op: Vop, dst: u32, src0: u32, src1: u32, literal: &mut Option<u32>, words: &mut Words) -> Option<Vector> {
+fn half(
+    op: Vop,
+    dst: u32,
+    src0: u32,
+    src1: u32,
+    literal: &mut Option<u32>,
+    words: &mut Words,
+) -> Option<Vector> {
     let src0 = src_or_literal(src0, literal, words)?;
     let src1 = Src::V(src1 as u16);
     let src = match op {
@@ -26,7 +33,14 @@ fn half(op: Vop, dst: u32, src0: u32, src1: u32, literal: &mut Option<u32>, word
         Vop::CndmaskB32 => [src0, src1, Src::S(sreg::VCC)],
         _ => [src0, src1, Src::None],
     };
-    Some(Vector { op, dst: dst as u8, sdst: sreg::VCC, src, mods: Mods::default(), dpp: None })
+    Some(Vector {
+        op,
+        dst: dst as u8,
+        sdst: sreg::VCC,
+        src,
+        mods: Mods::default(),
+        dpp: None,
+    })
 }
 
 fn operation(code: u32) -> Option<Vop> {

@@ -11,9 +11,18 @@ pub(super) fn mnemonic(kind: Kind) -> String {
         Kind::Sopc { op, .. } => op.name(),
         Kind::Sopp { op, .. } => op.name(),
         Kind::Smem { op, .. } => op.name(),
-        Kind::SopConst { op: SopConst::FmaakF32, .. } => "s_fmaak_f32",
-        Kind::SopConst { op: SopConst::FmamkF32, .. } => "s_fmamk_f32",
-        Kind::SopConst { op: SopConst::SetregImm32B32, .. } => "s_setreg_imm32_b32",
+        Kind::SopConst {
+            op: SopConst::FmaakF32,
+            ..
+        } => "s_fmaak_f32",
+        Kind::SopConst {
+            op: SopConst::FmamkF32,
+            ..
+        } => "s_fmamk_f32",
+        Kind::SopConst {
+            op: SopConst::SetregImm32B32,
+            ..
+        } => "s_setreg_imm32_b32",
         _ => "(not scalar)",
     }
     .into()
@@ -21,7 +30,11 @@ pub(super) fn mnemonic(kind: Kind) -> String {
 
 pub(super) fn operands(kind: Kind, inst: &Inst) -> String {
     match kind {
-        Kind::Sop1 { op, dst, src: source } => {
+        Kind::Sop1 {
+            op,
+            dst,
+            src: source,
+        } => {
             let (to, from) = sop1_widths(op);
             match op {
                 Sop1::GetpcB64 => s(dst, 2),
@@ -38,14 +51,38 @@ pub(super) fn operands(kind: Kind, inst: &Inst) -> String {
             let (wa, wb) = (1 + u8::from(wide), 1 + u8::from(op.name().ends_with("u64")));
             format!("{}, {}", src(a, wa), src(b, wb))
         }
-        Kind::Sopk { op: Sopk::GetregB32, dst, imm } => format!("{}, {}", s(dst, 1), hwreg(imm as u16)),
-        Kind::Sopk { op: Sopk::SetregB32, dst, imm } => format!("{}, {}", hwreg(imm as u16), s(dst, 1)),
+        Kind::Sopk {
+            op: Sopk::GetregB32,
+            dst,
+            imm,
+        } => format!("{}, {}", s(dst, 1), hwreg(imm as u16)),
+        Kind::Sopk {
+            op: Sopk::SetregB32,
+            dst,
+            imm,
+        } => format!("{}, {}", hwreg(imm as u16), s(dst, 1)),
         Kind::Sopk { dst, imm, .. } => format!("{}, {:#x}", s(dst, 1), imm as u16),
         Kind::Sopp { op, imm } => sopp(op, imm),
-        Kind::Smem { op, dst, base, offset, soffset } => smem(op, dst, base, offset, soffset),
-        Kind::SopConst { op, dst, a, b, constant } => match op {
-            SopConst::FmaakF32 => format!("{}, {}, {}, {constant:#x}", s(dst, 1), src(a, 1), src(b, 1)),
-            SopConst::FmamkF32 => format!("{}, {}, {constant:#x}, {}", s(dst, 1), src(a, 1), src(b, 1)),
+        Kind::Smem {
+            op,
+            dst,
+            base,
+            offset,
+            soffset,
+        } => smem(op, dst, base, offset, soffset),
+        Kind::SopConst {
+            op,
+            dst,
+            a,
+            b,
+            constant,
+        } => match op {
+            SopConst::FmaakF32 => {
+                format!("{}, {}, {}, {constant:#x}", s(dst, 1), src(a, 1), src(b, 1))
+            }
+            SopConst::FmamkF32 => {
+                format!("{}, {}, {constant:#x}, {}", s(dst, 1), src(a, 1), src(b, 1))
+            }
             SopConst::SetregImm32B32 => match a {
                 Src::Literal(field) => format!("{}, {constant}", hwreg(field as u16)),
                 _ => String::new(),
@@ -60,8 +97,16 @@ pub(crate) fn sop1_widths(op: Sop1) -> (u8, u8) {
     let name = op.name();
     let wide = |token: &str| 1 + u8::from(token.ends_with("64"));
     match op {
-        Sop1::Bitset0B64 | Sop1::Bitset1B64 | Sop1::BitreplicateB64B32 | Sop1::SendmsgRtnB64 | Sop1::GetpcB64 => (2, 1),
-        Sop1::CtzI32B64 | Sop1::ClzI32U64 | Sop1::ClsI32I64 | Sop1::Bcnt0I32B64 | Sop1::Bcnt1I32B64 => (1, 2),
+        Sop1::Bitset0B64
+        | Sop1::Bitset1B64
+        | Sop1::BitreplicateB64B32
+        | Sop1::SendmsgRtnB64
+        | Sop1::GetpcB64 => (2, 1),
+        Sop1::CtzI32B64
+        | Sop1::ClzI32U64
+        | Sop1::ClsI32I64
+        | Sop1::Bcnt0I32B64
+        | Sop1::Bcnt1I32B64 => (1, 2),
         _ => (wide(name), wide(name)),
     }
 }
@@ -105,7 +150,11 @@ fn smem(op: Smem, dst: u8, base: u8, offset: i32, soffset: u8) -> String {
         Smem::LoadB512 | Smem::BufferLoadB512 => 16,
         _ => return String::new(),
     };
-    let bases = if op.name().starts_with("s_buffer") { 4 } else { 2 };
+    let bases = if op.name().starts_with("s_buffer") {
+        4
+    } else {
+        2
+    };
     let tail = match (soffset, offset) {
         (sreg::NULL, 0) => "null".to_string(),
         (sreg::NULL, n) if n < 0 => format!("-{:#x}", -n),
@@ -118,9 +167,13 @@ fn smem(op: Smem, dst: u8, base: u8, offset: i32, soffset: u8) -> String {
 
 fn sopp(op: Sopp, imm: u16) -> String {
     match op {
-        Sopp::WaitIdle | Sopp::CodeEnd | Sopp::Endpgm | Sopp::EndpgmSaved | Sopp::Wakeup | Sopp::IcacheInv | Sopp::Barrier => {
-            String::new()
-        }
+        Sopp::WaitIdle
+        | Sopp::CodeEnd
+        | Sopp::Endpgm
+        | Sopp::EndpgmSaved
+        | Sopp::Wakeup
+        | Sopp::IcacheInv
+        | Sopp::Barrier => String::new(),
         Sopp::Ttracedata => String::new(),
         Sopp::Waitcnt => waitcnt(imm),
         Sopp::DelayAlu => delay_alu(imm),
@@ -130,7 +183,11 @@ fn sopp(op: Sopp, imm: u16) -> String {
             1 => "sendmsg(MSG_INTERRUPT)".into(),
             n => n.to_string(),
         },
-        Sopp::Clause | Sopp::SetInstPrefetchDistance | Sopp::RoundMode | Sopp::WaitEvent | Sopp::SingleuseVdst => {
+        Sopp::Clause
+        | Sopp::SetInstPrefetchDistance
+        | Sopp::RoundMode
+        | Sopp::WaitEvent
+        | Sopp::SingleuseVdst => {
             format!("{imm:#x}")
         }
         // Branches count in dwords behind themselves; LLVM prints the number as it is in the encoding.
@@ -143,8 +200,11 @@ fn waitcnt(imm: u16) -> String {
     let all = [("vmcnt", vm, 63), ("expcnt", exp, 7), ("lgkmcnt", lgkm, 63)];
     // Counters that are waited for; all of them when none is.
     let none = all.iter().all(|(_, n, max)| n == max);
-    let parts: Vec<String> =
-        all.iter().filter(|(_, n, max)| none || n != max).map(|(name, n, _)| format!("{name}({n})")).collect();
+    let parts: Vec<String> = all
+        .iter()
+        .filter(|(_, n, max)| none || n != max)
+        .map(|(name, n, _)| format!("{name}({n})"))
+        .collect();
     parts.join(" ")
 }
 
@@ -158,8 +218,11 @@ fn depctr(imm: u16) -> String {
         ("depctr_va_vcc", imm >> 1 & 1, 1),
         ("depctr_vm_vsrc", imm >> 2 & 7, 7),
     ];
-    let parts: Vec<String> =
-        fields.iter().filter(|(_, n, default)| n != default).map(|(name, n, _)| format!("{name}({n})")).collect();
+    let parts: Vec<String> = fields
+        .iter()
+        .filter(|(_, n, default)| n != default)
+        .map(|(name, n, _)| format!("{name}({n})"))
+        .collect();
     parts.join(" ")
 }
 
@@ -179,7 +242,11 @@ fn delay_alu(imm: u16) -> String {
         "SALU_CYCLE_3",
     ];
     const SKIPS: [&str; 6] = ["SAME", "NEXT", "SKIP_1", "SKIP_2", "SKIP_3", "SKIP_4"];
-    let (first, skip, second) = (usize::from(imm & 15), usize::from(imm >> 4 & 7), usize::from(imm >> 7 & 15));
+    let (first, skip, second) = (
+        usize::from(imm & 15),
+        usize::from(imm >> 4 & 7),
+        usize::from(imm >> 7 & 15),
+    );
     let mut parts = Vec::new();
     if first > 0 {
         parts.push(format!("instid0({})", IDS.get(first).unwrap_or(&"?")));
@@ -190,5 +257,9 @@ fn delay_alu(imm: u16) -> String {
     if second > 0 {
         parts.push(format!("instid1({})", IDS.get(second).unwrap_or(&"?")));
     }
-    if parts.is_empty() { "0".into() } else { parts.join(" | ") }
+    if parts.is_empty() {
+        "0".into()
+    } else {
+        parts.join(" | ")
+    }
 }

@@ -15,7 +15,10 @@ pub(super) fn execute(wave: &mut Wave, inst: &Compare) -> Exec {
     let inst = match inst.dpp {
         None => inst,
         Some(dpp) => {
-            moved = Compare { src: [dpp::rearrange(wave, inst.src[0], dpp)?, inst.src[1]], ..*inst };
+            moved = Compare {
+                src: [dpp::rearrange(wave, inst.src[0], dpp)?, inst.src[1]],
+                ..*inst
+            };
             &moved
         }
     };
@@ -66,7 +69,9 @@ fn other(wave: &mut Wave, inst: &Compare) -> u32 {
         });
         let (a, b) = (&wave.v[a], &wave.v[b]);
         return match (ty, condition) {
-            (Ty::F16, Condition::Class) => mask(|lane| class_f16(a[lane] & 0xffff) & b[lane] & 0x3ff != 0),
+            (Ty::F16, Condition::Class) => {
+                mask(|lane| class_f16(a[lane] & 0xffff) & b[lane] & 0x3ff != 0)
+            }
             (Ty::F16, _) => float(condition, |lane| (f16_to_f32(a[lane]), f16_to_f32(b[lane]))),
             (Ty::I16, _) => integer(condition, |lane| (a[lane] as i16, b[lane] as i16)),
             _ => integer(condition, |lane| (a[lane] as u16, b[lane] as u16)),
@@ -79,7 +84,13 @@ fn other(wave: &mut Wave, inst: &Compare) -> u32 {
     };
     let wide = |wave: &Wave, n: usize| {
         let (keep, flip) = sign_masks(inst, n);
-        wave.operand64(inst.src[n], literal).map(|x| if ty == Ty::F64 { x & (keep << 63 | !0 >> 1) ^ flip << 63 } else { x })
+        wave.operand64(inst.src[n], literal).map(|x| {
+            if ty == Ty::F64 {
+                x & (keep << 63 | !0 >> 1) ^ flip << 63
+            } else {
+                x
+            }
+        })
     };
     let a = wide(wave, 0);
     if condition == Condition::Class {
@@ -89,7 +100,9 @@ fn other(wave: &mut Wave, inst: &Compare) -> u32 {
     }
     let b = wide(wave, 1);
     match ty {
-        Ty::F64 => float(condition, |lane| (f64::from_bits(a[lane]), f64::from_bits(b[lane]))),
+        Ty::F64 => float(condition, |lane| {
+            (f64::from_bits(a[lane]), f64::from_bits(b[lane]))
+        }),
         Ty::I64 => integer(condition, |lane| (a[lane] as i64, b[lane] as i64)),
         _ => integer(condition, |lane| (a[lane], b[lane])),
     }
@@ -103,16 +116,24 @@ fn source(wave: &mut Wave, inst: &Compare, n: usize, sign: u32) -> usize {
 
 /// Whether the sign is kept, and whether it is flipped.
 fn sign_masks(inst: &Compare, n: usize) -> (u64, u64) {
-    (u64::from(inst.mods.abs >> n & 1 == 0), u64::from(inst.mods.neg >> n & 1))
+    (
+        u64::from(inst.mods.abs >> n & 1 == 0),
+        u64::from(inst.mods.neg >> n & 1),
+    )
 }
 
 #[inline(always)]
 fn signs(wave: &mut Wave, inst: &Compare, at: usize, n: usize, sign: u32) -> usize {
-    if (inst.mods.neg | inst.mods.abs) >> n & 1 == 0 || (n == 1 && inst.op.condition == Condition::Class) {
+    if (inst.mods.neg | inst.mods.abs) >> n & 1 == 0
+        || (n == 1 && inst.op.condition == Condition::Class)
+    {
         return at;
     }
     let (keep, flip) = sign_masks(inst, n);
-    let (keep, flip) = (if keep != 0 { !0 } else { !sign }, if flip != 0 { sign } else { 0 });
+    let (keep, flip) = (
+        if keep != 0 { !0 } else { !sign },
+        if flip != 0 { sign } else { 0 },
+    );
     let from = wave.v[at];
     wave.v[crate::wave::TEMPORARY + n] = from.map(|x| x & keep ^ flip);
     crate::wave::TEMPORARY + n
@@ -156,7 +177,6 @@ fn integer<N: Ord + Copy>(condition: Condition, pair: impl Fn(usize) -> (N, N)) 
         _ => 0,
     }
 }
-
 
 /// The lanes whose pair fulfils a condition.
 #[inline(always)]

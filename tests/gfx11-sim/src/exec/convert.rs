@@ -60,7 +60,11 @@ fn rare(wave: &mut Wave, inst: &Vector) {
         Vop::CvtPkNormI16F16 => pack16(wave, inst, norm_i16),
         Vop::CvtPkNormU16F16 => pack16(wave, inst, norm_u16),
         Vop::CvtPkU8F32 => {
-            let (a, b, c) = (source_f32(wave, inst, 0), source(wave, inst, 1), source(wave, inst, 2));
+            let (a, b, c) = (
+                source_f32(wave, inst, 0),
+                source(wave, inst, 1),
+                source(wave, inst, 2),
+            );
             let out = map3(wave, a, b, c, |a, b, c| {
                 let shift = 8 * (b & 3);
                 c & !(0xff << shift) | u32::from(f32::from_bits(a) as u8) << shift
@@ -119,13 +123,17 @@ fn widen(wave: &mut Wave, inst: &Vector, f: impl Fn(u32) -> u32) {
 
 fn pack(wave: &mut Wave, inst: &Vector, f: impl Fn(f32) -> u32) {
     let (a, b) = (source_f32(wave, inst, 0), source_f32(wave, inst, 1));
-    let out: Lanes = map2(wave, a, b, |a, b| f(f32::from_bits(a)) & 0xffff | f(f32::from_bits(b)) << 16);
+    let out: Lanes = map2(wave, a, b, |a, b| {
+        f(f32::from_bits(a)) & 0xffff | f(f32::from_bits(b)) << 16
+    });
     wave.put(inst.dst, &out);
 }
 
 fn pack16(wave: &mut Wave, inst: &Vector, f: impl Fn(f32) -> u32) {
     let (a, b) = (source16(wave, inst, 0), source16(wave, inst, 1));
-    let out: Lanes = map2(wave, a, b, |a, b| f(f16_to_f32(a)) & 0xffff | f(f16_to_f32(b)) << 16);
+    let out: Lanes = map2(wave, a, b, |a, b| {
+        f(f16_to_f32(a)) & 0xffff | f(f16_to_f32(b)) << 16
+    });
     wave.put(inst.dst, &out);
 }
 

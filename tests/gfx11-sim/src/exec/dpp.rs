@@ -14,14 +14,27 @@ pub(super) fn rearrange(wave: &mut Wave, source: Src, dpp: Dpp) -> Exec<Src> {
     };
     let mut out: Lanes = [0; WAVE];
     match dpp {
-        Dpp::Eight { lanes, fetch_inactive } => {
+        Dpp::Eight {
+            lanes,
+            fetch_inactive,
+        } => {
             for (lane, out) in out.iter_mut().enumerate() {
                 let source = lane & !7 | (lanes >> (3 * (lane & 7)) & 7) as usize;
                 // An inactive source reads zero.
-                *out = if fetch_inactive || exec >> source & 1 != 0 { from[source] } else { 0 };
+                *out = if fetch_inactive || exec >> source & 1 != 0 {
+                    from[source]
+                } else {
+                    0
+                };
             }
         }
-        Dpp::Row { control, row_mask, bank_mask, bound_ctrl, fetch_inactive } => {
+        Dpp::Row {
+            control,
+            row_mask,
+            bank_mask,
+            bound_ctrl,
+            fetch_inactive,
+        } => {
             let mut writes = 0u32;
             for (lane, out) in out.iter_mut().enumerate() {
                 if row_mask >> (lane / 16) & 1 == 0 || bank_mask >> (lane / 4 % 4) & 1 == 0 {
@@ -55,6 +68,10 @@ fn source_lane(control: u16, lane: usize) -> Exec<Option<usize>> {
         0x141 => lane & !7 | (7 - (lane & 7)),
         0x150..=0x15f => row | n,
         0x160..=0x16f => lane ^ n,
-        _ => return Trap::unsupported(format!("DPP control {control:#x}, which this chip doesn't have")),
+        _ => {
+            return Trap::unsupported(format!(
+                "DPP control {control:#x}, which this chip doesn't have"
+            ));
+        }
     }))
 }

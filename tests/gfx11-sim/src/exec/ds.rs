@@ -18,26 +18,77 @@ pub(super) fn execute(wave: &mut Wave, env: &mut Env, inst: &DsInst) -> Exec {
     let address = |wave: &Wave| wave.v[usize::from(inst.addr)];
     let offset = inst.offset();
     match ds_op(inst.op) {
-        DsOp::Load(op) => load(wave, env.lds, op, inst.dst.into(), &shift(address(wave), offset)),
-        DsOp::Store(op) => store(wave, env.lds, op, inst.data0.into(), &shift(address(wave), offset)),
+        DsOp::Load(op) => load(
+            wave,
+            env.lds,
+            op,
+            inst.dst.into(),
+            &shift(address(wave), offset),
+        ),
+        DsOp::Store(op) => store(
+            wave,
+            env.lds,
+            op,
+            inst.data0.into(),
+            &shift(address(wave), offset),
+        ),
         DsOp::Load2 { bytes, unit } => {
-            let part = Load { bytes, signed: false, half: crate::memory_op::Half::Whole };
+            let part = Load {
+                bytes,
+                signed: false,
+                half: crate::memory_op::Half::Whole,
+            };
             // Both addresses are read before the first result may overwrite them.
             let at = address(wave);
             let second = usize::from(inst.dst) + usize::from(part.registers());
-            load(wave, env.lds, part, inst.dst.into(), &shift(at, u32::from(inst.offset0) * unit))?;
-            load(wave, env.lds, part, second, &shift(at, u32::from(inst.offset1) * unit))
+            load(
+                wave,
+                env.lds,
+                part,
+                inst.dst.into(),
+                &shift(at, u32::from(inst.offset0) * unit),
+            )?;
+            load(
+                wave,
+                env.lds,
+                part,
+                second,
+                &shift(at, u32::from(inst.offset1) * unit),
+            )
         }
         DsOp::Store2 { bytes, unit } => {
             let part = Store { bytes, high: false };
             let at = address(wave);
-            store(wave, env.lds, part, inst.data0.into(), &shift(at, u32::from(inst.offset0) * unit))?;
-            store(wave, env.lds, part, inst.data1.into(), &shift(at, u32::from(inst.offset1) * unit))
+            store(
+                wave,
+                env.lds,
+                part,
+                inst.data0.into(),
+                &shift(at, u32::from(inst.offset0) * unit),
+            )?;
+            store(
+                wave,
+                env.lds,
+                part,
+                inst.data1.into(),
+                &shift(at, u32::from(inst.offset1) * unit),
+            )
         }
-        DsOp::Atomic { atomic: op, returns } => {
+        DsOp::Atomic {
+            atomic: op,
+            returns,
+        } => {
             let dst = returns.then_some(usize::from(inst.dst));
             let (value, compare) = (usize::from(inst.data0), usize::from(inst.data1));
-            atomic(wave, env.lds, op, dst, value, compare, &shift(address(wave), offset))
+            atomic(
+                wave,
+                env.lds,
+                op,
+                dst,
+                value,
+                compare,
+                &shift(address(wave), offset),
+            )
         }
         DsOp::Permute { backward } => {
             permute(wave, inst, backward, offset);
@@ -48,10 +99,23 @@ pub(super) fn execute(wave: &mut Wave, env: &mut Env, inst: &DsInst) -> Exec {
             let base = (wave.s[usize::from(sreg::M0)] & 0xffff).wrapping_add(offset);
             let at = std::array::from_fn(|lane| base.wrapping_add(4 * lane as u32));
             if ds_op(inst.op) == DsOp::AddtidLoad {
-                let op = Load { bytes: 4, signed: false, half: crate::memory_op::Half::Whole };
+                let op = Load {
+                    bytes: 4,
+                    signed: false,
+                    half: crate::memory_op::Half::Whole,
+                };
                 load(wave, env.lds, op, inst.dst.into(), &at)
             } else {
-                store(wave, env.lds, Store { bytes: 4, high: false }, inst.data0.into(), &at)
+                store(
+                    wave,
+                    env.lds,
+                    Store {
+                        bytes: 4,
+                        high: false,
+                    },
+                    inst.data0.into(),
+                    &at,
+                )
             }
         }
         DsOp::Nop => Ok(()),
@@ -60,7 +124,13 @@ pub(super) fn execute(wave: &mut Wave, env: &mut Env, inst: &DsInst) -> Exec {
 }
 
 /// A FLAT instruction on the lanes whose addresses lie in the aperture of LDS.
-pub(super) fn flat(wave: &mut Wave, env: &mut Env, inst: &FlatInst, op: FlatOp, at: &[u64; WAVE]) -> Exec {
+pub(super) fn flat(
+    wave: &mut Wave,
+    env: &mut Env,
+    inst: &FlatInst,
+    op: FlatOp,
+    at: &[u64; WAVE],
+) -> Exec {
     let at = at.map(|address| address as u32);
     match op {
         FlatOp::Load(op) => load(wave, env.lds, op, inst.dst.into(), &at),
@@ -68,7 +138,15 @@ pub(super) fn flat(wave: &mut Wave, env: &mut Env, inst: &FlatInst, op: FlatOp, 
         FlatOp::Atomic(op) => {
             let dst = inst.glc.then_some(usize::from(inst.dst));
             let value = usize::from(inst.data);
-            atomic(wave, env.lds, op, dst, value, value + usize::from(op.registers()), &at)
+            atomic(
+                wave,
+                env.lds,
+                op,
+                dst,
+                value,
+                value + usize::from(op.registers()),
+                &at,
+            )
         }
     }
 }
@@ -80,7 +158,12 @@ fn shift(address: Lanes, offset: u32) -> Lanes {
 
 #[inline(always)]
 fn by(wave: &Wave, lane: usize, access: Kind) -> By {
-    By { wave: wave.id, barriers: wave.barriers, lane, access }
+    By {
+        wave: wave.id,
+        barriers: wave.barriers,
+        lane,
+        access,
+    }
 }
 
 #[inline(always)]
@@ -118,21 +201,41 @@ fn store(wave: &mut Wave, lds: &mut Lds, op: Store, data: usize, address: &Lanes
     Ok(())
 }
 
-fn atomic(wave: &mut Wave, lds: &mut Lds, op: Atomic, dst: Option<usize>, value: usize, compare: usize, address: &Lanes) -> Exec {
+fn atomic(
+    wave: &mut Wave,
+    lds: &mut Lds,
+    op: Atomic,
+    dst: Option<usize>,
+    value: usize,
+    compare: usize,
+    address: &Lanes,
+) -> Exec {
     let bytes = if op.wide { 8 } else { 4 };
     let read = |wave: &Wave, first: usize, lane: usize| {
         let low = u64::from(wave.v[first][lane]);
-        if op.wide { low | u64::from(wave.v[first + 1][lane]) << 32 } else { low }
+        if op.wide {
+            low | u64::from(wave.v[first + 1][lane]) << 32
+        } else {
+            low
+        }
     };
     for lane in Wave::lanes(wave.active) {
         let at = lds.check(address[lane], bytes, by(wave, lane, Kind::Atomic))?;
         if at % bytes as usize != 0 {
             return Err(Trap::at(FaultKind::Misaligned { bytes }, lane, at as u64));
         }
-        let high = if op.wide { u64::from(lds.load_u32(at + 4)) << 32 } else { 0 };
+        let high = if op.wide {
+            u64::from(lds.load_u32(at + 4)) << 32
+        } else {
+            0
+        };
         let old = u64::from(lds.load_u32(at)) | high;
         // Only comparisons have second data.
-        let other = if op.data_registers() > op.registers() { read(wave, compare, lane) } else { 0 };
+        let other = if op.data_registers() > op.registers() {
+            read(wave, compare, lane)
+        } else {
+            0
+        };
         let new = combine(op, old, read(wave, value, lane), other);
         lds.store_u32(at, new as u32);
         if op.wide {
@@ -151,7 +254,8 @@ fn atomic(wave: &mut Wave, lds: &mut Lds, op: Atomic, dst: Option<usize>, value:
 /// Lanes are addressed in bytes, modulo the wave. Backward: each lane fetches; forward: each lane sends, the highest one
 /// wins, and who gets nothing gets zero. Inactive lanes are zero as sources.
 fn permute(wave: &mut Wave, inst: &DsInst, backward: bool, offset: u32) {
-    let select = wave.v[usize::from(inst.addr)].map(|x| (x.wrapping_add(offset) / 4) as usize % WAVE);
+    let select =
+        wave.v[usize::from(inst.addr)].map(|x| (x.wrapping_add(offset) / 4) as usize % WAVE);
     let data = wave.v[usize::from(inst.data0)];
     let mut out: Lanes = [0; WAVE];
     let active = wave.active;
@@ -186,9 +290,15 @@ fn swizzle(wave: &mut Wave, inst: &DsInst, pattern: u32) -> Exec {
     };
     let mut out: Lanes = [0; WAVE];
     for (lane, out) in out.iter_mut().enumerate() {
-        let Some(from) = source(lane) else { return Trap::unsupported(format!("ds_swizzle_b32 pattern {pattern:#x}")) };
+        let Some(from) = source(lane) else {
+            return Trap::unsupported(format!("ds_swizzle_b32 pattern {pattern:#x}"));
+        };
         // Inactive lanes read as zero.
-        *out = if active >> from & 1 != 0 { data[from] } else { 0 };
+        *out = if active >> from & 1 != 0 {
+            data[from]
+        } else {
+            0
+        };
     }
     wave.put(inst.dst, &out);
     Ok(())

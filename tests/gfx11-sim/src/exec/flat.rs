@@ -27,7 +27,8 @@ pub(super) fn execute(wave: &mut Wave, env: &mut Env, inst: &FlatInst) -> Exec {
         Segment::Flat => {
             // The upper half of the address says which memory it is: lanes may differ.
             let at = addresses(wave, inst);
-            let in_aperture = |base: u64| super::alu::mask(|lane| at[lane] >> 32 == base >> 32) & exec;
+            let in_aperture =
+                |base: u64| super::alu::mask(|lane| at[lane] >> 32 == base >> 32) & exec;
             let (lds, private) = (in_aperture(LDS_APERTURE), in_aperture(SCRATCH_APERTURE));
             if lds != 0 {
                 wave.active = lds;
@@ -54,19 +55,24 @@ fn addresses(wave: &Wave, inst: &FlatInst) -> [u64; WAVE] {
     let low = &wave.v[usize::from(inst.addr)];
     let mut out = [0; WAVE];
     if matches!(inst.op, Flat::LoadAddtidB32 | Flat::StoreAddtidB32) {
-        let base = wave.scalar64(Src::S(inst.saddr), Literal::Signed).wrapping_add_signed(offset);
+        let base = wave
+            .scalar64(Src::S(inst.saddr), Literal::Signed)
+            .wrapping_add_signed(offset);
         for (lane, out) in out.iter_mut().enumerate() {
             *out = base.wrapping_add(4 * lane as u64);
         }
     } else if inst.segment == Segment::Global && inst.saddr != sreg::NULL {
-        let base = wave.scalar64(Src::S(inst.saddr), Literal::Signed).wrapping_add_signed(offset);
+        let base = wave
+            .scalar64(Src::S(inst.saddr), Literal::Signed)
+            .wrapping_add_signed(offset);
         for lane in 0..WAVE {
             out[lane] = base.wrapping_add(u64::from(low[lane]));
         }
     } else {
         let high = &wave.v[usize::from(inst.addr) + 1];
         for lane in 0..WAVE {
-            out[lane] = (u64::from(low[lane]) | u64::from(high[lane]) << 32).wrapping_add_signed(offset);
+            out[lane] =
+                (u64::from(low[lane]) | u64::from(high[lane]) << 32).wrapping_add_signed(offset);
         }
     }
     out
@@ -74,7 +80,12 @@ fn addresses(wave: &Wave, inst: &FlatInst) -> [u64; WAVE] {
 
 /// The region that holds `len` bytes at an address, and where in it they are. `hint` is the last region found.
 #[inline(always)]
-pub(super) fn locate<'a>(env: &Env<'a>, hint: &mut usize, address: u64, len: u64) -> Option<(&'a Region, u64)> {
+pub(super) fn locate<'a>(
+    env: &Env<'a>,
+    hint: &mut usize,
+    address: u64,
+    len: u64,
+) -> Option<(&'a Region, u64)> {
     let regions = env.regions;
     if let Some(region) = regions.get(*hint)
         && region.holds(address, len)
@@ -95,7 +106,14 @@ fn out_of_bounds(write: bool, bytes: u32, lane: usize, address: u64) -> Box<Trap
 }
 
 #[inline(always)]
-fn global(wave: &mut Wave, env: &Env, inst: &FlatInst, op: FlatOp, at: &[u64; WAVE], active: u32) -> Exec {
+fn global(
+    wave: &mut Wave,
+    env: &Env,
+    inst: &FlatInst,
+    op: FlatOp,
+    at: &[u64; WAVE],
+    active: u32,
+) -> Exec {
     match op {
         FlatOp::Load(load) => load_global(wave, env, inst, load, at, active),
         FlatOp::Store(store) => store_global(wave, env, inst, store, at, active),
@@ -105,7 +123,13 @@ fn global(wave: &mut Wave, env: &Env, inst: &FlatInst, op: FlatOp, at: &[u64; WA
 
 /// The one region that all active lanes access, if there is one: found with one look-up.
 #[inline(always)]
-fn common<'a>(wave: &mut Wave, env: &Env<'a>, at: &[u64; WAVE], active: u32, bytes: u64) -> Option<&'a Region> {
+fn common<'a>(
+    wave: &mut Wave,
+    env: &Env<'a>,
+    at: &[u64; WAVE],
+    active: u32,
+    bytes: u64,
+) -> Option<&'a Region> {
     let (mut low, mut high) = (u64::MAX, 0);
     for lane in 0..WAVE {
         let on = active >> lane & 1 != 0;
@@ -116,7 +140,14 @@ fn common<'a>(wave: &mut Wave, env: &Env<'a>, at: &[u64; WAVE], active: u32, byt
     locate(env, &mut wave.region, low, len).map(|(region, _)| region)
 }
 
-fn load_global(wave: &mut Wave, env: &Env, inst: &FlatInst, load: Load, at: &[u64; WAVE], active: u32) -> Exec {
+fn load_global(
+    wave: &mut Wave,
+    env: &Env,
+    inst: &FlatInst,
+    load: Load,
+    at: &[u64; WAVE],
+    active: u32,
+) -> Exec {
     let bytes = u64::from(load.bytes);
     let check = env.checks.unwritten_memory;
     wave.traffic[0] += bytes * u64::from(active.count_ones());
@@ -129,7 +160,13 @@ fn load_global(wave: &mut Wave, env: &Env, inst: &FlatInst, load: Load, at: &[u6
                 .ok_or_else(|| out_of_bounds(false, load.bytes.into(), lane, at[lane]))?,
         };
         if check && !region.is_written(offset, bytes) {
-            return Err(Trap::at(FaultKind::UnwrittenGlobal { bytes: load.bytes.into() }, lane, at[lane]));
+            return Err(Trap::at(
+                FaultKind::UnwrittenGlobal {
+                    bytes: load.bytes.into(),
+                },
+                lane,
+                at[lane],
+            ));
         }
         match load.bytes {
             4 => wave.v[dst][lane] = region.load_u32(offset),
@@ -165,7 +202,14 @@ pub(super) fn narrow(to: &mut u32, load: Load, value: u32) {
     };
 }
 
-fn store_global(wave: &mut Wave, env: &Env, inst: &FlatInst, store: Store, at: &[u64; WAVE], active: u32) -> Exec {
+fn store_global(
+    wave: &mut Wave,
+    env: &Env,
+    inst: &FlatInst,
+    store: Store,
+    at: &[u64; WAVE],
+    active: u32,
+) -> Exec {
     let bytes = u64::from(store.bytes);
     wave.traffic[1] += bytes * u64::from(active.count_ones());
     let common = common(wave, env, at, active, bytes);
@@ -177,12 +221,21 @@ fn store_global(wave: &mut Wave, env: &Env, inst: &FlatInst, store: Store, at: &
                 .ok_or_else(|| out_of_bounds(true, store.bytes.into(), lane, at[lane]))?,
         };
         if region.access == Access::Read {
-            return Err(Trap::at(FaultKind::ReadOnly { bytes: store.bytes.into() }, lane, at[lane]));
+            return Err(Trap::at(
+                FaultKind::ReadOnly {
+                    bytes: store.bytes.into(),
+                },
+                lane,
+                at[lane],
+            ));
         }
         let first = wave.v[data][lane];
         match store.bytes {
             1 => region.store_u8(offset, (if store.high { first >> 16 } else { first }) as u8),
-            2 => region.store_u16(offset, (if store.high { first >> 16 } else { first }) as u16),
+            2 => region.store_u16(
+                offset,
+                (if store.high { first >> 16 } else { first }) as u16,
+            ),
             n => {
                 for i in 0..usize::from(n / 4) {
                     region.store_u32(offset + 4 * i as u64, wave.v[data + i][lane]);
@@ -194,19 +247,49 @@ fn store_global(wave: &mut Wave, env: &Env, inst: &FlatInst, store: Store, at: &
     Ok(())
 }
 
-fn atomic_global(wave: &mut Wave, env: &Env, inst: &FlatInst, op: Atomic, at: &[u64; WAVE], active: u32) -> Exec {
+fn atomic_global(
+    wave: &mut Wave,
+    env: &Env,
+    inst: &FlatInst,
+    op: Atomic,
+    at: &[u64; WAVE],
+    active: u32,
+) -> Exec {
     let bytes = if op.wide { 8 } else { 4 };
     for lane in Wave::lanes(active) {
-        let (region, offset) =
-            locate(env, &mut wave.region, at[lane], bytes).ok_or_else(|| out_of_bounds(true, bytes as u32, lane, at[lane]))?;
+        let (region, offset) = locate(env, &mut wave.region, at[lane], bytes)
+            .ok_or_else(|| out_of_bounds(true, bytes as u32, lane, at[lane]))?;
         if region.access == Access::Read {
-            return Err(Trap::at(FaultKind::ReadOnly { bytes: bytes as u32 }, lane, at[lane]));
+            return Err(Trap::at(
+                FaultKind::ReadOnly {
+                    bytes: bytes as u32,
+                },
+                lane,
+                at[lane],
+            ));
         }
-        if env.checks.unwritten_memory && op.op != crate::memory_op::AtomicOp::Swap && !region.is_written(offset, bytes) {
-            return Err(Trap::at(FaultKind::UnwrittenGlobal { bytes: bytes as u32 }, lane, at[lane]));
+        if env.checks.unwritten_memory
+            && op.op != crate::memory_op::AtomicOp::Swap
+            && !region.is_written(offset, bytes)
+        {
+            return Err(Trap::at(
+                FaultKind::UnwrittenGlobal {
+                    bytes: bytes as u32,
+                },
+                lane,
+                at[lane],
+            ));
         }
         let (value, compare) = atomic::data(wave, usize::from(inst.data), op, lane);
-        let misaligned = || Trap::at(FaultKind::Misaligned { bytes: bytes as u32 }, lane, at[lane]);
+        let misaligned = || {
+            Trap::at(
+                FaultKind::Misaligned {
+                    bytes: bytes as u32,
+                },
+                lane,
+                at[lane],
+            )
+        };
         let before = if op.wide {
             let cell = region.atomic_u64(offset).ok_or_else(misaligned)?;
             atomic::update_u64(cell, op, value, compare)

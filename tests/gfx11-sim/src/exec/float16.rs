@@ -51,8 +51,12 @@ fn rare(wave: &mut Wave, inst: &Vector) -> Exec {
         Vop::RsqF16 => float1(wave, inst, |a| (1.0 / f64::from(a).sqrt()) as f32),
         Vop::LogF16 => float1(wave, inst, f32::log2),
         Vop::ExpF16 => float1(wave, inst, f32::exp2),
-        Vop::SinF16 => float1(wave, inst, |a| (f64::from(a).fract() * std::f64::consts::TAU).sin() as f32),
-        Vop::CosF16 => float1(wave, inst, |a| (f64::from(a).fract() * std::f64::consts::TAU).cos() as f32),
+        Vop::SinF16 => float1(wave, inst, |a| {
+            (f64::from(a).fract() * std::f64::consts::TAU).sin() as f32
+        }),
+        Vop::CosF16 => float1(wave, inst, |a| {
+            (f64::from(a).fract() * std::f64::consts::TAU).cos() as f32
+        }),
         Vop::FloorF16 => float1(wave, inst, f32::floor),
         Vop::CeilF16 => float1(wave, inst, f32::ceil),
         Vop::TruncF16 => float1(wave, inst, f32::trunc),
@@ -76,14 +80,26 @@ fn rare(wave: &mut Wave, inst: &Vector) -> Exec {
             let (a, b) = (source16(wave, inst, 0), source16(wave, inst, 1));
             let mut out = [0; 32];
             for (lane, out) in out.iter_mut().enumerate() {
-                *out = if select >> lane & 1 != 0 { wave.v[b][lane] } else { wave.v[a][lane] };
+                *out = if select >> lane & 1 != 0 {
+                    wave.v[b][lane]
+                } else {
+                    wave.v[a][lane]
+                };
             }
             put(wave, inst, &out);
         }
-        Vop::AddNcU16 if clamp => int2(wave, inst, |a, b| u32::from((a as u16).saturating_add(b as u16))),
-        Vop::SubNcU16 if clamp => int2(wave, inst, |a, b| u32::from((a as u16).saturating_sub(b as u16))),
-        Vop::AddNcI16 if clamp => int2(wave, inst, |a, b| (a as i16).saturating_add(b as i16) as u32),
-        Vop::SubNcI16 if clamp => int2(wave, inst, |a, b| (a as i16).saturating_sub(b as i16) as u32),
+        Vop::AddNcU16 if clamp => int2(wave, inst, |a, b| {
+            u32::from((a as u16).saturating_add(b as u16))
+        }),
+        Vop::SubNcU16 if clamp => int2(wave, inst, |a, b| {
+            u32::from((a as u16).saturating_sub(b as u16))
+        }),
+        Vop::AddNcI16 if clamp => int2(wave, inst, |a, b| {
+            (a as i16).saturating_add(b as i16) as u32
+        }),
+        Vop::SubNcI16 if clamp => int2(wave, inst, |a, b| {
+            (a as i16).saturating_sub(b as i16) as u32
+        }),
         Vop::AddNcU16 | Vop::AddNcI16 => int2(wave, inst, u32::wrapping_add),
         Vop::SubNcU16 | Vop::SubNcI16 => int2(wave, inst, u32::wrapping_sub),
         Vop::MulLoU16 => int2(wave, inst, u32::wrapping_mul),
@@ -99,11 +115,19 @@ fn rare(wave: &mut Wave, inst: &Vector) -> Exec {
         Vop::XorB16 => int2(wave, inst, |a, b| a ^ b),
         Vop::MadU16 => int3(wave, inst, |a, b, c| {
             let sum = u64::from(a as u16) * u64::from(b as u16) + u64::from(c as u16);
-            if clamp { sum.min(0xffff) as u32 } else { sum as u32 }
+            if clamp {
+                sum.min(0xffff) as u32
+            } else {
+                sum as u32
+            }
         }),
         Vop::MadI16 => int3(wave, inst, |a, b, c| {
             let sum = i64::from(a as i16) * i64::from(b as i16) + i64::from(c as i16);
-            if clamp { sum.clamp(-0x8000, 0x7fff) as u32 } else { sum as u32 }
+            if clamp {
+                sum.clamp(-0x8000, 0x7fff) as u32
+            } else {
+                sum as u32
+            }
         }),
         Vop::Min3I16 => signed3(wave, inst, |a, b, c| a.min(b).min(c)),
         Vop::Max3I16 => signed3(wave, inst, |a, b, c| a.max(b).max(c)),
@@ -112,11 +136,26 @@ fn rare(wave: &mut Wave, inst: &Vector) -> Exec {
         Vop::Max3U16 => unsigned3(wave, inst, |a, b, c| a.max(b).max(c)),
         Vop::Med3U16 => unsigned3(wave, inst, |a, b, c| a.max(b).min(a.min(b).max(c))),
         Vop::MadU32U16 | Vop::MadI32I16 => {
-            let (a, b, c) = (source16(wave, inst, 0), source16(wave, inst, 1), source(wave, inst, 2));
+            let (a, b, c) = (
+                source16(wave, inst, 0),
+                source16(wave, inst, 1),
+                source(wave, inst, 2),
+            );
             let signed = inst.op == Vop::MadI32I16;
             let out = map3(wave, a, b, c, |a, b, c| {
-                let widen = |x: u32| if signed { i64::from(x as i16) } else { i64::from(x as u16) };
-                let sum = widen(a) * widen(b) + if signed { i64::from(c as i32) } else { i64::from(c) };
+                let widen = |x: u32| {
+                    if signed {
+                        i64::from(x as i16)
+                    } else {
+                        i64::from(x as u16)
+                    }
+                };
+                let sum = widen(a) * widen(b)
+                    + if signed {
+                        i64::from(c as i32)
+                    } else {
+                        i64::from(c)
+                    };
                 match (clamp, signed) {
                     (false, _) => sum as u32,
                     (true, true) => super::integer::saturate_i32(sum),
@@ -131,12 +170,26 @@ fn rare(wave: &mut Wave, inst: &Vector) -> Exec {
             wave.put(inst.dst, &out);
         }
         Vop::Dot2F16F16 | Vop::Dot2Bf16Bf16 => {
-            let (a, b, c) = (source(wave, inst, 0), source(wave, inst, 1), source16(wave, inst, 2));
+            let (a, b, c) = (
+                source(wave, inst, 0),
+                source(wave, inst, 1),
+                source16(wave, inst, 2),
+            );
             let bf16 = inst.op == Vop::Dot2Bf16Bf16;
             let mut out = map3(wave, a, b, c, |a, b, c| {
-                let widen = |x: u32| f64::from(if bf16 { f32::from_bits(x << 16) } else { f16_to_f32(x) });
+                let widen = |x: u32| {
+                    f64::from(if bf16 {
+                        f32::from_bits(x << 16)
+                    } else {
+                        f16_to_f32(x)
+                    })
+                };
                 let sum = (widen(a) * widen(b) + widen(a >> 16) * widen(b >> 16) + widen(c)) as f32;
-                if bf16 { crate::float::f32_to_bf16(sum) } else { f32_to_f16(sum) }
+                if bf16 {
+                    crate::float::f32_to_bf16(sum)
+                } else {
+                    f32_to_f16(sum)
+                }
             });
             match bf16 {
                 true => put(wave, inst, &out),
@@ -150,7 +203,11 @@ fn rare(wave: &mut Wave, inst: &Vector) -> Exec {
 
 #[inline(always)]
 fn put(wave: &mut Wave, inst: &Vector, value: &Lanes) {
-    wave.put16(inst.dst, &value.map(|x| x & 0xffff), inst.mods.high & 8 != 0);
+    wave.put16(
+        inst.dst,
+        &value.map(|x| x & 0xffff),
+        inst.mods.high & 8 != 0,
+    );
 }
 
 #[inline(always)]
@@ -163,7 +220,9 @@ fn float1(wave: &mut Wave, inst: &Vector, f: impl Fn(f32) -> f32) {
 /// f32 has more than twice f16's bits plus two: rounding twice is rounding once for these operations.
 #[inline(always)]
 fn float2(wave: &mut Wave, inst: &Vector, f: impl Fn(f32, f32) -> f32) {
-    bits2(wave, inst, |a, b| f32_to_f16(f(f16_to_f32(a), f16_to_f32(b))));
+    bits2(wave, inst, |a, b| {
+        f32_to_f16(f(f16_to_f32(a), f16_to_f32(b)))
+    });
 }
 
 #[inline(always)]
@@ -175,7 +234,11 @@ fn bits2(wave: &mut Wave, inst: &Vector, f: impl Fn(u32, u32) -> u32) {
 
 #[inline(always)]
 fn bits3(wave: &mut Wave, inst: &Vector, f: impl Fn(u32, u32, u32) -> u32) {
-    let (a, b, c) = (source_f16(wave, inst, 0), source_f16(wave, inst, 1), source_f16(wave, inst, 2));
+    let (a, b, c) = (
+        source_f16(wave, inst, 0),
+        source_f16(wave, inst, 1),
+        source_f16(wave, inst, 2),
+    );
     let mut out = map3(wave, a, b, c, f);
     put_f16(wave, inst, &mut out);
 }
@@ -193,7 +256,11 @@ fn int2(wave: &mut Wave, inst: &Vector, f: impl Fn(u32, u32) -> u32) {
 }
 
 fn int3(wave: &mut Wave, inst: &Vector, f: impl Fn(u32, u32, u32) -> u32) {
-    let (a, b, c) = (source16(wave, inst, 0), source16(wave, inst, 1), source16(wave, inst, 2));
+    let (a, b, c) = (
+        source16(wave, inst, 0),
+        source16(wave, inst, 1),
+        source16(wave, inst, 2),
+    );
     let out = map3(wave, a, b, c, f);
     put(wave, inst, &out);
 }
@@ -203,7 +270,9 @@ fn signed3(wave: &mut Wave, inst: &Vector, f: impl Fn(i16, i16, i16) -> i16) {
 }
 
 fn unsigned3(wave: &mut Wave, inst: &Vector, f: impl Fn(u16, u16, u16) -> u16) {
-    int3(wave, inst, |a, b, c| u32::from(f(a as u16, b as u16, c as u16)));
+    int3(wave, inst, |a, b, c| {
+        u32::from(f(a as u16, b as u16, c as u16))
+    });
 }
 
 fn med3(a: u32, b: u32, c: u32, ieee: bool) -> u32 {

@@ -55,9 +55,11 @@ fn rare(wave: &mut Wave, inst: &Vector) {
         Vop::FmacDx9ZeroF32 => {
             let (a, b) = (source_f32(wave, inst, 0), source_f32(wave, inst, 1));
             let c = accumulator(wave, inst);
-            store(wave, inst, map3(wave, a, b, c, |a, b, c| dx9_fma(a, b, c)));
+            store(wave, inst, map3(wave, a, b, c, dx9_fma));
         }
-        Vop::FmaDx9ZeroF32 => three(wave, inst, |a, b, c| f32::from_bits(dx9_fma(a.to_bits(), b.to_bits(), c.to_bits()))),
+        Vop::FmaDx9ZeroF32 => three(wave, inst, |a, b, c| {
+            f32::from_bits(dx9_fma(a.to_bits(), b.to_bits(), c.to_bits()))
+        }),
         Vop::DivFixupF32 => bits3(wave, inst, div_fixup),
         Vop::DivFmasF32 => {
             let vcc = wave.s[106];
@@ -79,7 +81,10 @@ fn rare(wave: &mut Wave, inst: &Vector) {
         Vop::LdexpF32 => {
             let (a, n) = (source_f32(wave, inst, 0), wave.operand(inst.src[1], 1));
             // Exact in f64 over the whole range, so that only the conversion rounds.
-            let scale = |x: u32, n: u32| (float::ldexp(f64::from(f32::from_bits(x)), (n as i32).clamp(-400, 400)) as f32).to_bits();
+            let scale = |x: u32, n: u32| {
+                (float::ldexp(f64::from(f32::from_bits(x)), (n as i32).clamp(-400, 400)) as f32)
+                    .to_bits()
+            };
             store(wave, inst, map2(wave, a, n, scale));
         }
         op => unreachable!("{op:?} belongs to another unit"),
@@ -94,12 +99,18 @@ fn store(wave: &mut Wave, inst: &Vector, mut value: [u32; 32]) {
 #[inline(always)]
 fn one(wave: &mut Wave, inst: &Vector, f: impl Fn(f32) -> f32) {
     let a = source_f32(wave, inst, 0);
-    store(wave, inst, map1(wave, a, |a| f(f32::from_bits(a)).to_bits()));
+    store(
+        wave,
+        inst,
+        map1(wave, a, |a| f(f32::from_bits(a)).to_bits()),
+    );
 }
 
 #[inline(always)]
 fn two(wave: &mut Wave, inst: &Vector, f: impl Fn(f32, f32) -> f32) {
-    bits2(wave, inst, |a, b| f(f32::from_bits(a), f32::from_bits(b)).to_bits());
+    bits2(wave, inst, |a, b| {
+        f(f32::from_bits(a), f32::from_bits(b)).to_bits()
+    });
 }
 
 #[inline(always)]
@@ -110,19 +121,32 @@ fn bits2(wave: &mut Wave, inst: &Vector, f: impl Fn(u32, u32) -> u32) {
 
 #[inline(always)]
 fn three(wave: &mut Wave, inst: &Vector, f: impl Fn(f32, f32, f32) -> f32) {
-    bits3(wave, inst, |a, b, c| f(f32::from_bits(a), f32::from_bits(b), f32::from_bits(c)).to_bits());
+    bits3(wave, inst, |a, b, c| {
+        f(f32::from_bits(a), f32::from_bits(b), f32::from_bits(c)).to_bits()
+    });
 }
 
 #[inline(always)]
 fn bits3(wave: &mut Wave, inst: &Vector, f: impl Fn(u32, u32, u32) -> u32) {
-    let (a, b, c) = (source_f32(wave, inst, 0), source_f32(wave, inst, 1), source_f32(wave, inst, 2));
+    let (a, b, c) = (
+        source_f32(wave, inst, 0),
+        source_f32(wave, inst, 1),
+        source_f32(wave, inst, 2),
+    );
     store(wave, inst, map3(wave, a, b, c, f));
 }
 
 /// The destination as third source, with the sign modifiers of that place.
 #[inline(always)]
 fn accumulator(wave: &mut Wave, inst: &Vector) -> usize {
-    let with_dst = Vector { src: [inst.src[0], inst.src[1], crate::isa::Src::V(u16::from(inst.dst))], ..*inst };
+    let with_dst = Vector {
+        src: [
+            inst.src[0],
+            inst.src[1],
+            crate::isa::Src::V(u16::from(inst.dst)),
+        ],
+        ..*inst
+    };
     source_f32(wave, &with_dst, 2)
 }
 
@@ -139,7 +163,11 @@ fn dx9_mul(a: f32, b: f32) -> f32 {
 
 fn dx9_fma(a: u32, b: u32, c: u32) -> u32 {
     let [a, b, c] = [a, b, c].map(f32::from_bits);
-    if a == 0.0 || b == 0.0 { c.to_bits() } else { a.mul_add(b, c).to_bits() }
+    if a == 0.0 || b == 0.0 {
+        c.to_bits()
+    } else {
+        a.mul_add(b, c).to_bits()
+    }
 }
 
 /// The transcendental unit knows no denormals.
@@ -157,7 +185,11 @@ fn turn(x: f32) -> f64 {
 fn fract(x: f32) -> f32 {
     let f = x - x.floor();
     // Below 1 even where the difference rounds up.
-    if f >= 1.0 { f32::from_bits(0x3f7f_ffff) } else { f }
+    if f >= 1.0 {
+        f32::from_bits(0x3f7f_ffff)
+    } else {
+        f
+    }
 }
 
 /// Median; with a NaN among them the minimum, as the ISA has it.
@@ -184,7 +216,10 @@ pub(super) fn float_parts(x: f32) -> (f32, i32) {
     }
     let wide = f64::from(x).to_bits();
     let exponent = (wide >> 52 & 0x7ff) as i32 - 1022;
-    (f64::from_bits(wide & !(0x7ff << 52) | 1022 << 52) as f32, exponent)
+    (
+        f64::from_bits(wide & !(0x7ff << 52) | 1022 << 52) as f32,
+        exponent,
+    )
 }
 
 /// The last step of a division: the special cases of numerator (source 2) and denominator (source 1).
@@ -217,7 +252,7 @@ fn div_fixup(quotient: u32, denominator: u32, numerator: u32) -> u32 {
 fn dot2acc(wave: &mut Wave, inst: &Vector) {
     let (a, b) = (wave.operand(inst.src[0], 0), wave.operand(inst.src[1], 1));
     let c = usize::from(inst.dst);
-    let mut out = map3(wave, a, b, c, |a, b, c| dot2(a, b, c));
+    let mut out = map3(wave, a, b, c, dot2);
     put_f32(wave, inst, &mut out);
 }
 

@@ -89,8 +89,12 @@ fn rare(wave: &mut Wave, inst: &Vector) {
         Vop::SubCoU32 | Vop::SubCoCiU32 => carry(wave, inst, borrow),
         Vop::SubrevCoU32 | Vop::SubrevCoCiU32 => carry(wave, inst, |a, b, c| borrow(b, a, c)),
         // "No such bit" is -1.
-        Vop::ClzI32U32 => one(wave, inst, |a| if a == 0 { u32::MAX } else { a.leading_zeros() }),
-        Vop::CtzI32B32 => one(wave, inst, |a| if a == 0 { u32::MAX } else { a.trailing_zeros() }),
+        Vop::ClzI32U32 => one(wave, inst, |a| {
+            if a == 0 { u32::MAX } else { a.leading_zeros() }
+        }),
+        Vop::CtzI32B32 => one(wave, inst, |a| {
+            if a == 0 { u32::MAX } else { a.trailing_zeros() }
+        }),
         Vop::ClsI32 => one(wave, inst, leading_signs),
         Vop::BcntU32B32 => two(wave, inst, |a, b| a.count_ones().wrapping_add(b)),
         Vop::BfmB32 => two(wave, inst, |a, b| ((1u32 << (a & 31)) - 1) << (b & 31)),
@@ -99,7 +103,9 @@ fn rare(wave: &mut Wave, inst: &Vector) {
             let mut out = [0; 32];
             for (lane, out) in out.iter_mut().enumerate() {
                 let below = (1u32 << lane) - 1;
-                *out = (wave.v[a][lane] & below).count_ones().wrapping_add(wave.v[b][lane]);
+                *out = (wave.v[a][lane] & below)
+                    .count_ones()
+                    .wrapping_add(wave.v[b][lane]);
             }
             wave.put(inst.dst, &out);
         }
@@ -119,18 +125,27 @@ fn rare(wave: &mut Wave, inst: &Vector) {
         Vop::SadHiU8 => three(wave, inst, |a, b, c| (sad_u8(a, b) << 16).wrapping_add(c)),
         Vop::SadU16 => three(wave, inst, |a, b, c| {
             let low = (a & 0xffff).abs_diff(b & 0xffff);
-            low.wrapping_add((a >> 16).abs_diff(b >> 16)).wrapping_add(c)
+            low.wrapping_add((a >> 16).abs_diff(b >> 16))
+                .wrapping_add(c)
         }),
         Vop::SadU32 => three(wave, inst, |a, b, c| a.abs_diff(b).wrapping_add(c)),
         Vop::MsadU8 => three(wave, inst, |a, b, c| {
             // Bytes of zero in the reference don't count.
             let bytes = a.to_le_bytes().into_iter().zip(b.to_le_bytes());
-            bytes.filter(|(_, b)| *b != 0).map(|(a, b)| u32::from(a.abs_diff(b))).sum::<u32>().wrapping_add(c)
+            bytes
+                .filter(|(_, b)| *b != 0)
+                .map(|(a, b)| u32::from(a.abs_diff(b)))
+                .sum::<u32>()
+                .wrapping_add(c)
         }),
-        Vop::LerpU8 => three(wave, inst, |a, b, c| {
-            let [a, b, c] = [a, b, c].map(u32::to_le_bytes);
-            u32::from_le_bytes([0, 1, 2, 3].map(|i| ((u16::from(a[i]) + u16::from(b[i]) + u16::from(c[i] & 1)) >> 1) as u8))
-        }),
+        Vop::LerpU8 => {
+            three(wave, inst, |a, b, c| {
+                let [a, b, c] = [a, b, c].map(u32::to_le_bytes);
+                u32::from_le_bytes([0, 1, 2, 3].map(|i| {
+                    ((u16::from(a[i]) + u16::from(b[i]) + u16::from(c[i] & 1)) >> 1) as u8
+                }))
+            })
+        }
         op => unreachable!("{op:?} belongs to another unit"),
     }
 }
@@ -151,7 +166,11 @@ fn two(wave: &mut Wave, inst: &Vector, f: impl Fn(u32, u32) -> u32) {
 
 #[inline(always)]
 fn three(wave: &mut Wave, inst: &Vector, f: impl Fn(u32, u32, u32) -> u32) {
-    let (a, b, c) = (source(wave, inst, 0), source(wave, inst, 1), source(wave, inst, 2));
+    let (a, b, c) = (
+        source(wave, inst, 0),
+        source(wave, inst, 1),
+        source(wave, inst, 2),
+    );
     let out = map3(wave, a, b, c, f);
     wave.put(inst.dst, &out);
 }
@@ -162,7 +181,11 @@ fn signed3(wave: &mut Wave, inst: &Vector, f: impl Fn(i32, i32, i32) -> i32) {
 
 /// An addition with carry in (source 2, when there is one) and out. Clamping saturates.
 fn carry(wave: &mut Wave, inst: &Vector, f: impl Fn(u32, u32, u32) -> (u32, bool)) {
-    let carries = if inst.src[2] == Src::None { 0 } else { wave.scalar(inst.src[2]) };
+    let carries = if inst.src[2] == Src::None {
+        0
+    } else {
+        wave.scalar(inst.src[2])
+    };
     let (a, b) = (source(wave, inst, 0), source(wave, inst, 1));
     let mut out: Lanes = [0; 32];
     let mut over = [false; 32];
@@ -170,7 +193,11 @@ fn carry(wave: &mut Wave, inst: &Vector, f: impl Fn(u32, u32, u32) -> (u32, bool
         (out[lane], over[lane]) = f(wave.v[a][lane], wave.v[b][lane], carries >> lane & 1);
     }
     if inst.mods.clamp {
-        let limit = if matches!(inst.op, Vop::AddCoU32 | Vop::AddCoCiU32) { u32::MAX } else { 0 };
+        let limit = if matches!(inst.op, Vop::AddCoU32 | Vop::AddCoCiU32) {
+            u32::MAX
+        } else {
+            0
+        };
         for lane in 0..32 {
             out[lane] = if over[lane] { limit } else { out[lane] };
         }
@@ -181,7 +208,10 @@ fn carry(wave: &mut Wave, inst: &Vector, f: impl Fn(u32, u32, u32) -> (u32, bool
 }
 
 fn borrow(a: u32, b: u32, c: u32) -> (u32, bool) {
-    (a.wrapping_sub(b).wrapping_sub(c), u64::from(a) < u64::from(b) + u64::from(c))
+    (
+        a.wrapping_sub(b).wrapping_sub(c),
+        u64::from(a) < u64::from(b) + u64::from(c),
+    )
 }
 
 #[inline(always)]
@@ -210,11 +240,19 @@ fn bfe_i32(a: u32, offset: u32, width: u32) -> u32 {
 /// Bits that repeat the sign, before one that doesn't; -1 when all do.
 pub(super) fn leading_signs(a: u32) -> u32 {
     let differs = a ^ ((a as i32) >> 31) as u32;
-    if differs == 0 { u32::MAX } else { differs.leading_zeros() }
+    if differs == 0 {
+        u32::MAX
+    } else {
+        differs.leading_zeros()
+    }
 }
 
 fn sad_u8(a: u32, b: u32) -> u32 {
-    a.to_le_bytes().into_iter().zip(b.to_le_bytes()).map(|(a, b)| u32::from(a.abs_diff(b))).sum()
+    a.to_le_bytes()
+        .into_iter()
+        .zip(b.to_le_bytes())
+        .map(|(a, b)| u32::from(a.abs_diff(b)))
+        .sum()
 }
 
 /// Picks four bytes of {a, b} (b holds bytes 0 to 3); further selectors are signs and constants.

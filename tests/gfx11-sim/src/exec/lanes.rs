@@ -11,7 +11,11 @@ pub(super) fn execute(wave: &mut Wave, inst: &Vector) -> Exec {
         Vop::ReadfirstlaneB32 => {
             let exec = wave.exec();
             // Lane 0 when none is active.
-            let lane = if exec == 0 { 0 } else { exec.trailing_zeros() as usize };
+            let lane = if exec == 0 {
+                0
+            } else {
+                exec.trailing_zeros() as usize
+            };
             let value = in_lane(wave, inst.src[0], lane);
             wave.set_s(inst.dst, value);
         }
@@ -29,7 +33,9 @@ pub(super) fn execute(wave: &mut Wave, inst: &Vector) -> Exec {
         // Halves of 32 lanes are exchanged: a wave of 32 has one.
         Vop::Permlane64B32 => {}
         Vop::SwapB32 => {
-            let Src::V(other) = inst.src[0] else { return Trap::unsupported("v_swap_b32 of a scalar") };
+            let Src::V(other) = inst.src[0] else {
+                return Trap::unsupported("v_swap_b32 of a scalar");
+            };
             let (a, b) = (usize::from(inst.dst), usize::from(other));
             for lane in Wave::lanes(wave.active) {
                 let (x, y) = (wave.v[a][lane], wave.v[b][lane]);
@@ -40,10 +46,17 @@ pub(super) fn execute(wave: &mut Wave, inst: &Vector) -> Exec {
             let offset = wave.s[usize::from(sreg::M0)] as usize;
             let (from_moves, to_moves) = (inst.op != Vop::MovreldB32, inst.op != Vop::MovrelsB32);
             let from = wave.operand(inst.src[0], 0);
-            let from = if from_moves { from.wrapping_add(offset) } else { from };
+            let from = if from_moves {
+                from.wrapping_add(offset)
+            } else {
+                from
+            };
             let to = usize::from(inst.dst).wrapping_add(if to_moves { offset } else { 0 });
             if from >= REGISTERS || to >= 256 {
-                return Trap::unsupported(format!("{} beyond the registers: M0 is {offset}", inst.op.name()));
+                return Trap::unsupported(format!(
+                    "{} beyond the registers: M0 is {offset}",
+                    inst.op.name()
+                ));
             }
             let value = wave.v[from];
             wave.put(to as u8, &value);

@@ -77,12 +77,24 @@ pub(crate) fn step(wave: &mut Wave, env: &mut Env, inst: &Inst) -> Exec {
         Kind::Dual(x, y) => dual(wave, x, y),
         Kind::Flat(f) => flat::execute(wave, env, f),
         Kind::Ds(d) => ds::execute(wave, env, d),
-        Kind::Smem { op, dst, base, offset, soffset } => smem::execute(wave, env, *op, *dst, *base, *offset, *soffset),
+        Kind::Smem {
+            op,
+            dst,
+            base,
+            offset,
+            soffset,
+        } => smem::execute(wave, env, *op, *dst, *base, *offset, *soffset),
         Kind::Sop2 { op, dst, a, b } => salu::sop2(wave, *op, *dst, *a, *b),
         Kind::Sop1 { op, dst, src } => salu::sop1(wave, env, inst, *op, *dst, *src),
         Kind::Sopk { op, dst, imm } => salu::sopk(wave, env, inst, *op, *dst, *imm),
         Kind::Sopc { op, a, b } => salu::sopc(wave, *op, *a, *b),
-        Kind::SopConst { op, dst, a, b, constant } => salu::constant(wave, *op, *dst, *a, *b, *constant),
+        Kind::SopConst {
+            op,
+            dst,
+            a,
+            b,
+            constant,
+        } => salu::constant(wave, *op, *dst, *a, *b, *constant),
         Kind::Sopp { op, imm } => sopp(wave, env, inst, *op, *imm),
         Kind::CacheInvalidate(_) => {
             std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
@@ -98,7 +110,14 @@ fn vector(wave: &mut Wave, inst: &Vector) -> Exec {
     match inst.dpp {
         None => operation(wave, inst),
         Some(dpp) => {
-            let moved = Vector { src: [dpp::rearrange(wave, inst.src[0], dpp)?, inst.src[1], inst.src[2]], ..*inst };
+            let moved = Vector {
+                src: [
+                    dpp::rearrange(wave, inst.src[0], dpp)?,
+                    inst.src[1],
+                    inst.src[2],
+                ],
+                ..*inst
+            };
             operation(wave, &moved)
         }
     }
@@ -183,7 +202,9 @@ fn sopp(wave: &mut Wave, env: &Env, inst: &Inst, op: Sopp, imm: u16) -> Exec {
         }
         Sopp::Sendmsg if imm == 3 => return Ok(()), // MSG_DEALLOC_VGPRS
         Sopp::RoundMode => return salu::set_mode(wave, wave.mode.0 & !0xf | u32::from(imm & 0xf)),
-        Sopp::DenormMode => return salu::set_mode(wave, wave.mode.0 & !0xf0 | u32::from(imm & 0xf) << 4),
+        Sopp::DenormMode => {
+            return salu::set_mode(wave, wave.mode.0 & !0xf0 | u32::from(imm & 0xf) << 4);
+        }
         Sopp::Trap => return Err(Trap::new(FaultKind::Trap(imm))),
         Sopp::CodeEnd => return Err(Trap::new(FaultKind::UnknownInstruction)),
         Sopp::Sendmsg => return Trap::unsupported(format!("s_sendmsg {imm}")),
@@ -204,7 +225,9 @@ pub(crate) fn jump(wave: &mut Wave, env: &Env, dword: i64) -> Exec {
             wave.pc = at;
             Ok(())
         }
-        None => Err(Trap::new(FaultKind::BadJump { target: code.base().wrapping_add_signed(4 * dword) })),
+        None => Err(Trap::new(FaultKind::BadJump {
+            target: code.base().wrapping_add_signed(4 * dword),
+        })),
     }
 }
 
@@ -212,6 +235,17 @@ pub(crate) fn is_transcendental(op: Vop) -> bool {
     use Vop::*;
     matches!(
         op,
-        ExpF32 | LogF32 | RcpF32 | RcpIflagF32 | RsqF32 | RcpF64 | RsqF64 | SqrtF32 | SqrtF64 | SinF32 | CosF32 | RcpF16
+        ExpF32
+            | LogF32
+            | RcpF32
+            | RcpIflagF32
+            | RsqF32
+            | RcpF64
+            | RsqF64
+            | SqrtF32
+            | SqrtF64
+            | SinF32
+            | CosF32
+            | RcpF16
     ) || matches!(op, SqrtF16 | RsqF16 | LogF16 | ExpF16 | SinF16 | CosF16)
 }

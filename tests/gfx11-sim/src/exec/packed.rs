@@ -14,7 +14,14 @@ pub(super) fn execute(wave: &mut Wave, inst: &Packed) -> Exec {
     let inst = match inst.dpp {
         None => inst,
         Some(dpp) => {
-            moved = Packed { src: [dpp::rearrange(wave, inst.src[0], dpp)?, inst.src[1], inst.src[2]], ..*inst };
+            moved = Packed {
+                src: [
+                    dpp::rearrange(wave, inst.src[0], dpp)?,
+                    inst.src[1],
+                    inst.src[2],
+                ],
+                ..*inst
+            };
             &moved
         }
     };
@@ -51,17 +58,29 @@ fn rare(wave: &mut Wave, inst: &Packed) {
         Vop3p::Dot8I32Iu4 | Vop3p::Dot8U32U4 => dot(wave, inst, 4),
         Vop3p::PkMadI16 => int3(wave, inst, |a, b, c| {
             let sum = i64::from(a as i16) * i64::from(b as i16) + i64::from(c as i16);
-            if clamp { sum.clamp(-0x8000, 0x7fff) as u32 } else { sum as u32 }
+            if clamp {
+                sum.clamp(-0x8000, 0x7fff) as u32
+            } else {
+                sum as u32
+            }
         }),
         Vop3p::PkMadU16 => int3(wave, inst, |a, b, c| {
             let sum = u64::from(a) * u64::from(b) + u64::from(c);
-            if clamp { sum.min(0xffff) as u32 } else { sum as u32 }
+            if clamp {
+                sum.min(0xffff) as u32
+            } else {
+                sum as u32
+            }
         }),
         Vop3p::PkMulLoU16 => int2(wave, inst, u32::wrapping_mul),
         Vop3p::PkAddU16 if clamp => int2(wave, inst, |a, b| (a + b).min(0xffff)),
         Vop3p::PkSubU16 if clamp => int2(wave, inst, u32::saturating_sub),
-        Vop3p::PkAddI16 if clamp => int2(wave, inst, |a, b| (a as i16).saturating_add(b as i16) as u32),
-        Vop3p::PkSubI16 if clamp => int2(wave, inst, |a, b| (a as i16).saturating_sub(b as i16) as u32),
+        Vop3p::PkAddI16 if clamp => int2(wave, inst, |a, b| {
+            (a as i16).saturating_add(b as i16) as u32
+        }),
+        Vop3p::PkSubI16 if clamp => int2(wave, inst, |a, b| {
+            (a as i16).saturating_sub(b as i16) as u32
+        }),
         Vop3p::PkAddU16 | Vop3p::PkAddI16 => int2(wave, inst, u32::wrapping_add),
         Vop3p::PkSubU16 | Vop3p::PkSubI16 => int2(wave, inst, u32::wrapping_sub),
         Vop3p::PkLshlrevB16 => int2(wave, inst, |a, b| b << (a & 15)),
@@ -85,7 +104,11 @@ fn halves(wave: &mut Wave, inst: &Packed, n: usize, float: bool) -> usize {
         Src::V(register) => usize::from(register),
         src => {
             // Constants are in the low half, so `op_sel_hi` of zero repeats them.
-            let value = if float { wave.scalar16(src) } else { wave.scalar(src) };
+            let value = if float {
+                wave.scalar16(src)
+            } else {
+                wave.scalar(src)
+            };
             wave.v[TEMPORARY + n] = [value; WAVE];
             TEMPORARY + n
         }
@@ -114,13 +137,19 @@ fn flush_halves(x: u32) -> u32 {
 #[inline(always)]
 fn float2(wave: &mut Wave, inst: &Packed, f: impl Fn(u32, u32) -> u32) {
     let (a, b) = (halves(wave, inst, 0, true), halves(wave, inst, 1, true));
-    let out = map2(wave, a, b, |a, b| f(a & 0xffff, b & 0xffff) & 0xffff | f(a >> 16, b >> 16) << 16);
+    let out = map2(wave, a, b, |a, b| {
+        f(a & 0xffff, b & 0xffff) & 0xffff | f(a >> 16, b >> 16) << 16
+    });
     put(wave, inst, out);
 }
 
 #[inline(always)]
 fn float3(wave: &mut Wave, inst: &Packed, f: impl Fn(u32, u32, u32) -> u32) {
-    let (a, b, c) = (halves(wave, inst, 0, true), halves(wave, inst, 1, true), halves(wave, inst, 2, true));
+    let (a, b, c) = (
+        halves(wave, inst, 0, true),
+        halves(wave, inst, 1, true),
+        halves(wave, inst, 2, true),
+    );
     let out = map3(wave, a, b, c, |a, b, c| {
         f(a & 0xffff, b & 0xffff, c & 0xffff) & 0xffff | f(a >> 16, b >> 16, c >> 16) << 16
     });
@@ -142,12 +171,18 @@ fn put(wave: &mut Wave, inst: &Packed, mut out: [u32; WAVE]) {
 
 fn int2(wave: &mut Wave, inst: &Packed, f: impl Fn(u32, u32) -> u32) {
     let (a, b) = (halves(wave, inst, 0, false), halves(wave, inst, 1, false));
-    let out = map2(wave, a, b, |a, b| f(a & 0xffff, b & 0xffff) & 0xffff | f(a >> 16, b >> 16) << 16);
+    let out = map2(wave, a, b, |a, b| {
+        f(a & 0xffff, b & 0xffff) & 0xffff | f(a >> 16, b >> 16) << 16
+    });
     wave.put(inst.dst, &out);
 }
 
 fn int3(wave: &mut Wave, inst: &Packed, f: impl Fn(u32, u32, u32) -> u32) {
-    let (a, b, c) = (halves(wave, inst, 0, false), halves(wave, inst, 1, false), halves(wave, inst, 2, false));
+    let (a, b, c) = (
+        halves(wave, inst, 0, false),
+        halves(wave, inst, 1, false),
+        halves(wave, inst, 2, false),
+    );
     let out = map3(wave, a, b, c, |a, b, c| {
         f(a & 0xffff, b & 0xffff, c & 0xffff) & 0xffff | f(a >> 16, b >> 16, c >> 16) << 16
     });
@@ -157,12 +192,20 @@ fn int3(wave: &mut Wave, inst: &Packed, f: impl Fn(u32, u32, u32) -> u32) {
 /// Four products of bytes, each operand signed or not (`neg_lo`), added to an i32.
 #[inline(always)]
 fn dot4_i32_iu8(wave: &mut Wave, inst: &Packed) {
-    let (a, b, c) = (wave.operand(inst.src[0], 0), wave.operand(inst.src[1], 1), wave.operand(inst.src[2], 2));
+    let (a, b, c) = (
+        wave.operand(inst.src[0], 0),
+        wave.operand(inst.src[1], 1),
+        wave.operand(inst.src[2], 2),
+    );
     // An unsigned byte is a signed one with its top bit flipped, plus 128: one loop serves all four combinations.
     let (signed_a, signed_b) = (inst.neg_lo & 1 != 0, inst.neg_lo & 2 != 0);
     let clamp = inst.clamp;
     let byte = |x: u32, i: u32, signed: bool| {
-        if signed { (x << (24 - 8 * i)) as i32 >> 24 } else { (x >> (8 * i) & 0xff) as i32 }
+        if signed {
+            (x << (24 - 8 * i)) as i32 >> 24
+        } else {
+            (x >> (8 * i) & 0xff) as i32
+        }
     };
     let sum = |a: u32, b: u32, sa: bool, sb: bool| {
         byte(a, 0, sa) * byte(b, 0, sb)
@@ -171,11 +214,21 @@ fn dot4_i32_iu8(wave: &mut Wave, inst: &Packed) {
             + byte(a, 3, sa) * byte(b, 3, sb)
     };
     let out = match (clamp, signed_a, signed_b) {
-        (false, true, true) => map3(wave, a, b, c, |a, b, c| (sum(a, b, true, true) as u32).wrapping_add(c)),
-        (false, true, false) => map3(wave, a, b, c, |a, b, c| (sum(a, b, true, false) as u32).wrapping_add(c)),
-        (false, false, true) => map3(wave, a, b, c, |a, b, c| (sum(a, b, false, true) as u32).wrapping_add(c)),
-        (false, false, false) => map3(wave, a, b, c, |a, b, c| (sum(a, b, false, false) as u32).wrapping_add(c)),
-        (true, ..) => map3(wave, a, b, c, |a, b, c| sum(a, b, signed_a, signed_b).saturating_add(c as i32) as u32),
+        (false, true, true) => map3(wave, a, b, c, |a, b, c| {
+            (sum(a, b, true, true) as u32).wrapping_add(c)
+        }),
+        (false, true, false) => map3(wave, a, b, c, |a, b, c| {
+            (sum(a, b, true, false) as u32).wrapping_add(c)
+        }),
+        (false, false, true) => map3(wave, a, b, c, |a, b, c| {
+            (sum(a, b, false, true) as u32).wrapping_add(c)
+        }),
+        (false, false, false) => map3(wave, a, b, c, |a, b, c| {
+            (sum(a, b, false, false) as u32).wrapping_add(c)
+        }),
+        (true, ..) => map3(wave, a, b, c, |a, b, c| {
+            sum(a, b, signed_a, signed_b).saturating_add(c as i32) as u32
+        }),
     };
     wave.put(inst.dst, &out);
 }
@@ -183,15 +236,25 @@ fn dot4_i32_iu8(wave: &mut Wave, inst: &Packed) {
 /// Dot products of integers of `bits` bits in general.
 fn dot(wave: &mut Wave, inst: &Packed, bits: u32) {
     let mixed = inst.op == Vop3p::Dot8I32Iu4;
-    let (a, b, c) = (wave.operand(inst.src[0], 0), wave.operand(inst.src[1], 1), wave.operand(inst.src[2], 2));
+    let (a, b, c) = (
+        wave.operand(inst.src[0], 0),
+        wave.operand(inst.src[1], 1),
+        wave.operand(inst.src[2], 2),
+    );
     let part = |x: u32, i: u32, signed: bool| {
         let top = x << (32 - bits * (i + 1));
-        if signed { i64::from(top as i32 >> (32 - bits)) } else { i64::from(top >> (32 - bits)) }
+        if signed {
+            i64::from(top as i32 >> (32 - bits))
+        } else {
+            i64::from(top >> (32 - bits))
+        }
     };
     let (signed_a, signed_b) = (mixed && inst.neg_lo & 1 != 0, mixed && inst.neg_lo & 2 != 0);
     let clamp = inst.clamp;
     let out = map3(wave, a, b, c, |a, b, c| {
-        let sum: i64 = (0..32 / bits).map(|i| part(a, i, signed_a) * part(b, i, signed_b)).sum();
+        let sum: i64 = (0..32 / bits)
+            .map(|i| part(a, i, signed_a) * part(b, i, signed_b))
+            .sum();
         match (clamp, mixed) {
             (false, _) => (sum as u32).wrapping_add(c),
             (true, true) => super::integer::saturate_i32(sum + i64::from(c as i32)),
@@ -235,24 +298,38 @@ fn mix(wave: &mut Wave, inst: &Packed) {
         let from = match inst.src[n] {
             Src::V(register) => usize::from(register),
             src => {
-                let value = if half { wave.scalar16(src) } else { wave.scalar(src) };
+                let value = if half {
+                    wave.scalar16(src)
+                } else {
+                    wave.scalar(src)
+                };
                 wave.v[TEMPORARY + n] = [value; WAVE];
                 TEMPORARY + n
             }
         };
         let from = wave.v[from];
         let shift = if bit(inst.op_sel) { 16 } else { 0 };
-        let keep = if bit(inst.neg_hi) { 0x7fff_ffff } else { u32::MAX };
+        let keep = if bit(inst.neg_hi) {
+            0x7fff_ffff
+        } else {
+            u32::MAX
+        };
         let flip = if bit(inst.neg_lo) { 0x8000_0000 } else { 0 };
         let to = &mut wave.v[TEMPORARY + n];
         for lane in 0..WAVE {
-            let x = if half { f16_to_f32(from[lane] >> shift).to_bits() } else { from[lane] };
+            let x = if half {
+                f16_to_f32(from[lane] >> shift).to_bits()
+            } else {
+                from[lane]
+            };
             to[lane] = x & keep ^ flip;
         }
         *at = TEMPORARY + n;
     }
     let mut out = map3(wave, at[0], at[1], at[2], |a, b, c| {
-        f32::from_bits(a).mul_add(f32::from_bits(b), f32::from_bits(c)).to_bits()
+        f32::from_bits(a)
+            .mul_add(f32::from_bits(b), f32::from_bits(c))
+            .to_bits()
     });
     if inst.clamp {
         let dx10 = wave.mode.dx10_clamp();

@@ -41,8 +41,14 @@ pub(super) fn sop2(wave: &mut Wave, op: Sop2, dst: u8, a: Src, b: Src) -> Exec {
         Lshl2AddU32 => with_scc(wave, shift_add(x, 2, y)),
         Lshl3AddU32 => with_scc(wave, shift_add(x, 3, y)),
         Lshl4AddU32 => with_scc(wave, shift_add(x, 4, y)),
-        MinI32 => with_scc(wave, ((x as i32).min(y as i32) as u32, (x as i32) < y as i32)),
-        MaxI32 => with_scc(wave, ((x as i32).max(y as i32) as u32, (x as i32) >= y as i32)),
+        MinI32 => with_scc(
+            wave,
+            ((x as i32).min(y as i32) as u32, (x as i32) < y as i32),
+        ),
+        MaxI32 => with_scc(
+            wave,
+            ((x as i32).max(y as i32) as u32, (x as i32) >= y as i32),
+        ),
         MinU32 => with_scc(wave, (x.min(y), x < y)),
         MaxU32 => with_scc(wave, (x.max(y), x >= y)),
         AndB32 => logic(wave, x & y),
@@ -53,19 +59,28 @@ pub(super) fn sop2(wave: &mut Wave, op: Sop2, dst: u8, a: Src, b: Src) -> Exec {
         XnorB32 => logic(wave, !(x ^ y)),
         AndNot1B32 => logic(wave, x & !y),
         OrNot1B32 => logic(wave, x | !y),
-        BfeU32 => logic(wave, bfe(u64::from(x), y & 31, y >> 16 & 0x7f, 32, false) as u32),
-        BfeI32 => logic(wave, bfe(u64::from(x), y & 31, y >> 16 & 0x7f, 32, true) as u32),
+        BfeU32 => logic(
+            wave,
+            bfe(u64::from(x), y & 31, y >> 16 & 0x7f, 32, false) as u32,
+        ),
+        BfeI32 => logic(
+            wave,
+            bfe(u64::from(x), y & 31, y >> 16 & 0x7f, 32, true) as u32,
+        ),
         BfmB32 => wave.set_s(dst, ((1u32 << (x & 31)) - 1) << (y & 31)),
         MulI32 => wave.set_s(dst, x.wrapping_mul(y)),
         MulHiU32 => wave.set_s(dst, ((u64::from(x) * u64::from(y)) >> 32) as u32),
-        MulHiI32 => wave.set_s(dst, ((i64::from(x as i32) * i64::from(y as i32)) >> 32) as u32),
+        MulHiI32 => wave.set_s(
+            dst,
+            ((i64::from(x as i32) * i64::from(y as i32)) >> 32) as u32,
+        ),
         CselectB32 => wave.set_s(dst, if wave.scc { x } else { y }),
         PackLlB32B16 => wave.set_s(dst, x & 0xffff | y << 16),
         PackLhB32B16 => wave.set_s(dst, x & 0xffff | y & 0xffff_0000),
         PackHhB32B16 => wave.set_s(dst, x >> 16 | y & 0xffff_0000),
         PackHlB32B16 => wave.set_s(dst, x >> 16 | y << 16),
-        AndB64 | OrB64 | XorB64 | NandB64 | NorB64 | XnorB64 | AndNot1B64 | OrNot1B64 | LshlB64 | LshrB64 | AshrI64 | BfeU64
-        | BfeI64 | BfmB64 | CselectB64 => wide2(wave, op, dst, a, b),
+        AndB64 | OrB64 | XorB64 | NandB64 | NorB64 | XnorB64 | AndNot1B64 | OrNot1B64 | LshlB64
+        | LshrB64 | AshrI64 | BfeU64 | BfeI64 | BfmB64 | CselectB64 => wide2(wave, op, dst, a, b),
         _ => salu_float::sop2(wave, op, dst, a, b),
     }
     Ok(())
@@ -90,7 +105,9 @@ fn bfe(x: u64, offset: u32, width: u32, bits: u32, signed: bool) -> u64 {
     }
     let field = x >> offset & (u64::MAX >> (64 - width));
     // The sign is the field's top bit, which a field that sticks out of the value doesn't have.
-    if signed && offset + width <= bits { ((field << (64 - width)) as i64 >> (64 - width)) as u64 } else if signed {
+    if signed && offset + width <= bits {
+        ((field << (64 - width)) as i64 >> (64 - width)) as u64
+    } else if signed {
         let sign = (x << (64 - bits)) as i64 >> (64 - bits);
         (sign >> offset) as u64
     } else {
@@ -101,7 +118,10 @@ fn bfe(x: u64, offset: u32, width: u32, bits: u32, signed: bool) -> u64 {
 #[inline(never)]
 fn wide2(wave: &mut Wave, op: Sop2, dst: u8, a: Src, b: Src) {
     use Sop2::*;
-    let (x, y) = (wave.scalar64(a, Literal::Signed), wave.scalar64(b, Literal::Signed));
+    let (x, y) = (
+        wave.scalar64(a, Literal::Signed),
+        wave.scalar64(b, Literal::Signed),
+    );
     let n = wave.scalar(b);
     let out = match op {
         AndB64 => x & y,
@@ -179,14 +199,26 @@ fn rare1(wave: &mut Wave, env: &Env, inst: &Inst, op: Sop1, dst: u8, src: Src) -
             wave.set_s(dst, out);
         }
         BitreplicateB64B32 => {
-            let out = (0..32).fold(0u64, |out, i| out | u64::from(x >> i & 1) * 3 << (2 * i));
+            let out = (0..32).fold(0u64, |out, i| out | (u64::from(x >> i & 1) * 3) << (2 * i));
             wave.set_s64(dst, out);
         }
         AbsI32 => logic(wave, (x as i32).unsigned_abs()),
         Bcnt0I32B32 => logic(wave, x.count_zeros()),
         Bcnt1I32B32 => logic(wave, x.count_ones()),
-        QuadmaskB32 => logic(wave, (0..8).fold(0, |out, i| out | u32::from(x >> (4 * i) & 15 != 0) << i)),
-        WqmB32 => logic(wave, (0..8).fold(0, |out, i| out | if x >> (4 * i) & 15 != 0 { 15 << (4 * i) } else { 0 })),
+        QuadmaskB32 => logic(
+            wave,
+            (0..8).fold(0, |out, i| out | u32::from(x >> (4 * i) & 15 != 0) << i),
+        ),
+        WqmB32 => logic(
+            wave,
+            (0..8).fold(0, |out, i| {
+                out | if x >> (4 * i) & 15 != 0 {
+                    15 << (4 * i)
+                } else {
+                    0
+                }
+            }),
+        ),
         NotB32 => logic(wave, !x),
         AndSaveexecB32 => save_exec(wave, dst, |exec| x & exec),
         OrSaveexecB32 => save_exec(wave, dst, |exec| x | exec),
@@ -208,7 +240,10 @@ fn rare1(wave: &mut Wave, env: &Env, inst: &Inst, op: Sop1, dst: u8, src: Src) -
                 _ => return Trap::unsupported(op.name()),
             };
             if from > 127 || to > 127 {
-                return Trap::unsupported(format!("{} beyond the registers: M0 is {offset}", op.name()));
+                return Trap::unsupported(format!(
+                    "{} beyond the registers: M0 is {offset}",
+                    op.name()
+                ));
             }
             let value = wave.s[from as usize];
             wave.set_s(to as u8, value);
@@ -223,11 +258,13 @@ fn rare1(wave: &mut Wave, env: &Env, inst: &Inst, op: Sop1, dst: u8, src: Src) -
             wave.set_s64(dst, address(env, i64::from(inst.at) + i64::from(inst.len)));
             jump(wave, env, dword(env, target))?;
         }
-        BrevB64 | CtzI32B64 | ClzI32U64 | ClsI32I64 | Bitset0B64 | Bitset1B64 | Bcnt0I32B64 | Bcnt1I32B64 | NotB64 => {
+        BrevB64 | CtzI32B64 | ClzI32U64 | ClsI32I64 | Bitset0B64 | Bitset1B64 | Bcnt0I32B64
+        | Bcnt1I32B64 | NotB64 => {
             wide1(wave, op, dst, src);
         }
-        CeilF32 | FloorF32 | TruncF32 | RndneF32 | CvtF32I32 | CvtF32U32 | CvtI32F32 | CvtU32F32 | CvtF16F32 | CvtF32F16
-        | CvtHiF32F16 | CeilF16 | FloorF16 | TruncF16 | RndneF16 => salu_float::sop1(wave, op, dst, src),
+        CeilF32 | FloorF32 | TruncF32 | RndneF32 | CvtF32I32 | CvtF32U32 | CvtI32F32
+        | CvtU32F32 | CvtF16F32 | CvtF32F16 | CvtHiF32F16 | CeilF16 | FloorF16 | TruncF16
+        | RndneF16 => salu_float::sop1(wave, op, dst, src),
         _ => return Trap::unsupported(op.name()),
     }
     Ok(())
@@ -243,12 +280,23 @@ fn wide1(wave: &mut Wave, op: Sop1, dst: u8, src: Src) {
         Sop1::ClzI32U64 => wave.set_s(dst, if x == 0 { u32::MAX } else { x.leading_zeros() }),
         Sop1::ClsI32I64 => {
             let differs = x ^ ((x as i64) >> 63) as u64;
-            wave.set_s(dst, if differs == 0 { u32::MAX } else { differs.leading_zeros() });
+            wave.set_s(
+                dst,
+                if differs == 0 {
+                    u32::MAX
+                } else {
+                    differs.leading_zeros()
+                },
+            );
         }
         Sop1::Bitset0B64 => wave.set_s64(dst, before & !bit),
         Sop1::Bitset1B64 => wave.set_s64(dst, before | bit),
         Sop1::Bcnt0I32B64 | Sop1::Bcnt1I32B64 => {
-            let count = if op == Sop1::Bcnt0I32B64 { x.count_zeros() } else { x.count_ones() };
+            let count = if op == Sop1::Bcnt0I32B64 {
+                x.count_zeros()
+            } else {
+                x.count_ones()
+            };
             wave.set_s(dst, count);
             wave.scc = count != 0;
         }
@@ -317,7 +365,10 @@ pub(super) fn sopk(wave: &mut Wave, env: &Env, inst: &Inst, op: Sopk, dst: u8, i
         GetregB32 => {
             let value = hardware_register(wave, imm as u16 & 63)?;
             let (offset, width) = field(imm as u16);
-            wave.set_s(dst, (u64::from(value) >> offset & ((1u64 << width) - 1)) as u32);
+            wave.set_s(
+                dst,
+                (u64::from(value) >> offset & ((1u64 << width) - 1)) as u32,
+            );
         }
         SetregB32 => set_hardware_register(wave, imm as u16, x)?,
         CallB64 => {
@@ -394,9 +445,18 @@ pub(super) fn sopc(wave: &mut Wave, op: Sopc, a: Src, b: Src) -> Exec {
 }
 
 /// What always has a literal.
-pub(super) fn constant(wave: &mut Wave, op: SopConst, dst: u8, a: Src, b: Src, constant: u32) -> Exec {
+pub(super) fn constant(
+    wave: &mut Wave,
+    op: SopConst,
+    dst: u8,
+    a: Src,
+    b: Src,
+    constant: u32,
+) -> Exec {
     match (op, a) {
-        (SopConst::SetregImm32B32, Src::Literal(field)) => set_hardware_register(wave, field as u16, constant),
+        (SopConst::SetregImm32B32, Src::Literal(field)) => {
+            set_hardware_register(wave, field as u16, constant)
+        }
         _ => {
             salu_float::constant(wave, op, dst, a, b, constant);
             Ok(())

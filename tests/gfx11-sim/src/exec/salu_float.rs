@@ -1,12 +1,19 @@
 //! RDNA 3.5's floats of the scalar unit.
 
-use crate::float::{f16_to_f32, f32_to_f16, f32_to_f16_round, flush_f32, fma_f16, max_f16, max_f32, min_f16, min_f32};
+use crate::float::{
+    f16_to_f32, f32_to_f16, f32_to_f16_round, flush_f32, fma_f16, max_f16, max_f32, min_f16,
+    min_f32,
+};
 use crate::isa::{Sop1, Sop2, SopConst, Sopc, Src};
 use crate::wave::Wave;
 
 fn f32_of(wave: &Wave, src: Src) -> f32 {
     let x = f32::from_bits(wave.scalar(src));
-    if wave.mode.flush_in_32() { flush_f32(x) } else { x }
+    if wave.mode.flush_in_32() {
+        flush_f32(x)
+    } else {
+        x
+    }
 }
 
 /// f16 bits of a source.
@@ -15,7 +22,11 @@ fn f16_of(wave: &Wave, src: Src) -> u32 {
 }
 
 fn put(wave: &mut Wave, dst: u8, x: f32) {
-    let x = if wave.mode.flush_out_32() { flush_f32(x) } else { x };
+    let x = if wave.mode.flush_out_32() {
+        flush_f32(x)
+    } else {
+        x
+    };
     wave.set_s(dst, x.to_bits());
 }
 
@@ -32,8 +43,16 @@ pub(super) fn sop2(wave: &mut Wave, op: Sop2, dst: u8, a: Src, b: Src) {
         AddF32 => put(wave, dst, x + y),
         SubF32 => put(wave, dst, x - y),
         MulF32 => put(wave, dst, x * y),
-        MinF32 => put(wave, dst, f32::from_bits(min_f32(x.to_bits(), y.to_bits(), ieee))),
-        MaxF32 => put(wave, dst, f32::from_bits(max_f32(x.to_bits(), y.to_bits(), ieee))),
+        MinF32 => put(
+            wave,
+            dst,
+            f32::from_bits(min_f32(x.to_bits(), y.to_bits(), ieee)),
+        ),
+        MaxF32 => put(
+            wave,
+            dst,
+            f32::from_bits(max_f32(x.to_bits(), y.to_bits(), ieee)),
+        ),
         FmacF32 => put(wave, dst, x.mul_add(y, f32::from_bits(old))),
         CvtPkRtzF16F32 => wave.set_s(dst, f32_to_f16_round(x, 3) | f32_to_f16_round(y, 3) << 16),
         AddF16 => half(wave, f32_to_f16(hx + ix)),
@@ -76,7 +95,11 @@ pub(super) fn compare(wave: &Wave, op: Sopc, a: Src, b: Src) -> bool {
     use Sopc::*;
     let f32_pair = (f32_of(wave, a), f32_of(wave, b));
     let f16_pair = (f16_to_f32(f16_of(wave, a)), f16_to_f32(f16_of(wave, b)));
-    let (x, y) = if (op as u16) < CmpLtF16 as u16 { f32_pair } else { f16_pair };
+    let (x, y) = if (op as u16) < CmpLtF16 as u16 {
+        f32_pair
+    } else {
+        f16_pair
+    };
     match op {
         CmpLtF32 | CmpLtF16 => x < y,
         CmpEqF32 | CmpEqF16 => x == y,

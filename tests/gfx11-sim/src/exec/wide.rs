@@ -19,7 +19,9 @@ pub(super) fn execute(wave: &mut Wave, inst: &Vector) -> Exec {
         Vop::CeilF64 => float1(wave, inst, f64::ceil),
         Vop::FloorF64 => float1(wave, inst, f64::floor),
         Vop::RndneF64 => float1(wave, inst, f64::round_ties_even),
-        Vop::FractF64 => float1(wave, inst, |a| (a - a.floor()).min(f64::from_bits(0x3fef_ffff_ffff_ffff))),
+        Vop::FractF64 => float1(wave, inst, |a| {
+            (a - a.floor()).min(f64::from_bits(0x3fef_ffff_ffff_ffff))
+        }),
         Vop::RcpF64 => float1(wave, inst, |a| 1.0 / a),
         Vop::SqrtF64 => float1(wave, inst, f64::sqrt),
         Vop::RsqF64 => float1(wave, inst, |a| 1.0 / a.sqrt()),
@@ -100,7 +102,11 @@ fn float2(wave: &mut Wave, inst: &Vector, f: impl Fn(f64, f64) -> f64) {
 
 fn float3(wave: &mut Wave, inst: &Vector, f: impl Fn(f64, f64, f64) -> f64) {
     let [a, b, c] = [0, 1, 2].map(|n| source64(wave, inst, n));
-    put_f64(wave, inst, std::array::from_fn(|lane| f(a[lane], b[lane], c[lane])));
+    put_f64(
+        wave,
+        inst,
+        std::array::from_fn(|lane| f(a[lane], b[lane], c[lane])),
+    );
 }
 
 fn to_32(wave: &mut Wave, inst: &Vector, f: impl Fn(f64) -> u32) {
@@ -117,7 +123,11 @@ fn from_32(wave: &mut Wave, inst: &Vector, f: impl Fn(u32) -> f64) {
 fn shift(wave: &mut Wave, inst: &Vector, f: impl Fn(u32, u64) -> u64) {
     let n = wave.operand(inst.src[0], 0);
     let n = wave.v[n];
-    let literal = if inst.op == Vop::AshrrevI64 { Literal::Signed } else { Literal::Unsigned };
+    let literal = if inst.op == Vop::AshrrevI64 {
+        Literal::Signed
+    } else {
+        Literal::Unsigned
+    };
     let a = wave.operand64(inst.src[1], literal);
     let out = std::array::from_fn(|lane| f(n[lane] & 63, a[lane]));
     wave.put64(inst.dst, &out);
@@ -127,7 +137,11 @@ fn shift(wave: &mut Wave, inst: &Vector, f: impl Fn(u32, u64) -> u64) {
 fn mad(wave: &mut Wave, inst: &Vector) {
     let signed = inst.op == Vop::MadI64I32;
     let (a, b) = (wave.operand(inst.src[0], 0), wave.operand(inst.src[1], 1));
-    let literal = if signed { Literal::Signed } else { Literal::Unsigned };
+    let literal = if signed {
+        Literal::Signed
+    } else {
+        Literal::Unsigned
+    };
     let c = wave.operand64(inst.src[2], literal);
     let mut over = [false; 32];
     let mut out = [0; 32];
@@ -167,13 +181,24 @@ fn parts(x: f64) -> (f64, i32) {
     if x == 0.0 || !x.is_finite() {
         return (x, 0);
     }
-    let (x, bias) = if x.to_bits() >> 52 & 0x7ff == 0 { (x * 2f64.powi(64), 64) } else { (x, 0) };
+    let (x, bias) = if x.to_bits() >> 52 & 0x7ff == 0 {
+        (x * 2f64.powi(64), 64)
+    } else {
+        (x, 0)
+    };
     let exponent = (x.to_bits() >> 52 & 0x7ff) as i32 - 1022;
-    (f64::from_bits(x.to_bits() & !(0x7ff << 52) | 1022 << 52), exponent - bias)
+    (
+        f64::from_bits(x.to_bits() & !(0x7ff << 52) | 1022 << 52),
+        exponent - bias,
+    )
 }
 
 fn div_fixup(q: f64, d: f64, n: f64) -> f64 {
-    let sign = if d.is_sign_negative() != n.is_sign_negative() { -1.0 } else { 1.0 };
+    let sign = if d.is_sign_negative() != n.is_sign_negative() {
+        -1.0
+    } else {
+        1.0
+    };
     let exponent = |x: f64| (x.to_bits() >> 52 & 0x7ff) as i32;
     if n.is_nan() {
         f64::from_bits(n.to_bits() | 1 << 51)
@@ -194,7 +219,13 @@ fn div_fixup(q: f64, d: f64, n: f64) -> f64 {
 /// neither overflow nor lose bits; source 0 is the one of both that is scaled. The mask says where the quotient must be
 /// scaled back.
 fn div_scale_f32(wave: &mut Wave, inst: &Vector) {
-    let unsigned = Vector { mods: Mods { abs: 0, ..inst.mods }, ..*inst };
+    let unsigned = Vector {
+        mods: Mods {
+            abs: 0,
+            ..inst.mods
+        },
+        ..*inst
+    };
     let [a, d, n] = [0, 1, 2].map(|i| source_f32(wave, &unsigned, i));
     let mut out = [0; 32];
     let mut scaled = [false; 32];
@@ -270,4 +301,3 @@ fn div_scale_f64(wave: &mut Wave, inst: &Vector) {
     put_f64(wave, inst, out);
     wave.set_s(inst.sdst, mask(|lane| scaled[lane]) & active);
 }
-

@@ -14,7 +14,11 @@ use crate::wave::{Lanes, Wave};
 /// Executes a `v_wmma`.
 pub(super) fn execute(wave: &mut Wave, inst: &Packed) -> Exec {
     if wave.exec() != u32::MAX {
-        return Trap::unsupported(format!("{} with EXEC {:#010x}: it must be all ones", inst.op.name(), wave.exec()));
+        return Trap::unsupported(format!(
+            "{} with EXEC {:#010x}: it must be all ones",
+            inst.op.name(),
+            wave.exec()
+        ));
     }
     match inst.op {
         Vop3p::WmmaI3216x16x16Iu8 | Vop3p::WmmaI3216x16x16Iu4 => integer(wave, inst),

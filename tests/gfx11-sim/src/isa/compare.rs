@@ -44,7 +44,9 @@ pub struct Comparison {
 
 const FLOATS: [Condition; 16] = {
     use Condition::*;
-    [F, Lt, Eq, Le, Gt, Lg, Ge, O, U, Nge, Nlg, Ngt, Nle, Neq, Nlt, T]
+    [
+        F, Lt, Eq, Le, Gt, Lg, Ge, O, U, Nge, Nlg, Ngt, Nle, Neq, Nlt, T,
+    ]
 };
 const INTEGERS: [Condition; 8] = {
     use Condition::*;
@@ -57,7 +59,10 @@ impl Comparison {
         let exec = code & 0x80 != 0;
         let code = code & 0x7f;
         let (ty, condition) = match code {
-            0x00..0x30 => ([Ty::F16, Ty::F32, Ty::F64][code as usize >> 4], FLOATS[code as usize & 15]),
+            0x00..0x30 => (
+                [Ty::F16, Ty::F32, Ty::F64][code as usize >> 4],
+                FLOATS[code as usize & 15],
+            ),
             0x30..0x60 => {
                 let types = [Ty::I16, Ty::U16, Ty::I32, Ty::U32, Ty::I64, Ty::U64];
                 let ty = types[(code as usize - 0x30) >> 3];
@@ -73,7 +78,11 @@ impl Comparison {
             0x7f => (Ty::F64, Condition::Class),
             _ => return None,
         };
-        Some(Self { ty, condition, exec })
+        Some(Self {
+            ty,
+            condition,
+            exec,
+        })
     }
 }
 

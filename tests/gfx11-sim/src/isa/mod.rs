@@ -240,15 +240,47 @@ impl DsInst {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Kind {
-    Sop1 { op: Sop1, dst: u8, src: Src },
-    Sop2 { op: Sop2, dst: u8, a: Src, b: Src },
+    Sop1 {
+        op: Sop1,
+        dst: u8,
+        src: Src,
+    },
+    Sop2 {
+        op: Sop2,
+        dst: u8,
+        a: Src,
+        b: Src,
+    },
     /// `src` is the literal of `s_setreg_imm32_b32`.
-    Sopk { op: Sopk, dst: u8, imm: i16 },
-    Sopc { op: Sopc, a: Src, b: Src },
-    Sopp { op: Sopp, imm: u16 },
-    Smem { op: Smem, dst: u8, base: u8, offset: i32, soffset: u8 },
+    Sopk {
+        op: Sopk,
+        dst: u8,
+        imm: i16,
+    },
+    Sopc {
+        op: Sopc,
+        a: Src,
+        b: Src,
+    },
+    Sopp {
+        op: Sopp,
+        imm: u16,
+    },
+    Smem {
+        op: Smem,
+        dst: u8,
+        base: u8,
+        offset: i32,
+        soffset: u8,
+    },
     /// Two sources and a constant: `s_fmaak_f32`, `s_fmamk_f32`, `s_setreg_imm32_b32`.
-    SopConst { op: SopConst, dst: u8, a: Src, b: Src, constant: u32 },
+    SopConst {
+        op: SopConst,
+        dst: u8,
+        a: Src,
+        b: Src,
+        constant: u32,
+    },
     Vector(Vector),
     Compare(Compare),
     Packed(Packed),

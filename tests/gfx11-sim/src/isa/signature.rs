@@ -91,11 +91,22 @@ pub fn vector_signature(op: Vop) -> VectorSignature {
     };
     let mut types = op.name().split('_').filter_map(Ty::parse);
     let dst = types.next().unwrap_or(B32);
-    let source = types.last().unwrap_or(dst);
-    let mut sig = VectorSignature { dst, reads_dst: false, sdst: false, src: [None; 3] };
+    let source = types.next_back().unwrap_or(dst);
+    let mut sig = VectorSignature {
+        dst,
+        reads_dst: false,
+        sdst: false,
+        src: [None; 3],
+    };
     sig.src[..count].fill(source);
     match op {
-        O::Nop => sig = VectorSignature { dst: None, src: [None; 3], ..sig },
+        O::Nop => {
+            sig = VectorSignature {
+                dst: None,
+                src: [None; 3],
+                ..sig
+            }
+        }
         O::CndmaskB32 | O::CndmaskB16 => sig.src[2] = Mask,
         O::Dot2accF32F16 | O::PkFmacF16 => {
             (sig.dst, sig.src) = (B32, [B32, B32, None]);
@@ -117,7 +128,9 @@ pub fn vector_signature(op: Vop) -> VectorSignature {
         | O::CvtPkU16U32
         | O::CvtPkI16I32 => sig.dst = B32,
         O::CvtPkNormI16F16 | O::CvtPkNormU16F16 => (sig.dst, sig.src) = (B32, [F16, F16, None]),
-        O::CvtF32Ubyte0 | O::CvtF32Ubyte1 | O::CvtF32Ubyte2 | O::CvtF32Ubyte3 | O::CvtOffF32I4 => sig.src[0] = B32,
+        O::CvtF32Ubyte0 | O::CvtF32Ubyte1 | O::CvtF32Ubyte2 | O::CvtF32Ubyte3 | O::CvtOffF32I4 => {
+            sig.src[0] = B32
+        }
         O::SatPkU8I16 => (sig.dst, sig.src) = (B16, [B32, None, None]),
         O::CvtPkU8F32 => (sig.dst, sig.src) = (B32, [F32, U32, U32]),
         O::LdexpF32 => sig.src = [F32, I32, None],
@@ -142,7 +155,9 @@ pub fn vector_signature(op: Vop) -> VectorSignature {
             sig.reads_dst = true;
         }
         O::SwapB32 | O::SwaprelB32 => sig.reads_dst = true,
-        O::SadU8 | O::SadHiU8 | O::SadU16 | O::SadU32 | O::MsadU8 | O::LerpU8 => (sig.dst, sig.src) = (U32, [U32; 3]),
+        O::SadU8 | O::SadHiU8 | O::SadU16 | O::SadU32 | O::MsadU8 | O::LerpU8 => {
+            (sig.dst, sig.src) = (U32, [U32; 3])
+        }
         O::QsadPkU16U8 | O::MqsadPkU16U8 => (sig.dst, sig.src) = (B64, [B64, B32, B64]),
         O::MqsadU32U8 => (sig.dst, sig.src) = (Regs(4), [B64, B32, Regs(4)]),
         _ => {}
@@ -170,7 +185,10 @@ pub fn packed_signature(op: Vop3p) -> (u8, [u8; 3]) {
         | P::PkMulF16
         | P::PkMinF16
         | P::PkMaxF16 => (1, [1, 1, 0]),
-        P::WmmaF3216x16x16F16 | P::WmmaF3216x16x16Bf16 | P::WmmaF1616x16x16F16 | P::WmmaBf1616x16x16Bf16 => (8, [8, 8, 8]),
+        P::WmmaF3216x16x16F16
+        | P::WmmaF3216x16x16Bf16
+        | P::WmmaF1616x16x16F16
+        | P::WmmaBf1616x16x16Bf16 => (8, [8, 8, 8]),
         P::WmmaI3216x16x16Iu8 => (8, [4, 4, 8]),
         P::WmmaI3216x16x16Iu4 => (8, [2, 2, 8]),
         _ => (1, [1, 1, 1]),

@@ -57,7 +57,7 @@ pub struct Nearest {
     pub len: u64,
     /// What it is.
     pub name: String,
-    /// Bytes from the address to its start (positive) or from its end to the address (negative).
+    /// Bytes from the address to its start (positive), or from its last byte to the address (negative); 0: it holds the address.
     pub distance: i64,
 }
 
@@ -67,12 +67,17 @@ fn nearest_text(nearest: &Option<Nearest>) -> String {
 
 impl std::fmt::Display for Nearest {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { base, len, name, distance } = self;
+        let Self {
+            base,
+            len,
+            name,
+            distance,
+        } = self;
         write!(f, "the nearest is {name} of {len} bytes at {base:#x}, ")?;
         match distance {
             0 => write!(f, "which holds its start"),
             n if *n > 0 => write!(f, "{n} bytes behind the address"),
-            n => write!(f, "which ends {} bytes before the address", -n),
+            n => write!(f, "which ends {} bytes before the address", -n - 1),
         }
     }
 }
@@ -91,14 +96,24 @@ impl Memory {
 
     /// An empty memory; without `track`, reads of bytes that were never written are not noticed.
     pub fn with_tracking(track: bool) -> Self {
-        let inner = Inner { regions: RwLock::default(), next: AtomicU64::new(FIRST), track };
+        let inner = Inner {
+            regions: RwLock::default(),
+            next: AtomicU64::new(FIRST),
+            track,
+        };
         Self(Arc::new(inner))
     }
 
     /// Allocates `len` bytes and gives their address, a multiple of 4096. Their contents count as unwritten.
     pub fn alloc(&self, len: u64) -> u64 {
         let base = self.reserve(len);
-        self.insert(Region::owned(base, len, Access::ReadWrite, "allocation", self.0.track));
+        self.insert(Region::owned(
+            base,
+            len,
+            Access::ReadWrite,
+            "allocation",
+            self.0.track,
+        ));
         base
     }
 
@@ -118,8 +133,14 @@ impl Memory {
 
     /// Frees what `alloc` or `map_host` gave.
     pub fn free(&self, address: u64) -> Result<(), MemoryError> {
-        let mut regions = self.0.regions.write().unwrap_or_else(PoisonError::into_inner);
-        let at = regions.binary_search_by_key(&address, |r| r.base).map_err(|_| MemoryError::NotAllocated { address })?;
+        let mut regions = self
+            .0
+            .regions
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        let at = regions
+            .binary_search_by_key(&address, |r| r.base)
+            .map_err(|_| MemoryError::NotAllocated { address })?;
         let mut list = regions.to_vec();
         list.remove(at);
         *regions = Arc::new(list);
@@ -190,11 +211,21 @@ impl Memory {
     }
 
     pub(crate) fn snapshot(&self) -> Regions {
-        Arc::clone(&self.0.regions.read().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(
+            &self
+                .0
+                .regions
+                .read()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
     }
 
     fn insert(&self, region: Region) {
-        let mut regions = self.0.regions.write().unwrap_or_else(PoisonError::into_inner);
+        let mut regions = self
+            .0
+            .regions
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         let at = regions.partition_point(|r| r.base < region.base);
         let mut list = regions.to_vec();
         list.insert(at, Arc::new(region));
@@ -208,13 +239,19 @@ impl Memory {
         {
             return Ok((Arc::clone(&regions[at]), address - regions[at].base));
         }
-        Err(MemoryError::OutOfBounds { address, len, nearest: nearest(&regions, address) })
+        Err(MemoryError::OutOfBounds {
+            address,
+            len,
+            nearest: nearest(&regions, address),
+        })
     }
 }
 
 /// The number of the region that holds an address.
 pub(crate) fn find(regions: &[Arc<Region>], address: u64) -> Option<usize> {
-    let at = regions.partition_point(|r| r.base <= address).checked_sub(1)?;
+    let at = regions
+        .partition_point(|r| r.base <= address)
+        .checked_sub(1)?;
     regions[at].holds(address, 1).then_some(at)
 }
 
@@ -222,13 +259,21 @@ pub(crate) fn find(regions: &[Arc<Region>], address: u64) -> Option<usize> {
 pub(crate) fn nearest(regions: &[Arc<Region>], address: u64) -> Option<Nearest> {
     let distance = |r: &Region| match address {
         a if a < r.base => i64::try_from(r.base - a).unwrap_or(i64::MAX),
-        a if a >= r.base + r.len => -i64::try_from(a - r.base - r.len).unwrap_or(i64::MAX),
+        a if a >= r.base + r.len => -i64::try_from(a - r.base - r.len + 1).unwrap_or(i64::MAX),
         _ => 0,
     };
     let before = regions.iter().rev().find(|r| r.base <= address);
     let after = regions.iter().find(|r| r.base > address);
-    let region = before.into_iter().chain(after).min_by_key(|r| distance(r).unsigned_abs())?;
-    Some(Nearest { base: region.base, len: region.len, name: region.name.into(), distance: distance(region) })
+    let region = before
+        .into_iter()
+        .chain(after)
+        .min_by_key(|r| distance(r).unsigned_abs())?;
+    Some(Nearest {
+        base: region.base,
+        len: region.len,
+        name: region.name.into(),
+        distance: distance(region),
+    })
 }
 
 #[cfg(test)]
@@ -249,9 +294,15 @@ mod tests {
         assert!(memory.write(a + 8, b"123").is_err());
         assert!(memory.write(a - 1, b"1").is_err());
         let error = memory.read(a + 10, &mut [0]).unwrap_err();
-        assert!(error.to_string().contains("which ends 0 bytes before"), "{error}");
+        assert!(
+            error.to_string().contains("which ends 0 bytes before"),
+            "{error}"
+        );
         memory.free(a).unwrap();
-        assert_eq!(memory.read(a, &mut [0]).is_err(), true);
-        assert_eq!(memory.free(a), Err(MemoryError::NotAllocated { address: a }));
+        assert!(memory.read(a, &mut [0]).is_err());
+        assert_eq!(
+            memory.free(a),
+            Err(MemoryError::NotAllocated { address: a })
+        );
     }
 }

@@ -48,13 +48,25 @@ impl Region {
     /// Zeroed memory that counts as unwritten.
     pub fn owned(base: u64, len: u64, access: Access, name: &'static str, track: bool) -> Self {
         // Whole dwords plus one: an unaligned access inside the region never leaves its host memory.
-        let bytes = usize::try_from(len.next_multiple_of(4) + 4).expect("an allocation fits the host's addresses");
+        let bytes = usize::try_from(len.next_multiple_of(4) + 4)
+            .expect("an allocation fits the host's addresses");
         let layout = Layout::from_size_align(bytes, 256).expect("a size below isize::MAX");
         // SAFETY: the size is not zero.
         let host = unsafe { alloc_zeroed(layout) };
-        let Some(host) = NonNull::new(host) else { handle_alloc_error(layout) };
+        let Some(host) = NonNull::new(host) else {
+            handle_alloc_error(layout)
+        };
         let written = track.then(|| (0..bytes / 4).map(|_| AtomicU8::new(0)).collect());
-        Self { base, len, access, name, host, layout: Some(layout), written, complete: AtomicBool::new(!track) }
+        Self {
+            base,
+            len,
+            access,
+            name,
+            host,
+            layout: Some(layout),
+            written,
+            complete: AtomicBool::new(!track),
+        }
     }
 
     /// Memory of the host at its own address, which counts as written.
@@ -67,17 +79,31 @@ impl Region {
         let host = NonNull::new(ptr).expect("memory of the host is not null");
         let base = ptr as u64;
         let complete = AtomicBool::new(true);
-        Self { base, len, access: Access::ReadWrite, name: "host memory", host, layout: None, written: None, complete }
+        Self {
+            base,
+            len,
+            access: Access::ReadWrite,
+            name: "host memory",
+            host,
+            layout: None,
+            written: None,
+            complete,
+        }
     }
 
     #[inline(always)]
     pub fn holds(&self, address: u64, len: u64) -> bool {
-        address >= self.base && address - self.base <= self.len && len <= self.len - (address - self.base)
+        address >= self.base
+            && address - self.base <= self.len
+            && len <= self.len - (address - self.base)
     }
 
     #[inline(always)]
     fn at(&self, offset: u64, len: u64) -> *mut u8 {
-        assert!(offset <= self.len && len <= self.len - offset, "a bug of the simulator: access outside a region");
+        assert!(
+            offset <= self.len && len <= self.len - offset,
+            "a bug of the simulator: access outside a region"
+        );
         // SAFETY: the offset was just checked to be inside the allocation.
         unsafe { self.host.as_ptr().add(offset as usize) }
     }
@@ -86,7 +112,7 @@ impl Region {
     #[inline(always)]
     pub fn load_u32(&self, offset: u64) -> u32 {
         let p = self.at(offset, 4);
-        if p.addr() % 4 == 0 {
+        if p.addr().is_multiple_of(4) {
             // SAFETY: inside the region (`at`), aligned, and accessed atomically everywhere.
             return unsafe { AtomicU32::from_ptr(p.cast()) }.load(Relaxed);
         }
@@ -97,7 +123,7 @@ impl Region {
     #[inline(always)]
     pub fn load_u16(&self, offset: u64) -> u16 {
         let p = self.at(offset, 2);
-        if p.addr() % 2 == 0 {
+        if p.addr().is_multiple_of(2) {
             // SAFETY: as in `load_u32`.
             return unsafe { AtomicU16::from_ptr(p.cast()) }.load(Relaxed);
         }
@@ -115,7 +141,7 @@ impl Region {
     #[inline(always)]
     pub fn store_u32(&self, offset: u64, value: u32) {
         let p = self.at(offset, 4);
-        if p.addr() % 4 == 0 {
+        if p.addr().is_multiple_of(4) {
             // SAFETY: as in `load_u32`.
             return unsafe { AtomicU32::from_ptr(p.cast()) }.store(value, Relaxed);
         }
@@ -128,7 +154,7 @@ impl Region {
     #[inline(always)]
     pub fn store_u16(&self, offset: u64, value: u16) {
         let p = self.at(offset, 2);
-        if p.addr() % 2 == 0 {
+        if p.addr().is_multiple_of(2) {
             // SAFETY: as in `load_u32`.
             return unsafe { AtomicU16::from_ptr(p.cast()) }.store(value, Relaxed);
         }
@@ -148,14 +174,18 @@ impl Region {
     pub fn atomic_u32(&self, offset: u64) -> Option<&AtomicU32> {
         let p = self.at(offset, 4);
         // SAFETY: inside the region, aligned when it is used, and it lives as long as `self`.
-        (p.addr() % 4 == 0).then(|| unsafe { AtomicU32::from_ptr(p.cast()) })
+        p.addr()
+            .is_multiple_of(4)
+            .then(|| unsafe { AtomicU32::from_ptr(p.cast()) })
     }
 
     /// The 8 bytes at an aligned offset, for atomics.
     pub fn atomic_u64(&self, offset: u64) -> Option<&AtomicU64> {
         let p = self.at(offset, 8);
         // SAFETY: as in `atomic_u32`.
-        (p.addr() % 8 == 0).then(|| unsafe { AtomicU64::from_ptr(p.cast()) })
+        p.addr()
+            .is_multiple_of(8)
+            .then(|| unsafe { AtomicU64::from_ptr(p.cast()) })
     }
 
     /// Whether all these bytes were written.
@@ -163,10 +193,11 @@ impl Region {
     pub fn is_written(&self, offset: u64, len: u64) -> bool {
         match &self.written {
             Some(written) if !self.complete.load(Relaxed) => {
-                if offset % 4 == 0 && len == 4 {
+                if offset.is_multiple_of(4) && len == 4 {
                     return written[(offset / 4) as usize].load(Relaxed) == 15;
                 }
-                (offset..offset + len).all(|o| written[(o / 4) as usize].load(Relaxed) >> (o % 4) & 1 != 0)
+                (offset..offset + len)
+                    .all(|o| written[(o / 4) as usize].load(Relaxed) >> (o % 4) & 1 != 0)
             }
             _ => true,
         }
@@ -179,13 +210,13 @@ impl Region {
         if self.complete.load(Relaxed) {
             return;
         }
-        if offset % 4 == 0 && len == 4 {
+        if offset.is_multiple_of(4) && len == 4 {
             written[(offset / 4) as usize].store(15, Relaxed);
             return;
         }
         let mut o = offset;
         while o < offset + len {
-            if o % 4 == 0 && o + 4 <= offset + len {
+            if o.is_multiple_of(4) && o + 4 <= offset + len {
                 written[(o / 4) as usize].store(15, Relaxed);
                 o += 4;
             } else {
@@ -228,7 +259,10 @@ impl Region {
         let tail = chunks.remainder();
         let mut at = offset;
         for chunk in chunks {
-            self.store_u32(at, u32::from_le_bytes(chunk.try_into().expect("chunks of four")));
+            self.store_u32(
+                at,
+                u32::from_le_bytes(chunk.try_into().expect("chunks of four")),
+            );
             at += 4;
         }
         for &byte in tail {

@@ -59,7 +59,9 @@ impl Descriptor {
         let bit = |n: u32| properties >> n & 1 != 0;
         let wave_size = if bit(10) { 32 } else { 64 };
         if wave_size != 32 {
-            return Err(ObjectError::Unsupported(format!("kernel {name}: wave64 (compile with -mwavefrontsize32, the default)")));
+            return Err(ObjectError::Unsupported(format!(
+                "kernel {name}: wave64 (compile with -mwavefrontsize32, the default)"
+            )));
         }
         Ok(Self {
             group_segment_fixed_size: b.u32(0, what)?,
@@ -71,7 +73,10 @@ impl Descriptor {
             workgroup_ids: [7, 8, 9].map(|n| rsrc2 >> n & 1 != 0),
             workgroup_info: rsrc2 >> 10 & 1 != 0,
             work_item_ids: rsrc2 >> 11 & 3,
-            mode: rsrc1 >> 12 & 0xff | (rsrc1 >> 21 & 1) << 8 | (rsrc1 >> 23 & 1) << 9 | (rsrc1 >> 26 & 1) << 23,
+            mode: rsrc1 >> 12 & 0xff
+                | (rsrc1 >> 21 & 1) << 8
+                | (rsrc1 >> 23 & 1) << 9
+                | (rsrc1 >> 26 & 1) << 23,
             user: UserRegisters {
                 private_segment_buffer: bit(0),
                 dispatch_ptr: bit(1),

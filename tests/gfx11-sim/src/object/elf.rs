@@ -48,23 +48,36 @@ impl<'a> Elf<'a> {
     pub fn read(file: &'a [u8]) -> Result<Self, ObjectError> {
         let b = Bytes(file);
         if file.get(..7) != Some(b"\x7fELF\x02\x01\x01") {
-            return Err(ObjectError::Malformed("no 64-bit little-endian ELF header at offset 0".into()));
+            return Err(ObjectError::Malformed(
+                "no 64-bit little-endian ELF header at offset 0".into(),
+            ));
         }
         if file.get(7) != Some(&HSA) || b.u16(18, "e_machine")? != MACHINE {
-            return Err(ObjectError::Malformed("not an ELF of AMDGPU with the HSA ABI (e_machine 224, OS/ABI 64)".into()));
+            return Err(ObjectError::Malformed(
+                "not an ELF of AMDGPU with the HSA ABI (e_machine 224, OS/ABI 64)".into(),
+            ));
         }
         let flags = b.u32(48, "e_flags")?;
         if flags & 0xff != GFX1151 {
             return Err(ObjectError::WrongTarget { found: flags });
         }
-        let mut elf = Self { segments: Vec::new(), symbols: Vec::new(), relocations: Vec::new(), metadata: None };
+        let mut elf = Self {
+            segments: Vec::new(),
+            symbols: Vec::new(),
+            relocations: Vec::new(),
+            metadata: None,
+        };
         elf.read_segments(b)?;
         elf.read_sections(b)?;
         Ok(elf)
     }
 
     fn read_segments(&mut self, b: Bytes<'a>) -> Result<(), ObjectError> {
-        let (offset, size, count) = (b.u64(32, "e_phoff")?, b.u16(54, "e_phentsize")?, b.u16(56, "e_phnum")?);
+        let (offset, size, count) = (
+            b.u64(32, "e_phoff")?,
+            b.u16(54, "e_phentsize")?,
+            b.u16(56, "e_phnum")?,
+        );
         for i in 0..u64::from(count) {
             let at = offset.saturating_add(i * u64::from(size));
             let kind = b.u32(at, "p_type")?;
@@ -80,7 +93,10 @@ impl<'a> Elf<'a> {
                         writable: flags & 2 != 0,
                     };
                     if segment.memory_len < file_len || segment.memory_len > 1 << 32 {
-                        return Err(ObjectError::Malformed(format!("segment {i}: p_memsz {} is no size", segment.memory_len)));
+                        return Err(ObjectError::Malformed(format!(
+                            "segment {i}: p_memsz {} is no size",
+                            segment.memory_len
+                        )));
                     }
                     self.segments.push(segment);
                 }
@@ -94,7 +110,10 @@ impl<'a> Elf<'a> {
     fn read_notes(&mut self, notes: Bytes<'a>) -> Result<(), ObjectError> {
         let mut at = 0u64;
         while at + 12 <= notes.0.len() as u64 {
-            let (name_len, len) = (u64::from(notes.u32(at, "note")?), u64::from(notes.u32(at + 4, "note")?));
+            let (name_len, len) = (
+                u64::from(notes.u32(at, "note")?),
+                u64::from(notes.u32(at + 4, "note")?),
+            );
             let kind = notes.u32(at + 8, "note")?;
             let name = notes.slice(at + 12, name_len, "note's name")?;
             let start = at + 12 + name_len.next_multiple_of(4);
@@ -108,13 +127,21 @@ impl<'a> Elf<'a> {
     }
 
     fn read_sections(&mut self, b: Bytes<'a>) -> Result<(), ObjectError> {
-        let (offset, size, count) = (b.u64(40, "e_shoff")?, b.u16(58, "e_shentsize")?, b.u16(60, "e_shnum")?);
+        let (offset, size, count) = (
+            b.u64(40, "e_shoff")?,
+            b.u16(58, "e_shentsize")?,
+            b.u16(60, "e_shnum")?,
+        );
         let header = |i: u64| offset.saturating_add(i.saturating_mul(u64::from(size)));
         for i in 0..u64::from(count) {
             let at = header(i);
             let kind = b.u32(at + 4, "sh_type")?;
             let body = |at: u64| -> Result<&'a [u8], ObjectError> {
-                b.slice(b.u64(at + 24, "sh_offset")?, b.u64(at + 32, "sh_size")?, "section")
+                b.slice(
+                    b.u64(at + 24, "sh_offset")?,
+                    b.u64(at + 32, "sh_size")?,
+                    "section",
+                )
             };
             match kind {
                 // SHT_DYNSYM, with its strings in the linked section.
@@ -145,7 +172,11 @@ impl<'a> Elf<'a> {
         for entry in table.0.chunks_exact(24) {
             let entry_bytes = Bytes(entry);
             self.symbols.push(Symbol {
-                name: text(strings, entry_bytes.u32(0, "st_name")? as usize, "symbol's name")?,
+                name: text(
+                    strings,
+                    entry_bytes.u32(0, "st_name")? as usize,
+                    "symbol's name",
+                )?,
                 kind: entry[4] & 15,
                 defined: entry_bytes.u16(6, "st_shndx")? != 0,
                 address: entry_bytes.u64(8, "st_value")?,

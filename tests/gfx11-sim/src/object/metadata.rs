@@ -55,19 +55,30 @@ pub(super) fn read(note: &[u8]) -> Result<Vec<KernelMetadata>, ObjectError> {
     if let Some(target) = root.get("amdhsa.target").and_then(Value::as_text)
         && !target.ends_with("-gfx1151")
     {
-        return Err(ObjectError::Malformed(format!("metadata names target {target}, expected amdgcn-amd-amdhsa--gfx1151")));
+        return Err(ObjectError::Malformed(format!(
+            "metadata names target {target}, expected amdgcn-amd-amdhsa--gfx1151"
+        )));
     }
-    let kernels = root.get("amdhsa.kernels").and_then(Value::as_array).unwrap_or_default();
+    let kernels = root
+        .get("amdhsa.kernels")
+        .and_then(Value::as_array)
+        .unwrap_or_default();
     kernels.iter().map(kernel).collect()
 }
 
 fn kernel(value: &Value) -> Result<KernelMetadata, ObjectError> {
     let name = text(value, ".name", "a kernel")?;
     let number = |key: &str| number(value, key, &name);
-    let args = value.get(".args").and_then(Value::as_array).unwrap_or_default();
+    let args = value
+        .get(".args")
+        .and_then(Value::as_array)
+        .unwrap_or_default();
     Ok(KernelMetadata {
         symbol: text(value, ".symbol", &name)?,
-        args: args.iter().map(|arg| self::arg(arg, &name)).collect::<Result<_, _>>()?,
+        args: args
+            .iter()
+            .map(|arg| self::arg(arg, &name))
+            .collect::<Result<_, _>>()?,
         kernarg_size: number(".kernarg_segment_size")?,
         lds: number(".group_segment_fixed_size")?,
         private: number(".private_segment_fixed_size")?,
@@ -82,7 +93,10 @@ fn kernel(value: &Value) -> Result<KernelMetadata, ObjectError> {
 
 fn arg(value: &Value, kernel: &str) -> Result<Arg, ObjectError> {
     Ok(Arg {
-        name: value.get(".name").and_then(Value::as_text).map(String::from),
+        name: value
+            .get(".name")
+            .and_then(Value::as_text)
+            .map(String::from),
         offset: number(value, ".offset", kernel)?,
         size: number(value, ".size", kernel)?,
         kind: text(value, ".value_kind", kernel)?,
@@ -91,10 +105,15 @@ fn arg(value: &Value, kernel: &str) -> Result<Arg, ObjectError> {
 
 fn text(value: &Value, key: &str, of: &str) -> Result<String, ObjectError> {
     let found = value.get(key).and_then(Value::as_text);
-    found.map(String::from).ok_or_else(|| ObjectError::Malformed(format!("metadata of {of}: no text {key}")))
+    found
+        .map(String::from)
+        .ok_or_else(|| ObjectError::Malformed(format!("metadata of {of}: no text {key}")))
 }
 
 fn number(value: &Value, key: &str, of: &str) -> Result<u32, ObjectError> {
-    let found = value.get(key).and_then(Value::as_int).and_then(|n| u32::try_from(n).ok());
+    let found = value
+        .get(key)
+        .and_then(Value::as_int)
+        .and_then(|n| u32::try_from(n).ok());
     found.ok_or_else(|| ObjectError::Malformed(format!("metadata of {of}: no 32-bit number {key}")))
 }

@@ -23,7 +23,9 @@ pub enum ObjectError {
     #[error("code object: {0}")]
     Malformed(String),
     /// Code for another chip.
-    #[error("code object: e_flags {found:#x} name another chip, expected gfx1151 (0x4a): compile with --offload-arch=gfx1151")]
+    #[error(
+        "code object: e_flags {found:#x} name another chip, expected gfx1151 (0x4a): compile with --offload-arch=gfx1151"
+    )]
     WrongTarget {
         /// All of `e_flags`.
         found: u32,
@@ -86,7 +88,9 @@ impl CodeObject {
     /// Reads, checks and loads a code object of gfx1151 (the ELF itself, no bundle of several targets).
     pub fn load(memory: &Memory, file: &[u8]) -> Result<Self, ObjectError> {
         let elf = Elf::read(file)?;
-        let note = elf.metadata.ok_or_else(|| ObjectError::Malformed("no AMDGPU metadata note".into()))?;
+        let note = elf
+            .metadata
+            .ok_or_else(|| ObjectError::Malformed("no AMDGPU metadata note".into()))?;
         let metadata = metadata::read(note)?;
         let mut image = Image::of(&elf)?;
         // Segments keep their distances, so all lie in one range of addresses.
@@ -95,14 +99,31 @@ impl CodeObject {
         let segments = Arc::new(image.install(&elf, memory, base));
         let mut codes = Vec::new();
         for segment in elf.segments.iter().filter(|s| s.executable) {
-            codes.push((segment.address, Arc::new(Code::decode(segment.bytes, base + segment.address, &elf_functions(&elf, base)))));
+            codes.push((
+                segment.address,
+                Arc::new(Code::decode(
+                    segment.bytes,
+                    base + segment.address,
+                    &elf_functions(&elf, base),
+                )),
+            ));
         }
         let kernels = metadata
             .into_iter()
-            .map(|meta| Ok((meta.name.clone(), kernel(&elf, &image, meta, &codes, &segments)?)))
+            .map(|meta| {
+                Ok((
+                    meta.name.clone(),
+                    kernel(&elf, &image, meta, &codes, &segments)?,
+                ))
+            })
             .collect::<Result<_, ObjectError>>()?;
-        let objects = elf.symbols.iter().filter(|s| s.kind == 1 && s.defined && !s.name.ends_with(".kd"));
-        let variables = objects.map(|s| (s.name.clone(), (base + s.address, s.len))).collect();
+        let objects = elf
+            .symbols
+            .iter()
+            .filter(|s| s.kind == 1 && s.defined && !s.name.ends_with(".kd"));
+        let variables = objects
+            .map(|s| (s.name.clone(), (base + s.address, s.len)))
+            .collect();
         Ok(Self { kernels, variables })
     }
 
@@ -123,7 +144,11 @@ impl CodeObject {
 }
 
 fn elf_functions(elf: &Elf, base: u64) -> Vec<(u64, String)> {
-    elf.symbols.iter().filter(|s| s.kind == 2 && s.defined).map(|s| (base + s.address, s.name.clone())).collect()
+    elf.symbols
+        .iter()
+        .filter(|s| s.kind == 2 && s.defined)
+        .map(|s| (base + s.address, s.name.clone()))
+        .collect()
 }
 
 fn kernel(
@@ -133,13 +158,27 @@ fn kernel(
     codes: &[(u64, Arc<Code>)],
     segments: &Arc<Segments>,
 ) -> Result<Kernel, ObjectError> {
-    let symbol = elf.symbols.iter().find(|s| s.name == metadata.symbol && s.defined);
-    let symbol = symbol.ok_or_else(|| ObjectError::Malformed(format!("kernel {}: no symbol {}", metadata.name, metadata.symbol)))?;
+    let symbol = elf
+        .symbols
+        .iter()
+        .find(|s| s.name == metadata.symbol && s.defined);
+    let symbol = symbol.ok_or_else(|| {
+        ObjectError::Malformed(format!(
+            "kernel {}: no symbol {}",
+            metadata.name, metadata.symbol
+        ))
+    })?;
     let descriptor = Descriptor::read(image.bytes(symbol.address, 64)?, &metadata.name)?;
     let entry = symbol.address.wrapping_add_signed(descriptor.entry_offset);
-    let inside = codes.iter().find(|(address, code)| entry >= *address && entry - address < 4 * code.len() as u64 && entry % 4 == 0);
-    let (address, code) = inside
-        .ok_or_else(|| ObjectError::Malformed(format!("kernel {}: its entry {entry:#x} is in no executable segment", metadata.name)))?;
+    let inside = codes.iter().find(|(address, code)| {
+        entry >= *address && entry - address < 4 * code.len() as u64 && entry % 4 == 0
+    });
+    let (address, code) = inside.ok_or_else(|| {
+        ObjectError::Malformed(format!(
+            "kernel {}: its entry {entry:#x} is in no executable segment",
+            metadata.name
+        ))
+    })?;
     Ok(Kernel {
         entry: ((entry - address) / 4) as usize,
         code: Arc::clone(code),
@@ -169,13 +208,20 @@ impl Image {
     }
 
     fn end(&self) -> u64 {
-        self.parts.iter().map(|(address, bytes)| address + bytes.len() as u64).max().unwrap_or(0)
+        self.parts
+            .iter()
+            .map(|(address, bytes)| address + bytes.len() as u64)
+            .max()
+            .unwrap_or(0)
     }
 
     fn bytes(&self, address: u64, len: usize) -> Result<&[u8], ObjectError> {
-        let part = self.parts.iter().find(|(base, bytes)| address >= *base && address - base + len as u64 <= bytes.len() as u64);
-        let (base, bytes) =
-            part.ok_or_else(|| ObjectError::Malformed(format!("{len} bytes at {address:#x} are in no segment")))?;
+        let part = self.parts.iter().find(|(base, bytes)| {
+            address >= *base && address - base + len as u64 <= bytes.len() as u64
+        });
+        let (base, bytes) = part.ok_or_else(|| {
+            ObjectError::Malformed(format!("{len} bytes at {address:#x} are in no segment"))
+        })?;
         let from = (address - base) as usize;
         Ok(&bytes[from..from + len])
     }
@@ -185,17 +231,29 @@ impl Image {
         for relocation in &elf.relocations {
             let symbol = || {
                 let symbol = elf.symbols.get(relocation.symbol).filter(|s| s.defined);
-                let none = || ObjectError::Malformed(format!("a relocation names symbol {}, which has no place", relocation.symbol));
+                let none = || {
+                    ObjectError::Malformed(format!(
+                        "a relocation names symbol {}, which has no place",
+                        relocation.symbol
+                    ))
+                };
                 symbol.map(|s| base + s.address).ok_or_else(none)
             };
             let value = match relocation.kind {
                 3 => symbol()?.wrapping_add_signed(relocation.addend),
                 13 => base.wrapping_add_signed(relocation.addend),
-                kind => return Err(ObjectError::Unsupported(format!("relocation kind {kind} at {:#x}", relocation.address))),
+                kind => {
+                    return Err(ObjectError::Unsupported(format!(
+                        "relocation kind {kind} at {:#x}",
+                        relocation.address
+                    )));
+                }
             };
             self.bytes(relocation.address, 8)?;
             for (address, bytes) in &mut self.parts {
-                if relocation.address >= *address && relocation.address - *address + 8 <= bytes.len() as u64 {
+                if relocation.address >= *address
+                    && relocation.address - *address + 8 <= bytes.len() as u64
+                {
                     let at = (relocation.address - *address) as usize;
                     bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
                 }
@@ -210,11 +268,22 @@ impl Image {
             if bytes.is_empty() {
                 continue;
             }
-            let access = if segment.writable { Access::ReadWrite } else { Access::Read };
-            let name = if segment.executable { "code" } else { "code object's data" };
+            let access = if segment.writable {
+                Access::ReadWrite
+            } else {
+                Access::Read
+            };
+            let name = if segment.executable {
+                "code"
+            } else {
+                "code object's data"
+            };
             memory.install(base + address, bytes, access, name);
             addresses.push(base + address);
         }
-        Segments { memory: memory.clone(), addresses }
+        Segments {
+            memory: memory.clone(),
+            addresses,
+        }
     }
 }

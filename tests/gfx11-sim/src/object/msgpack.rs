@@ -19,7 +19,10 @@ impl Value {
     /// A map's value by its key.
     pub fn get(&self, key: &str) -> Option<&Value> {
         match self {
-            Value::Map(entries) => entries.iter().find(|(k, _)| matches!(k, Value::Text(text) if text == key)).map(|(_, v)| v),
+            Value::Map(entries) => entries
+                .iter()
+                .find(|(k, _)| matches!(k, Value::Text(text) if text == key))
+                .map(|(_, v)| v),
             _ => None,
         }
     }
@@ -61,11 +64,18 @@ struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     fn fail<T>(&self, why: &str) -> Result<T, ObjectError> {
-        Err(ObjectError::Malformed(format!("metadata: {why} at byte {}", self.at)))
+        Err(ObjectError::Malformed(format!(
+            "metadata: {why} at byte {}",
+            self.at
+        )))
     }
 
     fn take(&mut self, len: usize) -> Result<&'a [u8], ObjectError> {
-        match self.at.checked_add(len).and_then(|end| self.bytes.get(self.at..end)) {
+        match self
+            .at
+            .checked_add(len)
+            .and_then(|end| self.bytes.get(self.at..end))
+        {
             Some(slice) => {
                 self.at += len;
                 Ok(slice)
@@ -76,7 +86,10 @@ impl<'a> Reader<'a> {
 
     /// A big-endian number of up to eight bytes.
     fn number(&mut self, len: usize) -> Result<u64, ObjectError> {
-        Ok(self.take(len)?.iter().fold(0, |n, &b| n << 8 | u64::from(b)))
+        Ok(self
+            .take(len)?
+            .iter()
+            .fold(0, |n, &b| n << 8 | u64::from(b)))
     }
 
     fn length(&mut self, bytes: usize) -> Result<usize, ObjectError> {
@@ -160,7 +173,14 @@ mod tests {
         let bytes = b"\x82\xa4.neg\xd0\xff\xa1x\x93\x01\xcd\x01\x00\xc3";
         let value = decode(bytes).unwrap();
         assert_eq!(value.get(".neg"), Some(&Value::Int(-1)));
-        assert_eq!(value.get("x"), Some(&Value::Array(vec![Value::Int(1), Value::Int(256), Value::Bool(true)])));
+        assert_eq!(
+            value.get("x"),
+            Some(&Value::Array(vec![
+                Value::Int(1),
+                Value::Int(256),
+                Value::Bool(true)
+            ]))
+        );
     }
 
     #[test]

@@ -17,8 +17,18 @@ pub(super) fn data(wave: &Wave, first: usize, op: Atomic, lane: usize) -> (u64, 
 
 /// The new value. `old`, `value` and `compare` have 32 bits unless the atomic is wide.
 pub(crate) fn combine(op: Atomic, old: u64, value: u64, compare: u64) -> u64 {
-    let max = if op.wide { u64::MAX } else { u64::from(u32::MAX) };
-    let signed = |x: u64| if op.wide { x as i64 } else { i64::from(x as u32 as i32) };
+    let max = if op.wide {
+        u64::MAX
+    } else {
+        u64::from(u32::MAX)
+    };
+    let signed = |x: u64| {
+        if op.wide {
+            x as i64
+        } else {
+            i64::from(x as u32 as i32)
+        }
+    };
     let same_float = || {
         if op.wide {
             f64::from_bits(old) == f64::from_bits(compare)
@@ -29,10 +39,18 @@ pub(crate) fn combine(op: Atomic, old: u64, value: u64, compare: u64) -> u64 {
     let new = match op.op {
         AtomicOp::Swap => value,
         AtomicOp::CompareSwap => {
-            if old == compare { value } else { old }
+            if old == compare {
+                value
+            } else {
+                old
+            }
         }
         AtomicOp::CompareSwapFloat => {
-            if same_float() { value } else { old }
+            if same_float() {
+                value
+            } else {
+                old
+            }
         }
         AtomicOp::Add => old.wrapping_add(value),
         AtomicOp::Sub => old.wrapping_sub(value),
@@ -46,12 +64,31 @@ pub(crate) fn combine(op: Atomic, old: u64, value: u64, compare: u64) -> u64 {
         AtomicOp::Or => old | value,
         AtomicOp::Xor => old ^ value,
         // Up to the value, then around; down from it.
-        AtomicOp::Inc => if old >= value { 0 } else { old + 1 },
-        AtomicOp::Dec => if old == 0 || old > value { value } else { old - 1 },
-        AtomicOp::AddFloat => u64::from((f32::from_bits(old as u32) + f32::from_bits(value as u32)).to_bits()),
+        AtomicOp::Inc => {
+            if old >= value {
+                0
+            } else {
+                old + 1
+            }
+        }
+        AtomicOp::Dec => {
+            if old == 0 || old > value {
+                value
+            } else {
+                old - 1
+            }
+        }
+        AtomicOp::AddFloat => {
+            u64::from((f32::from_bits(old as u32) + f32::from_bits(value as u32)).to_bits())
+        }
         AtomicOp::MinFloat | AtomicOp::MaxFloat if op.wide => {
             let (a, b) = (f64::from_bits(old), f64::from_bits(value));
-            (if op.op == AtomicOp::MinFloat { a.min(b) } else { a.max(b) }).to_bits()
+            (if op.op == AtomicOp::MinFloat {
+                a.min(b)
+            } else {
+                a.max(b)
+            })
+            .to_bits()
         }
         AtomicOp::MinFloat => u64::from(min_f32(old as u32, value as u32, false)),
         AtomicOp::MaxFloat => u64::from(max_f32(old as u32, value as u32, false)),
