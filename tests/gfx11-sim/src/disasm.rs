@@ -3,9 +3,10 @@
 use std::fmt::Write;
 
 use crate::isa::{
-    Compare, Condition, Dpp, Ds, DsInst, Flat, FlatInst, Inst, Kind, Mods, Packed, Segment, Src,
+    Compare, Condition, Dpp, DsInst, Flat, FlatInst, Inst, Kind, Mods, Packed, Segment, Src,
     Ty, Vector, Vop, Vop3p, packed_signature, sreg, vector_signature,
 };
+use crate::wave::FLOATS_16;
 use crate::memory_op::{DsOp, FlatOp, ds_op, flat_op};
 
 mod scalar;
@@ -158,7 +159,10 @@ fn modified(source: Src, ty: Ty, i: usize, mods: &Mods) -> String {
     let bit = |mask: u8| mask >> i & 1 != 0;
     let mut text = match (source, ty) {
         (Src::Float(8), Ty::F64 | Ty::B64) => "0.15915494309189532".into(),
-        (Src::Float(8), Ty::F16 | Ty::B16) => "0.1592".into(),
+        (Src::Float(8), Ty::F16) => "0.1592".into(),
+        // LLVM has no names for floats as 16-bit integers.
+        (Src::Float(n), Ty::I16 | Ty::U16 | Ty::B16) => format!("{:#x}", FLOATS_16[usize::from(n)]),
+        (Src::Literal(n), ty) if ty.is_16() => format!("{:#x}", n & 0xffff),
         _ => src(source, ty.registers()),
     };
     if bit(mods.abs) {
@@ -172,6 +176,10 @@ fn modified(source: Src, ty: Ty, i: usize, mods: &Mods) -> String {
         (true, _) => format!("-{text}"),
         _ => text,
     }
+}
+
+fn half_name(high: u8, i: usize) -> &'static str {
+    if high >> i & 1 != 0 { ".h" } else { ".l" }
 }
 
 fn result_modifiers(mods: &Mods, sources: u8) -> String {
@@ -247,6 +255,8 @@ fn vector(inst: &Vector, whole: &Inst) -> String {
     match sig.dst {
         Ty::None => {}
         Ty::Scalar => parts.push(s(inst.dst, 1)),
+        // The one operation of this LLVM whose operands are halves by name.
+        _ if inst.op == Vop::MovB16 => parts.push(v(inst.dst, 1) + half_name(inst.mods.high, 3)),
         ty => parts.push(v(inst.dst, ty.registers())),
     }
     if sig.sdst {
@@ -266,8 +276,9 @@ fn vector(inst: &Vector, whole: &Inst) -> String {
         } else {
             inst.mods
         };
-        parts.push(match (inst.op, i) {
+        parts.push(match (inst.op, inst.src[i]) {
             // 16-bit registers of the short encodings are told by halves.
+            (Vop::MovB16, Src::V(_)) => modified(inst.src[i], ty, i, &mods) + half_name(inst.mods.high, i),
             _ if short && ty.is_16() && inst.mods.high >> i & 1 != 0 => {
                 modified(inst.src[i], ty, i, &mods) + ".h"
             }
@@ -462,13 +473,15 @@ fn ds(inst: &DsInst) -> String {
         DsOp::Counter { .. } => parts.push(v(inst.dst, 1)),
         DsOp::Nop => {}
         DsOp::Other => {
-            let rtn = inst.op.name().contains("_rtn");
-            if rtn {
-                parts.push(v(inst.dst, 1));
+            let name = inst.op.name();
+            two = name.contains("2addr");
+            let n = 1 + u8::from(name.ends_with("64"));
+            if name.contains("_rtn") {
+                parts.push(v(inst.dst, if two { 2 * n } else { n }));
             }
-            parts.extend([v(inst.addr, 1), v(inst.data0, 1)]);
-            if matches!(inst.op, Ds::MskorB32 | Ds::MskorRtnB32 | Ds::WrapRtnB32) {
-                parts.push(v(inst.data1, 1));
+            parts.extend([v(inst.addr, 1), v(inst.data0, n)]);
+            if two || name.contains("mskor") || name.contains("wrap") {
+                parts.push(v(inst.data1, n));
             }
         }
     }

@@ -394,7 +394,7 @@ const FLOATS_32: [u32; 9] = [
     0xc080_0000,
     0x3e22_f983,
 ];
-const FLOATS_16: [u16; 9] = [
+pub(crate) const FLOATS_16: [u16; 9] = [
     0x3800, 0xb800, 0x3c00, 0xbc00, 0x4000, 0xc000, 0x4400, 0xc400, 0x3118,
 ];
 const FLOATS_64: [u64; 9] = [

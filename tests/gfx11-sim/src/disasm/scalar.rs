@@ -44,7 +44,12 @@ pub(super) fn operands(kind: Kind, inst: &Inst) -> String {
         }
         Kind::Sop2 { op, dst, a, b } => {
             let (to, from_a, from_b) = sop2_widths(op);
-            format!("{}, {}, {}", s(dst, to), src(a, from_a), src(b, from_b))
+            let half = op.name().ends_with("_f16");
+            let text = |source, n| match source {
+                Src::Literal(bits) if half => format!("{:#x}", bits & 0xffff),
+                _ => src(source, n),
+            };
+            format!("{}, {}, {}", s(dst, to), text(a, from_a), text(b, from_b))
         }
         Kind::Sopc { op, a, b } => {
             let wide = op.name().ends_with("64");
