@@ -3,11 +3,11 @@
 use std::fmt::Write;
 
 use crate::isa::{
-    Compare, Condition, Dpp, DsInst, Flat, FlatInst, Inst, Kind, Mods, Packed, Segment, Src,
-    Ty, Vector, Vop, Vop3p, packed_signature, sreg, vector_signature,
+    Compare, Condition, Dpp, DsInst, Flat, FlatInst, Inst, Kind, Mods, Packed, Segment, Src, Ty,
+    Vector, Vop, Vop3p, packed_signature, sreg, vector_signature,
 };
-use crate::wave::FLOATS_16;
 use crate::memory_op::{DsOp, FlatOp, ds_op, flat_op};
+use crate::wave::FLOATS_16;
 
 mod scalar;
 pub(crate) use scalar::{sop1_widths, sop2_widths};
@@ -278,7 +278,9 @@ fn vector(inst: &Vector, whole: &Inst) -> String {
         };
         parts.push(match (inst.op, inst.src[i]) {
             // 16-bit registers of the short encodings are told by halves.
-            (Vop::MovB16, Src::V(_)) => modified(inst.src[i], ty, i, &mods) + half_name(inst.mods.high, i),
+            (Vop::MovB16, Src::V(_)) => {
+                modified(inst.src[i], ty, i, &mods) + half_name(inst.mods.high, i)
+            }
             _ if short && ty.is_16() && inst.mods.high >> i & 1 != 0 => {
                 modified(inst.src[i], ty, i, &mods) + ".h"
             }

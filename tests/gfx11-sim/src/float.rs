@@ -118,6 +118,19 @@ pub fn fma_odd(a: f32, b: f32, c: f32) -> f32 {
     f32::from_bits(if inexact { truncated | 1 } else { bits })
 }
 
+/// `a * b + c` of f32 in f64, rounded to odd: a later rounding to f32, whatever the scale, is the only one that counts.
+pub fn fma_f32_odd(a: f32, b: f32, c: f32) -> f64 {
+    let (p, c) = (f64::from(a) * f64::from(b), f64::from(c));
+    let sum = p + c;
+    let p_part = sum - c;
+    let error = (p - p_part) + (c - (sum - p_part));
+    if error == 0.0 || !sum.is_finite() {
+        return sum;
+    }
+    let away = (error < 0.0) == (sum > 0.0);
+    f64::from_bits((sum.to_bits() - u64::from(away)) | 1)
+}
+
 const QUIET_32: u32 = 0x0040_0000;
 
 #[inline(always)]

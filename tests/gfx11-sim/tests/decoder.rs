@@ -19,7 +19,8 @@ fn llvm_text(encodings: &[Vec<u32>]) -> Vec<Option<String>> {
         input += &format!("[{}]\n[0x34,0x12,0x80,0xbf]\n", bytes.join(","));
     }
     let args = ["--disassemble", "-triple=amdgcn", "-mcpu=gfx1151"];
-    let text = String::from_utf8(llvm_of_parts("llvm-mc-19", &args, input.as_bytes())).expect("text");
+    let text =
+        String::from_utf8(llvm_of_parts("llvm-mc-19", &args, input.as_bytes())).expect("text");
     let mut out = Vec::new();
     let mut lines: Vec<String> = Vec::new();
     for line in text
@@ -70,13 +71,20 @@ fn compare(encodings: &[Vec<u32>]) -> usize {
 fn scalar_arithmetic() {
     let mut all = Vec::new();
     for op in 0..0x60u32 {
-        let tail = if matches!(op, 0x45 | 0x46) { vec![0x1234] } else { vec![] };
+        let tail = if matches!(op, 0x45 | 0x46) {
+            vec![0x1234]
+        } else {
+            vec![]
+        };
         for (a, b) in [(4, 2), (106, 193), (128, 240), (126, 4)] {
             let head = vec![0x8000_0000 | op << 23 | 8 << 16 | b << 8 | a];
             all.push([head, tail.clone()].concat());
         }
         if tail.is_empty() {
-            all.push(vec![0x8000_0000 | op << 23 | 8 << 16 | 2 << 8 | 255, 0xdead_beef]);
+            all.push(vec![
+                0x8000_0000 | op << 23 | 8 << 16 | 2 << 8 | 255,
+                0xdead_beef,
+            ]);
         }
     }
     for op in (0..256u32).filter(|op| !matches!(op, 0x4c | 0x4d)) {
@@ -103,7 +111,9 @@ fn program_control() {
     for imm in [0x00a9, 0x00a1, 0x0002, 0x0091, 0x0125, 0x01b5, 0x0000] {
         all.push(vec![0xbf87_0000 | imm]);
     }
-    for op in [0x00, 0x03, 0x05, 0x20, 0x21, 0x22, 0x23, 0x24, 0x25, 0x26, 0x35, 0x3d, 0x1f] {
+    for op in [
+        0x00, 0x03, 0x05, 0x20, 0x21, 0x22, 0x23, 0x24, 0x25, 0x26, 0x35, 0x3d, 0x1f,
+    ] {
         all.push(vec![0xbf80_0000 | op << 16 | 3]);
     }
     all.push(vec![0xbfb6_0003]);
@@ -139,7 +149,14 @@ fn vectors() {
 fn long_vectors() {
     let mut all = Vec::new();
     for op in 0..1024u32 {
-        for (a, b, c) in [(0x102, 0, 0), (0x102, 0x104, 0), (0x102, 0x104, 0x106), (0x102, 0x104, 6), (0x102, 4, 6), (0x102, 4, 0)] {
+        for (a, b, c) in [
+            (0x102, 0, 0),
+            (0x102, 0x104, 0),
+            (0x102, 0x104, 0x106),
+            (0x102, 0x104, 6),
+            (0x102, 4, 6),
+            (0x102, 4, 0),
+        ] {
             let head = 0xd400_0000 | op << 16 | 8;
             // Where there is a scalar destination, its register is s4.
             all.push(vec![head, a | b << 9 | c << 18]);
@@ -150,10 +167,24 @@ fn long_vectors() {
     }
     // Modifiers: negation, absolute values, clamping, output modifiers.
     for op in [0x103, 0x108, 0x12b, 0x213, 0x21f, 0x1a5] {
-        let third = if op == 0x213 || op == 0x21f { 0x106 << 18 } else { 0 };
+        let third = if op == 0x213 || op == 0x21f {
+            0x106 << 18
+        } else {
+            0
+        };
         let second = if op == 0x1a5 { 0 } else { 0x104 << 9 };
-        for (low, high) in [(1 << 8, 0), (1 << 15, 0), (0, 1 << 29), (1 << 8, 1 << 29), (0, 1 << 27), (0, 3 << 27)] {
-            all.push(vec![0xd400_0000 | op << 16 | 8 | low, 0x102 | second | third | high]);
+        for (low, high) in [
+            (1 << 8, 0),
+            (1 << 15, 0),
+            (0, 1 << 29),
+            (1 << 8, 1 << 29),
+            (0, 1 << 27),
+            (0, 3 << 27),
+        ] {
+            all.push(vec![
+                0xd400_0000 | op << 16 | 8 | low,
+                0x102 | second | third | high,
+            ]);
         }
     }
     assert!(compare(&all) > 1000);
@@ -169,7 +200,10 @@ fn packed_and_matrices() {
             if op < 0x40 {
                 all.push(vec![head, a | b << 9 | c << 18]);
             }
-            all.push(vec![head | 0x4000 | 1 << 11, a | b << 9 | c << 18 | 3 << 27 | 1 << 29]);
+            all.push(vec![
+                head | 0x4000 | 1 << 11,
+                a | b << 9 | c << 18 | 3 << 27 | 1 << 29,
+            ]);
         }
     }
     assert!(compare(&all) > 60);
@@ -180,7 +214,11 @@ fn dual_issue() {
     let mut all = Vec::new();
     for x in 0..13u32 {
         for y in 0..19u32 {
-            let words = [0xc800_0000 | x << 22 | y << 17 | 3 << 9 | 0x102, 0x106 | 6 << 9 | 1 << 17 | 2 << 24, 0x77];
+            let words = [
+                0xc800_0000 | x << 22 | y << 17 | 3 << 9 | 0x102,
+                0x106 | 6 << 9 | 1 << 17 | 2 << 24,
+                0x77,
+            ];
             let literal = matches!(x, 1 | 2) || matches!(y, 1 | 2);
             all.push(words[..if literal { 3 } else { 2 }].to_vec());
         }
@@ -201,22 +239,42 @@ fn memory() {
                 (8, 124 << 16 | 1 << 23),
                 (8, 4 << 16 | 1 << 23),
             ] {
-                if segment == 0 && (low > 4095 && low < 0x4000 || high != 124 << 16) || segment == 2 && high & 1 << 23 != 0 {
+                if segment == 0 && (low > 4095 && low < 0x4000 || high != 124 << 16)
+                    || segment == 2 && high & 1 << 23 != 0
+                {
                     continue;
                 }
-                all.push(vec![0xdc00_0000 | op << 18 | segment << 16 | low, 2 | 6 << 8 | high | 12 << 24]);
+                all.push(vec![
+                    0xdc00_0000 | op << 18 | segment << 16 | low,
+                    2 | 6 << 8 | high | 12 << 24,
+                ]);
             }
         }
     }
-    for op in (0..256u32).filter(|op| *op != 0xad) {
-        for registers in [1 | 2 << 8 | 6 << 16 | 8 << 24, 1 | 2 << 8 | 8 << 24, 1 | 8 << 24, 1 | 2 << 8 | 6 << 16, 1 | 2 << 8, 8 << 24, 2 << 8] {
+    // A swizzle's pattern has names of its own, and `ds_bvh_stack` an operand of rays.
+    for op in (0..256u32).filter(|op| !matches!(op, 0x35 | 0xad)) {
+        for registers in [
+            1 | 2 << 8 | 6 << 16 | 8 << 24,
+            1 | 2 << 8 | 8 << 24,
+            1 | 8 << 24,
+            1 | 2 << 8 | 6 << 16,
+            1 | 2 << 8,
+            8 << 24,
+            2 << 8,
+        ] {
             for offset in [0, 0x10, 0x0203] {
                 all.push(vec![0xd800_0000 | op << 18 | offset, registers]);
             }
         }
     }
     for op in (0..16u32).chain([0x20, 0x21]) {
-        for tail in [0xf800_0000u32, 0xf800_002c, 0xf81f_fff0, 6 << 25, 6 << 25 | 8] {
+        for tail in [
+            0xf800_0000u32,
+            0xf800_002c,
+            0xf81f_fff0,
+            6 << 25,
+            6 << 25 | 8,
+        ] {
             all.push(vec![0xf400_0000 | op << 18 | 8 << 6 | 2, tail]);
         }
     }

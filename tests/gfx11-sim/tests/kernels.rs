@@ -63,9 +63,18 @@ fn reduction_over_lanes_and_waves() {
 fn softmax() {
     let gpu = sample();
     let (rows, n) = (3, 77);
-    let x: Vec<f32> = Random::new(3).floats(rows * n).into_iter().map(|x| 9.0 * x).collect();
+    let x: Vec<f32> = Random::new(3)
+        .floats(rows * n)
+        .into_iter()
+        .map(|x| 9.0 * x)
+        .collect();
     let (px, py) = (gpu.upload(&x), gpu.memory.alloc(4 * (rows * n) as u64));
-    gpu.run("softmax", rows as u32, 32, &[Arg::Ptr(px), Arg::Ptr(py), Arg::Int(n as i32)]);
+    gpu.run(
+        "softmax",
+        rows as u32,
+        32,
+        &[Arg::Ptr(px), Arg::Ptr(py), Arg::Int(n as i32)],
+    );
     let y: Vec<f32> = gpu.download(py, rows * n);
     for row in 0..rows {
         let x: Vec<f64> = x[row * n..][..n].iter().map(|&x| f64::from(x)).collect();
@@ -83,19 +92,49 @@ fn matrices_through_lds() {
     let gpu = sample();
     let (m, n, k) = (48, 32, 80);
     let mut random = Random::new(4);
-    let mut halves = |count: usize| -> Vec<f16> { random.floats(count).into_iter().map(f16::from_f32).collect() };
+    let mut halves = |count: usize| -> Vec<f16> {
+        random
+            .floats(count)
+            .into_iter()
+            .map(f16::from_f32)
+            .collect()
+    };
     let (a, b) = (halves(m * k), halves(n * k));
-    let (pa, pb, pc) = (gpu.upload(&a), gpu.upload(&b), gpu.memory.alloc(4 * (m * n) as u64));
-    let args = pack(&[Arg::Ptr(pa), Arg::Ptr(pb), Arg::Ptr(pc), Arg::Int(n as i32), Arg::Int(k as i32)]);
+    let (pa, pb, pc) = (
+        gpu.upload(&a),
+        gpu.upload(&b),
+        gpu.memory.alloc(4 * (m * n) as u64),
+    );
+    let args = pack(&[
+        Arg::Ptr(pa),
+        Arg::Ptr(pb),
+        Arg::Ptr(pc),
+        Arg::Int(n as i32),
+        Arg::Int(k as i32),
+    ]);
     let grid = [n as u32 / 16, m as u32 / 16, 1];
-    let stats = launch(&gpu.memory, gpu.kernel("gemm"), grid, [32, 1, 1], 0, &args, &Options::strict())
-        .unwrap_or_else(|fault| panic!("{fault}"));
+    let stats = launch(
+        &gpu.memory,
+        gpu.kernel("gemm"),
+        grid,
+        [32, 1, 1],
+        0,
+        &args,
+        &Options::strict(),
+    )
+    .unwrap_or_else(|fault| panic!("{fault}"));
     assert_eq!(stats.classes.wmma as usize, m / 16 * n / 16 * k / 16);
     let c: Vec<f32> = gpu.download(pc, m * n);
     for i in 0..m {
         for j in 0..n {
-            let exact: f64 = (0..k).map(|l| f64::from(a[i * k + l]) * f64::from(b[j * k + l])).sum();
-            assert!(close(c[i * n + j], exact, 1e-5), "({i}, {j}): {} {exact}", c[i * n + j]);
+            let exact: f64 = (0..k)
+                .map(|l| f64::from(a[i * k + l]) * f64::from(b[j * k + l]))
+                .sum();
+            assert!(
+                close(c[i * n + j], exact, 1e-5),
+                "({i}, {j}): {} {exact}",
+                c[i * n + j]
+            );
         }
     }
 }
@@ -107,11 +146,18 @@ fn matrices_of_bytes() {
     let a: Vec<i8> = (0..256).map(|_| random.bits() as i8).collect();
     let b: Vec<u8> = (0..256).map(|_| random.bits() as u8).collect();
     let (pa, pb, pc) = (gpu.upload(&a), gpu.upload(&b), gpu.memory.alloc(1024));
-    gpu.run("gemm_i8", 1, 32, &[Arg::Ptr(pa), Arg::Ptr(pb), Arg::Ptr(pc)]);
+    gpu.run(
+        "gemm_i8",
+        1,
+        32,
+        &[Arg::Ptr(pa), Arg::Ptr(pb), Arg::Ptr(pc)],
+    );
     let c: Vec<i32> = gpu.download(pc, 256);
     for i in 0..16 {
         for j in 0..16 {
-            let sum: i32 = (0..16).map(|k| i32::from(a[16 * i + k]) * i32::from(b[16 * j + k])).sum();
+            let sum: i32 = (0..16)
+                .map(|k| i32::from(a[16 * i + k]) * i32::from(b[16 * j + k]))
+                .sum();
             // C holds v + 1 in register v: rows 2 v and 2 v + 1.
             assert_eq!(c[16 * i + j], sum + i as i32 / 2 + 1, "({i}, {j})");
         }
@@ -128,8 +174,12 @@ fn integer_dot_products() {
     gpu.run("dots", 2, 32, &[Arg::Ptr(pa), Arg::Ptr(pb), Arg::Ptr(po)]);
     for (i, ours) in gpu.download::<i32>(po, 64).into_iter().enumerate() {
         let (x, y) = (a[i].to_le_bytes(), b[i].to_le_bytes());
-        let signed: i32 = (0..4).map(|k| i32::from(x[k] as i8) * i32::from(y[k] as i8)).sum();
-        let mixed: i32 = (0..4).map(|k| i32::from(x[k]) * i32::from(y[k] as i8)).sum();
+        let signed: i32 = (0..4)
+            .map(|k| i32::from(x[k] as i8) * i32::from(y[k] as i8))
+            .sum();
+        let mixed: i32 = (0..4)
+            .map(|k| i32::from(x[k]) * i32::from(y[k] as i8))
+            .sum();
         let fours: i32 = (0..8)
             .map(|k| ((a[i] << (28 - 4 * k)) as i32 >> 28) * (b[i] >> (4 * k) & 15) as i32)
             .sum();
@@ -143,10 +193,19 @@ fn atomics_of_lds_and_of_memory() {
     let mut random = Random::new(7);
     let x: Vec<u32> = (0..5000).map(|_| random.bits()).collect();
     let (px, pb) = (gpu.upload(&x), gpu.upload(&[0u32; 16]));
-    gpu.run("counts", 4, 96, &[Arg::Ptr(px), Arg::Ptr(pb), Arg::Int(5000)]);
+    gpu.run(
+        "counts",
+        4,
+        96,
+        &[Arg::Ptr(px), Arg::Ptr(pb), Arg::Int(5000)],
+    );
     let bins: Vec<u32> = gpu.download(pb, 16);
     for (bin, count) in bins.into_iter().enumerate() {
-        assert_eq!(count as usize, x.iter().filter(|&&x| x as usize & 15 == bin).count(), "bin {bin}");
+        assert_eq!(
+            count as usize,
+            x.iter().filter(|&&x| x as usize & 15 == bin).count(),
+            "bin {bin}"
+        );
     }
 }
 
@@ -155,23 +214,63 @@ fn atomics_of_lds_and_of_memory() {
 fn divisions_are_correctly_rounded() {
     let gpu = sample();
     let mut random = Random::new(8);
-    let special = [0.0, 1.0, -1.0, 3.0, f32::MAX, f32::MIN_POSITIVE, 1e-45, f32::INFINITY, f32::NAN, 1e-38, 7e37, -0.0];
-    let mut pairs: Vec<(f32, f32)> = special.iter().flat_map(|&a| special.map(|b| (a, b))).collect();
+    let special = [
+        0.0,
+        1.0,
+        -1.0,
+        3.0,
+        f32::MAX,
+        f32::MIN_POSITIVE,
+        1e-45,
+        f32::INFINITY,
+        f32::NAN,
+        1e-38,
+        7e37,
+        -0.0,
+    ];
+    let mut pairs: Vec<(f32, f32)> = special
+        .iter()
+        .flat_map(|&a| special.map(|b| (a, b)))
+        .collect();
     pairs.extend((0..4000).map(|_| (f32::from_bits(random.bits()), f32::from_bits(random.bits()))));
     let (a, b): (Vec<f32>, Vec<f32>) = pairs.iter().copied().unzip();
     let n = pairs.len();
     let (pa, pb) = (gpu.upload(&a), gpu.upload(&b));
-    let (pq, pr, pd) = (gpu.memory.alloc(4 * n as u64), gpu.memory.alloc(4 * n as u64), gpu.memory.alloc(8 * n as u64));
-    let args = [Arg::Ptr(pa), Arg::Ptr(pb), Arg::Ptr(pq), Arg::Ptr(pr), Arg::Ptr(pd), Arg::Int(n as i32)];
+    let (pq, pr, pd) = (
+        gpu.memory.alloc(4 * n as u64),
+        gpu.memory.alloc(4 * n as u64),
+        gpu.memory.alloc(8 * n as u64),
+    );
+    let args = [
+        Arg::Ptr(pa),
+        Arg::Ptr(pb),
+        Arg::Ptr(pq),
+        Arg::Ptr(pr),
+        Arg::Ptr(pd),
+        Arg::Int(n as i32),
+    ];
     gpu.run("divisions", n.div_ceil(64) as u32, 64, &args);
-    let (q, r, d): (Vec<f32>, Vec<f32>, Vec<f64>) = (gpu.download(pq, n), gpu.download(pr, n), gpu.download(pd, n));
+    let (q, r, d): (Vec<f32>, Vec<f32>, Vec<f64>) = (
+        gpu.download(pq, n),
+        gpu.download(pr, n),
+        gpu.download(pd, n),
+    );
     for i in 0..n {
         let (a, b) = pairs[i];
         let same = |x: f32, y: f32| x.to_bits() == y.to_bits() || x.is_nan() && y.is_nan();
-        assert!(same(q[i], a / b), "{a:e} / {b:e}: {:e}, expected {:e}", q[i], a / b);
+        assert!(
+            same(q[i], a / b),
+            "{a:e} / {b:e}: {:e}, expected {:e}",
+            q[i],
+            a / b
+        );
         assert!(same(r[i], a.abs().sqrt()), "sqrt {a:e}: {:e}", r[i]);
         let exact = f64::from(a) / f64::from(b);
-        assert!(d[i] == exact || d[i].is_nan() && exact.is_nan(), "f64 {a:e} / {b:e}: {:e}", d[i]);
+        assert!(
+            d[i] == exact || d[i].is_nan() && exact.is_nan(),
+            "f64 {a:e} / {b:e}: {:e}",
+            d[i]
+        );
     }
 }
 
@@ -181,11 +280,16 @@ fn workgroups_wait_for_each_other() {
     let gpu = sample();
     let (arrived, out) = (gpu.upload(&[0u32]), gpu.memory.alloc(24 * 64 * 4));
     gpu.run("meet", 24, 64, &[Arg::Ptr(arrived), Arg::Ptr(out)]);
-    assert!(gpu.download::<u32>(out, 24 * 64).into_iter().all(|n| n == 24));
+    assert!(
+        gpu.download::<u32>(out, 24 * 64)
+            .into_iter()
+            .all(|n| n == 24)
+    );
 }
 
 fn fault(gpu: &Gpu, name: &str, block: u32, args: &[Arg]) -> Box<Fault> {
-    gpu.try_run(name, 1, block, args, &Options::default()).expect_err("the kernel is wrong")
+    gpu.try_run(name, 1, block, args, &Options::default())
+        .expect_err("the kernel is wrong")
 }
 
 #[test]
@@ -195,10 +299,18 @@ fn a_missing_barrier_is_a_race() {
     let args = [Arg::Ptr(x), Arg::Ptr(y)];
     let found = fault(&gpu, "no_barrier", 64, &args);
     // The first wave reads what the second has not written yet, or after: either order is a fault.
-    let expected = matches!(found.kind, FaultKind::LdsRace { .. } | FaultKind::UnwrittenLds { .. });
+    let expected = matches!(
+        found.kind,
+        FaultKind::LdsRace { .. } | FaultKind::UnwrittenLds { .. }
+    );
     assert!(expected, "{found}");
-    let races = Options { check_unwritten_memory: false, ..Options::default() };
-    let found = gpu.try_run("no_barrier", 1, 64, &args, &races).expect_err("a race");
+    let races = Options {
+        check_unwritten_memory: false,
+        ..Options::default()
+    };
+    let found = gpu
+        .try_run("no_barrier", 1, 64, &args, &races)
+        .expect_err("a race");
     assert!(matches!(found.kind, FaultKind::LdsRace { .. }), "{found}");
     gpu.run("reverse", 1, 64, &args);
 }
@@ -208,10 +320,23 @@ fn one_byte_beyond_an_allocation_is_a_fault() {
     let gpu = sample();
     let (x, y) = (gpu.upload(&[1f32; 64]), gpu.memory.alloc(255));
     let found = fault(&gpu, "reverse", 64, &[Arg::Ptr(x), Arg::Ptr(y)]);
-    assert_eq!(found.kind, FaultKind::GlobalOutOfBounds { write: true, bytes: 4 }, "{found}");
-    assert_eq!((found.lane, found.wave, found.address), (Some(31), 1, Some(y + 252)));
+    assert_eq!(
+        found.kind,
+        FaultKind::GlobalOutOfBounds {
+            write: true,
+            bytes: 4
+        },
+        "{found}"
+    );
+    assert_eq!(
+        (found.lane, found.wave, found.address),
+        (Some(31), 1, Some(y + 252))
+    );
     assert_eq!(found.work_item, Some([63, 0, 0]));
-    assert_eq!(found.nearest.as_ref().map(|n| (n.base, n.len)), Some((y, 255)));
+    assert_eq!(
+        found.nearest.as_ref().map(|n| (n.base, n.len)),
+        Some((y, 255))
+    );
     assert!(found.instruction.starts_with("global_store_b32"), "{found}");
 }
 
@@ -221,12 +346,31 @@ fn lds_out_of_range_and_unwritten_memory_are_faults() {
     let y = gpu.memory.alloc(256);
     let at = gpu.upload(&[64i32]);
     let found = fault(&gpu, "lds_at", 64, &[Arg::Ptr(at), Arg::Ptr(y)]);
-    assert_eq!(found.kind, FaultKind::LdsOutOfRange { write: false, bytes: 4, lds: 256 }, "{found}");
+    assert_eq!(
+        found.kind,
+        FaultKind::LdsOutOfRange {
+            write: false,
+            bytes: 4,
+            lds: 256
+        },
+        "{found}"
+    );
     let fresh = gpu.memory.alloc(256);
     let found = fault(&gpu, "reverse", 64, &[Arg::Ptr(fresh), Arg::Ptr(y)]);
-    assert_eq!(found.kind, FaultKind::UnwrittenGlobal { bytes: 4 }, "{found}");
+    assert_eq!(
+        found.kind,
+        FaultKind::UnwrittenGlobal { bytes: 4 },
+        "{found}"
+    );
     let found = fault(&gpu, "reverse", 64, &[Arg::Ptr(0), Arg::Ptr(y)]);
-    assert_eq!(found.kind, FaultKind::GlobalOutOfBounds { write: false, bytes: 4 }, "{found}");
+    assert_eq!(
+        found.kind,
+        FaultKind::GlobalOutOfBounds {
+            write: false,
+            bytes: 4
+        },
+        "{found}"
+    );
 }
 
 #[test]
@@ -237,10 +381,17 @@ fn unknown_instructions_and_wrong_launches_are_named() {
     ));
     let x = gpu.memory.alloc(4);
     let found = fault(&gpu, "odd", 1, &[Arg::Ptr(x)]);
-    assert_eq!((found.kind.clone(), &found.words[..]), (FaultKind::UnknownInstruction, &[0xbf8f_0001][..]), "{found}");
+    assert_eq!(
+        (found.kind.clone(), &found.words[..]),
+        (FaultKind::UnknownInstruction, &[0xbf8f_0001][..]),
+        "{found}"
+    );
     assert_eq!(found.function.as_ref().map(|f| f.0.as_str()), Some("odd"));
     let found = fault(&gpu, "odd", 1, &[]);
-    assert!(matches!(&found.kind, FaultKind::BadLaunch(why) if why.contains("expected 8")), "{found}");
+    assert!(
+        matches!(&found.kind, FaultKind::BadLaunch(why) if why.contains("expected 8")),
+        "{found}"
+    );
     let found = fault(&gpu, "odd", 2000, &[Arg::Ptr(x)]);
     assert!(matches!(found.kind, FaultKind::BadLaunch(_)), "{found}");
     let found = fault(&gpu, "stop", 1, &[]);

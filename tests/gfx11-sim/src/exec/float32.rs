@@ -74,7 +74,7 @@ fn rare(wave: &mut Wave, inst: &Vector) {
                     (true, true) => 64,
                     (true, false) => -64,
                 };
-                *out = (float::ldexp(f64::from(a.mul_add(b, c)), scale) as f32).to_bits();
+                *out = (float::ldexp(float::fma_f32_odd(a, b, c), scale) as f32).to_bits();
             }
             put_f32(wave, inst, &mut out);
         }
@@ -241,7 +241,8 @@ fn div_fixup(quotient: u32, denominator: u32, numerator: u32) -> u32 {
     } else if exponent(n) - exponent(d) < -150 {
         // Underflow to the smallest magnitude's neighbourhood: zero after rounding to nearest.
         sign
-    } else if exponent(d) == 255 {
+    } else if q.is_nan() {
+        // The steps before overflowed.
         sign | 0x7f80_0000
     } else {
         sign | q.to_bits() & 0x7fff_ffff

@@ -210,6 +210,9 @@ fn div_fixup(q: f64, d: f64, n: f64) -> f64 {
         sign * f64::INFINITY
     } else if d.is_infinite() || n == 0.0 || exponent(n) - exponent(d) < -1075 {
         sign * 0.0
+    } else if q.is_nan() {
+        // The steps before overflowed.
+        sign * f64::INFINITY
     } else {
         sign * q.abs()
     }
@@ -218,6 +221,9 @@ fn div_fixup(q: f64, d: f64, n: f64) -> f64 {
 /// Brings the operands of a division (source 1 the denominator, source 2 the numerator) into a range where its steps
 /// neither overflow nor lose bits; source 0 is the one of both that is scaled. The mask says where the quotient must be
 /// scaled back.
+///
+/// Where both reciprocal and quotient are tiny the published text scales the denominator up, out of range: down is what
+/// makes `v_rcp` exact and what the scale of `v_div_fmas` undoes.
 fn div_scale_f32(wave: &mut Wave, inst: &Vector) {
     let unsigned = Vector {
         mods: Mods {
@@ -246,7 +252,7 @@ fn div_scale_f32(wave: &mut Wave, inst: &Vector) {
         } else if denormal(d) {
             (up(a, 64), false)
         } else if tiny_reciprocal && tiny_quotient {
-            (if same(a, d) { up(a, 64) } else { a }, true)
+            (if same(a, d) { up(a, -64) } else { a }, true)
         } else if tiny_reciprocal {
             (up(a, -64), false)
         } else if tiny_quotient {
@@ -284,7 +290,7 @@ fn div_scale_f64(wave: &mut Wave, inst: &Vector) {
         } else if denormal(d) {
             (up(a, 128), false)
         } else if tiny_reciprocal && tiny_quotient {
-            (if same(a, d) { up(a, 128) } else { a }, true)
+            (if same(a, d) { up(a, -128) } else { a }, true)
         } else if tiny_reciprocal {
             (up(a, -128), false)
         } else if tiny_quotient {
