@@ -295,6 +295,15 @@ fn vector(inst: &Vector, whole: &Inst) -> String {
     } else {
         inst.mods
     };
+    if scalar_select && mods.high != 0 {
+        // Two switches rather than halves: fetch inactive, bound control.
+        return format!(
+            "{} op_sel:[{},{}]",
+            parts.join(", "),
+            mods.high & 1,
+            mods.high >> 1 & 1
+        );
+    }
     parts.join(", ") + &result_modifiers(&mods, sources) + &dpp_text(inst.dpp)
 }
 
