@@ -6,7 +6,8 @@
 //! [`exports`] the functions themselves, with the signatures, numbers and structures of hip_runtime_api.h (version 6 and later).
 //!
 //! Environment variables, for tests: `GFX11_HIP_MEMORY`, bytes of the GPU's memory (4 GiB); `GFX11_HIP_FAULT_AT`, the number of
-//! the launch that fails with an illegal address, from 1 on; `GFX11_HIP_CAPTURE=0`, streams can't be captured.
+//! the launch that fails with an illegal address, from 1 on; `GFX11_HIP_CAPTURE=0`, streams can't be
+//! captured; `GFX11_HIP_CHECKS=0`, bounds alone are checked, not reads of what nothing wrote, nor races.
 
 mod exports;
 mod properties;

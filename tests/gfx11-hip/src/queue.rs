@@ -27,6 +27,8 @@ struct Event {
     reached: u64,
     /// Where it was recorded last.
     stream: u64,
+    /// Nobody has a handle to it any more; what waits for it still does.
+    destroyed: bool,
 }
 
 /// All streams and events of a GPU, by numbers that are never used again.
@@ -80,7 +82,8 @@ impl<W: Clone> Queues<W> {
     }
 
     pub fn remove_event(&mut self, id: u64) -> Result<(), Refusal> {
-        self.events.remove(&id).map(|_| ()).ok_or(Refusal::NoSuch)
+        self.event(id)?.destroyed = true;
+        Ok(())
     }
 
     fn stream(&mut self, id: u64) -> Result<&mut Stream<W>, Refusal> {
@@ -88,7 +91,8 @@ impl<W: Clone> Queues<W> {
     }
 
     fn event(&mut self, id: u64) -> Result<&mut Event, Refusal> {
-        self.events.get_mut(&id).ok_or(Refusal::NoSuch)
+        let event = self.events.get_mut(&id).filter(|e| !e.destroyed);
+        event.ok_or(Refusal::NoSuch)
     }
 
     pub fn push(&mut self, stream: u64, work: W) -> Result<(), Refusal> {
@@ -181,8 +185,7 @@ impl<W: Clone> Queues<W> {
                 }
                 Op::Record(event, times) => {
                     self.stream(at)?.queue.pop_front();
-                    // One that was destroyed meanwhile is waited for by nobody.
-                    if let Ok(event) = self.event(event) {
+                    if let Some(event) = self.events.get_mut(&event) {
                         event.reached = event.reached.max(times);
                     }
                     // Back to the stream that this was about.
@@ -240,6 +243,20 @@ mod tests {
         q.push(a, "a").unwrap();
         q.record(a, e).unwrap();
         assert_eq!(drain(&mut q, b), ["b"]);
+    }
+
+    #[test]
+    fn a_wait_outlives_its_event() {
+        let mut q = Queues::new();
+        let (a, b) = (q.add_stream(), q.add_stream());
+        let e = q.add_event();
+        q.push(a, "a").unwrap();
+        q.record(a, e).unwrap();
+        q.wait_for(b, e).unwrap();
+        q.push(b, "b").unwrap();
+        q.remove_event(e).unwrap();
+        assert_eq!(q.record(a, e), Err(Refusal::NoSuch));
+        assert_eq!(drain(&mut q, b), ["a", "b"]);
     }
 
     #[test]

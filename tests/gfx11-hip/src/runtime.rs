@@ -61,6 +61,7 @@ pub struct Runtime {
     pub host: HashMap<usize, std::alloc::Layout>,
     pub queues: Queues<Work>,
     pub captures: bool,
+    checks_all: bool,
     next: u64,
     launches: u64,
     fault_at: Option<u64>,
@@ -92,6 +93,7 @@ impl Runtime {
             host: HashMap::new(),
             queues: Queues::new(),
             captures: variable("GFX11_HIP_CAPTURE") != Some(0),
+            checks_all: variable("GFX11_HIP_CHECKS") != Some(0),
             next: 1 << 32,
             launches: 0,
             fault_at: variable("GFX11_HIP_FAULT_AT"),
@@ -192,7 +194,10 @@ impl Runtime {
                     eprintln!("gfx11-hip: launch {} fails, as asked", self.launches);
                     return Err(status::ILLEGAL_ADDRESS);
                 }
-                let options = Options::default();
+                let options = match self.checks_all {
+                    true => Options::default(),
+                    false => Options::fast(),
+                };
                 let run = launch(
                     &self.memory,
                     &l.kernel,

@@ -32,7 +32,8 @@ pub(crate) fn build(
         ));
     }
     let mut bytes = given.to_vec();
-    bytes.resize(size.max(given.len()), 0);
+    // Runtimes place blocks in units of a cache line, and the compiler loads up to the end of one in wide pieces.
+    bytes.resize(size.max(given.len()).next_multiple_of(64), 0);
     for arg in args.iter().filter(|arg| arg.is_hidden()) {
         let axis = match arg.kind.as_bytes().last() {
             Some(b'y') => 1,
