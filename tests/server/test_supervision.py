@@ -168,7 +168,8 @@ class FaultInjection(unittest.TestCase):
         for number, (one, other) in enumerate(zip(undisturbed, disturbed)):
             self.assertEqual(one, other, f'client {number}')
         after = self.server.wait_for(self.server.is_quiet)
-        self.assertEqual(after['generated_tokens_total'], 2 * before)
+        # A death may fall between a token's arrival and its count: one for each at most.
+        self.assertAlmostEqual(after['generated_tokens_total'], 2 * before, delta=10)
         log = self.end(10)
         self.assertEqual(log.count('SIGKILL'), 10)
 
