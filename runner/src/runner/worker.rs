@@ -163,7 +163,8 @@ impl<B: Backend> Worker<'_, B> {
         }
     }
 
-    /// Obeys all commands that are there. `wait`: for the first one. False: stop.
+    /// Obeys the commands that are there, up to one that is news of a worker process: it is told before the next is heard, so
+    /// that an answer which ends with it has no more tokens. `wait`: for the first one. False: stop.
     fn take(&mut self, commands: &Receiver<Command>, wait: Wait) -> bool {
         let first = match wait {
             Wait::No => None,
@@ -177,19 +178,25 @@ impl<B: Backend> Worker<'_, B> {
                 Err(RecvTimeoutError::Disconnected) => return false,
             },
         };
-        if first.is_some_and(|command| !self.obey(command)) {
-            return false;
-        }
+        let mut next = match first {
+            Some(command) => Ok(command),
+            None => commands.try_recv(),
+        };
         loop {
-            match commands.try_recv() {
+            match next {
                 Ok(command) => {
+                    let is_news = matches!(command, Command::Hear(..));
                     if !self.obey(command) {
                         return false;
+                    }
+                    if is_news {
+                        return true;
                     }
                 }
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,
             }
+            next = commands.try_recv();
         }
     }
 
