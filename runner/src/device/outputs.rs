@@ -83,7 +83,7 @@ impl Outputs {
                 row.token = Some(sampler.sample(logits, params, &context, position)?);
             }
             if let Some(count) = want.logprobs {
-                row.logprobs = Some(sampler.logprobs(logits, row.token, count)?);
+                row.logprobs = Some(sampler.logprobs(logits, row.token.or(want.score), count)?);
             }
             Ok::<_, DrawError>(())
         };

@@ -226,6 +226,7 @@ impl<B: Backend> Worker<'_, B> {
             start,
         } = submission;
         let (prompt, choices) = (request.prompt.len(), request.choices);
+        let scored = request.prompt_logprobs.map(|_| request.prompt.clone());
         self.shared.admit()?;
         let id = self.backend.add(request).inspect_err(|_| {
             self.shared.ended(1);
@@ -233,7 +234,15 @@ impl<B: Backend> Worker<'_, B> {
         let active = match wanted {
             Wanted::Answers { stop, sink } => {
                 let prompt = prompt as u32;
-                let answers = Answers::new(self.tokenizer, sink, choices, &stop, prompt, start);
+                let mut answers = Answers::new(self.tokenizer, sink, choices, &stop, prompt, start);
+                if let Some(ids) = scored {
+                    let is_alone = ids.len() == 1;
+                    answers = answers.with_prompt(ids);
+                    // There is nothing to score, and so no news of it.
+                    if is_alone {
+                        answers.scored([])?;
+                    }
+                }
                 Active::Answers(Box::new(answers))
             }
             Wanted::Embedding(reply) => Active::Embedding(Pooling::new(prompt, reply)),
@@ -266,6 +275,7 @@ impl<B: Backend> Worker<'_, B> {
     fn take_event(&mut self, told: Told) {
         let event = match told {
             Told::Engine(event) => event,
+            Told::Scored { id, scores } => return self.scored(id, scores),
             Told::Hidden { id, rows, sum } => {
                 if let Some(Active::Embedding(pooling)) = self.active.get_mut(&id) {
                     pooling.rows.add_sum(sum.into_iter(), rows);
@@ -280,6 +290,7 @@ impl<B: Backend> Worker<'_, B> {
                 token,
                 logprobs,
             } => self.token(id, choice, token, logprobs),
+            Event::Scored { id, logprobs, .. } => self.scored(id, vec![logprobs]),
             Event::Hidden { id, row, .. } => {
                 if let Some(Active::Embedding(pooling)) = self.active.get_mut(&id) {
                     pooling.rows.add(&row);
@@ -305,6 +316,18 @@ impl<B: Backend> Worker<'_, B> {
             Ok(true) => self.backend.cancel_choice(id, choice),
             Ok(false) => {}
             Err(error) => self.fail(id, &error),
+        }
+    }
+
+    fn scored(&mut self, id: RequestId, scores: Vec<LogProbs>) {
+        let Some(Active::Answers(answers)) = self.active.get_mut(&id) else {
+            return;
+        };
+        if self.news.last() != Some(&id) {
+            self.news.push(id);
+        }
+        if let Err(error) = answers.scored(scores) {
+            self.fail(id, &error);
         }
     }
 

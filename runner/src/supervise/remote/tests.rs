@@ -66,8 +66,7 @@ impl World {
     }
 
     fn hear(&mut self, report: Report) {
-        self.remote
-            .hear(self.remote.worker, Heard::Report(report));
+        self.remote.hear(self.remote.worker, Heard::Report(report));
     }
 
     fn ready(&mut self) {
@@ -263,14 +262,27 @@ fn gauges_are_the_present_workers() {
         ..Stats::default()
     };
     world.step(vec![], 1, stats);
-    assert_eq!(world.remote.stats(), Stats { prompt_tokens: 3, ..stats });
+    assert_eq!(
+        world.remote.stats(),
+        Stats {
+            prompt_tokens: 3,
+            ..stats
+        }
+    );
     world.remote.hear(1, Heard::Died(KILL));
     let between = world.remote.stats();
     assert_eq!((between.running, between.waiting), (0, 2));
     assert_eq!((between.kv_blocks_free, between.preemptions), (10, 4));
     world.remote.advance();
     world.ready();
-    world.step(vec![], 1, Stats { preemptions: 1, ..stats });
+    world.step(
+        vec![],
+        1,
+        Stats {
+            preemptions: 1,
+            ..stats
+        },
+    );
     assert_eq!(world.remote.stats().preemptions, 5);
 }
 
@@ -309,7 +321,10 @@ fn another_bundle_in_the_place_of_the_first_ends_the_server() {
             if *ended == id && text.contains("model.fib is not the bundle any more")
     ));
     assert!(matches!(
-        world.remote.add(Request { prompt: vec![1], ..Request::default() }),
+        world.remote.add(Request {
+            prompt: vec![1],
+            ..Request::default()
+        }),
         Err(Error::User(_))
     ));
     assert_eq!(world.remote.advance_now(), None);
@@ -318,15 +333,26 @@ fn another_bundle_in_the_place_of_the_first_ends_the_server() {
 #[test]
 fn a_worker_that_tells_nothing_is_killed_once() {
     let mut world = World::new();
-    assert_eq!(world.remote.advance(), Wait::ForCommand, "it has nothing to do");
+    assert_eq!(
+        world.remote.advance(),
+        Wait::ForCommand,
+        "it has nothing to do"
+    );
     world.add(1);
     assert!(matches!(world.remote.advance(), Wait::AtMost(time) if time > Duration::from_secs(40)));
     let Link::Serving(serving) = &mut world.remote.link else {
         panic!("it serves");
     };
     serving.active = Instant::now() - Duration::from_secs(51);
-    assert_eq!(world.remote.advance(), Wait::ForCommand, "its death will be heard of");
-    assert_eq!(world.remote.cause, Some(Death::Hung(Duration::from_secs(50))));
+    assert_eq!(
+        world.remote.advance(),
+        Wait::ForCommand,
+        "its death will be heard of"
+    );
+    assert_eq!(
+        world.remote.cause,
+        Some(Death::Hung(Duration::from_secs(50)))
+    );
     world.die(KILL);
     let supervision = world.remote.supervision().expect("it is supervised");
     assert_eq!(supervision.device_faults, 1, "drivers make processes hang");
