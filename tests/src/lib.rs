@@ -42,7 +42,7 @@ fn built(name: &str) -> PathBuf {
     let path = target.join("release").join(name);
     assert!(
         path.is_file(),
-        "{} is missing; run: cargo build --release -p fastc -p fastrun -p fastrun-ffi --bins --lib --examples",
+        "{} is missing; run: cargo build --release -p fastc -p fastrun -p fastrun-ffi -p fake-cuda --bins --lib --examples",
         path.display()
     );
     path
