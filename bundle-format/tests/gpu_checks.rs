@@ -15,7 +15,7 @@ fn gpu_plan() -> Plan {
     let mut plan = plan(SMALL);
     for launch in &mut plan.launches {
         let args = match &launch.op {
-            Op::MatMul { x, segments } => {
+            Op::MatMul { x, segments, .. } => {
                 vec![
                     Arg::Counts,
                     Arg::Buffer(*x),

@@ -192,9 +192,15 @@ fn live_buffers_do_not_overlap() {
             Op::Embed { tokens, out, .. } => vec![*tokens, *out],
             Op::RopeTable { positions, out, .. } => vec![*positions, *out],
             Op::Region { region, .. } => of(region),
-            Op::MatMul { x, segments } => segments
+            Op::MatMul {
+                x,
+                prologue,
+                segments,
+            } => segments
                 .iter()
-                .flat_map(|s| of(&s.epilogue))
+                .map(|s| &s.epilogue)
+                .chain(prologue)
+                .flat_map(of)
                 .chain([*x])
                 .collect(),
             Op::Attention { q, epilogue, .. } => of(epilogue).into_iter().chain([*q]).collect(),

@@ -255,6 +255,7 @@ fn add_launches(plan: &mut Plan, vocab: u32) {
             "qkv",
             Op::MatMul {
                 x: buf::NORMED,
+                prologue: None,
                 segments: vec![
                     segment(3, rotate(DIM, Operand::Buffer(buf::QUERY))),
                     segment(4, rotate(HEAD, kv(KvPart::Key))),
@@ -279,6 +280,7 @@ fn add_launches(plan: &mut Plan, vocab: u32) {
             "o",
             Op::MatMul {
                 x: buf::HEADS,
+                prologue: None,
                 segments: vec![segment(6, add_in_place())],
             },
             tokens(1, 32),
@@ -295,6 +297,7 @@ fn add_launches(plan: &mut Plan, vocab: u32) {
             "output",
             Op::MatMul {
                 x: buf::LAST,
+                prologue: None,
                 segments: vec![segment(7, store_logits(vocab))],
             },
             rows(64),

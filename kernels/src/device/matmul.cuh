@@ -13,6 +13,8 @@
 //                                takes the sums [rows][stride] of an item's GROUP * 16 features, of rows from row0 on; all
 //                                threads call it
 //
+// A prologue, of one row, makes x: each block does it all, and one of them stores what else comes of it (region.cuh).
+//
 // One row: x and the sums of its blocks of 32, times what codes are off by as they are multiplied, are put into shared
 // memory first; codes are multiplied without being dequantised, and sums scaled. More rows: codes are dequantised to f16,
 // and x comes through the first cache.
@@ -46,8 +48,30 @@ DEVICE u32 behind(float value) {
     return __float_as_uint(value) & threadIdx.y;
 }
 
-template <class S, class Segments>
-DEVICE void matmul_few(const Counts* counts, const u16* x, const Segments& segments) {
+// Where x is there.
+struct NoPrologue {
+    static constexpr bool IS = false;
+};
+
+// x of one row, made by all threads of the block, in shared memory.
+template <int K, int THREADS, class P>
+DEVICE void make_row(P prologue, u16* x) {
+    __shared__ float warps[64];
+    int set = 0, unit[(K + THREADS - 1) / THREADS], c[(K + THREADS - 1) / THREADS];
+    bool live[(K + THREADS - 1) / THREADS];
+#pragma unroll
+    for (int j = 0; j < (K + THREADS - 1) / THREADS; j++) {
+        const int e = j * THREADS + threadIdx.x;
+        unit[j] = e / P::WIDTH, c[j] = e % P::WIDTH;
+        live[j] = K % THREADS == 0 || e < K;
+    }
+    prologue.keep(x);
+    prologue.run(NoTile{}, BlockSums<THREADS>{warps, &set}, 0, unit, c, live);
+    __syncthreads();
+}
+
+template <class S, class Segments, class Prologue>
+DEVICE void matmul_few(const Counts* counts, const u16* x, const Segments& segments, const Prologue& prologue) {
     using F = typename S::F;
     using Fragment = typename F::Fragment;
     constexpr int K = S::K, DEPTH = S::DEPTH, NT = S::NT, TILES = S::TILES;
@@ -71,6 +95,7 @@ DEVICE void matmul_few(const Counts* counts, const u16* x, const Segments& segme
         for (int r = 0; r < TILES; r++)
             ring[i][r] = first < last && (S::EVEN || i < count) ? F::load(p + r * TILE_BYTES + i * F::BYTES, lane)
                                                                  : F::none();
+    if constexpr (Prologue::IS) prologue.fetch();
     let_next_start();
     wait_for_previous();
     // A step of more rows than a CTA takes is cut along y.
@@ -82,9 +107,15 @@ DEVICE void matmul_few(const Counts* counts, const u16* x, const Segments& segme
     u32 x_at = 0, corrections_at = 0;
     if (S::ONE) {
         float* corrections = (float*)(shared + 2 * K);
+        if constexpr (Prologue::IS) make_row<K, S::THREADS>(prologue, (u16*)shared);
         for (int i = threadIdx.x; i < K / 8; i += S::THREADS) {
-            U4 v = load_shared_line((const U4*)x + i);
-            ((U4*)shared)[i] = v;
+            U4 v;
+            if constexpr (Prologue::IS) {
+                v = ((const U4*)shared)[i];
+            } else {
+                v = load_shared_line((const U4*)x + i);
+                ((U4*)shared)[i] = v;
+            }
             if (F::RAW) {
                 float sum = low_half(v.x) + high_half(v.x) + low_half(v.y) + high_half(v.y) + low_half(v.z) +
                             high_half(v.z) + low_half(v.w) + high_half(v.w);

@@ -215,6 +215,7 @@ impl Product {
             },
             Op::MatMul {
                 x,
+                prologue: None,
                 segments: vec![Segment {
                     weight: 1,
                     epilogue: store,

@@ -2,11 +2,12 @@
 
 use bundle_format::gpu::{Extent, Kernel};
 use bundle_format::plan::{Dim, Segment, Variant};
+use bundle_format::region::Region;
 use kernels::pack::fragment::{Codes, FRAGMENT, Scales, TILE};
 
 use super::RANGES;
 use super::target::Chip;
-use crate::codegen::gpu::kernels::{Writer, variant};
+use crate::codegen::gpu::kernels::{Product, Writer, variant};
 use crate::codegen::gpu::segments::{by_format, form, format};
 use crate::error::Error;
 
@@ -17,13 +18,8 @@ const MANY_FEATURES: u32 = 128;
 const MANY_ROWS: u32 = 128;
 
 /// Variants of a matrix product.
-pub fn matmul(
-    chip: &Chip,
-    writer: &mut Writer,
-    x: u32,
-    segments: &[Segment],
-) -> Result<Vec<Variant>, Error> {
-    Products { chip, writer }.matmul(x, segments)
+pub fn matmul(chip: &Chip, writer: &mut Writer, product: &Product) -> Result<Vec<Variant>, Error> {
+    Products { chip, writer }.matmul(product)
 }
 
 struct Products<'a, 'w> {
@@ -31,8 +27,16 @@ struct Products<'a, 'w> {
     writer: &'a mut Writer<'w>,
 }
 
+/// A region that each block of a kernel executes.
+struct Prologue<'a> {
+    region: &'a Region,
+    /// Whether a block of this kernel stores what is not for the kernel alone.
+    stores: bool,
+}
+
 impl Products<'_, '_> {
-    fn matmul(&mut self, x: u32, segments: &[Segment]) -> Result<Vec<Variant>, Error> {
+    fn matmul(&mut self, product: &Product) -> Result<Vec<Variant>, Error> {
+        let x = product.x;
         let input = &self.writer.plan.buffers[x as usize];
         let limit = self.writer.limit(input.extent);
         let mut variants = Vec::new();
@@ -42,13 +46,30 @@ impl Products<'_, '_> {
             if first > last {
                 continue;
             }
+            let many = first > RANGES[RANGES.len() - 1];
             let mut kernels = Vec::new();
             let mut rows = 1;
-            for run in by_format(self.writer.plan, segments)? {
-                let many = first > RANGES[RANGES.len() - 1];
+            // Of one row, each block makes its input; of more, that is a kernel of its own.
+            let (inside, apart) = match last {
+                1 => (product.prologue, None),
+                _ => (None, product.prologue),
+            };
+            if let Some(region) = apart {
+                kernels.push(self.writer.region_kernel(input.extent, region, many)?);
+            }
+            for (i, run) in by_format(self.writer.plan, product.segments)?
+                .into_iter()
+                .enumerate()
+            {
                 let (kernel, of_cta) = match many {
                     true => self.many(x, &run)?,
-                    false => self.few(x, &run, last)?,
+                    false => {
+                        let prologue = inside.map(|region| Prologue {
+                            region,
+                            stores: i == 0,
+                        });
+                        self.few(x, prologue, &run, last)?
+                    }
                 };
                 rows = of_cta;
                 kernels.push(kernel);
@@ -61,7 +82,13 @@ impl Products<'_, '_> {
     }
 
     /// The kernel for few rows, up to `last` of them at a time.
-    fn few(&mut self, x: u32, run: &[&Segment], last: u32) -> Result<(Kernel, u32), Error> {
+    fn few(
+        &mut self,
+        x: u32,
+        prologue: Option<Prologue>,
+        run: &[&Segment],
+        last: u32,
+    ) -> Result<(Kernel, u32), Error> {
         let input = &self.writer.plan.buffers[x as usize];
         let encoding = self.writer.plan.weights[run[0].weight as usize].encoding;
         let (format, (codes, scales)) = (format(encoding)?, form(encoding)?);
@@ -110,11 +137,24 @@ impl Products<'_, '_> {
         let columns = if last == 1 { 0 } else { groups };
         let cols = input.cols;
         let of_rows = input.extent == Dim::Rows;
-        let (segments, parameters) =
+        let (segments, mut parameters) =
             self.writer
                 .segments(x, run, group * 16, false, of_rows, warps * 32)?;
-        let product =
-            format!("{format}, {cols}, {warps}, {group}, {per_warp}, {columns}, {segments}");
+        let prologue = match prologue {
+            Some(Prologue { region, stores }) => {
+                let (name, pointers) = self.writer.prologue_struct(region, x)?;
+                let made_of: Vec<String> = (parameters.len()..parameters.len() + pointers.len())
+                    .map(|i| format!("p{i}"))
+                    .collect();
+                parameters.extend(pointers);
+                let stores = if stores { "blockIdx.x == 0" } else { "false" };
+                format!("{name}<false>{{{}, {stores}}}", made_of.join(", "))
+            }
+            None => "NoPrologue{}".to_string(),
+        };
+        let product = format!(
+            "{format}, {cols}, {warps}, {group}, {per_warp}, {columns}, {segments}, {prologue}"
+        );
         let depth = self
             .writer
             .most
@@ -124,7 +164,7 @@ impl Products<'_, '_> {
             "MatMulShape<{format}, {cols}, {warps}, {group}, {per_warp}, {depth}, {columns}>"
         );
         let items: u32 = tiles.iter().map(|t| t / group).sum();
-        let body = format!("matmul_few<{shape}>(counts, p0, {segments});");
+        let body = format!("matmul_few<{shape}>(counts, p0, {segments}, {prologue});");
         let ctas_per_sm = if groups > 1 {
             1
         } else {
