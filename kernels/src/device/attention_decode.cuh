@@ -140,6 +140,15 @@ template <class C, int N> FI_DEVICE void decode_merge(float* to, const float* fr
   __syncwarp();
 }
 
+// How many tokens of its sequence come before this one in the step, or may come before it: they are consecutive, in ascending
+// positions. More than 30 count as any number.
+FI_DEVICE u32 tokens_before(const u32* sequences, int lane) {
+  const u32 token = block_index_y(), mine = sequences[token];
+  const bool same = (u32)lane < token && sequences[token - 1 - lane] == mine;
+  const u32 others = ~__ballot_sync(~0u, same);
+  return others ? __ffs(others) - 1 : 1u << 30;
+}
+
 template <class C, class Epilogue> FI_DEVICE void decode(const Args& a, const Epilogue& epilogue) {
   typedef Decode<C> S;
   constexpr int D = C::D, WARPS = S::WARPS, HG = S::HG, ROW = S::ROW;
@@ -181,14 +190,22 @@ template <class C, class Epilogue> FI_DEVICE void decode(const Args& a, const Ep
         }
     }
   };
+  // Blocks of positions before the sequence's first token of this step were written by earlier steps, which have ended: they are
+  // read while the launch ahead computes.
+  u32 k[S::KEYS], v[S::VALUES];
+  bool early = false;
   if (C::STABLE) {
-    fetch(b);
+    early = b < end && 16 * b + 15 + tokens_before(a.sequences, lane) < position;
+    if (early) {
+      decode_keys<C>(k, keys + at, g, t);
+      decode_values<C>(v, values + at, g, t);
+    } else {
+      fetch(b);
+    }
     fetch(b + WARPS);
     dependency_wait();
   }
-
-  u32 k[S::KEYS], v[S::VALUES];
-  if (b < end) {
+  if (b < end && !early) {
     decode_keys<C>(k, keys + at, g, t);
     decode_values<C>(v, values + at, g, t);
   }
