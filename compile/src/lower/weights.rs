@@ -63,7 +63,7 @@ impl Weights {
                 Op::Bias { bias } => weights.add(graph, &[*bias])?,
                 Op::HeadNorm { norm } => weights.add(graph, &[norm.weight])?,
                 Op::MatMul { prologue, parts } => {
-                    for norm in prologue {
+                    if let Some(norm) = prologue {
                         for weight in norm.post.iter().chain([&norm.weight]) {
                             weights.add(graph, &[*weight])?;
                         }

@@ -193,22 +193,18 @@ template <class C, class Epilogue> FI_DEVICE void decode(const Args& a, const Ep
   // Blocks of positions before the sequence's first token of this step were written by earlier steps, which have ended: they are
   // read while the launch ahead computes.
   u32 k[S::KEYS], v[S::VALUES];
-  bool early = false;
   if (C::STABLE) {
-    early = b < end && 16 * b + 15 + tokens_before(a.sequences, lane) < position;
-    if (early) {
-      decode_keys<C>(k, keys + at, g, t);
-      decode_values<C>(v, values + at, g, t);
-    } else {
-      fetch(b);
-    }
     fetch(b + WARPS);
-    dependency_wait();
+    if (16 * b + 15 + tokens_before(a.sequences, lane) >= position) {
+      fetch(b);
+      dependency_wait();
+    }
   }
-  if (b < end && !early) {
+  if (b < end) {
     decode_keys<C>(k, keys + at, g, t);
     decode_values<C>(v, values + at, g, t);
   }
+  if (C::STABLE) dependency_wait();  // who has waited goes on
   // Queries as B fragments in shared memory, 16 bytes of a lane for each 32 dims: registers would be one block of keys too many.
   const u32 q_at = shared_address(parts + WARPS * S::PARTIAL + 4) + lane * 16;
   for (int s = warp; s < (D + 31) / 32; s += WARPS) {

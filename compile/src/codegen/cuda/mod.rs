@@ -8,6 +8,7 @@ mod attention;
 mod gate;
 mod matmul;
 mod nvrtc;
+mod one;
 mod sass;
 mod shapes;
 mod target;
