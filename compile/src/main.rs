@@ -210,6 +210,7 @@ impl Shape {
         let passes = Settings {
             disabled: self.disable_pass,
             activations,
+            prologues: false,
         };
         Ok(Options {
             target,

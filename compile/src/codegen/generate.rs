@@ -17,6 +17,11 @@ pub struct Code {
     pub toolchain: Vec<String>,
 }
 
+/// Whether a target's matmuls may have prologues. On gfx1151 they don't: its stability profiles want norms apart.
+pub fn has_prologues(target: Target) -> bool {
+    cuda::Chip::of(target, false).is_some()
+}
+
 /// Generates the code of a plan's regions and enters it into the plan's variants.
 ///
 /// `portable`: see [`crate::driver::Options::portable`].
@@ -33,6 +38,7 @@ pub fn generate(plan: &mut Plan, target: Target, portable: bool) -> Result<Code,
         let regions: Vec<Option<&Region>> = match &launch.op {
             Op::Embed { .. } | Op::RopeTable { .. } => vec![None],
             Op::Region { region, .. } => vec![Some(region)],
+            // Processors' plans have no prologues.
             Op::MatMul { segments, .. } => segments.iter().map(|s| Some(&s.epilogue)).collect(),
             Op::Attention { epilogue, .. } => vec![Some(epilogue)],
         };

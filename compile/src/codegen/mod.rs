@@ -6,4 +6,4 @@ mod generate;
 mod gpu;
 mod hip;
 
-pub use generate::{Code, generate};
+pub use generate::{Code, generate, has_prologues};

@@ -113,7 +113,7 @@ fn variants(plan: &Plan, index: usize) -> Result<Vec<Variant>, Error> {
                 (rows, cols, vec![micro], reason.to_string())
             })
         }
-        Op::MatMul { x, segments } => {
+        Op::MatMul { x, segments, .. } => {
             let features: u32 = segments
                 .iter()
                 .map(|s| plan.weights[s.weight as usize].rows)

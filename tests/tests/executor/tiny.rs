@@ -247,6 +247,7 @@ impl<'a> Builder<'a> {
             "logits",
             Op::MatMul {
                 x: last,
+                prologue: None,
                 segments: vec![Segment {
                     weight: head,
                     epilogue: region.finish(),
@@ -399,7 +400,14 @@ impl<'a> Builder<'a> {
                 epilogue,
             })
             .collect();
-        self.launch_after(&format!("blk.{layer}.qkv"), Op::MatMul { x, segments });
+        self.launch_after(
+            &format!("blk.{layer}.qkv"),
+            Op::MatMul {
+                x,
+                prologue: None,
+                segments,
+            },
+        );
     }
 
     /// The SwiGLU of a layer; gate and up rows lie in turns of 32.
@@ -426,6 +434,7 @@ impl<'a> Builder<'a> {
             &format!("blk.{layer}.gate_up"),
             Op::MatMul {
                 x,
+                prologue: None,
                 segments: vec![segment],
             },
         );
@@ -447,7 +456,14 @@ impl<'a> Builder<'a> {
             weight,
             epilogue: region.finish(),
         }];
-        self.launch_after(name, Op::MatMul { x, segments });
+        self.launch_after(
+            name,
+            Op::MatMul {
+                x,
+                prologue: None,
+                segments,
+            },
+        );
     }
 
     /// An epilogue that stores its tile as activations.

@@ -24,17 +24,28 @@ const FOLDER: &str = "FASTINFER_GPU_BUNDLES";
 /// Features and depth: whole tiles and rounds, and neither.
 const SHAPES: [(u32, u32); 2] = [(320, 512), (200, 768)];
 
+/// Encodings of products with a norm in the prologue: of each form of the kernel for one row.
+const NORMED: [Encoding; 4] = [
+    Encoding::F16,
+    Encoding::Q4_0,
+    Encoding::Q4_K,
+    Encoding::Q6_K,
+];
+
 /// Around the ends of the kernels' ranges, and of their tiles.
 const STEPS: [u32; 12] = [1, 2, 4, 5, 8, 9, 16, 33, 64, 65, 128, 300];
 
 fn products(portable: bool) -> impl Iterator<Item = Product> {
     let matrices = Encoding::ALL.into_iter().filter(|&e| e != Encoding::F32);
-    matrices.flat_map(move |encoding| {
+    let plain = matrices.map(|encoding| (encoding, false));
+    let normed = NORMED.map(|encoding| (encoding, true));
+    plain.chain(normed).flat_map(move |(encoding, normed)| {
         SHAPES.map(|(features, depth)| Product {
             encoding,
             features,
             depth,
             portable,
+            normed,
         })
     })
 }
@@ -49,10 +60,12 @@ fn bundle(product: &Product, own: &tempfile::TempDir) -> Arc<Loaded> {
     Arc::new(Loaded::open(&path).expect("the bundle is whole"))
 }
 
-/// A step of tokens of which all rows' logits are wanted.
-fn step(tokens: u32, vocab: u32) -> Step {
+/// A step of tokens of which all rows' logits are wanted, and hidden states where there are any.
+fn step(tokens: u32, product: &Product) -> Step {
+    let vocab = product.features;
     let logits = Want {
         logits: true,
+        hidden: product.normed,
         ..Want::default()
     };
     Step {
@@ -71,9 +84,10 @@ fn step(tokens: u32, vocab: u32) -> Step {
     }
 }
 
-fn logits(device: &mut impl Device, tokens: u32, vocab: u32) -> Vec<Vec<f32>> {
+/// The logits of each row, then its hidden states.
+fn results(device: &mut impl Device, tokens: u32, product: &Product) -> [Vec<Vec<f32>>; 2] {
     let ticket = device
-        .submit(step(tokens, vocab))
+        .submit(step(tokens, product))
         .expect("the step is valid");
     let outcome = loop {
         if let Some(outcome) = device.poll(ticket).expect("the step runs") {
@@ -81,19 +95,23 @@ fn logits(device: &mut impl Device, tokens: u32, vocab: u32) -> Vec<Vec<f32>> {
         }
     };
     let rows = outcome.rows.into_iter();
-    rows.map(|row| row.logits.expect("logits were wanted"))
-        .collect()
+    let both = rows.map(|row| {
+        let logits = row.logits.expect("logits were wanted");
+        (logits, row.hidden.unwrap_or_default())
+    });
+    let (logits, hidden) = both.unzip();
+    [logits, hidden]
 }
 
 /// In f32 arithmetic on the dequantised numbers.
-fn reference(loaded: &Arc<Loaded>, tokens: u32, vocab: u32) -> Vec<Vec<f32>> {
+fn reference(loaded: &Arc<Loaded>, tokens: u32, product: &Product) -> [Vec<Vec<f32>>; 2] {
     let options = ReferenceOptions {
         kv_blocks: Some(ROWS.div_ceil(16)),
         ..ReferenceOptions::default()
     };
     let mut device =
         ReferenceDevice::open(loaded.clone(), &options).expect("a bundle for a GPU has a meaning");
-    logits(&mut device, tokens, vocab)
+    results(&mut device, tokens, product)
 }
 
 /// The largest difference of two rows, relative to the mean size of what it is in.
@@ -126,8 +144,8 @@ fn agree(portable: bool) {
     let mut failed = Vec::new();
     for product in products(portable) {
         let loaded = bundle(&product, &own);
-        let vocab = product.features;
-        let expected = reference(&loaded, *STEPS.last().expect("there are some"), vocab);
+        let most = *STEPS.last().expect("there are some");
+        let [expected, hidden] = reference(&loaded, most, &product);
         let options = GpuOptions {
             kv_bytes: Some(16 << 20),
             ..GpuOptions::default()
@@ -135,9 +153,10 @@ fn agree(portable: bool) {
         let mut device = GpuDevice::open(loaded, &options).expect("there is a GPU that runs it");
         let mut most: f32 = 0.0;
         for tokens in STEPS {
-            let found = logits(&mut device, tokens, vocab);
-            let rows = found.iter().zip(&expected);
-            let off = worst(rows.map(|(a, b)| difference(a, b)));
+            let found = results(&mut device, tokens, &product);
+            let rows = found[0].iter().zip(&expected);
+            let kept = found[1].iter().zip(&hidden).filter(|_| product.normed);
+            let off = worst(rows.chain(kept).map(|(a, b)| difference(a, b)));
             if off > tolerance(product.encoding) {
                 failed.push(format!("{} with {tokens} rows: {off}", product.name()));
             }
@@ -145,7 +164,7 @@ fn agree(portable: bool) {
             // The same again, bit for bit.
             assert_eq!(
                 found,
-                logits(&mut device, tokens, vocab),
+                results(&mut device, tokens, &product),
                 "{product:?}, {tokens} rows"
             );
         }
@@ -189,11 +208,12 @@ fn the_reference_multiplies_what_was_packed() {
             features: 200,
             depth: 768,
             portable: false,
+            normed: false,
         };
         let path = own.path().join("product.fib");
         product.write(&path);
         let loaded = Arc::new(Loaded::open(&path).expect("the bundle is whole"));
-        let found = reference(&loaded, 3, product.features);
+        let [found, _] = reference(&loaded, 3, &product);
         let dense = product.matrices().map(|(encoding, bytes)| {
             let row = bytes.len() / product.features as usize;
             let rows = bytes.chunks_exact(row).map(|bytes| {

@@ -9,7 +9,7 @@ use bundle_format::plan::{
     Buffer, DType, Dim, Encoding, Input, KvDType, KvGroup, Launch, Limits, Op, Output, Place, Plan,
     Role, Segment, Weight, WeightLayout,
 };
-use bundle_format::region::{ColMap, Inst, Operand, Region, RowMap};
+use bundle_format::region::{Binary, ColMap, Inst, Operand, Region, RowMap, Unary};
 use bundle_format::target::Target;
 use bundle_format::write::Contents;
 use kernels::pack::{self, fragment};
@@ -29,6 +29,8 @@ pub struct Product {
     pub depth: u32,
     /// Whether the kernels are those that every chip could have.
     pub portable: bool,
+    /// Whether the rows are normed in the product's prologue, which gives them as hidden states, too.
+    pub normed: bool,
 }
 
 impl Product {
@@ -36,7 +38,8 @@ impl Product {
     pub fn name(&self) -> String {
         let kernels = if self.portable { "portable" } else { "own" };
         let (encoding, n, k) = (self.encoding, self.features, self.depth);
-        format!("{encoding:?}-{n}x{k}-{kernels}")
+        let normed = if self.normed { "-normed" } else { "" };
+        format!("{encoding:?}-{n}x{k}-{kernels}{normed}")
     }
 
     /// The row-major bytes of the table and of the matrix, whose products are about as large as the table's numbers.
@@ -160,6 +163,10 @@ impl Product {
         let x = buffer("x", DType::F16, Dim::Rows, self.depth, Role::Scratch);
         let logits = Role::Output(Output::Logits);
         let logits = buffer("logits", DType::F32, Dim::Rows, self.features, logits);
+        let hidden = self.normed.then(|| {
+            let hidden = Role::Output(Output::Hidden);
+            buffer("hidden", DType::F32, Dim::Rows, self.depth, hidden)
+        });
 
         let mut offset = 0;
         for (name, encoding) in [("table", TABLE), ("matrix", self.encoding)] {
@@ -202,27 +209,33 @@ impl Product {
         let gather = region("gather_f16", self.depth, &[x, h, rows], gathered);
         let product = Inst::Tile { offset: 0 };
         let store = region("logits", self.features, &[logits], product);
+        let prologue = hidden.map(|hidden| norm(self.depth, [x, h, rows, hidden]));
+        let gather = match prologue {
+            Some(_) => None,
+            None => Some(Op::Region {
+                extent: Dim::Rows,
+                region: gather,
+            }),
+        };
         let ops = [
-            Op::Embed {
+            Some(Op::Embed {
                 tokens,
                 table: 0,
                 out: h,
                 scale: 1.0,
-            },
-            Op::Region {
-                extent: Dim::Rows,
-                region: gather,
-            },
-            Op::MatMul {
+            }),
+            gather,
+            Some(Op::MatMul {
                 x,
+                prologue,
                 segments: vec![Segment {
                     weight: 1,
                     epilogue: store,
                 }],
-            },
+            }),
         ];
         plan.launches = (0u32..)
-            .zip(ops)
+            .zip(ops.into_iter().flatten())
             .map(|(i, op)| Launch {
                 name: format!("launch {i}"),
                 deps: i.checked_sub(1).into_iter().collect(),
@@ -231,6 +244,50 @@ impl Product {
             })
             .collect();
         plan
+    }
+}
+
+/// out = h's rows, which are kept too, over the root of the mean of their squares.
+fn norm(depth: u32, [out, h, rows, kept]: [u32; 4]) -> Region {
+    let col = ColMap {
+        per_unit: 1,
+        offset: 0,
+    };
+    let operands = [out, h, rows, kept].map(Operand::Buffer).to_vec();
+    let binary = |op, a, b| Inst::Binary { op, a, b };
+    let store = |dst, x| Inst::Store { dst, col, x };
+    let body = vec![
+        Inst::Load {
+            src: 1,
+            row: RowMap::Via(2),
+            col,
+        },
+        store(3, 0),
+        binary(Binary::Mul, 0, 0),
+        Inst::RowSum { x: 2 },
+        Inst::Const {
+            value: 1.0 / depth as f32,
+        },
+        Inst::Const { value: 1e-5 },
+        Inst::Fma { a: 3, b: 4, c: 5 },
+        Inst::Unary {
+            op: Unary::Sqrt,
+            x: 6,
+        },
+        Inst::Unary {
+            op: Unary::Recip,
+            x: 7,
+        },
+        binary(Binary::Mul, 0, 8),
+        store(0, 9),
+    ];
+    Region {
+        name: "norm_f16".into(),
+        unit: 1,
+        width: 1,
+        cols: depth,
+        operands,
+        body,
     }
 }
 

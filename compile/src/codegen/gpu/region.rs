@@ -16,11 +16,18 @@ pub struct Source {
     pub pointers: Vec<(&'static str, Arg)>,
 }
 
-/// Writes the struct of a region.
-pub fn source(name: &str, region: &Region, plan: &Plan) -> Result<Source, Error> {
+/// Writes the struct of a region. A prologue's buffer `kept` goes to where `keep` says, and its other buffers are stored to
+/// where the member `stores`, behind the pointers, is set.
+pub fn source(
+    name: &str,
+    region: &Region,
+    plan: &Plan,
+    kept: Option<u32>,
+) -> Result<Source, Error> {
     let mut writer = Writer {
         region,
         plan,
+        kept,
         text: String::new(),
     };
     let mut pointers = Vec::new();
@@ -37,6 +44,16 @@ pub fn source(name: &str, region: &Region, plan: &Plan) -> Result<Source, Error>
     );
     for (i, (kind, _)) in pointers.iter().enumerate() {
         let _ = writeln!(out, "    {kind} o{i};");
+    }
+    if let Some(kept) = kept {
+        let operand = Operand::Buffer(kept);
+        let Some(at) = region.operands.iter().position(|&o| o == operand) else {
+            return Err(writer.bug("a prologue that stores no input"));
+        };
+        let _ = writeln!(
+            out,
+            "    static constexpr bool IS = true;\n    bool stores;\n    __device__ void keep(u16* x) {{ o{at} = x; }}"
+        );
     }
     // Weights depend on no launch: a region of its own fetches them before it waits.
     out.push_str("    __device__ void fetch() const {\n");
@@ -65,6 +82,7 @@ pub fn source(name: &str, region: &Region, plan: &Plan) -> Result<Source, Error>
 struct Writer<'a> {
     region: &'a Region,
     plan: &'a Plan,
+    kept: Option<u32>,
     text: String,
 }
 
@@ -178,9 +196,13 @@ impl Writer<'_> {
                 return Err(self.bug("a store to a buffer of integers"));
             }
         };
+        let when = match self.kept {
+            Some(kept) if kept != index => "stores && live[j]",
+            _ => "live[j]",
+        };
         let _ = writeln!(
             self.text,
-            "#pragma unroll\n        for (int j = 0; j < J; j++)\n            if (live[j]) {store};"
+            "#pragma unroll\n        for (int j = 0; j < J; j++)\n            if ({when}) {store};"
         );
         Ok(())
     }

@@ -15,10 +15,10 @@ mod target;
 
 pub use target::Chip;
 
-use bundle_format::plan::{Plan, Segment, Variant};
+use bundle_format::plan::{Plan, Variant};
 
 use super::generate::Code;
-use super::gpu::kernels::{self, Attend, Writer};
+use super::gpu::kernels::{self, Attend, Product, Writer};
 use crate::error::Error;
 
 /// Upper ends of the ranges of rows that have kernels of their own: one row, one and two groups of the 16 columns of a matrix
@@ -34,13 +34,11 @@ impl kernels::Chip for Chip {
         true
     }
 
-    fn matmul(
-        &self,
-        writer: &mut Writer,
-        x: u32,
-        segments: &[Segment],
-    ) -> Result<Vec<Variant>, Error> {
-        matmul::matmul(self, writer, x, segments)
+    fn matmul(&self, writer: &mut Writer, product: &Product) -> Result<Vec<Variant>, Error> {
+        if product.prologue.is_some() {
+            return Err(Error::Bug("a prologue, for a target without them".into()));
+        }
+        matmul::matmul(self, writer, product.x, product.segments)
     }
 
     fn attention(&self, writer: &mut Writer, attend: &Attend) -> Result<Vec<Variant>, Error> {
