@@ -27,6 +27,8 @@ pub struct Product {
     pub encoding: Encoding,
     pub features: u32,
     pub depth: u32,
+    /// Whose kernels.
+    pub target: Target,
     /// Whether the kernels are those that every chip could have.
     pub portable: bool,
 }
@@ -36,7 +38,7 @@ impl Product {
     pub fn name(&self) -> String {
         let kernels = if self.portable { "portable" } else { "own" };
         let (encoding, n, k) = (self.encoding, self.features, self.depth);
-        format!("{encoding:?}-{n}x{k}-{kernels}")
+        format!("{encoding:?}-{n}x{k}-{}-{kernels}", self.target)
     }
 
     /// The row-major bytes of the table and of the matrix, whose products are about as large as the table's numbers.
@@ -64,14 +66,14 @@ impl Product {
             .map(|(encoding, bytes)| self.pack(*encoding, bytes))
             .collect();
         let mut plan = self.plan();
-        let code = fastc::codegen::generate(&mut plan, Target::Sm90a, self.portable);
+        let code = fastc::codegen::generate(&mut plan, self.target, self.portable);
         let code = code.unwrap_or_else(|e| panic!("{self:?}: {e}")).bytes;
         let manifest = Manifest {
             compiler: "a test".into(),
             toolchain: vec![],
             zstd: bundle_format::codec::zstd_version().into(),
             source_hash: [0; 32],
-            target: Target::Sm90a,
+            target: self.target,
             features: vec![],
             kernel_abi: kernels::abi::VERSION,
             options: vec![],
