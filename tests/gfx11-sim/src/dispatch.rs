@@ -418,7 +418,7 @@ impl<'a> Launch<'a> {
             races: check_races,
         };
         let mut env = Env {
-            kernel: self.kernel,
+            code: &self.kernel.code,
             regions: &self.regions,
             lds,
             checks,
@@ -500,8 +500,7 @@ impl<'a> Launch<'a> {
 
 /// Runs a wave for its turn. A trap comes with the number of its instruction.
 fn run(wave: &mut Wave, env: &mut Env, counts: &mut [u64]) -> Result<(), (Box<Trap>, usize)> {
-    let kernel = env.kernel;
-    let insts = kernel.code.insts();
+    let insts = env.code.insts();
     let mut left = WAVE_TURN;
     while wave.state == State::Running && left > 0 {
         let pc = wave.pc;
@@ -526,8 +525,7 @@ fn run_checked(
     env: &mut Env,
     counts: &mut [u64],
 ) -> Result<(), (Box<Trap>, usize)> {
-    let kernel = env.kernel;
-    let (insts, operands) = (kernel.code.insts(), kernel.code.operands());
+    let (insts, operands) = (env.code.insts(), env.code.operands());
     let mut left = WAVE_TURN;
     while wave.state == State::Running && left > 0 {
         let pc = wave.pc;
@@ -552,7 +550,7 @@ fn run_checked(
 }
 
 fn off_the_end(env: &Env) -> Box<Trap> {
-    let code = &env.kernel.code;
+    let code = env.code;
     Trap::new(FaultKind::BadJump {
         target: code.base() + 4 * code.len() as u64,
     })

@@ -4,6 +4,7 @@ pub mod model;
 pub mod product;
 pub mod products;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bundle_format::target::Target;
@@ -52,4 +53,17 @@ impl Machine {
         GpuDevice::open(loaded, &options)
             .unwrap_or_else(|e| panic!("there is no GPU that runs it: {e}"))
     }
+}
+
+/// The simulator as a HIP runtime that `fastrun` can load (`FASTRUN_HIP`), which cargo puts beside the tests that depend on it.
+///
+/// # Panics
+/// It is not there.
+pub fn hip_library() -> PathBuf {
+    let test = std::env::current_exe().expect("a test has a file");
+    let folders = test.ancestors().skip(1).take(2);
+    let mut paths = folders.map(|folder| folder.join("libgfx11_hip.so"));
+    paths
+        .find(|path| path.is_file())
+        .unwrap_or_else(|| panic!("no libgfx11_hip.so beside {}", test.display()))
 }

@@ -18,12 +18,13 @@ use tempfile::TempDir;
 use super::Machine;
 use crate::{bin, compile, succeed};
 
-/// A bundle of a random model, and the folder that it is in.
+/// A bundle of a random model, and what runs it.
 pub struct Model {
     pub machine: Machine,
     pub loaded: Arc<Loaded>,
     kv_bytes: u64,
-    _folder: TempDir,
+    /// What the bundle is in, where it is nobody else's.
+    _folder: Option<TempDir>,
 }
 
 impl Model {
@@ -31,31 +32,22 @@ impl Model {
     pub fn new(machine: Machine, shape: &str, quant: &str, layers: u32, options: &[&str]) -> Model {
         let folder = TempDir::new().unwrap();
         let gguf = folder.path().join("model.gguf");
-        let mut synth = Command::new(bin("fastc"));
-        synth.args(["synth", shape, "--quant", quant, "-o"]);
-        synth.arg(&gguf).args(["--layers", &layers.to_string()]);
-        succeed(synth);
-        Self::of(machine, &gguf, options)
+        synth(shape, quant, layers, &gguf);
+        let path = folder.path().join("gpu.fib");
+        compile_for(machine, &gguf, &path, options);
+        Model {
+            _folder: Some(folder),
+            ..Model::of(machine, Arc::new(Loaded::open(&path).unwrap()))
+        }
     }
 
-    /// Of a file.
-    pub fn of(machine: Machine, gguf: &Path, options: &[&str]) -> Model {
-        let folder = TempDir::new().unwrap();
-        let path = folder.path().join("gpu.fib");
-        let target = machine.target.to_string();
-        let mut all = vec!["--target", &target];
-        for (name, value) in [("--ctx", "1024"), ("--max-batch", "8")] {
-            if !options.contains(&name) {
-                all.extend([name, value]);
-            }
-        }
-        all.extend(options);
-        compile(gguf, &path, &all);
+    /// Of a bundle that is there.
+    pub fn of(machine: Machine, loaded: Arc<Loaded>) -> Model {
         Model {
             machine,
-            loaded: Arc::new(Loaded::open(&path).unwrap()),
+            loaded,
             kv_bytes: 256 << 20,
-            _folder: folder,
+            _folder: None,
         }
     }
 
@@ -80,6 +72,27 @@ impl Model {
     pub fn vocab(&self) -> u32 {
         self.loaded.manifest().model.vocab
     }
+}
+
+/// Makes a random model in one of the shapes that have names.
+pub fn synth(shape: &str, quant: &str, layers: u32, path: &Path) {
+    let mut synth = Command::new(bin("fastc"));
+    synth.args(["synth", shape, "--quant", quant, "-o"]);
+    synth.arg(path).args(["--layers", &layers.to_string()]);
+    succeed(synth);
+}
+
+/// Compiles a model for a machine, for contexts of 1024 and batches of 8 unless the options say otherwise.
+pub fn compile_for(machine: Machine, gguf: &Path, bundle: &Path, options: &[&str]) {
+    let target = machine.target.to_string();
+    let mut all = vec!["--target", &target];
+    for (name, value) in [("--ctx", "1024"), ("--max-batch", "8")] {
+        if !options.contains(&name) {
+            all.extend([name, value]);
+        }
+    }
+    all.extend(options);
+    compile(gguf, bundle, &all);
 }
 
 /// A device and the blocks of its sequences.

@@ -121,8 +121,9 @@ functions! {
 pub struct Hip {
     functions: Functions,
     about: About,
-    /// The functions are in it; none: in this program.
-    _library: Option<Library>,
+    /// The functions are in it; none: in this program. It is kept open, and asked for nothing else.
+    #[cfg_attr(not(feature = "sim"), allow(dead_code))]
+    library: Option<Library>,
 }
 
 impl std::fmt::Debug for Hip {
@@ -166,7 +167,7 @@ impl Hip {
                 chip: String::new(),
                 processors: 0,
             },
-            _library: library,
+            library,
         };
         hip.look()?;
         Ok(Arc::new(hip))
@@ -231,6 +232,15 @@ impl Hip {
         Ok(())
     }
 
+    /// What the simulator knows of a fault, where it is the GPU: kernel, lane, address and instruction.
+    fn simulated_fault(&self) -> Option<String> {
+        #[cfg(feature = "sim")]
+        if self.library.is_none() {
+            return gfx11_hip::last_fault();
+        }
+        None
+    }
+
     /// Turns a status of the library into ours.
     fn check(&self, status: Status, what: &str) -> Result<(), Error> {
         if status == SUCCESS {
@@ -255,7 +265,10 @@ impl Hip {
                 self.about.chip
             )),
             status if NO_GRAPHS.contains(&status) => Error::Unsupported(text),
-            status if FAULTS.contains(&status) => Error::Fault(text),
+            status if FAULTS.contains(&status) => Error::Fault(match self.simulated_fault() {
+                Some(fault) => format!("{text}: {fault}"),
+                None => text,
+            }),
             _ => Error::Bug(text),
         })
     }

@@ -1,0 +1,210 @@
+//! The HIP device as it is shipped: `fastrun` loads a library with the entry points of AMD's runtime, packs arguments, launches,
+//! and waits. The library is ours, and its GPU a simulator (tests/gfx11-hip); it fails where a variable asks it to.
+#![cfg(target_os = "linux")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, OnceLock};
+
+use e2e::gpu::model::{compile_for, synth};
+use e2e::gpu::{Machine, hip_library};
+use e2e::{fail, fastrun, succeed};
+use fastrun::Error;
+use fastrun::device::gpu::{GpuDevice, GpuOptions};
+use fastrun::device::{Device, Step, StepKv, TokenSource, Want};
+use fastrun::load::Loaded;
+
+/// A small model for gfx1151.
+fn bundle() -> &'static Path {
+    static BUNDLE: OnceLock<PathBuf> = OnceLock::new();
+    BUNDLE.get_or_init(|| {
+        let folder = e2e::root().join("target/e2e");
+        std::fs::create_dir_all(&folder).unwrap();
+        let (gguf, path) = (folder.join("hip.gguf"), folder.join("hip.fib"));
+        synth("tiny", "q4_0", 1, &gguf);
+        compile_for(Machine::simulator(), &gguf, &path, &[]);
+        path
+    })
+}
+
+/// The logits after some tokens, in a process that has these variables.
+fn logits(variables: &[(&str, &str)]) -> Command {
+    logits_with("4M", variables)
+}
+
+/// Likewise, with so many bytes of KV pools.
+fn logits_with(kv_memory: &str, variables: &[(&str, &str)]) -> Command {
+    let path = bundle().to_str().unwrap();
+    let mut command = fastrun(&["logits", path, "--tokens", "5,6,7,8,9", "--json"]);
+    command.args(["--kv-memory", kv_memory]);
+    command
+        .env("FASTRUN_HIP", hip_library())
+        .envs(variables.iter().copied());
+    command
+}
+
+/// What is loaded is what is linked: the same kernels with the same arguments.
+#[test]
+fn the_loader_runs_what_the_library_has() {
+    let text = succeed(logits(&[]));
+    let found: Vec<(u32, f32)> = serde_json::from_str(&text).unwrap();
+    let mut device = open(&GpuOptions {
+        kv_bytes: Some(4 << 20),
+        simulate: true,
+        ..GpuOptions::default()
+    })
+    .unwrap();
+    let ticket = device.submit(step()).unwrap();
+    let outcome = loop {
+        if let Some(outcome) = device.poll(ticket).unwrap() {
+            break outcome;
+        }
+    };
+    let expected = outcome.rows[0].logits.as_ref().unwrap();
+    assert_eq!(found.len(), expected.len());
+    for (id, logit) in found {
+        assert_eq!(logit, expected[id as usize], "token {id}");
+    }
+}
+
+fn open(options: &GpuOptions) -> Result<GpuDevice, Error> {
+    GpuDevice::open(Arc::new(Loaded::open(bundle()).unwrap()), options)
+}
+
+/// The step of `logits`.
+fn step() -> Step {
+    let logits = Want {
+        logits: true,
+        ..Want::default()
+    };
+    Step {
+        tokens: (5..10).map(TokenSource::Id).collect(),
+        positions: (0..5).collect(),
+        sequences: vec![0; 5],
+        kv: vec![StepKv {
+            slots: (0..5).collect(),
+            tables: vec![[0].into()],
+            copies: vec![],
+        }],
+        rows: vec![4],
+        wants: vec![logits],
+    }
+}
+
+#[test]
+fn graphs_and_launches_one_by_one_give_the_same() {
+    let graphs = succeed(logits(&[]));
+    assert_eq!(graphs, succeed(logits(&[("GFX11_HIP_CAPTURE", "0")])));
+    assert_eq!(
+        graphs,
+        succeed(logits(&[
+            ("GFX11_HIP_CAPTURE", "0"),
+            ("AMD_SERIALIZE_KERNEL", "3")
+        ]))
+    );
+}
+
+#[test]
+fn a_missing_library_is_named() {
+    let text = fail(logits(&[("FASTRUN_HIP", "/nowhere/libamdhip64.so")]));
+    for part in ["/nowhere/libamdhip64.so", "ROCm 6", "FASTRUN_HIP"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
+fn another_library_is_named_with_what_it_lacks() {
+    let text = fail(logits(&[("FASTRUN_HIP", "libc.so.6")]));
+    assert!(
+        text.contains("libc.so.6") && text.contains("hipInit"),
+        "{text}"
+    );
+}
+
+#[test]
+fn too_little_memory_is_told_with_numbers() {
+    let text = fail(logits(&[("GFX11_HIP_MEMORY", "537000000")]));
+    // All but what is left to the driver and others.
+    let left = 537_000_000 - (512 << 20);
+    assert!(text.contains(&format!("{left} bytes free")), "{text}");
+    let text = fail(logits_with("2G", &[("GFX11_HIP_MEMORY", "1000000000")]));
+    assert!(text.contains(&(2u64 << 30).to_string()), "{text}");
+}
+
+/// On a runtime that runs each launch before it returns, the launch that failed is known.
+#[test]
+fn a_fault_names_its_launch_where_launches_are_serialised() {
+    let serial = [
+        ("GFX11_HIP_CAPTURE", "0"),
+        ("AMD_SERIALIZE_KERNEL", "3"),
+        ("GFX11_HIP_FAULT_AT", "3"),
+    ];
+    let text = fail_with_a_fault(&serial);
+    assert!(
+        text.contains("launch ") && text.contains("illegal memory access"),
+        "{text}"
+    );
+    let plan = Loaded::open(bundle()).unwrap();
+    let known = plan
+        .plan()
+        .launches
+        .iter()
+        .any(|l| text.contains(&format!("launch {}: ", l.name)));
+    assert!(known, "{text}");
+}
+
+#[test]
+fn a_fault_is_told_where_nothing_is_serialised() {
+    let text = fail_with_a_fault(&[("GFX11_HIP_FAULT_AT", "3")]);
+    assert!(text.contains("illegal memory access"), "{text}");
+}
+
+/// What `fastrun` says of a fault of its device, for which it has an exit code of its own or the common one.
+fn fail_with_a_fault(variables: &[(&str, &str)]) -> String {
+    let output = logits(variables).output().unwrap();
+    assert!(!output.status.success());
+    let text = e2e::stderr(&output);
+    assert!(!text.contains("panicked"), "{text}");
+    text
+}
+
+/// In one process with the simulator the error says kernel and instruction, and the device is lost for good.
+#[test]
+fn a_fault_of_the_simulator_is_an_error_that_names_the_kernel() {
+    const ALONE: &str = "FASTINFER_TEST_ALONE";
+    if std::env::var_os(ALONE).is_none() {
+        // A device that is lost is lost to all of a process.
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        let name = "a_fault_of_the_simulator_is_an_error_that_names_the_kernel";
+        command
+            .args(["--exact", name, "--nocapture"])
+            .env(ALONE, "1");
+        succeed(command);
+        return;
+    }
+    let mut device = open(&GpuOptions {
+        kv_bytes: Some(4 << 20),
+        simulate: true,
+        ..GpuOptions::default()
+    })
+    .unwrap();
+    gfx11_hip::fail_launch(2);
+    let ticket = device.submit(step()).unwrap();
+    let error = loop {
+        match device.poll(ticket) {
+            Ok(None) => {}
+            Ok(Some(_)) => panic!("the second launch was to fail"),
+            Err(error) => break error,
+        }
+    };
+    let Error::Fault(text) = error else {
+        panic!("{error}");
+    };
+    let loaded = Loaded::open(bundle()).unwrap();
+    let named = loaded
+        .plan()
+        .kernels()
+        .any(|kernel| text.contains(&kernel.symbol));
+    assert!(named, "{text}");
+    assert!(matches!(device.submit(step()), Err(Error::Fault(_))));
+}
