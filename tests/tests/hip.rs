@@ -2,17 +2,20 @@
 //! and waits. The library is ours, and its GPU a simulator (tests/gfx11-hip); it fails where a variable asks it to.
 #![cfg(target_os = "linux")]
 
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, OnceLock};
 
+use ::fastrun::Error;
+use ::fastrun::device::gpu::{GpuDevice, GpuOptions};
+use ::fastrun::device::{Device, Step, StepKv, TokenSource, Want};
+use ::fastrun::load::Loaded;
 use e2e::gpu::model::{compile_for, synth};
 use e2e::gpu::{Machine, hip_library};
 use e2e::{fail, fastrun, succeed};
-use fastrun::Error;
-use fastrun::device::gpu::{GpuDevice, GpuOptions};
-use fastrun::device::{Device, Step, StepKv, TokenSource, Want};
-use fastrun::load::Loaded;
 
 /// A small model for gfx1151.
 fn bundle() -> &'static Path {
@@ -207,4 +210,88 @@ fn a_fault_of_the_simulator_is_an_error_that_names_the_kernel() {
         .any(|kernel| text.contains(&kernel.symbol));
     assert!(named, "{text}");
     assert!(matches!(device.submit(step()), Err(Error::Fault(_))));
+}
+
+/// A server, which ends with its test.
+struct Server {
+    process: Child,
+    address: String,
+    /// What it writes to standard error.
+    log: PathBuf,
+}
+
+impl Server {
+    fn start(folder: &Path, variables: &[(&str, &str)]) -> Server {
+        let log = folder.join("log");
+        let mut command = fastrun(&["serve", bundle().to_str().unwrap(), "--port", "0"]);
+        command.args(["--kv-memory", "4M"]);
+        command
+            .env("FASTRUN_HIP", hip_library())
+            .envs(variables.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(File::create(&log).unwrap());
+        let mut process = command.spawn().unwrap();
+        let mut line = String::new();
+        let output = process.stdout.take().unwrap();
+        BufReader::new(output).read_line(&mut line).unwrap();
+        let address = line.trim().rsplit('/').next().unwrap().to_string();
+        Server {
+            process,
+            address,
+            log,
+        }
+    }
+
+    /// The answer to a request for so many tokens.
+    fn complete(&self, tokens: u32) -> serde_json::Value {
+        let body = serde_json::json!({
+            "prompt": "Once", "max_tokens": tokens, "temperature": 0, "ignore_eos": true,
+        });
+        let body = body.to_string();
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        write!(
+            stream,
+            "POST /v1/completions HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nConnection: close\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            self.address,
+            body.len()
+        )
+        .unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).unwrap();
+        let (head, body) = reply.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200"), "{reply}");
+        serde_json::from_str(body).unwrap()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A worker whose GPU fails is followed by one that runs by the next stricter profile, and goes on with the same request.
+#[test]
+fn a_server_goes_on_by_a_stricter_profile_after_a_fault() {
+    let folder = tempfile::tempdir().unwrap();
+    let once = folder.path().join("failed");
+    // A dozen tokens or so in: a step has some twenty launches.
+    let variables = [
+        ("GFX11_HIP_FAULT_AT", "250"),
+        ("GFX11_HIP_FAULT_ONCE", once.to_str().unwrap()),
+    ];
+    let server = Server::start(folder.path(), &variables);
+    let answer = server.complete(40);
+    assert_eq!(answer["usage"]["completion_tokens"], 40, "{answer}");
+    assert_eq!(answer["choices"][0]["finish_reason"], "length", "{answer}");
+    assert!(once.exists(), "no launch failed");
+    let log = std::fs::read_to_string(&server.log).unwrap();
+    assert!(log.contains("illegal memory access"), "{log}");
+    assert!(
+        log.contains("the next worker runs by the profile strict"),
+        "{log}"
+    );
 }

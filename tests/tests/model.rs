@@ -8,7 +8,7 @@ use ::fastrun::device::reference::{ReferenceDevice, ReferenceOptions};
 use ::fastrun::device::{Device, RowOutcome, Step, StepKv, TokenSource, Want};
 use ::fastrun::load::Loaded;
 use e2e::gates::{self, Gates};
-use e2e::{bundle, golden};
+use e2e::{bundle, fastrun, golden, succeed};
 use serde_json::Value;
 
 /// The oracle's answer to one prompt (tests/golden/README.md).

@@ -373,7 +373,7 @@ fn subjects(text: &str) -> Vec<String> {
     ];
     let has = |pattern: &&str| {
         text.split_whitespace()
-            .any(|word| word.split(':').next() == Some(pattern))
+            .any(|word| word.split(':').next() == Some(*pattern))
     };
     subjects.extend(patterns.into_iter().filter(has).map(String::from));
     subjects
