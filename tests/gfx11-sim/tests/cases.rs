@@ -117,7 +117,6 @@ fn run(case: &Case, words: &[u32]) -> Vec<String> {
     };
     let memory = case.inputs.iter().find(|(name, _)| *name == "mem");
     let address = memory.map(|(_, values)| {
-        // The last value goes on over the whole piece.
         let bytes = dwords(values);
         let address = probe.memory.alloc(bytes.len() as u64);
         probe

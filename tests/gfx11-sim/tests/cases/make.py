@@ -5,7 +5,7 @@ guide, written down again here in exact arithmetic (integers and fractions), wit
   python3 make.py > cases.txt
 
 A line is a case: instructions, inputs, outputs, separated by |. Registers and memory hold hexadecimal words; a list is one
-for each lane (or dword), and the last one stands for all that follow. `nan` stands for any NaN. `mem` is a piece of global
+for each lane, whose last one stands for all that follow, or one for each dword. `nan` stands for any NaN. `mem` is a piece of global
 memory whose address is in s[20:21] and in v[20:21] of every lane; `lds` is the start of LDS.
 """
 import struct
@@ -191,9 +191,9 @@ def word(x):
     return x if isinstance(x, str) else f'{x & MASK:x}'
 
 
-def words(values):
+def words(values, lanes):
     values = [word(x) for x in values]
-    while len(values) > 1 and values[-1] == values[-2]:
+    while lanes and len(values) > 1 and values[-1] == values[-2]:
         values.pop()
     return ','.join(values)
 
@@ -205,7 +205,7 @@ def fill(values):
 
 def case(text, inputs, outputs):
     def side(pairs):
-        return ' '.join(f'{name}={words(v if isinstance(v, (list, tuple)) else [v])}' for name, v in pairs.items())
+        return ' '.join(f'{name}={words(v if isinstance(v, (list, tuple)) else [v], name[0] == "v")}' for name, v in pairs.items())
     print(f'{text} | {side(inputs)} | {side(outputs)}'.rstrip())
 
 
@@ -331,8 +331,8 @@ def division():
         if exponent(s2) <= 23:
             return up(s0), 0
         return s0, 0
-    rows = [(f(3), f(3), f(2)), (f(2), f(3), f(2)), (1, 1, f(1)), (f(1), 1, f(1)), (f(2.0 ** 127), f(2.0 ** 127), f(1)),
-            (f(1), f(2.0 ** 127), f(1)), (f(2.0 ** -40), f(2.0 ** -40), f(2.0 ** 80)), (f(2.0 ** 80), f(2.0 ** -40), f(2.0 ** 80)),
+    rows = [(f(3), f(3), f(2)), (f(2), f(3), f(2)), (1, 1, f(1)), (f(1), 1, f(1)), (f(2.0 ** 127), f(2.0 ** 127), f(2.0 ** 80)),
+            (f(2.0 ** 80), f(2.0 ** 127), f(2.0 ** 80)), (f(2.0 ** -40), f(2.0 ** -40), f(2.0 ** 80)), (f(2.0 ** 80), f(2.0 ** -40), f(2.0 ** 80)),
             (f(2.0 ** -120), f(2.0 ** 20), f(2.0 ** -120)), (f(2.0 ** 20), f(2.0 ** 20), f(2.0 ** -120)),
             (f(2.0 ** -110), f(2.0 ** -110), f(2.0 ** -110)), (f(0.0), f(1), f(0.0)), (f(1), f(0.0), f(1))]
     done = [scale(*row) for row in rows]
@@ -347,7 +347,7 @@ def division():
         return F32.round(v)
     a, b, c = [f(3), f(3), f(3), f(1.5)], [f(0.5), f(0.5), f(2.0 ** 70), f(2)], [f(2), f(0.5), f(2.0 ** 60), f(0.25)]
     case('v_div_fmas_f32 v0, v1, v2, v3', {'v1': a, 'v2': b, 'v3': c, 'vcc': 0x0000000b},
-         {'v0': [fmas(*x, 0xb >> i & 1) for i, x in enumerate(zip(a, b, c))]})
+         {'v0': [fmas(*x, 0xb >> i & 1) for i, x in enumerate(zip(*map(fill, (a, b, c))))]})
     # quotient, denominator, numerator
     rows = [((f(1.5), f(2), f(3)), f(1.5)), ((f(-1.5), f(2), f(3)), f(1.5)), ((f(1), f(-2), f(3)), f(-1)), ((f(1), f(0.0), f(0.0)), NAN),
             ((f(1), 0x7f800000, 0xff800000), NAN), ((f(1), f(-0.0), f(3)), 0xff800000), ((f(1), f(2), 0xff800000), 0xff800000),
@@ -367,7 +367,6 @@ def conversions():
     def half(x):
         return 'nan16' if F32.is_nan(x) else widen(x, F32, F16)
     case('v_cvt_f16_f32 v0, v1', {'v0': 0x56780000, 'v1': halves}, {'v0': ['nan16' if half(x) == 'nan16' else 0x56780000 | half(x) for x in halves]})
-    unary('v_cvt_f64_f32', lambda x: 0, [f(1)]) if False else None
     a = NUMBERS
     case('v_cvt_f64_f32 v[0:1], v2', {'v2': a}, pairs64('v0', [widen(x, F32, F64) for x in a]))
     case('v_cvt_f64_u32 v[0:1], v2', {'v2': US}, pairs64('v0', [d(x) for x in US]))
@@ -538,7 +537,7 @@ def comparisons():
         found = [floats(test)(x, y) for x, y in zip(a, b)]
         case(f'v_cmp_{name}_f32 vcc_lo, v1, v2', {'v1': a, 'v2': b}, {'vcc': mask([bool(x) for x in found])})
         case(f'v_cmpx_{name}_f32 v1, v2', {'v1': a, 'v2': b}, {'exec': mask([bool(x) for x in found])})
-        case(f'v_cmp_n{name if name != "eq" else "eq"}_f32 vcc_lo, v1, v2'.replace('neq_', 'neq_'), {'v1': a, 'v2': b}, {'vcc': mask([not x for x in found])})
+        case(f'v_cmp_n{name}_f32 vcc_lo, v1, v2', {'v1': a, 'v2': b}, {'vcc': mask([not x for x in found])})
     ordered = [not F32.is_nan(x) and not F32.is_nan(y) for x, y in zip(a, b)]
     case('v_cmp_o_f32 vcc_lo, v1, v2', {'v1': a, 'v2': b}, {'vcc': mask(ordered)})
     case('v_cmp_u_f32 vcc_lo, v1, v2', {'v1': a, 'v2': b}, {'vcc': mask([not x for x in ordered])})
@@ -713,7 +712,7 @@ def pairs():
     case('v_dual_mov_b32 v0, v1 :: v_dual_mov_b32 v1, v0', {'v0': x, 'v1': y}, {'v0': y, 'v1': x})
     case('v_dual_add_f32 v0, v0, v1 :: v_dual_mul_f32 v1, v2, v0', regs,
          {'v0': [add(F32, a, b) for a, b in zip(x, y)], 'v1': [mul(F32, a, b) for a, b in zip(regs['v2'], x)]})
-    case('v_dual_cndmask_b32 v4, v0, v1 :: v_dual_cndmask_b32 v5, v3, v2', {**regs, 'vcc': 2}, {'v4': [x[0], y[1]], 'v5': [regs['v3'][0], regs['v2'][1]]})
+    case('v_dual_cndmask_b32 v4, v0, v1 :: v_dual_cndmask_b32 v5, v3, v2', {**regs, 'vcc': 2}, {'v4': [x[0], y[1], x[1]], 'v5': [regs['v3'][0], regs['v2'][1], regs['v3'][1]]})
     case('v_dual_dot2acc_f32_f16 v4, v0, v1 :: v_dual_mov_b32 v5, v2', {'v4': f(1), 'v0': h(2) | h(3) << 16, 'v1': h(5) | h(7) << 16, 'v2': 9}, {'v4': f(32), 'v5': 9})
     k = f(2.5)
     case(f'v_dual_fmaak_f32 v4, v0, v1, 0x{k:x} :: v_dual_mov_b32 v5, v2', regs, {'v4': [fma(F32, a, b, k) for a, b in zip(x, y)], 'v5': regs['v2']})
@@ -755,11 +754,11 @@ def memory():
                 stored[n * (31 - i) + r] = 100 * r + i
         case(f'global_store_b{32 * n} v4, v{"0" if n == 1 else f"[0:{n - 1}]"}, s[20:21]', {'mem': [0] * (32 * n), 'v4': [4 * n * (31 - i) for i in range(32)], **regs}, {'mem': stored})
     # Lanes one after the other on one dword.
-    case('global_atomic_add_u32 v0, v4, v1, s[20:21] glc', {'mem': [10], 'v4': 0, 'v1': [1, 2, 3, 4], 'exec': 0xf}, {'mem': [20], 'v0': [10, 11, 13, 16]})
+    case('global_atomic_add_u32 v0, v4, v1, s[20:21] glc', {'mem': [10], 'v4': 0, 'v1': [1, 2, 3, 4], 'exec': 0xf}, {'mem': [20], 'v0': [10, 11, 13, 16, 0]})
     case('global_atomic_add_u32 v4, v1, s[20:21]', {'mem': [10], 'v4': 0, 'v1': [1, 2], 'exec': 3, 'v0': 9}, {'mem': [13], 'v0': 9})
-    case('global_atomic_inc_u32 v0, v4, v1, s[20:21] glc', {'mem': [1], 'v4': 0, 'v1': 2, 'exec': 0xf}, {'mem': [2], 'v0': [1, 2, 0, 1]})
-    case('global_atomic_cmpswap_b32 v0, v4, v[1:2], s[20:21] glc', {'mem': [7], 'v4': 0, 'v1': [9, 11], 'v2': [7, 7], 'exec': 3}, {'mem': [9], 'v0': [7, 9]})
-    case('global_atomic_swap_b32 v0, v4, v1, s[20:21] glc', {'mem': [7], 'v4': 0, 'v1': [9], 'exec': 1}, {'mem': [9], 'v0': [7]})
+    case('global_atomic_inc_u32 v0, v4, v1, s[20:21] glc', {'mem': [1], 'v4': 0, 'v1': 2, 'exec': 0xf}, {'mem': [2], 'v0': [1, 2, 0, 1, 0]})
+    case('global_atomic_cmpswap_b32 v0, v4, v[1:2], s[20:21] glc', {'mem': [7], 'v4': 0, 'v1': [9, 11], 'v2': [7, 7], 'exec': 3}, {'mem': [9], 'v0': [7, 9, 0]})
+    case('global_atomic_swap_b32 v0, v4, v1, s[20:21] glc', {'mem': [7], 'v4': 0, 'v1': [9], 'exec': 1}, {'mem': [9], 'v0': [7, 0]})
     case('global_atomic_or_b32 v4, v1, s[20:21]', {'mem': [7], 'v4': 0, 'v1': [8, 16], 'exec': 3}, {'mem': [31]})
     case('global_atomic_max_u32 v4, v1, s[20:21]', {'mem': [7], 'v4': 0, 'v1': [8, MASK], 'exec': 3}, {'mem': [MASK]})
     for n, name in [(1, 's0'), (2, 's[0:1]'), (4, 's[0:3]'), (8, 's[0:7]'), (16, 's[0:15]')]:
@@ -793,7 +792,7 @@ def shared(data, lane4, at):
     case('ds_store_2addr_b64 v4, v[0:1], v[2:3] offset0:0 offset1:1', {'lds': [0] * 4, 'v4': 0, 'v0': 1, 'v1': 2, 'v2': 3, 'v3': 4, 'exec': 1}, {'lds': [1, 2, 3, 4]})
     case('ds_store_2addr_stride64_b32 v4, v1, v2 offset0:0 offset1:1', {'lds': [0] * 65, 'v4': 0, 'v1': 1, 'v2': 2, 'exec': 1}, {'lds': [1] + [0] * 63 + [2]})
     case('ds_add_u32 v4, v1', {'lds': [10], 'v4': 0, 'v1': [i for i in range(32)]}, {'lds': [10 + 31 * 16]})
-    case('ds_add_rtn_u32 v0, v4, v1', {'lds': [10], 'v4': 0, 'v1': [1, 2, 3], 'exec': 7}, {'lds': [16], 'v0': [10, 11, 13]})
+    case('ds_add_rtn_u32 v0, v4, v1', {'lds': [10], 'v4': 0, 'v1': [1, 2, 3], 'exec': 7}, {'lds': [16], 'v0': [10, 11, 13, 0]})
     case('ds_max_u32 v4, v1', {'lds': [10], 'v4': 0, 'v1': [i for i in range(32)]}, {'lds': [31]})
     case('ds_or_b32 v4, v1', {'lds': [1], 'v4': 0, 'v1': [2, 4, 8]}, {'lds': [15]})
     case('ds_add_f32 v4, v1', {'lds': [f(1)], 'v4': 0, 'v1': [f(0.5), f(0.25)], 'exec': 3}, {'lds': [f(1.75)]})
@@ -919,8 +918,7 @@ def scalar_floats():
 
 def control():
     """Whether what is behind is executed; a branch counts dwords from behind itself."""
-    for taken, condition in [(1, {}), ]:
-        case('s_branch 1; s_mov_b32 s0, 1; s_mov_b32 s1, 1', condition, {'s0': 0, 's1': 1})
+    case('s_branch 1; s_mov_b32 s0, 1; s_mov_b32 s1, 1', {}, {'s0': 0, 's1': 1})
     for op, name, yes in [('scc0', 'scc', 0), ('scc1', 'scc', 1), ('vccz', 'vcc', 0), ('vccnz', 'vcc', 0x80000000), ('execz', 'exec', 0), ('execnz', 'exec', 2)]:
         no = 1 if yes == 0 else 0
         case(f's_cbranch_{op} 1; s_mov_b32 s0, 1; s_mov_b32 s1, 1', {name: yes}, {'s0': 0, 's1': 1})
