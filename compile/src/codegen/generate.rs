@@ -2,10 +2,10 @@
 
 use bundle_format::plan::{CodeRef, Op, Plan};
 use bundle_format::region::Region;
-use bundle_format::target::Target;
 
 use super::cpu::{self, CodeSection, RegionContext};
 use super::{cuda, hip};
+use crate::driver::Options;
 use crate::error::Error;
 
 /// The code section of a bundle.
@@ -19,12 +19,12 @@ pub struct Code {
 
 /// Generates the code of a plan's regions and enters it into the plan's variants.
 ///
-/// `portable`: see [`crate::driver::Options::portable`].
-pub fn generate(plan: &mut Plan, target: Target, portable: bool) -> Result<Code, Error> {
-    if let Some(chip) = cuda::Chip::of(target, portable) {
+pub fn generate(plan: &mut Plan, options: &Options) -> Result<Code, Error> {
+    let target = options.target;
+    if let Some(chip) = cuda::Chip::of(target, options.portable) {
         return cuda::generate(plan, &chip);
     }
-    if let Some(chip) = hip::Chip::of(target) {
+    if let Some(chip) = hip::Chip::of(target, options.stability) {
         return hip::generate(plan, &chip);
     }
     let mut section = CodeSection::new();

@@ -5,6 +5,9 @@ use bundle_format::plan::{Dim, Segment, Variant};
 use kernels::pack::fragment::{Codes, FRAGMENT};
 
 use super::RANGES;
+use super::regions;
+use super::stability;
+use super::stages;
 use super::target::Chip;
 use crate::codegen::gpu::kernels::{Writer, variant};
 use crate::codegen::gpu::segments::{by_format, form, format};
@@ -27,6 +30,8 @@ pub fn matmul(
     segments: &[Segment],
 ) -> Result<Vec<Variant>, Error> {
     let limit = writer.limit(writer.plan.buffers[x as usize].extent);
+    let extent = writer.plan.buffers[x as usize].extent;
+    let apart = regions::behind(writer, extent, segments)?;
     let mut products = Products { chip, writer, x };
     let mut variants = Vec::new();
     let mut first = 1;
@@ -35,27 +40,54 @@ pub fn matmul(
         if first > last {
             continue;
         }
-        let mut kernels = Vec::new();
-        let mut rows = 1;
-        for run in by_format(products.writer.plan, segments)? {
-            let (kernel, of_block) = match last {
-                1 => (products.one(&run)?, 1),
-                _ => products.more(&run, first)?,
+        let ways = stability::ways(chip.profiles(), first, |choices| {
+            apart.is_some() && choices.rope_kv_apart
+        });
+        for (profiles, take_apart) in ways {
+            let (segments, behind) = match (&apart, take_apart) {
+                (Some((sums, behind)), true) => (&sums[..], &behind[..]),
+                _ => (segments, &[][..]),
             };
-            rows = of_block;
-            kernels.push(kernel);
-        }
-        let reason = match first {
-            1 => "one row: dot products of codes as they are, sums scaled".to_string(),
-            _ if last <= RANGES[RANGES.len() - 1] => {
-                format!("up to {last} rows: bound by reading weights, {rows} rows share them")
+            let mut kernels = Vec::new();
+            let mut rows = 1;
+            for run in by_format(products.writer.plan, segments)? {
+                let (kernel, of_block) = match last {
+                    1 => (products.one(&run)?, 1),
+                    _ => products.more(&run, first)?,
+                };
+                rows = of_block;
+                kernels.push(kernel);
             }
-            _ => format!("many rows: {rows} of them share a weight, which goes through registers"),
-        };
-        variants.push(variant(first, last, kernels, rows, &reason));
+            kernels.extend_from_slice(behind);
+            stages::resolve(products.writer.plan, &mut kernels, last);
+            let mut made = variant(
+                first,
+                last,
+                kernels,
+                rows,
+                &reason(first, last, rows, take_apart),
+            );
+            made.profiles = profiles;
+            variants.push(made);
+        }
         first = last + 1;
     }
     Ok(variants)
+}
+
+/// Why a range of rows is done as it is.
+fn reason(first: u32, last: u32, rows: u32, apart: bool) -> String {
+    let product = match first {
+        1 if last == 1 => "one row: dot products of codes as they are, sums scaled".to_string(),
+        _ if last <= RANGES[RANGES.len() - 1] => {
+            format!("up to {last} rows: bound by reading weights, {rows} rows share them")
+        }
+        _ => format!("many rows: {rows} of them share a weight, which goes through registers"),
+    };
+    match apart {
+        true => format!("{product}; rotation and KV write apart"),
+        false => product,
+    }
 }
 
 struct Products<'a, 'w> {
