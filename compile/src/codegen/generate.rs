@@ -1,9 +1,12 @@
 //! The code of a whole plan: every region of every variant, compiled once for each distinct shape.
 
+use std::collections::BTreeMap;
+
 use bundle_format::plan::{CodeRef, Op, Plan};
 use bundle_format::region::Region;
 
 use super::cpu::{self, CodeSection, RegionContext};
+use super::gpu::work::Work;
 use super::{cuda, hip};
 use crate::driver::Options;
 use crate::error::Error;
@@ -15,6 +18,8 @@ pub struct Code {
     pub functions: usize,
     /// Name and version of each generator.
     pub toolchain: Vec<String>,
+    /// What a GPU's kernels execute, by their symbols, where that is counted.
+    pub work: BTreeMap<String, Work>,
 }
 
 /// Generates the code of a plan's regions and enters it into the plan's variants.
@@ -74,5 +79,6 @@ pub fn generate(plan: &mut Plan, options: &Options) -> Result<Code, Error> {
         bytes: section.finish(),
         functions,
         toolchain: vec![cpu::toolchain()],
+        work: BTreeMap::new(),
     })
 }

@@ -13,6 +13,7 @@ use bundle_format::stability::Profiles;
 use super::region;
 use super::segments::format;
 use super::shapes::sample;
+use super::work::Turns;
 use crate::error::Error;
 
 /// What differs from chip to chip.
@@ -63,6 +64,8 @@ pub struct Kernels {
     pub source: String,
     /// Names of the functions, sorted.
     pub symbols: Vec<String>,
+    /// How often functions go through their main loop, where that is known.
+    pub turns: BTreeMap<String, Turns>,
     /// Of functions that multiply few rows: the product, and how many reads a warp has under way for each of its tiles.
     pub depths: BTreeMap<String, (String, u32)>,
 }
@@ -79,6 +82,7 @@ pub fn choose(plan: &Plan, chip: &dyn Chip, most: &Depths) -> Result<Kernels, Er
         regions: BTreeMap::new(),
         functions: BTreeMap::new(),
         most,
+        turns: BTreeMap::new(),
         depths: BTreeMap::new(),
     };
     let variants = plan
@@ -98,6 +102,7 @@ pub fn choose(plan: &Plan, chip: &dyn Chip, most: &Depths) -> Result<Kernels, Er
         sampling,
         source: writer.source,
         symbols,
+        turns: writer.turns,
         depths: writer.depths,
     })
 }
@@ -112,6 +117,7 @@ pub struct Writer<'a> {
     /// Functions likewise.
     functions: BTreeMap<String, String>,
     pub most: &'a Depths,
+    pub turns: BTreeMap<String, Turns>,
     pub depths: BTreeMap<String, (String, u32)>,
 }
 

@@ -8,6 +8,7 @@ use super::RANGES;
 use super::stability::{self, Choices, Parts};
 use super::target::Chip;
 use crate::codegen::gpu::kernels::{Attend, Parameters, Writer, variant};
+use crate::codegen::gpu::work::Turns;
 use crate::error::Error;
 
 /// Largest head of these kernels.
@@ -130,6 +131,10 @@ pub fn attention(chip: &Chip, writer: &mut Writer, attend: &Attend) -> Result<Ve
                 kernel.workspace = cells * u64::from(splits) * u64::from(shape.partial) * 4;
                 kernel.tickets = shape.pairs * last;
             }
+            let turn = if many { shape.keys } else { 16 * WAVES };
+            writer
+                .turns
+                .insert(kernel.symbol.clone(), Turns::Positions(turn));
             kernel.grid = grid;
             kernel.shared = match choices.blocks {
                 Some(most) => shared.max(capped(most)),
@@ -205,6 +210,8 @@ struct Shape {
     partial: u32,
     decode_shared: u32,
     prefill_shared: u32,
+    /// Positions of a step of tiles of tokens.
+    keys: u32,
     /// Whether registers have room for the next block beside the one that is multiplied.
     ahead: bool,
 }
@@ -227,6 +234,7 @@ impl Shape {
         Shape {
             pairs: kv.kv_heads * groups,
             partial,
+            keys,
             decode_shared: decode + table * 4 + 16,
             prefill_shared: (staged + table * 4).max(out),
             ahead: dim * together <= 256,

@@ -11,6 +11,7 @@ use super::stages;
 use super::target::Chip;
 use crate::codegen::gpu::kernels::{Writer, variant};
 use crate::codegen::gpu::segments::{by_format, form, format};
+use crate::codegen::gpu::work::Turns;
 use crate::error::Error;
 
 /// Wavefronts that a vector unit has under way where memory is to be kept busy.
@@ -171,7 +172,8 @@ impl Products<'_, '_> {
         let shape = format!("OneShape<{format}, {cols}, {across}, {along}, 1, {depth}, {staged}>");
         let sums = along * (division.group() * 16 + 4) * 4;
         let shared = if staged { cols * 2 } else { 0 } + sums;
-        self.kernel("one", run, division, &shape, shared, 1)
+        let turns = (cols / FRAGMENT as u32).div_ceil(along).div_ceil(depth);
+        self.kernel("one", run, division, &shape, shared, (1, turns))
     }
 
     /// The kernel for rows from `first` on, and how many rows a block takes.
@@ -209,7 +211,8 @@ impl Products<'_, '_> {
         let rows = 16 * columns;
         let shared = stages.max(sums);
         let name = if columns == 4 { "many" } else { "few" };
-        let kernel = self.kernel(name, run, division, &shape, shared, rows)?;
+        let turns = (cols / FRAGMENT as u32).div_ceil(along);
+        let kernel = self.kernel(name, run, division, &shape, shared, (rows, turns))?;
         Ok((kernel, rows))
     }
 
@@ -220,7 +223,7 @@ impl Products<'_, '_> {
         division: Division,
         shape: &str,
         shared: u32,
-        rows: u32,
+        (rows, turns): (u32, u32),
     ) -> Result<Kernel, Error> {
         let (threads, features) = (division.threads(), division.group() * 16);
         let of_rows = self.of_rows();
@@ -236,6 +239,24 @@ impl Products<'_, '_> {
         let mut kernel = self
             .writer
             .kernel(&symbol, parameters, &body, "", threads, 1);
+        let symbol = kernel.symbol.clone();
+        // Of a loop that stores: elements of as many rows as sums have room for, of pairs where segments have them.
+        let at_once = match rows {
+            32.. if 2 * division.along * 16 * (features + 4) * 4 <= shared => 32,
+            _ => rows.min(16),
+        };
+        let elements = |s: &&Segment| match s.epilogue.unit == 2 * s.epilogue.width {
+            true => 0.5,
+            false => 1.0,
+        };
+        let mean = run.iter().map(|s| elements(s)).sum::<f64>() / run.len() as f64;
+        let stores = f64::from(at_once * features) * mean / f64::from(threads);
+        let turns = Turns::Product {
+            turns,
+            alternatives: run.len() as u32,
+            stores: stores.max(1.0),
+        };
+        self.writer.turns.insert(symbol, turns);
         let items = run
             .iter()
             .map(|s| self.writer.tiles(s).div_ceil(division.group()));

@@ -16,6 +16,7 @@ mod regions;
 mod stability;
 mod stages;
 mod target;
+mod work;
 
 pub use target::Chip;
 
@@ -89,7 +90,9 @@ pub fn generate(plan: &mut Plan, chip: &Chip) -> Result<Code, Error> {
         .flat_map(|v| &mut v.kernels)
         .chain(plan.sampling.iter_mut().flat_map(|s| s.kernels_mut()));
     gate::check(&compiled.object, chip, kernels)?;
+    let work = work::of_object(&compiled.object, &chosen.turns)?;
     Ok(Code {
+        work,
         functions: chosen.symbols.len(),
         bytes: compiled.object,
         toolchain: vec![compiled.version],
