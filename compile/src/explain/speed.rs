@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use bundle_format::gpu::{Arg, Extent, Kernel};
-use bundle_format::plan::{Dim, Op, Plan, Variant, WeightLayout};
+use bundle_format::plan::{Dim, Encoding, Op, Plan, Variant, WeightLayout};
 use bundle_format::stability::Stability;
 use bundle_format::target::Target;
 
@@ -37,8 +37,18 @@ pub struct Gpu {
     registers: (u32, u32),
     /// Vector units and bytes of shared memory of a processor, and granules of the latter.
     processor: (u32, u32, u32),
-    /// Whether instructions were counted in the machine code.
-    counted: bool,
+    /// Where instructions are not counted in the machine code, what stands for that.
+    coarse: Option<Coarse>,
+}
+
+/// A model without counts.
+pub struct Coarse {
+    /// The share of memory's rate that products of few rows reach with weights that must be unpacked.
+    unpacking: f64,
+    /// Rows and features of a tile of products of many rows, the fewest rows of those, and how many tiles there are at a time.
+    tile: u32,
+    many: u32,
+    tiles: u32,
 }
 
 /// Strix Halo. Memory's rate is measured, as is what matrix products reach of 59.4 TFLOPS; latency and gap are assumptions.
@@ -54,15 +64,15 @@ const GFX1151: Gpu = Gpu {
     warps: 16,
     registers: (1536, 24),
     processor: (4, 128 << 10, 1 << 10),
-    counted: true,
+    coarse: None,
 };
 
-/// H100 (SXM). The read rate is that of a kernel that only reads, the gap that between launches of a graph, measured; matrix products
-/// are what products of 128 by 128 tiles reach.
+/// H100 (SXM). The read rate is that of a kernel that only reads, the gap that between launches of a graph, both measured; what
+/// tiles of matrix products and unpacking reach is fitted to llama2-7b's prefill and to its products of one row.
 const H100: Gpu = Gpu {
     name: "H100",
     read: 3.04e12,
-    matrix: 560e12,
+    matrix: 445e12,
     units: 528.0,
     clock: 1.755e9,
     shared: 32.0,
@@ -71,7 +81,12 @@ const H100: Gpu = Gpu {
     warps: 16,
     registers: (512, 8),
     processor: (4, 228 << 10, 1 << 10),
-    counted: false,
+    coarse: Some(Coarse {
+        unpacking: 0.81,
+        tile: 128,
+        many: 65,
+        tiles: 132,
+    }),
 };
 
 impl Gpu {
@@ -215,25 +230,20 @@ impl Model<'_> {
                 .loaded_bytes
                 .max(work.once.loaded_bytes.min(2048.0));
         let wanted = gpu.read * gpu.latency;
-        let rate = match gpu.counted {
-            true => gpu.read * (under_way / wanted).min(1.0),
-            false => gpu.read,
-        };
-        let matrix_share = if warp.matrix > 0.0 || !gpu.counted {
-            1.0
-        } else {
-            0.0
-        };
         let issued = 8192.0 * warp.matrix * warps;
+        let (rate, matrix) = match &gpu.coarse {
+            None => (
+                gpu.read * (under_way / wanted).min(1.0),
+                issued / gpu.matrix,
+            ),
+            Some(coarse) => self.coarse(coarse, op, kernel, (rows, operations)),
+        };
         let mut time = Time {
             bytes,
             operations,
             memory: bytes / rate,
             vector: spread(warp.vector),
-            matrix: match gpu.counted {
-                true => issued / gpu.matrix,
-                false => operations / gpu.matrix * matrix_share,
-            },
+            matrix,
             shared: spread(warp.shared_bytes / gpu.shared),
             all: 0.0,
         };
@@ -241,6 +251,33 @@ impl Model<'_> {
         let busy = (time.vector + time.matrix).max(time.shared);
         time.all = gpu.gap + time.memory.max(busy);
         time
+    }
+
+    /// The rate of memory, and the time of matrix products, where instructions are not counted: tiles of many rows go in rounds.
+    fn coarse(
+        &self,
+        coarse: &Coarse,
+        op: &Op,
+        kernel: &Kernel,
+        (rows, operations): (u32, f64),
+    ) -> (f64, f64) {
+        let gpu = self.gpu;
+        let weights = kernel.args.iter().filter_map(|arg| match (*arg, op) {
+            (Arg::Weight(index), Op::MatMul { .. }) => Some(&self.plan.weights[index as usize]),
+            _ => None,
+        });
+        let matrices = weights.filter(|w| w.layout == WeightLayout::Fragment16);
+        let plain = |e: Encoding| matches!(e, Encoding::F16 | Encoding::BF16);
+        let packed = matrices.clone().any(|w| !plain(w.encoding));
+        if rows < coarse.many || !matches!(op, Op::MatMul { .. }) {
+            let share = if packed { coarse.unpacking } else { 1.0 };
+            return (gpu.read * share, operations / gpu.matrix);
+        }
+        let features: u32 = matrices.map(|w| w.rows.div_ceil(coarse.tile)).sum();
+        let tiles = features * rows.div_ceil(coarse.tile);
+        let full = tiles.next_multiple_of(coarse.tiles);
+        let filled = f64::from(tiles) / f64::from(full.max(1));
+        (gpu.read, operations / gpu.matrix / filled)
     }
 
     /// Warps of a kernel on a vector unit: those that fit, or that there are.

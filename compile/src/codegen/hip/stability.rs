@@ -204,6 +204,20 @@ pub struct Choices {
     pub rope_kv_apart: bool,
 }
 
+impl Choice {
+    /// Which of the [`Choices`] it sets.
+    fn sets(self) -> u32 {
+        match self {
+            Choice::StageTables => 0,
+            Choice::NoReadAhead => 1,
+            Choice::FillOnce | Choice::OnePart => 2,
+            Choice::Blocks(_) => 3,
+            Choice::Apart => 4,
+            Choice::Eager => 5,
+        }
+    }
+}
+
 impl Rule {
     fn holds(&self, stability: Stability, first: u32) -> bool {
         stability >= self.from && (self.rows == Rows::Any || first >= LARGE)
@@ -274,22 +288,23 @@ pub fn profiles(own: Stability) -> Vec<Profile> {
     let stricter = Stability::ALL.into_iter().filter(|&s| s >= own);
     stricter
         .map(|stability| {
-            let rules = RULES.iter().filter(|rule| stability >= rule.from);
-            // A rule for any rows makes that for many redundant.
-            let counts = |rule: &&Rule| {
-                let wider = |other: &Rule| {
-                    let same = (other.on, std::mem::discriminant(&other.choice))
-                        == (rule.on, std::mem::discriminant(&rule.choice));
-                    same && other.rows == Rows::Any && stability >= other.from
+            let rules = RULES.iter().enumerate();
+            let rules = rules.filter(|(_, rule)| stability >= rule.from);
+            // A later rule about the same, for as many rows or more, makes one redundant.
+            let counts = |(at, rule): &(usize, &Rule)| {
+                let replaces = |other: &Rule| {
+                    stability >= other.from
+                        && (other.on, other.choice.sets()) == (rule.on, rule.choice.sets())
+                        && (other.rows == Rows::Any || other.rows == rule.rows)
                 };
-                rule.rows == Rows::Any || !RULES.iter().any(wider)
+                !RULES[at + 1..].iter().any(replaces)
             };
             Profile {
                 stability,
-                eager: rules.clone().any(|rule| rule.choice == Choice::Eager),
+                eager: rules.clone().any(|(_, rule)| rule.choice == Choice::Eager),
                 rules: rules
                     .filter(counts)
-                    .map(|rule| stability::Rule {
+                    .map(|(_, rule)| stability::Rule {
                         when: rule.when(),
                         choice: rule.what.to_string(),
                         reason: rule.why.to_string(),
