@@ -93,10 +93,10 @@ impl RunnerOptions {
         matches!(self.chosen(loaded), DeviceKind::Gpu | DeviceKind::Sim)
     }
 
-    /// The profile that a bundle was compiled by, which those for AMD's chips are.
+    /// The profile that a bundle was compiled by, where it has profiles and runs on its GPU.
     pub(crate) fn own_stability(&self, loaded: &Loaded) -> Option<Stability> {
-        let has_profiles = loaded.manifest().target.compute_capability().is_none();
-        (self.is_gpu(loaded) && has_profiles).then_some(Stability::Balanced)
+        let own = loaded.plan().stability.first()?.stability;
+        self.is_gpu(loaded).then_some(own)
     }
 
     /// The device, where it is the bundle's own its kind.

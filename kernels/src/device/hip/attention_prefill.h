@@ -16,7 +16,8 @@ struct Prefill {
     static constexpr int Q_BYTES = Q_REGISTERS ? 0 : BM * Q_STRIDE, K_BYTES = BN * K_STRIDE, V_BYTES = D * V_STRIDE;
     // Results, of half of a wavefront's queries at a time.
     static constexpr int OUT = D + 4, OUT_BYTES = WAVES * 8 * OUT * 4, LOOP_BYTES = Q_BYTES + K_BYTES + V_BYTES;
-    static constexpr int SHARED = OUT_BYTES > LOOP_BYTES ? OUT_BYTES : LOOP_BYTES;
+    static constexpr int USED = LOOP_BYTES + C::TABLE * 4, SHARED = OUT_BYTES > USED ? OUT_BYTES : USED;
+    static_assert(C::TABLE % NB == 0, "a step's entries are copied together");
     // What a thread copies of a step: pieces of 8 dims of a key, and of two values.
     static constexpr int K_PIECES = BN * D / 8, K_COPIES = (K_PIECES + THREADS - 1) / THREADS;
     static constexpr int V_PIECES = BN / 2 * D / 8, V_COPIES = (V_PIECES + THREADS - 1) / THREADS;
@@ -47,6 +48,7 @@ DEVICE void prefill(const Args& a, const Epilogue& epilogue) {
     constexpr int D = C::D, NB = S::NB, BN = S::BN, DT = D / 16;
     extern __shared__ __align__(16) u8 shared[];
     u8 *q_at = shared, *k_at = shared + S::Q_BYTES, *v_at = k_at + S::K_BYTES;
+    u32* entries = (u32*)(shared + S::LOOP_BYTES);
     const u32 lane = threadIdx.x & 31, wave = wave_index(), n = lane & 15, h = lane >> 4;
     const u32 head = blockIdx.y, kv_head = head / (C::HEADS / C::KV_HEADS), tiles = a.counts[3];
     if (blockIdx.x >= tiles) return;
@@ -90,9 +92,17 @@ DEVICE void prefill(const Args& a, const Epilogue& epilogue) {
         const u32 most = position < last ? position : last;
         return most > start ? most : start;
     };
+    // Entries of the blocks from a step's first one on.
+    auto copy_entries = [&](u32 step) {
+        if constexpr (C::TABLE > 0) {
+            const u32 from = step * NB, left = blocks - from, count = left < (u32)C::TABLE ? left : C::TABLE;
+            for (u32 i = threadIdx.x; i < count; i += S::THREADS) entries[i] = clamped(table[first + from + i], a.blocks);
+        }
+    };
     auto head_of = [&](const char* part, u32 position) {
-        const u32 entry = table[position / 16];
-        return part + (C::TABLE ? clamped(entry, a.blocks) : entry) * a.block_stride;
+        const u32 block = position / 16;
+        if constexpr (C::TABLE > 0) return part + entries[(block - first) % C::TABLE] * a.block_stride;
+        return part + table[block] * a.block_stride;
     };
     auto fetch = [&](u32 step) {
         const u32 base = (first + step * NB) * 16;
@@ -137,11 +147,14 @@ DEVICE void prefill(const Args& a, const Epilogue& epilogue) {
     F8 o[DT] = {};
     float highest = LOWEST, sum = 0;
     const u32 low = p0 + wave * 16, high = low + 15;  // positions of the wavefront's queries
+    copy_entries(0);
+    if (C::TABLE > 0) shared_barrier();
     fetch(0);
 #pragma unroll 1
     for (u32 step = 0; step < steps; step++) {
         shared_barrier();
         stage();
+        if (C::TABLE > 0 && step + 1 < steps && (step + 1) * NB % C::TABLE == 0) copy_entries(step + 1);
         shared_barrier();
         fetch(step + 1 < steps ? step + 1 : step);
         __builtin_amdgcn_sched_barrier(0);
