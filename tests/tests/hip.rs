@@ -25,7 +25,7 @@ fn bundle() -> &'static Path {
         std::fs::create_dir_all(&folder).unwrap();
         let (gguf, path) = (folder.join("hip.gguf"), folder.join("hip.fib"));
         synth("tiny", "q4_0", 1, &gguf);
-        compile_for(Machine::simulator(), &gguf, &path, &[]);
+        compile_for(Machine::simulator(), &gguf, &path, &["--ctx", "512"]);
         path
     })
 }

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use bundle_format::plan::Encoding;
+use bundle_format::stability::Stability;
 use bundle_format::target::Target;
 use e2e::architectures::{self, worst};
 use e2e::gpu::Machine;
@@ -61,11 +62,11 @@ const MODELS: &[(&str, Source, &[&str])] = &[
     // Norms of queries and keys; and with them norms behind each part, windows, GeGLU and heads of 256.
     ("qwen3", Source::Like("qwen3-8b", 1, 64, 2), &[]),
     ("gemma3", Source::Like("gemma3-1b", 6, 256, 2), &[]),
-    ("tiny", Source::Shape("tiny", "q4_0", 2), &[]),
+    ("tiny", Source::Shape("tiny", "q4_0", 2), &["--ctx", "512"]),
     (
         "batch",
         Source::Shape("tiny256", "q4_0", 1),
-        &["--ctx", "256", "--max-batch", "33"],
+        &["--ctx", "256", "--max-batch", "33", "--stability", "fast"],
     ),
     (
         "smollm2",
@@ -237,13 +238,19 @@ fn steps_ahead_are_those_one_by_one() {
     steps_ahead_are_steps_one_by_one(&model("tiny"), 6);
 }
 
-/// A step of 32 sequences that decode, beside one with a prompt, each with a context of its own.
+/// Steps of 32 sequences that decode, and one more that does or has a prompt, each with a context of its own, by every
+/// stability profile.
 #[test]
 fn a_batch_of_32_touches_only_what_is_its_own() {
-    let prompts = std::array::from_fn::<u32, 33, _>(|s| 1 + 5 * s as u32 % 61);
+    let prompts = std::array::from_fn::<u32, 33, _>(|s| 1 + 3 * s as u32 % 29);
     let mut beside_a_prompt = [1; 33];
     beside_a_prompt[7] = 40;
-    logits_are_the_references(&model("batch"), &[prompts, [1; 33], beside_a_prompt], 0.005);
+    let profiles = model("batch").loaded.plan().stability.clone();
+    assert_eq!(profiles.len(), Stability::ALL.len());
+    for profile in profiles {
+        let model = model("batch").by(profile.stability);
+        logits_are_the_references(&model, &[prompts, [1; 33], beside_a_prompt], 0.005);
+    }
 }
 
 /// The model of the README, on a text whose next token is known: the likeliest tokens are the CPU's, wherever these are

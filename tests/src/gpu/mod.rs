@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bundle_format::target::Target;
+use fastrun::device::Stability;
 use fastrun::device::gpu::{GpuDevice, GpuOptions};
 use fastrun::load::Loaded;
 
@@ -40,15 +41,20 @@ impl Machine {
         }
     }
 
-    /// A device for a bundle, with so many bytes of KV pools.
+    /// A device for a bundle, with so many bytes of KV pools, which runs by a stability profile (none: the bundle's own).
     ///
     /// # Panics
     /// There is no such GPU, or too little memory.
-    pub fn open(&self, loaded: Arc<Loaded>, kv_bytes: u64) -> GpuDevice {
+    pub fn open(
+        &self,
+        loaded: Arc<Loaded>,
+        kv_bytes: u64,
+        stability: Option<Stability>,
+    ) -> GpuDevice {
         let options = GpuOptions {
             kv_bytes: Some(kv_bytes),
+            stability,
             simulate: self.simulate,
-            ..GpuOptions::default()
         };
         GpuDevice::open(loaded, &options)
             .unwrap_or_else(|e| panic!("there is no GPU that runs it: {e}"))

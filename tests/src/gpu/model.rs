@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ::fastrun::device::gpu::GpuDevice;
 use ::fastrun::device::reference::{ReferenceDevice, ReferenceOptions};
 use ::fastrun::device::{
-    Device, Outcome, Penalties, SampleParams, Step, Ticket, TokenSource, Want,
+    Device, Outcome, Penalties, SampleParams, Stability, Step, Ticket, TokenSource, Want,
 };
 use ::fastrun::kv::{BlockTable, KvCache};
 use ::fastrun::load::Loaded;
@@ -23,6 +23,7 @@ pub struct Model {
     pub machine: Machine,
     pub loaded: Arc<Loaded>,
     kv_bytes: u64,
+    stability: Option<Stability>,
     /// What the bundle is in, where it is nobody else's.
     _folder: Option<TempDir>,
 }
@@ -47,6 +48,7 @@ impl Model {
             machine,
             loaded,
             kv_bytes: 256 << 20,
+            stability: None,
             _folder: None,
         }
     }
@@ -56,8 +58,17 @@ impl Model {
         Model { kv_bytes, ..self }
     }
 
+    /// By another stability profile than the bundle's own.
+    pub fn by(self, stability: Stability) -> Model {
+        Model {
+            stability: Some(stability),
+            ..self
+        }
+    }
+
     pub fn run(&self) -> Run<GpuDevice> {
-        Run::new(self.machine.open(self.loaded.clone(), self.kv_bytes))
+        let loaded = self.loaded.clone();
+        Run::new(self.machine.open(loaded, self.kv_bytes, self.stability))
     }
 
     /// A reference device with blocks for as many tokens as `run`'s has.

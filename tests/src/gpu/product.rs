@@ -12,6 +12,7 @@ use bundle_format::plan::{
 use bundle_format::region::{ColMap, Inst, Operand, Region, RowMap};
 use bundle_format::target::Target;
 use bundle_format::write::Contents;
+use fastc::driver::Options;
 use kernels::pack::{self, fragment};
 use kernels::quant;
 
@@ -66,7 +67,11 @@ impl Product {
             .map(|(encoding, bytes)| self.pack(*encoding, bytes))
             .collect();
         let mut plan = self.plan();
-        let code = fastc::codegen::generate(&mut plan, self.target, self.portable);
+        let options = Options {
+            portable: self.portable,
+            ..Options::new(self.target)
+        };
+        let code = fastc::codegen::generate(&mut plan, &options);
         let code = code.unwrap_or_else(|e| panic!("{self:?}: {e}")).bytes;
         let manifest = Manifest {
             compiler: "a test".into(),
@@ -137,6 +142,7 @@ impl Product {
             weights: vec![],
             launches: vec![],
             sampling: None,
+            stability: vec![],
         };
         let mut buffer = |name: &str, dtype, extent, cols, role| {
             let offset = plan.arena_bytes;

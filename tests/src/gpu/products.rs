@@ -102,7 +102,7 @@ pub fn agree(
         let loaded = bundle(&product);
         let vocab = product.features;
         let expected = reference(&loaded, *steps.last().expect("there are some"), vocab);
-        let mut device = machine.open(loaded, 16 << 20);
+        let mut device = machine.open(loaded, 16 << 20, None);
         let mut most: f32 = 0.0;
         for &tokens in steps {
             let found = logits(&mut device, tokens, vocab);
