@@ -115,6 +115,17 @@ fn a_missing_library_is_named() {
     }
 }
 
+/// What is shipped has no simulator in it, and says how to get one that has.
+#[test]
+fn the_simulator_is_a_feature() {
+    let mut command = logits(&[]);
+    let text = fail({
+        command.args(["--device", "sim"]);
+        command
+    });
+    assert!(text.contains("--features sim"), "{text}");
+}
+
 #[test]
 fn another_library_is_named_with_what_it_lacks() {
     let text = fail(logits(&[("FASTRUN_HIP", "libc.so.6")]));

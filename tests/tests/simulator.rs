@@ -77,9 +77,12 @@ const MODELS: &[(&str, Source, &[&str])] = &[
 
 const SMALL: &[&str] = &["--ctx", "64", "--max-batch", "2"];
 
-/// A bundle that several tests use, made once.
+/// A bundle that is made once.
+type Slot = Arc<OnceLock<Arc<Loaded>>>;
+
+/// A bundle that several tests use.
 fn bundle(name: &str, make: impl FnOnce(&Path)) -> Arc<Loaded> {
-    static ALL: Mutex<BTreeMap<String, Arc<OnceLock<Arc<Loaded>>>>> = Mutex::new(BTreeMap::new());
+    static ALL: Mutex<BTreeMap<String, Slot>> = Mutex::new(BTreeMap::new());
     let slot = ALL.lock().unwrap().entry(name.into()).or_default().clone();
     let make = || {
         let folder = e2e::root().join("target/e2e/simulator");

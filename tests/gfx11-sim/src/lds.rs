@@ -105,7 +105,7 @@ impl Lds {
     #[inline(never)]
     fn track(&mut self, at: u32, len: u32, by: By) -> Exec {
         let trap = |kind| Trap::at(kind, by.lane, at.into());
-        for dword in (at / 4) as usize..((at + len).div_ceil(4)) as usize {
+        for dword in (at / 4) as usize..(at + len).div_ceil(4) as usize {
             let first = (4 * dword as u32).max(at) - 4 * dword as u32;
             let last = (4 * dword as u32 + 4).min(at + len) - 4 * dword as u32;
             if let Some(written) = self.written.get_mut(dword) {

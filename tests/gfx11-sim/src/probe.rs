@@ -1,7 +1,5 @@
 //! One wave outside of any kernel, for tests of single instructions.
 
-use std::sync::Arc;
-
 use crate::code::Code;
 use crate::exec::{Checks, Env, step};
 use crate::fault::FaultKind;
@@ -71,8 +69,7 @@ impl Probe {
     pub fn run(&mut self, text: &[u32]) -> Result<usize, FaultKind> {
         let bytes: Vec<u8> = text.iter().flat_map(|word| word.to_le_bytes()).collect();
         let code = Code::decode(&bytes, 0, &[]);
-        let regions = self.memory.snapshot().to_vec();
-        let regions: Vec<Arc<_>> = regions;
+        let regions = self.memory.snapshot();
         let mut env = Env {
             code: &code,
             regions: &regions,

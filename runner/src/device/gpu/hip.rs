@@ -149,13 +149,17 @@ impl Hip {
     /// [`Error::Unsupported`] where it is not part of this program.
     pub fn simulated() -> Result<Arc<Hip>, Error> {
         #[cfg(feature = "sim")]
-        return Self::of(Functions::simulated(), None);
+        {
+            Self::of(Functions::simulated(), None)
+        }
         #[cfg(not(feature = "sim"))]
-        Err(Error::Unsupported(
-            "this program was built without the simulator of gfx1151; build one that has it: cargo build --release -p fastrun \
-             --features sim"
-                .into(),
-        ))
+        {
+            Err(Error::Unsupported(
+                "this program was built without the simulator of gfx1151; build one that has it: cargo build --release -p \
+                 fastrun --features sim"
+                    .into(),
+            ))
+        }
     }
 
     fn of(functions: Functions, library: Option<Library>) -> Result<Arc<Hip>, Error> {
