@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::gpu::{Kernel, Sampling};
 use crate::region::Region;
+use crate::stability::{Profile, Profiles};
 
 /// Elements of a quantised activation block ([`DType::Q8`], [`DType::Q16`]).
 pub const Q8_BLOCK: usize = 32;
@@ -34,6 +35,9 @@ pub struct Plan {
     pub launches: Vec<Launch>,
     /// What a GPU launches behind them where rows want tokens; none: the host draws.
     pub sampling: Option<Sampling>,
+    /// The stability profiles that it can be run by, by ascending strictness: its own, and all stricter ones. None on a
+    /// target without profiles.
+    pub stability: Vec<Profile>,
 }
 
 impl Plan {
@@ -349,7 +353,8 @@ pub struct Launch {
     /// Indices of launches that must have ended before.
     pub deps: Vec<u32>,
     pub op: Op,
-    /// By ascending row range, without gaps, from 1 to the limit of the op's extent.
+    /// By ascending row range, without gaps, from 1 to the limit of the op's extent; where the plan has stability profiles, so are
+    /// those of each profile.
     pub variants: Vec<Variant>,
 }
 
@@ -417,6 +422,8 @@ pub struct Variant {
     pub parts: Vec<Part>,
     /// What a GPU launches, which has no parts.
     pub kernels: Vec<Kernel>,
+    /// The stability profiles that take it; none where the plan has none.
+    pub profiles: Profiles,
     /// Why the compiler chose it, for people.
     pub reason: String,
 }

@@ -5,6 +5,7 @@ mod common;
 use bundle_format::gpu::{Arg, Extent, Kernel, Sampling};
 use bundle_format::plan::*;
 use bundle_format::region::{ColMap, Inst, KvPart, Operand, Region};
+use bundle_format::stability::{Profile, Profiles, Rule, Stability};
 use bundle_format::target::Target;
 use bundle_format::{ErrorKind, codec, validate};
 use common::edits::{self, ATTENTION, NORM, OUTPUT, QKV, SMALL};
@@ -219,6 +220,100 @@ fn what_draws_reads_logits() {
     refused(&["sampling", "shared"], &|s| s.draw.shared = 227 << 10);
 }
 
+/// The sample with a profile and all stricter ones, of which the product of launch 3 has kernels of their own.
+fn plan_with_profiles(own: Stability) -> Plan {
+    let mut plan = gpu_plan();
+    let all: Vec<Stability> = Stability::ALL.into_iter().filter(|&s| s >= own).collect();
+    for launch in &mut plan.launches {
+        for variant in &mut launch.variants {
+            variant.profiles = all.iter().copied().collect();
+        }
+    }
+    plan.stability = all
+        .iter()
+        .map(|&stability| Profile {
+            stability,
+            eager: stability == Stability::Strict,
+            rules: vec![Rule {
+                when: "a step".into(),
+                choice: "kernels one by one".into(),
+                reason: "a fault is known by its launch".into(),
+            }],
+        })
+        .collect();
+    let variants = &mut plan.launches[QKV].variants;
+    let only = variants.remove(0);
+    for stability in all {
+        variants.push(Variant {
+            profiles: stability.into(),
+            ..only.clone()
+        });
+    }
+    plan
+}
+
+#[test]
+fn profiles_are_one_and_all_stricter_ones() {
+    for own in Stability::ALL {
+        open_for(Target::Gfx1151, &plan_with_profiles(own)).unwrap();
+    }
+    let good = plan_with_profiles(Stability::Balanced);
+    let refused = |texts: &[&str], change: &dyn Fn(&mut Plan)| {
+        let mut plan = good.clone();
+        change(&mut plan);
+        says(open_for(Target::Gfx1151, &plan), texts);
+    };
+    says(
+        open_for(Target::Sm90a, &good),
+        &["stability", "no profiles, for sm_90a", "found 2"],
+    );
+    refused(&["stability: profiles", "up to the strictest"], &|p| {
+        p.stability.truncate(1)
+    });
+    refused(&["stability: profile 1", "expected strict"], &|p| {
+        p.stability[1].stability = Stability::Balanced
+    });
+    refused(&["stability: profile 0: rules", "at most 64"], &|p| {
+        let rule = p.stability[0].rules[0].clone();
+        p.stability[0].rules = vec![rule; 65];
+    });
+    refused(&["stability: profile 1: rule 0"], &|p| {
+        p.stability[1].rules[0].reason = "\n".into()
+    });
+}
+
+#[test]
+fn each_profile_has_variants_for_all_rows() {
+    let refused = |texts: &[&str], change: &dyn Fn(&mut Vec<Variant>)| {
+        let mut plan = plan_with_profiles(Stability::Balanced);
+        change(&mut plan.launches[QKV].variants);
+        says(open_for(Target::Gfx1151, &plan), texts);
+    };
+    refused(
+        &["launch 3", "variant 0: profiles", "balanced, strict"],
+        &|v| v[0].profiles = Profiles::NONE,
+    );
+    refused(&["variant 1: profiles", "0b101"], &|v| {
+        v[1].profiles = [Stability::Fast, Stability::Strict].into_iter().collect()
+    });
+    refused(&["variant 1: min_rows", "expected 9"], &|v| {
+        v[1].profiles = Stability::Balanced.into()
+    });
+    refused(&["launch 3", "variants up to the limit"], &|v| {
+        v.pop();
+    });
+    refused(&["launch 3", "variants up to the limit"], &|v| {
+        v[1].max_rows = 7
+    });
+    // Of a plan without profiles.
+    let mut plan = gpu_plan();
+    plan.launches[0].variants[0].profiles = Stability::Strict.into();
+    says(
+        open_for(Target::Gfx1151, &plan),
+        &["variant 0: profiles", "none"],
+    );
+}
+
 /// A number behind the last argument is one that a later version may know.
 #[test]
 fn unknown_arguments_are_unsupported() {
@@ -230,8 +325,8 @@ fn unknown_arguments_are_unsupported() {
         panic!("the sample's last launch is a product")
     };
     let reason = "the only one";
-    // And nothing is drawn.
-    let tail = reason.len() + 2;
+    // Behind it are the variant's profiles, the reason and its length; and nothing is drawn, and there are no profiles.
+    let tail = 1 + reason.len() + 1 + 1 + 1;
     let at = encoded.len() - tail - 2;
     assert_eq!(encoded[at..at + 2], [2, *index as u8]);
     let mut unknown = encoded.clone();

@@ -1,5 +1,9 @@
 //! What the end-to-end tests share: the binaries, the model, and bundles of it.
 
+pub mod architectures;
+pub mod gates;
+#[cfg(target_os = "linux")]
+pub mod gpu;
 pub mod models;
 pub mod texts;
 

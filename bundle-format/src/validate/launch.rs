@@ -9,6 +9,7 @@ use crate::plan::{
     Weight, WeightLayout,
 };
 use crate::region::{KvPart, Region};
+use crate::stability::{Profiles, Stability};
 
 /// Elements of the largest tile that an epilogue sees.
 const MAX_TILE: u64 = 1 << 26;
@@ -298,22 +299,68 @@ impl Shape {
     }
 }
 
-/// Variants follow one another from one row to the limit.
+/// Variants follow one another from one row to the limit, in each stability profile.
 fn variants(plan: &Plan, launch: &Launch, shape: &Shape, code_len: u64) -> Result<(), Invalid> {
     let limit = max_extent(plan, shape.extent);
-    let mut next = 1;
+    let profiles: Profiles = plan.stability.iter().map(|p| p.stability).collect();
+    // The row that a profile's next variant begins with.
+    let mut next = [1; Stability::ALL.len()];
     for (i, v) in launch.variants.iter().enumerate() {
-        variant(plan, launch, v, shape, (next, limit), code_len)
-            .map_err(|e| e.within(format_args!("variant {i}")))?;
-        next = v.max_rows + 1;
+        let check = || {
+            let first = match v.profiles.iter().next() {
+                Some(profile) => next[profile as usize],
+                None => next[0],
+            };
+            variant(plan, launch, v, shape, (first, limit), code_len)?;
+            ensure!(
+                profiles.and(v.profiles) == profiles
+                    && (v.profiles == Profiles::NONE) == (profiles == Profiles::NONE),
+                "profiles",
+                format!("some of the plan's ({})", shown_profiles(profiles)),
+                format!("{:#b}", v.profiles.0)
+            );
+            for profile in v.profiles.iter() {
+                let first = next[profile as usize];
+                ensure!(
+                    v.min_rows == first,
+                    format!("min_rows in profile {profile}"),
+                    first,
+                    v.min_rows
+                );
+            }
+            Ok(())
+        };
+        check().map_err(|e: Invalid| e.within(format_args!("variant {i}")))?;
+        for profile in v.profiles.iter() {
+            next[profile as usize] = v.max_rows + 1;
+        }
+        if v.profiles == Profiles::NONE {
+            next[0] = v.max_rows + 1;
+        }
     }
-    ensure!(
-        next == limit + 1,
-        "variants",
-        format!("variants up to the limit of {:?}, {limit}", shape.extent),
-        format!("up to {}", next - 1)
-    );
+    let ends = match profiles {
+        Profiles::NONE => vec![next[0]],
+        _ => profiles.iter().map(|p| next[p as usize]).collect(),
+    };
+    for next in ends {
+        ensure!(
+            next == limit + 1,
+            "variants",
+            format!("variants up to the limit of {:?}, {limit}", shape.extent),
+            format!("up to {}", next - 1)
+        );
+    }
     Ok(())
+}
+
+fn shown_profiles(profiles: Profiles) -> String {
+    match profiles {
+        Profiles::NONE => "none".to_string(),
+        _ => {
+            let names: Vec<String> = profiles.iter().map(|p| p.to_string()).collect();
+            names.join(", ")
+        }
+    }
 }
 
 fn variant(

@@ -251,6 +251,7 @@ mod tests {
             weights: vec![],
             launches: vec![],
             sampling: None,
+            stability: vec![],
         };
         let mut all = Vec::new();
         let mut owners: [Option<Range>; UNITS] = [None; UNITS];

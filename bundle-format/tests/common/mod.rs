@@ -12,6 +12,7 @@ use bundle_format::model::{Manifest, Model};
 use bundle_format::plan::*;
 use bundle_format::read::AlignedBytes;
 use bundle_format::region::*;
+use bundle_format::stability::Profiles;
 use bundle_format::target::Target;
 use bundle_format::write::{Contents, Writer};
 use bundle_format::{Bundle, Error};
@@ -90,6 +91,7 @@ pub fn plan(vocab: u32) -> Plan {
         weights: Vec::new(),
         launches: Vec::new(),
         sampling: None,
+        stability: Vec::new(),
     };
     add_buffers(&mut plan, vocab);
     add_weights(&mut plan, vocab);
@@ -329,6 +331,7 @@ fn variant((min_rows, max_rows): (u32, u32), tile_cols: u32, parts: usize) -> Va
             })
             .collect(),
         kernels: Vec::new(),
+        profiles: Profiles::NONE,
         reason: "the only one".into(),
     }
 }

@@ -48,6 +48,7 @@ pub fn lower(graph: &Graph, target: Target, limits: Limits) -> Result<Plan, Erro
         weights: weights.list,
         launches,
         sampling: None,
+        stability: Vec::new(),
     };
     if target.is_gpu() {
         gpu::arrange(&mut plan);

@@ -21,6 +21,7 @@ const HIP_ROWS: &str = include_str!("hip/rows.h");
 const HIP_MATMUL: &str = include_str!("hip/matmul.h");
 const HIP_ATTENTION: &str = include_str!("hip/attention.h");
 const HIP_ATTENTION_DECODE: &str = include_str!("hip/attention_decode.h");
+const HIP_KV_WRITE: &str = include_str!("hip/kv_write.h");
 const HIP_ATTENTION_PREFILL: &str = include_str!("hip/attention_prefill.h");
 
 /// All templates for NVIDIA chips; where `hopper` is set, products of many rows are for Hopper's matrix unit.
@@ -49,6 +50,7 @@ pub fn hip() -> String {
         HIP_ATTENTION,
         HIP_ATTENTION_DECODE,
         HIP_ATTENTION_PREFILL,
+        HIP_KV_WRITE,
         SAMPLE,
     ]
     .join("\n")

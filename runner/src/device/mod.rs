@@ -10,15 +10,14 @@ pub mod gpu;
 mod mask;
 mod outputs;
 pub mod reference;
-mod stability;
 mod tickets;
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use bundle_format::stability::Stability;
 pub use mask::{TokenMask, allows};
-pub use stability::Stability;
 
 /// One step: T tokens of S sequences, and the rows of which results are wanted.
 ///

@@ -245,6 +245,7 @@ mod tests {
                 launch(&[4], &[logits]),
             ],
             sampling: None,
+            stability: Vec::new(),
         };
         let outputs = Outputs::find(&plan).unwrap();
         assert_eq!((outputs.logits, outputs.hidden), (2, Some(1)));

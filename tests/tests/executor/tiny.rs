@@ -16,6 +16,7 @@ use bundle_format::plan::{
 use bundle_format::region::{
     Binary, ColMap, Inst, KvPart, Operand, OperandId, Region, RowMap, Unary, Val,
 };
+use bundle_format::stability::Profiles;
 use bundle_format::target::Target;
 use bundle_format::write::Contents;
 use fastc::codegen::cpu::{CodeSection, RegionContext};
@@ -130,6 +131,7 @@ impl<'a> Builder<'a> {
                 weights: vec![],
                 launches: vec![],
                 sampling: None,
+                stability: vec![],
             },
             weights: vec![],
             code: CodeSection::new(),
@@ -600,6 +602,7 @@ impl<'a> Builder<'a> {
             tile_cols,
             parts: codes.iter().map(|&code| Part { micro, code }).collect(),
             kernels: vec![],
+            profiles: Profiles::NONE,
             reason: "a test".into(),
         };
         let limit = match &op {

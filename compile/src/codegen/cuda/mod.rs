@@ -85,6 +85,7 @@ pub fn generate(plan: &mut Plan, chip: &Chip) -> Result<Code, Error> {
         functions: chosen.symbols.len(),
         bytes: compiled.cubin,
         toolchain: vec![compiled.version],
+        work: Default::default(),
     })
 }
 

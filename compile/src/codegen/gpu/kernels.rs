@@ -8,10 +8,12 @@ use std::fmt::Write as _;
 use bundle_format::gpu::{Arg, Extent, Kernel, Sampling};
 use bundle_format::plan::{Dim, Input, Op, Output, Part, Plan, Role, Segment, Variant};
 use bundle_format::region::{Inst, Region};
+use bundle_format::stability::Profiles;
 
 use super::region;
 use super::segments::format;
 use super::shapes::sample;
+use super::work::Turns;
 use crate::error::Error;
 
 /// What differs from chip to chip.
@@ -27,6 +29,16 @@ pub trait Chip {
 
     /// The variants of attention.
     fn attention(&self, writer: &mut Writer, attend: &Attend) -> Result<Vec<Variant>, Error>;
+
+    /// The variants of a region of its own.
+    fn region(
+        &self,
+        writer: &mut Writer,
+        extent: Dim,
+        region: &Region,
+    ) -> Result<Vec<Variant>, Error> {
+        writer.region(extent, region)
+    }
 }
 
 /// [`Op::MatMul`].
@@ -54,6 +66,8 @@ pub struct Kernels {
     pub source: String,
     /// Names of the functions, sorted.
     pub symbols: Vec<String>,
+    /// How often functions go through their main loop, where that is known.
+    pub turns: BTreeMap<String, Turns>,
     /// Of functions that multiply few rows: the product, and how many reads a warp has under way for each of its tiles.
     pub depths: BTreeMap<String, (String, u32)>,
 }
@@ -70,6 +84,7 @@ pub fn choose(plan: &Plan, chip: &dyn Chip, most: &Depths) -> Result<Kernels, Er
         regions: BTreeMap::new(),
         functions: BTreeMap::new(),
         most,
+        turns: BTreeMap::new(),
         depths: BTreeMap::new(),
     };
     let variants = plan
@@ -89,6 +104,7 @@ pub fn choose(plan: &Plan, chip: &dyn Chip, most: &Depths) -> Result<Kernels, Er
         sampling,
         source: writer.source,
         symbols,
+        turns: writer.turns,
         depths: writer.depths,
     })
 }
@@ -103,6 +119,7 @@ pub struct Writer<'a> {
     /// Functions likewise.
     functions: BTreeMap<String, String>,
     pub most: &'a Depths,
+    pub turns: BTreeMap<String, Turns>,
     pub depths: BTreeMap<String, (String, u32)>,
 }
 
@@ -164,7 +181,7 @@ impl Writer<'_> {
                 let kernel = self.kernel("rope_table", parameters, &body, "", threads, 1);
                 Ok(self.every_row(Dim::Tokens, kernel, "once a step, for all layers"))
             }
-            Op::Region { extent, region } => self.region(*extent, region),
+            Op::Region { extent, region } => self.chip.region(self, *extent, region),
             Op::MatMul {
                 x,
                 prologue,
@@ -205,16 +222,10 @@ impl Writer<'_> {
     }
 
     fn region(&mut self, extent: Dim, region: &Region) -> Result<Vec<Variant>, Error> {
-        let sums_units = sums_units(region);
         let mut variants = Vec::new();
         for (first, last, tiled) in self.layouts(extent) {
             let kernel = self.region_kernel(extent, region, tiled)?;
-            let reason = match (region.has_row_sum(), sums_units) {
-                (true, _) => "a block a row: it sums over it",
-                (_, true) => "a warp a head: it sums over it",
-                _ => "element-wise, a block a row",
-            };
-            variants.push(variant(first, last, vec![kernel], 1, reason));
+            variants.push(variant(first, last, vec![kernel], 1, reason(region)));
         }
         Ok(variants)
     }
@@ -390,6 +401,15 @@ impl Writer<'_> {
     }
 }
 
+/// Why a region of its own is done as it is.
+pub fn reason(region: &Region) -> &'static str {
+    match (region.has_row_sum(), sums_units(region)) {
+        (true, _) => "a block a row: it sums over it",
+        (_, true) => "a warp a head: it sums over it",
+        _ => "element-wise, a block a row",
+    }
+}
+
 fn sums_units(region: &Region) -> bool {
     region
         .body
@@ -406,6 +426,7 @@ pub fn variant(first: u32, last: u32, kernels: Vec<Kernel>, rows: u32, reason: &
         tile_cols: 1,
         parts: Vec::<Part>::new(),
         kernels,
+        profiles: Profiles::NONE,
         reason: reason.to_string(),
     }
 }

@@ -12,6 +12,7 @@ use bundle_format::plan::{
 use bundle_format::region::{Binary, ColMap, Inst, Operand, Region, RowMap, Unary};
 use bundle_format::target::Target;
 use bundle_format::write::Contents;
+use fastc::driver::Options;
 use kernels::pack::{self, fragment};
 use kernels::quant;
 
@@ -27,6 +28,8 @@ pub struct Product {
     pub encoding: Encoding,
     pub features: u32,
     pub depth: u32,
+    /// Whose kernels.
+    pub target: Target,
     /// Whether the kernels are those that every chip could have.
     pub portable: bool,
     /// Whether the rows are normed in the product's prologue, which gives them as hidden states, too.
@@ -39,7 +42,7 @@ impl Product {
         let kernels = if self.portable { "portable" } else { "own" };
         let (encoding, n, k) = (self.encoding, self.features, self.depth);
         let normed = if self.normed { "-normed" } else { "" };
-        format!("{encoding:?}-{n}x{k}-{kernels}{normed}")
+        format!("{encoding:?}-{n}x{k}-{}-{kernels}{normed}", self.target)
     }
 
     /// The row-major bytes of the table and of the matrix, whose products are about as large as the table's numbers.
@@ -67,14 +70,18 @@ impl Product {
             .map(|(encoding, bytes)| self.pack(*encoding, bytes))
             .collect();
         let mut plan = self.plan();
-        let code = fastc::codegen::generate(&mut plan, Target::Sm90a, self.portable);
+        let options = Options {
+            portable: self.portable,
+            ..Options::new(self.target)
+        };
+        let code = fastc::codegen::generate(&mut plan, &options);
         let code = code.unwrap_or_else(|e| panic!("{self:?}: {e}")).bytes;
         let manifest = Manifest {
             compiler: "a test".into(),
             toolchain: vec![],
             zstd: bundle_format::codec::zstd_version().into(),
             source_hash: [0; 32],
-            target: Target::Sm90a,
+            target: self.target,
             features: vec![],
             kernel_abi: kernels::abi::VERSION,
             options: vec![],
@@ -138,6 +145,7 @@ impl Product {
             weights: vec![],
             launches: vec![],
             sampling: None,
+            stability: vec![],
         };
         let mut buffer = |name: &str, dtype, extent, cols, role| {
             let offset = plan.arena_bytes;
