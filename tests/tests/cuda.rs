@@ -82,28 +82,19 @@ impl Driver {
         text.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 
-    /// What it does where it must succeed: the lines of the log, and the GPU's memory when the first launch came.
-    fn loaded(&self, settings: &[(&str, &str)], options: &[&str]) -> (Vec<(String, u64)>, Vec<u8>) {
-        let (log, dump) = (
-            self.folder.path().join("log"),
-            self.folder.path().join("dump"),
-        );
+    /// The lines of the log of what must succeed.
+    fn log(&self, settings: &[(&str, &str)], options: &[&str]) -> Vec<(String, u64)> {
+        let log = self.folder.path().join("log");
         let mut command = self.run(settings, options);
-        command
-            .env("FAKE_CUDA_LOG", &log)
-            .env("FAKE_CUDA_DUMP", &dump);
+        command.env("FAKE_CUDA_LOG", &log);
         e2e::succeed(command);
         let text = fs::read_to_string(&log).expect("there was something to log");
+        fs::remove_file(log).expect("the folder is ours");
         let line = |line: &str| match line.split_once(' ') {
             Some((what, count)) => (what.to_owned(), count.parse().expect("a number")),
             None => (line.to_owned(), 1),
         };
-        let lines = text.lines().map(line).collect();
-        let memory = fs::read(&dump).expect("something was launched");
-        for path in [log, dump] {
-            fs::remove_file(path).expect("the folder is ours");
-        }
-        (lines, memory)
+        text.lines().map(line).collect()
     }
 }
 
@@ -231,7 +222,7 @@ fn another_gpu_is_named_with_what_to_compile_for() {
 #[test]
 fn too_little_memory_is_told_with_numbers() {
     let driver = Driver::new();
-    let (lines, _) = driver.loaded(&[], &["--kv-memory", "2M"]);
+    let lines = driver.log(&[], &["--kv-memory", "2M"]);
     let [all] = counts(&lines, "memory")[..] else {
         panic!("everything is in one piece: {lines:?}");
     };
@@ -283,7 +274,14 @@ fn too_little_memory_is_told_with_numbers() {
 #[test]
 fn weights_arrive_as_they_are_in_the_bundle() {
     const CHUNK: u64 = 4 << 20;
-    let (lines, memory) = Driver::new().loaded(&[], &["--kv-memory", "2M"]);
+    let driver = Driver::new();
+    let dump = driver.folder.path().join("dump");
+    let settings = [(
+        "FAKE_CUDA_DUMP",
+        dump.to_str().expect("the folder's name is text"),
+    )];
+    let lines = driver.log(&settings, &["--kv-memory", "2M"]);
+    let memory = fs::read(&dump).expect("something was launched");
     let loaded = Loaded::open(bundle()).expect("the bundle is whole");
     let file = fs::read(bundle()).expect("the bundle is whole");
     let weights = &file[loaded.bundle().weights_range()];
@@ -314,7 +312,7 @@ fn kv_pools_are_what_was_asked_for_or_what_is_free() {
     let block: u64 = plan.kv.iter().map(|kv| kv.block_bytes()).sum();
     let taken = |memory: u64, options: &[&str]| {
         let memory = memory.to_string();
-        let (lines, _) = driver.loaded(&[("FAKE_CUDA_MEMORY", &memory)], options);
+        let lines = driver.log(&[("FAKE_CUDA_MEMORY", &memory)], options);
         counts(&lines, "memory")[0]
     };
     let asked = |bytes: u64| taken(4 << 30, &["--kv-memory", &bytes.to_string()]);
@@ -352,7 +350,7 @@ fn a_driver_that_captures_no_streams_is_given_launches_one_by_one() {
     let driver = Driver::new();
     let launches = |capture| {
         let settings = [("FAKE_CUDA_CAPTURE", capture)];
-        let (lines, _) = driver.loaded(&settings, &["--kv-memory", "2M"]);
+        let lines = driver.log(&settings, &["--kv-memory", "2M"]);
         counts(&lines, "launch").len()
     };
     assert_eq!(launches("0"), launches("1"), "the same, in graphs or not");
