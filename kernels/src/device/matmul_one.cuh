@@ -248,7 +248,8 @@ struct OneShape {
     static constexpr int SHARED = Multiplier::SHARED + (SETS * SUMS + FEATURES) * 4 + SETS * 16;
 };
 
-// x of one row, made by all threads of the block but those of the last warp, as f16 in shared memory.
+// x of one row, made by all threads of the block but those of the last warp, as f16 in shared memory; once the launch before this
+// one has ended.
 template <int K, int WORKERS, class P>
 DEVICE void make_row(P prologue, u16* x) {
     constexpr int J = (K + WORKERS - 1) / WORKERS;
@@ -261,8 +262,10 @@ DEVICE void make_row(P prologue, u16* x) {
         unit[j] = e / P::WIDTH, c[j] = e % P::WIDTH;
         live[j] = threadIdx.x < WORKERS && (K % WORKERS == 0 || e < K);
     }
+    const auto ahead = prologue.load_weights(unit, c, live);
+    wait_for_previous();
     prologue.keep(x);
-    prologue.run(NoTile{}, BlockSums<0>{warps, &set}, 0, unit, c, live);
+    prologue.run(NoTile{}, BlockSums<0>{warps, &set}, 0, unit, c, live, ahead);
     __syncthreads();
 }
 
@@ -324,12 +327,12 @@ DEVICE void matmul_one(const Counts* counts, const u16* x, const Segments& segme
         for (int i = 0; i < S::SLOTS; i++)
             ring[j][i] = there && (S::EVEN || i < count) ? M::load(p + i * S::STEP_BYTES, begin + i, lane) : M::none();
     }
-    if constexpr (Prologue::IS) prologue.fetch();
     if (threadIdx.x < 2 * S::SETS) make_barrier(barriers + 8 * threadIdx.x, threadIdx.x % 2 ? 1 : S::WARPS);
     let_next_start();
-    wait_for_previous();
-
-    if constexpr (Prologue::IS) make_row<S::K, S::WORKERS>(prologue, (u16*)shared);
+    if constexpr (Prologue::IS)
+        make_row<S::K, S::WORKERS>(prologue, (u16*)shared);
+    else
+        wait_for_previous();
     M::template prepare<S::THREADS, Prologue::IS>(shared, x);
     __syncthreads();
     if (!works) return finish_items<S>(segments, sums, totals, barriers, first, last);
