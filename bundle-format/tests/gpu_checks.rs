@@ -242,12 +242,12 @@ fn plan_with_profiles(own: Stability) -> Plan {
         })
         .collect();
     let variants = &mut plan.launches[QKV].variants;
-    let only = variants.remove(0);
+    let of_one = std::mem::take(variants);
     for stability in all {
-        variants.push(Variant {
+        variants.extend(of_one.iter().map(|variant| Variant {
             profiles: stability.into(),
-            ..only.clone()
-        });
+            ..variant.clone()
+        }));
     }
     plan
 }
@@ -293,11 +293,11 @@ fn each_profile_has_variants_for_all_rows() {
         &["launch 3", "variant 0: profiles", "balanced, strict"],
         &|v| v[0].profiles = Profiles::NONE,
     );
-    refused(&["variant 1: profiles", "0b101"], &|v| {
-        v[1].profiles = [Stability::Fast, Stability::Strict].into_iter().collect()
+    refused(&["variant 0: profiles", "0b101"], &|v| {
+        v[0].profiles = [Stability::Fast, Stability::Strict].into_iter().collect()
     });
-    refused(&["variant 1: min_rows", "expected 9"], &|v| {
-        v[1].profiles = Stability::Balanced.into()
+    refused(&["variant 2: min_rows", "expected 9"], &|v| {
+        v[2].profiles = Stability::Balanced.into()
     });
     refused(&["launch 3", "variants up to the limit"], &|v| {
         v.pop();

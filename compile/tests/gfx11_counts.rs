@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use bundle_format::gpu::{Arg, Extent, Kernel};
 use bundle_format::plan::{Dim, Encoding, Input, Op, Plan, Role};
 use bundle_format::target::Target;
-use fastc::codegen::Count;
+use fastc::codegen::{Count, Turns};
 use fastc::driver::{self, Compiled, Options};
 use fastc::gguf::Gguf;
 use fastc::progress::Silent;
@@ -162,12 +162,18 @@ fn check(shape: &str, encoding: Encoding, most: f64) {
             let prompt = variant.max_rows > 32;
             for kernel in &variant.kernels {
                 let found = executed(&machine.run(kernel, rows, prompt));
-                let parts = match kernel.grid[2] {
-                    Extent::Fixed(n) => f64::from(n),
-                    _ => 1.0,
+                let behind = if prompt { rows - 1 } else { 0 };
+                let seen = f64::from(DEPTH) - f64::from(behind) / 2.0;
+                let work = compiled.code.work[&kernel.symbol];
+                // Blocks of parts that there are not end at once.
+                let (parts, all) = match (work.turns, kernel.grid[2]) {
+                    (Turns::Attention(context), Extent::Fixed(all)) => {
+                        (context.parts(seen, f64::from(all)), f64::from(all))
+                    }
+                    _ => (1.0, 1.0),
                 };
-                let seen = f64::from(DEPTH) - if prompt { f64::from(rows - 1) / 2.0 } else { 0.0 };
-                let counted = compiled.code.work[&kernel.symbol].of_warp((seen / parts).ceil());
+                let mut counted = Count::default();
+                counted.add(&work.of_warp((seen / parts).ceil()), parts / all);
                 let off = counted.vector / found.vector - 1.0;
                 println!(
                     "{shape} {encoding:?} {:<20} rows {rows:>3}: vector {:>8.0} of {:>8.0} ({:>+5.1}%), matrix {:>6.0} of {:>6.0}",

@@ -7,4 +7,4 @@ mod gpu;
 mod hip;
 
 pub use generate::{Code, generate, has_prologues};
-pub use gpu::work::{Count, Turns, Work};
+pub use gpu::work::{Context, Count, Turns, Work};

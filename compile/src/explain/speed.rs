@@ -13,7 +13,7 @@ use bundle_format::plan::{Dim, Encoding, Op, Plan, Variant, WeightLayout};
 use bundle_format::stability::Stability;
 use bundle_format::target::Target;
 
-use crate::codegen::Work;
+use crate::codegen::{Turns, Work};
 
 /// What a GPU does in a second.
 pub struct Gpu {
@@ -212,13 +212,17 @@ impl Model<'_> {
             Extent::Rows(n) => rows.div_ceil(n),
             Extent::Tiles(n) => step.sequences * step.tokens.div_ceil(n),
         };
-        let grid = kernel.grid.map(|e| f64::from(blocks(e)));
-        let block = f64::from(kernel.threads.div_ceil(32));
-        let warps = grid.iter().product::<f64>() * block;
+        let mut grid = kernel.grid.map(|e| f64::from(blocks(e)));
         // The mean query of a chunk at the sequence's end sees half a chunk less.
         let seen = f64::from(self.window(op).min(step.depth)) - f64::from(step.tokens - 1) / 2.0;
-        let positions = (seen.max(1.0) / grid[2]).ceil();
+        let seen = seen.max(1.0);
         let work = self.work.get(&kernel.symbol).copied().unwrap_or_default();
+        if let Turns::Attention(context) = work.turns {
+            grid[2] = context.parts(seen, grid[2]);
+        }
+        let block = f64::from(kernel.threads.div_ceil(32));
+        let warps = grid.iter().product::<f64>() * block;
+        let positions = (seen / grid[2]).ceil();
         let warp = work.of_warp(positions);
         // A warp is no faster than the unit that it has to itself.
         let spread = |of_warp: f64| of_warp * (warps / gpu.units).max(1.0) / gpu.clock;

@@ -54,8 +54,27 @@ pub enum Turns {
         alternatives: u32,
         stores: f64,
     },
-    /// The main loop once for so many positions of the KV cache, of each part of a context that the grid has in its third direction.
-    Positions(u32),
+    Attention(Context),
+}
+
+/// How attention goes through the positions that a query sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Context {
+    /// Positions of a turn of a block's main loop.
+    pub turn: u32,
+    /// Up to so many positions are one part, more are parts of so many at least, as far as the grid has parts in its third direction.
+    pub alone: u32,
+    pub share: u32,
+}
+
+impl Context {
+    /// The parts of so many positions, of `most`.
+    pub fn parts(&self, positions: f64, most: f64) -> f64 {
+        match positions <= f64::from(self.alone) {
+            true => 1.0,
+            false => (positions / f64::from(self.share)).ceil().min(most),
+        }
+    }
 }
 
 impl Work {
@@ -68,7 +87,7 @@ impl Work {
                 alternatives,
                 stores,
             } => (f64::from(turns), stores / f64::from(alternatives)),
-            Turns::Positions(of_turn) => ((positions / f64::from(of_turn)).ceil(), 1.0),
+            Turns::Attention(context) => ((positions / f64::from(context.turn)).ceil(), 1.0),
         };
         let mut all = self.once;
         all.add(&self.turn, turns);

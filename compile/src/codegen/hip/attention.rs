@@ -8,7 +8,7 @@ use super::RANGES;
 use super::stability::{self, Choices, Parts};
 use super::target::Chip;
 use crate::codegen::gpu::kernels::{Attend, Parameters, Writer, variant};
-use crate::codegen::gpu::work::Turns;
+use crate::codegen::gpu::work::{Context, Turns};
 use crate::error::Error;
 
 /// Largest head of these kernels.
@@ -23,6 +23,11 @@ const TILE_ROWS: u32 = 16 * WAVES;
 
 /// Entries of a block table that a block copies at a time.
 const TABLE: u32 = 512;
+
+/// Dims of all positions up to which a context is one part, and of a part's at least: attention_decode.h has them in blocks of 16
+/// positions.
+const ALONE: u32 = 16 * 2048;
+const SHARE: u32 = 16 * 512;
 
 /// Variants of attention.
 pub fn attention(chip: &Chip, writer: &mut Writer, attend: &Attend) -> Result<Vec<Variant>, Error> {
@@ -131,10 +136,13 @@ pub fn attention(chip: &Chip, writer: &mut Writer, attend: &Attend) -> Result<Ve
                 kernel.workspace = cells * u64::from(splits) * u64::from(shape.partial) * 4;
                 kernel.tickets = shape.pairs * last;
             }
-            let turn = if many { shape.keys } else { 16 * WAVES };
-            writer
-                .turns
-                .insert(kernel.symbol.clone(), Turns::Positions(turn));
+            let context = Context {
+                turn: if many { shape.keys } else { 16 * WAVES },
+                alone: ALONE / dim,
+                share: SHARE / dim,
+            };
+            let turns = Turns::Attention(context);
+            writer.turns.insert(kernel.symbol.clone(), turns);
             kernel.grid = grid;
             kernel.shared = match choices.blocks {
                 Some(most) => shared.max(capped(most)),
