@@ -51,6 +51,9 @@ pub struct Coarse {
     tiles: u32,
 }
 
+/// Operations of a matrix instruction of gfx1151: 16 by 16 by 16.
+const MATRIX: f64 = 8192.0;
+
 /// Strix Halo. Memory's rate is measured, as is what matrix products reach of 59.4 TFLOPS; latency and gap are assumptions.
 const GFX1151: Gpu = Gpu {
     name: "gfx1151",
@@ -227,19 +230,18 @@ impl Model<'_> {
         // A warp is no faster than the unit that it has to itself.
         let spread = |of_warp: f64| of_warp * (warps / gpu.units).max(1.0) / gpu.clock;
         let resident = self.resident(kernel, warps);
-        let under_way = resident
-            * gpu.units
-            * work
-                .turn
-                .loaded_bytes
-                .max(work.once.loaded_bytes.min(2048.0));
-        let wanted = gpu.read * gpu.latency;
-        let issued = 8192.0 * warp.matrix * warps;
+        let loaded = work
+            .turn
+            .loaded_bytes
+            .max(work.once.loaded_bytes.min(2048.0));
+        let under_way = resident * gpu.units * loaded;
+        // What a warp has loaded it uses before it loads as much again, and the others of its unit take turns with it.
+        let matrix_cycles = MATRIX * gpu.units * gpu.clock / gpu.matrix;
+        let turn = work.turn.vector + work.turn.matrix * matrix_cycles;
+        let wait = gpu.latency + resident * turn / gpu.clock;
+        let issued = MATRIX * warp.matrix * warps;
         let (rate, matrix) = match &gpu.coarse {
-            None => (
-                gpu.read * (under_way / wanted).min(1.0),
-                issued / gpu.matrix,
-            ),
+            None => (gpu.read.min(under_way / wait), issued / gpu.matrix),
             Some(coarse) => self.coarse(coarse, op, kernel, (rows, operations)),
         };
         let mut time = Time {
