@@ -13,7 +13,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::part::{Part, holds_scales, is_signed, is_wide, unpack_block};
+use super::part::{Part, holds_scales, is_signed, is_wide, join, unpack_block};
 use crate::abi::MatMulArgs;
 use crate::cpu::avx2::quant::{Format, Scales};
 use crate::pack::GROUP;
@@ -428,9 +428,10 @@ fn settle(sum: &mut __m512i) {
     };
 }
 
-/// Quants of Q16 rows in 16 bits: of each four, the even ones of all the block, then the odd ones.
+/// Quants of Q16 rows in 16 bits, of two tokens side by side: of each four, the even ones of all the block, then the odd ones.
+/// There is room for twice the tokens.
 #[repr(align(64))]
-struct Pairs<const T: usize>([[[i16; 16]; 2]; T]);
+struct Pairs<const T: usize>(MaybeUninit<[[[[i16; 16]; 2]; 2]; T]>);
 
 impl<const T: usize> Pairs<T> {
     /// # Safety
@@ -438,22 +439,28 @@ impl<const T: usize> Pairs<T> {
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
     unsafe fn new(x: XBlock) -> Self {
-        let mut pairs = Pairs([[[0; 16]; 2]; T]);
-        for (t, [evens, odds]) in pairs.0.iter_mut().enumerate() {
-            // SAFETY: 32 quants each, and 32 bytes of each array.
+        let mut pairs = Pairs(MaybeUninit::uninit());
+        for t in (0..T).step_by(2) {
+            // SAFETY: a token has 32 quants of each byte, two tokens 64 bytes in each array; a last one without company is
+            // taken twice.
             unsafe {
-                let high = _mm256_loadu_si256(x.at.add(t * x.token).cast());
-                let low = _mm256_loadu_si256(x.at.add(t * x.token + x.byte).cast());
-                let even = _mm256_add_epi16(
-                    _mm256_srai_epi16::<1>(_mm256_slli_epi16::<8>(high)),
-                    _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(low)),
+                let both = |byte: usize| {
+                    let load =
+                        |t: usize| _mm256_loadu_si256(x.at.add(t * x.token + byte * x.byte).cast());
+                    join(load(t), load((t + 1).min(T - 1)))
+                };
+                let (high, low) = (both(0), both(1));
+                let even = _mm512_add_epi16(
+                    _mm512_srai_epi16::<1>(_mm512_slli_epi16::<8>(high)),
+                    _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(low)),
                 );
-                let odd = _mm256_add_epi16(
-                    _mm256_slli_epi16::<7>(_mm256_srai_epi16::<8>(high)),
-                    _mm256_srai_epi16::<8>(low),
+                let odd = _mm512_add_epi16(
+                    _mm512_slli_epi16::<7>(_mm512_srai_epi16::<8>(high)),
+                    _mm512_srai_epi16::<8>(low),
                 );
-                _mm256_store_si256(evens.as_mut_ptr().cast(), even);
-                _mm256_store_si256(odds.as_mut_ptr().cast(), odd);
+                let to = pairs.0.as_mut_ptr().cast::<__m512i>().add(t);
+                to.write(even);
+                to.add(1).write(odd);
             }
         }
         pairs
@@ -475,15 +482,16 @@ impl<const T: usize> Pairs<T> {
                 // SAFETY: the caller's promise; a token has 16 pairs.
                 unsafe {
                     let word = (*words)[$j];
-                    for (pairs, sum) in self.0.iter().zip(&mut sums) {
+                    for (t, sum) in sums.iter_mut().enumerate() {
+                        let pairs = self.0.as_ptr().cast::<[i16; 16]>().add(t / 2 * 4 + t % 2);
                         // The intrinsic becomes `vpmaddwd` and `vpaddd`, on one pipe each, for what it saves of latency. Not
                         // `pure`: it stays in the order of the source, as [`settle`] says.
                         asm!(
-                            "vpdpwssd {sum}, {word}, dword ptr [{at} + 4 * {j}]{{1to16}}",
+                            "vpdpwssd {sum}, {word}, dword ptr [{at} + {offset}]{{1to16}}",
                             sum = inout(zmm_reg) *sum,
                             word = in(zmm_reg) word,
                             at = in(reg) pairs,
-                            j = const $j,
+                            offset = const 4 * $j + $j / 8 * 32,
                             options(readonly, nostack, preserves_flags),
                         );
                     }
