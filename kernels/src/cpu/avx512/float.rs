@@ -1,8 +1,8 @@
 //! F32, F16 and BF16 weights times f32 rows, for processors that multiply 512 bits twice a cycle.
 //!
 //! As at AVX2 every output is one chain of fused multiply-adds; two groups of eight features share a vector. A tile of two
-//! vectors by twelve tokens keeps 24 chains in registers. More tokens than that share what joining and converting weights takes, in
-//! a panel of f32 in the L1 cache. Few tokens wait for memory: AVX2's functions serve them as well.
+//! vectors by twelve tokens keeps 24 chains in registers. Two such tiles and more share what joining and converting weights takes,
+//! in a panel of f32 in the L1 cache. Few tokens wait for memory: AVX2's functions serve them as well.
 
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
@@ -76,7 +76,7 @@ unsafe fn matmul<E: Element>(args: &MatMulArgs) {
     };
     // SAFETY: the caller promises the groups from `col0` on, and rows of x and out.
     unsafe {
-        if args.rows as usize > TOKENS {
+        if args.rows as usize >= 2 * TOKENS {
             let mut panel = MaybeUninit::<[[f32; 2 * WIDE]; DEPTH]>::uninit();
             let mut g = 0;
             while g < groups {
