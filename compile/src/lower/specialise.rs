@@ -1,6 +1,7 @@
 //! The specialise pass: for each launch and range of rows, the microkernel, the tile shape and the reason.
 
 use bundle_format::plan::{Dim, Op, Part, Plan, Segment, Variant};
+use bundle_format::stability::Profiles;
 use bundle_format::target::Target;
 
 use crate::error::Error;
@@ -55,6 +56,7 @@ fn variants(plan: &Plan, index: usize) -> Result<Vec<Variant>, Error> {
             tile_cols,
             parts: vec![Part { micro, code: None }],
             kernels: Vec::new(),
+            profiles: Profiles::NONE,
             reason: reason.to_string(),
         }]
     };
@@ -113,7 +115,7 @@ fn variants(plan: &Plan, index: usize) -> Result<Vec<Variant>, Error> {
                 (rows, cols, vec![micro], reason.to_string())
             })
         }
-        Op::MatMul { x, segments } => {
+        Op::MatMul { x, segments, .. } => {
             let features: u32 = segments
                 .iter()
                 .map(|s| plan.weights[s.weight as usize].rows)
@@ -171,6 +173,7 @@ fn split(max_rows: u32, choose: impl Fn(bool) -> (u32, u32, Vec<Part>, String)) 
             tile_cols,
             parts,
             kernels: Vec::new(),
+            profiles: Profiles::NONE,
             reason,
         }
     };
