@@ -150,10 +150,7 @@ fn add_buffers(plan: &mut Plan, vocab: u32) {
             cols,
             place: Place { offset, role },
         };
-        let rows = match extent {
-            Dim::Tokens => MAX_TOKENS,
-            Dim::Rows => MAX_ROWS,
-        };
+        let rows = plan.limits.rows(extent);
         let end = offset + buffer.row_bytes() * rows as u64;
         plan.arena_bytes = plan.arena_bytes.max(end.next_multiple_of(ALIGN as u64));
         plan.buffers.push(buffer);

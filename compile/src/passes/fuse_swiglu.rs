@@ -16,7 +16,7 @@ pub fn fuse_swiglu(graph: &mut Graph) {
         if graph.only_user(gate) != Some(index) || graph.only_user(up) != Some(index) {
             continue;
         }
-        let Op::MatMul { parts } = &graph.nodes[maker].op else {
+        let Op::MatMul { parts, experts } = &graph.nodes[maker].op else {
             continue;
         };
         let [a, b] = &parts[..] else { continue };
@@ -25,7 +25,10 @@ pub fn fuse_swiglu(graph: &mut Graph) {
         }
         let tensors = vec![a.tensors[0], b.tensors[0]];
         let (gate, up) = (graph.tensor(tensors[0]), graph.tensor(tensors[1]));
-        if gate.encoding != up.encoding || gate.rows % 32 != 0 {
+        let experts = *experts;
+        // Of one expert: blocks of both interleave within it.
+        let rows = gate.rows / experts.unwrap_or(1);
+        if gate.encoding != up.encoding || rows % 32 != 0 {
             continue;
         }
         let outputs = graph.nodes[index].outputs.clone();
@@ -37,6 +40,7 @@ pub fn fuse_swiglu(graph: &mut Graph) {
                 norm: None,
                 epilogue: Epilogue::Glu { activation, to },
             }],
+            experts,
         };
         node.outputs = outputs;
         dead.push(index);

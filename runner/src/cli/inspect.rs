@@ -200,6 +200,9 @@ fn describe(plan: &Plan, op: &Op) -> String {
         Some(w) => format!("{} [{} x {} {:?}]", w.name, w.rows, w.cols, w.encoding),
         None => "?".to_string(),
     };
+    let segment = |s: &bundle_format::plan::Segment| {
+        format!("{} -> {}", weight(s.weight), s.epilogue.name)
+    };
     match op {
         Op::Embed {
             tokens, table, out, ..
@@ -223,11 +226,33 @@ fn describe(plan: &Plan, op: &Op) -> String {
             region.body.len()
         ),
         Op::MatMul { x, segments } => {
-            let segment = |s: &bundle_format::plan::Segment| {
-                format!("{} -> {}", weight(s.weight), s.epilogue.name)
-            };
             let segments: Vec<String> = segments.iter().map(segment).collect();
             format!("{} times {}", buffer(*x), segments.join(" and "))
+        }
+        Op::Route {
+            logits,
+            weights,
+            tokens,
+            ..
+        } => format!(
+            "{} and {} = the experts of the highest {}",
+            buffer(*weights),
+            buffer(*tokens),
+            buffer(*logits)
+        ),
+        Op::ExpertMatMul {
+            x,
+            tokens,
+            segments,
+            ..
+        } => {
+            let segments: Vec<String> = segments.iter().map(segment).collect();
+            format!(
+                "{} by {} times those of their experts: {}",
+                buffer(*x),
+                buffer(*tokens),
+                segments.join(" and ")
+            )
         }
         Op::Attention {
             q,

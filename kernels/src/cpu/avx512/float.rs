@@ -79,6 +79,8 @@ unsafe fn all_features<E: Element, const V: usize, const T: usize>(
     let groups = (args.cols as usize).div_ceil(GROUP);
     let first = args.col0 as usize / GROUP;
     let group_bytes = k * GROUP * E::SIZE;
+    // SAFETY: the caller's promise.
+    let x = unsafe { args.x_rows(row) };
     let tile = |g: usize| {
         // SAFETY: the caller promises the groups from `col0` on, and rows of x and out.
         unsafe {
@@ -87,8 +89,7 @@ unsafe fn all_features<E: Element, const V: usize, const T: usize>(
                 groups: groups - g,
                 group_bytes,
                 k,
-                x: args.x.add(row * args.x_stride as usize),
-                x_stride: args.x_stride as usize,
+                x,
                 out: args.out.add(row * args.out_stride as usize + g * GROUP),
                 out_stride: args.out_stride as usize,
             }
@@ -115,8 +116,8 @@ struct Tile {
     groups: usize,
     group_bytes: usize,
     k: usize,
-    x: *const u8,
-    x_stride: usize,
+    /// The tokens' activations.
+    x: [*const u8; TOKENS],
     out: *mut f32,
     out_stride: usize,
 }
@@ -143,7 +144,7 @@ impl Tile {
             for (t, acc) in acc.iter_mut().enumerate() {
                 // SAFETY: element i of row t of x.
                 let x = unsafe {
-                    let row = self.x.add(t * self.x_stride).cast::<f32>();
+                    let row = self.x[t].cast::<f32>();
                     _mm512_set1_ps(*row.add(i))
                 };
                 for (acc, w) in acc.iter_mut().zip(w) {
@@ -191,6 +192,7 @@ mod tests {
                         let args = MatMulArgs {
                             x: x.as_ptr().cast(),
                             x_stride: 37 * 4,
+                            index: std::ptr::null(),
                             w: w.as_ptr().cast(),
                             out: out.as_mut_ptr(),
                             out_stride: 96,
