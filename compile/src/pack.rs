@@ -128,11 +128,9 @@ impl<'a> Packer<'a> {
                     for name in tensors {
                         let found = gguf.tensor(name).map(|info| gguf.data(info));
                         let found = found.filter(|data| data.len() == bytes);
-                        data.push(
-                            found.ok_or_else(|| {
-                                bug(format!("tensor '{name}' has not {bytes} bytes"))
-                            })?,
-                        );
+                        data.push(found.ok_or_else(|| {
+                            bug(format!("tensor '{name}' has not {bytes} bytes"))
+                        })?);
                     }
                     packer.slices.push(SourceRows {
                         tensor,

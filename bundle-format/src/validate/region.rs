@@ -463,10 +463,7 @@ impl Body<'_> {
             b.dtype == DType::F32 && b.extent == self.extent && col < b.cols,
             "value of the row",
             format!("a column of an F32 buffer over {:?}", self.extent),
-            format!(
-                "column {col} of {:?} [{:?}, {}]",
-                b.dtype, b.extent, b.cols
-            )
+            format!("column {col} of {:?} [{:?}, {}]", b.dtype, b.extent, b.cols)
         );
         let span = Span {
             units: 1,

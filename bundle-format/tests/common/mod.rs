@@ -307,7 +307,7 @@ fn add_launches(plan: &mut Plan, vocab: u32) {
     }
 }
 
-fn variant((min_rows, max_rows): (u32, u32), tile_cols: u32, parts: usize) -> Variant {
+pub fn variant((min_rows, max_rows): (u32, u32), tile_cols: u32, parts: usize) -> Variant {
     Variant {
         min_rows,
         max_rows,

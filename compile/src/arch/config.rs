@@ -162,7 +162,10 @@ impl Config<'_, '_> {
                 self.key("expert_gating_func")
             )));
         }
-        if let Some(step) = self.optional("interleave_moe_layer_step")?.filter(|&n| n > 1) {
+        if let Some(step) = self
+            .optional("interleave_moe_layer_step")?
+            .filter(|&n| n > 1)
+        {
             return Err(Error::Unsupported(format!(
                 "{} {step}: dense layers among those of experts",
                 self.key("interleave_moe_layer_step")
@@ -216,7 +219,10 @@ impl Config<'_, '_> {
         }
         mixture.ok_or_else(|| {
             let key = self.key("expert_count");
-            Error::User(format!("{key} is missing or 0; a {} model has experts", self.arch))
+            Error::User(format!(
+                "{key} is missing or 0; a {} model has experts",
+                self.arch
+            ))
         })
     }
 

@@ -33,7 +33,9 @@ pub fn generate(plan: &mut Plan, target: Target, portable: bool) -> Result<Code,
         let regions: Vec<Option<&Region>> = match &launch.op {
             Op::Embed { .. } | Op::RopeTable { .. } | Op::Route { .. } => vec![None],
             Op::Region { region, .. } => vec![Some(region)],
-            Op::MatMul { segments, .. } | Op::ExpertMatMul { segments, .. } => segments.iter().map(|s| Some(&s.epilogue)).collect(),
+            Op::MatMul { segments, .. } | Op::ExpertMatMul { segments, .. } => {
+                segments.iter().map(|s| Some(&s.epilogue)).collect()
+            }
             Op::Attention { epilogue, .. } => vec![Some(epilogue)],
         };
         let mut launch_refs = Vec::new();

@@ -11,7 +11,8 @@ pub fn fuse_rope_kv(graph: &mut Graph) {
         let Op::MatMul {
             mut parts,
             experts: None,
-        } = graph.nodes[index].op.clone() else {
+        } = graph.nodes[index].op.clone()
+        else {
             continue;
         };
         let (mut table, mut slots): (Option<ValueId>, Option<ValueId>) = (None, None);

@@ -237,7 +237,7 @@ mod tests {
                 }
             }
         }
-        fn index(&self, _: OperandId, row: usize) -> u32 {
+        fn index(&self, _: OperandId, row: usize, _: usize) -> u32 {
             7 - row as u32
         }
         fn store(&mut self, _: OperandId, row: usize, col: usize, value: f32) {

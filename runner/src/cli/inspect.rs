@@ -200,9 +200,8 @@ fn describe(plan: &Plan, op: &Op) -> String {
         Some(w) => format!("{} [{} x {} {:?}]", w.name, w.rows, w.cols, w.encoding),
         None => "?".to_string(),
     };
-    let segment = |s: &bundle_format::plan::Segment| {
-        format!("{} -> {}", weight(s.weight), s.epilogue.name)
-    };
+    let segment =
+        |s: &bundle_format::plan::Segment| format!("{} -> {}", weight(s.weight), s.epilogue.name);
     match op {
         Op::Embed {
             tokens, table, out, ..

@@ -154,7 +154,9 @@ fn stores(op: &Op, buffer: Option<usize>) -> bool {
     match op {
         Op::Embed { .. } | Op::RopeTable { .. } | Op::Route { .. } => false,
         Op::Region { region: body, .. } => region(body),
-        Op::MatMul { segments, .. } | Op::ExpertMatMul { segments, .. } => segments.iter().any(|s| region(&s.epilogue)),
+        Op::MatMul { segments, .. } | Op::ExpertMatMul { segments, .. } => {
+            segments.iter().any(|s| region(&s.epilogue))
+        }
         Op::Attention { epilogue, .. } => region(epilogue),
     }
 }

@@ -53,16 +53,26 @@ mod tests {
             random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             (random >> 8) % n
         };
-        for (experts, used, rows) in [(1, 1, 3), (2, 1, 1), (8, 2, 100), (128, 8, 512), (60, 4, 1)] {
+        for (experts, used, rows) in [(1, 1, 3), (2, 1, 1), (8, 2, 100), (128, 8, 512), (60, 4, 1)]
+        {
             for all_to_one in [false, true] {
                 let chosen: Vec<u32> = (0..used * rows)
-                    .map(|_| if all_to_one { experts - 1 } else { below(experts) })
+                    .map(|_| {
+                        if all_to_one {
+                            experts - 1
+                        } else {
+                            below(experts)
+                        }
+                    })
                     .collect();
                 let expected =
                     kernels::reference::list_pairs(&chosen, used as usize, experts as usize);
                 let stride = used as usize + 5;
                 let mut slots = vec![u32::MAX; stride * rows as usize];
-                for (row, chosen) in slots.chunks_exact_mut(stride).zip(chosen.chunks(used as usize)) {
+                for (row, chosen) in slots
+                    .chunks_exact_mut(stride)
+                    .zip(chosen.chunks(used as usize))
+                {
                     row[..used as usize].copy_from_slice(chosen);
                 }
                 let mut tokens = vec![9; chosen.len()];

@@ -372,11 +372,13 @@ impl Part {
         let starts = unsafe { std::slice::from_raw_parts(op.starts, op.experts + 1) };
         let experts = || {
             let parts = starts.windows(2).enumerate();
-            parts.filter(|(_, part)| part[0] < part[1]).map(|(e, part)| Expert {
-                index: e as u64,
-                first: part[0] as usize,
-                rows: (part[1] - part[0]) as usize,
-            })
+            parts
+                .filter(|(_, part)| part[0] < part[1])
+                .map(|(e, part)| Expert {
+                    index: e as u64,
+                    first: part[0] as usize,
+                    rows: (part[1] - part[0]) as usize,
+                })
         };
         let row_tiles = |expert: &Expert| expert.rows.div_ceil(variant.tile_rows) as u64;
         let unit_cost = |segment: &Segment, expert: &Expert| {

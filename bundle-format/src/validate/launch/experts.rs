@@ -35,7 +35,10 @@ pub fn route(
         ensure!(
             (other.0 == tokens) == (other.1 == starts),
             "tokens and starts",
-            format!("buffers {} and {} together, as another route has them", other.0, other.1),
+            format!(
+                "buffers {} and {} together, as another route has them",
+                other.0, other.1
+            ),
             format!("{tokens} and {starts}")
         );
     }
@@ -83,7 +86,14 @@ pub fn matmul(
         format!("{:?}", input.extent)
     );
     let experts = columns.saturating_sub(1).max(1);
-    product(plan, (x, input), segments, pairs, experts, &[x, tokens, starts])
+    product(
+        plan,
+        (x, input),
+        segments,
+        pairs,
+        experts,
+        &[x, tokens, starts],
+    )
 }
 
 fn expect(
@@ -97,13 +107,13 @@ fn expect(
     let b: &Buffer = buffer(plan, at, index)?;
     // Lists are trusted where they are used: they are not the host's.
     ensure!(
-        b.dtype == dtype
-            && b.extent == extent
-            && b.cols == cols
-            && b.place.role == Role::Scratch,
+        b.dtype == dtype && b.extent == extent && b.cols == cols && b.place.role == Role::Scratch,
         format!("type of {at}"),
         format!("{dtype:?} [{extent:?}, {cols}], Scratch"),
-        format!("{:?} [{:?}, {}], {:?}", b.dtype, b.extent, b.cols, b.place.role)
+        format!(
+            "{:?} [{:?}, {}], {:?}",
+            b.dtype, b.extent, b.cols, b.place.role
+        )
     );
     Ok(())
 }

@@ -135,7 +135,9 @@ fn check_inst(
             if let Some((rows, col)) = indices
                 && !matches!(layout(rows)?, Layout::Indices { cols, .. } if col < cols)
             {
-                return fail(format!("operand {rows} holds no indices, or no column {col}"));
+                return fail(format!(
+                    "operand {rows} holds no indices, or no column {col}"
+                ));
             }
         }
         Inst::Store { dst, col, .. } => match layout(dst)? {
@@ -195,7 +197,8 @@ fn check_inst(
             if !matches!(layout(src)?, Layout::F32 { cols, .. } if col < cols.min(MAX_COLS)) {
                 return fail(format!("no column {col} of f32 in operand {src}"));
             }
-            let stores = |inst: &Inst| destination(inst).is_some_and(|d| same_memory(region, d, src));
+            let stores =
+                |inst: &Inst| destination(inst).is_some_and(|d| same_memory(region, d, src));
             if region.body.iter().any(stores) {
                 return fail("reads a value of the row that the region stores to".into());
             }

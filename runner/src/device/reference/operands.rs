@@ -102,7 +102,9 @@ fn regions(op: &bundle_format::plan::Op) -> Vec<&Region> {
     match op {
         Op::Embed { .. } | Op::RopeTable { .. } | Op::Route { .. } => vec![],
         Op::Region { region, .. } => vec![region],
-        Op::MatMul { segments, .. } | Op::ExpertMatMul { segments, .. } => segments.iter().map(|s| &s.epilogue).collect(),
+        Op::MatMul { segments, .. } | Op::ExpertMatMul { segments, .. } => {
+            segments.iter().map(|s| &s.epilogue).collect()
+        }
         Op::Attention { epilogue, .. } => vec![epilogue],
     }
 }

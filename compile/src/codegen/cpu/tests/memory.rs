@@ -173,7 +173,9 @@ impl Memory {
             } => differ(a, b, row_bytes as usize, |a, b| {
                 block_difference(ty, a, b, cols, tolerance)
             }),
-            Layout::Vector { .. } | Layout::Indices { .. } => (a != b).then(|| "an input changed".into()),
+            Layout::Vector { .. } | Layout::Indices { .. } => {
+                (a != b).then(|| "an input changed".into())
+            }
         }
     }
 
