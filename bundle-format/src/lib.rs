@@ -4,7 +4,7 @@
 //! plan, the hashes, a reader that checks every bound, and a deterministic writer. It opens no file and takes no decision.
 //!
 //! In the order in which data flows:
-//! [`target`] what a bundle runs on, [`region`] element-wise code, [`plan`] launches, buffers and weights, [`model`] the
+//! [`target`] what a bundle runs on, [`region`] element-wise code, [`stability`] profiles of GPUs, [`plan`] launches, buffers and weights, [`model`] the
 //! manifest, [`layout`] where sections lie, [`hash`] and [`codec`] their hashes and encoding, [`mod@write`] the writer, [`read`]
 //! the reader, [`validate`] what it checks before anyone may use a plan, [`tokenizer`] the vocabulary's section, [`error`]
 //! what can be wrong.
@@ -18,6 +18,7 @@ pub mod model;
 pub mod plan;
 pub mod read;
 pub mod region;
+pub mod stability;
 pub mod target;
 pub mod tokenizer;
 pub mod validate;

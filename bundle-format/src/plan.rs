@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::gpu::{Kernel, Sampling};
 use crate::region::Region;
+use crate::stability::{Profile, Profiles};
 
 /// Elements of a quantised activation block ([`DType::Q8`], [`DType::Q16`]).
 pub const Q8_BLOCK: usize = 32;
@@ -34,6 +35,9 @@ pub struct Plan {
     pub launches: Vec<Launch>,
     /// What a GPU launches behind them where rows want tokens; none: the host draws.
     pub sampling: Option<Sampling>,
+    /// The stability profiles that it can be run by, by ascending strictness: its own, and all stricter ones. None on a
+    /// target without profiles.
+    pub stability: Vec<Profile>,
 }
 
 impl Plan {
@@ -372,7 +376,8 @@ pub struct Launch {
     /// Indices of launches that must have ended before.
     pub deps: Vec<u32>,
     pub op: Op,
-    /// By ascending row range, without gaps, from 1 to the limit of the op's extent.
+    /// By ascending row range, without gaps, from 1 to the limit of the op's extent; where the plan has stability profiles, so are
+    /// those of each profile.
     pub variants: Vec<Variant>,
 }
 
@@ -397,7 +402,15 @@ pub enum Op {
     /// Element-wise code over rows of `extent`.
     Region { extent: Dim, region: Region },
     /// `y[r, n] = sum over k of x[r, k] * w[n, k]` for the rows of each segment's weight, handed to its epilogue.
-    MatMul { x: u32, segments: Vec<Segment> },
+    ///
+    /// With a prologue, x is what that region stores, first of all; no other launch has to do with it. A kernel may have each
+    /// of its blocks make x for itself, and one of them store the rest. So a prologue stores to no buffer that it loads, and
+    /// shares none with the epilogues that either of them stores to.
+    MatMul {
+        x: u32,
+        prologue: Option<Region>,
+        segments: Vec<Segment>,
+    },
     /// Softmax attention of each token's query heads over its sequence's cached positions 0 ..= its own (cut to the
     /// group's window). `q` is f32 `[T, heads * head_dim]`; query head h reads KV head `h / (heads / kv_heads)`. The
     /// epilogue's tile is `[T, heads * head_dim]`, a unit a head.
@@ -461,6 +474,8 @@ pub struct Variant {
     pub parts: Vec<Part>,
     /// What a GPU launches, which has no parts.
     pub kernels: Vec<Kernel>,
+    /// The stability profiles that take it; none where the plan has none.
+    pub profiles: Profiles,
     /// Why the compiler chose it, for people.
     pub reason: String,
 }

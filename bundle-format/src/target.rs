@@ -81,6 +81,11 @@ impl Target {
         self.block_shared().is_some()
     }
 
+    /// Whether kernels for it are chosen by a stability profile.
+    pub fn has_profiles(self) -> bool {
+        self == Target::Gfx1151
+    }
+
     /// Bytes of shared memory that a block of threads may have on a GPU; none for other processors.
     pub fn block_shared(self) -> Option<u32> {
         match self {

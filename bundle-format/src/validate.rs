@@ -18,6 +18,7 @@ use crate::plan::{
     ALIGN, Buffer, DType, Dim, Encoding, Input, KvGroup, Limits, Output, Plan, Q8_BLOCK, Role,
     Weight, WeightLayout,
 };
+use crate::stability::Profile;
 
 /// Upper bounds of what the format can express sensibly. They keep every product of plan sizes far inside a u64.
 const MAX_STEP_TOKENS: u32 = 1 << 20;
@@ -28,6 +29,7 @@ const MAX_EXPERTS: u32 = 1 << 12;
 const MAX_EXPERTS_USED: u32 = 1 << 8;
 const MAX_ARENA: u64 = 1 << 42;
 const MAX_NAME: usize = 4096;
+const MAX_RULES: usize = 64;
 const MAX_LAUNCHES: usize = 1 << 14;
 
 /// What is wrong with a manifest or a plan.
@@ -92,6 +94,12 @@ pub fn bundle(manifest: &Manifest, plan: &Plan, code_len: u64) -> Result<(), Inv
     self::manifest(manifest)?;
     self::plan(plan, code_len)?;
     gpu::fits(manifest.target, plan)?;
+    ensure!(
+        plan.stability.is_empty() || manifest.target.has_profiles(),
+        "stability",
+        format!("no profiles, for {}", manifest.target),
+        plan.stability.len()
+    );
 
     let vocab = manifest.model.vocab;
     for (i, buffer) in plan.buffers.iter().enumerate() {
@@ -190,6 +198,7 @@ pub fn plan(plan: &Plan, code_len: u64) -> Result<(), Invalid> {
     }
     roles(plan)?;
     weights_len(plan)?;
+    stability(&plan.stability).map_err(|e| e.within("stability"))?;
 
     if plan.launches.len() > MAX_LAUNCHES {
         let expected = format!("at most {MAX_LAUNCHES}");
@@ -220,6 +229,38 @@ fn limits(limits: &Limits) -> Result<(), Invalid> {
     fields
         .into_iter()
         .try_for_each(|(name, found, max)| within(name, found, max))
+}
+
+/// A plan's profiles are its own and all stricter ones.
+fn stability(profiles: &[Profile]) -> Result<(), Invalid> {
+    let mut expected = profiles.first().map(|p| p.stability);
+    for (i, profile) in profiles.iter().enumerate() {
+        ensure!(
+            expected == Some(profile.stability),
+            format!("profile {i}"),
+            expected.map_or("none behind the strictest".to_string(), |e| e.to_string()),
+            profile.stability
+        );
+        expected = profile.stability.stricter();
+        ensure!(
+            profile.rules.len() <= MAX_RULES,
+            format!("profile {i}: rules"),
+            format!("at most {MAX_RULES}"),
+            profile.rules.len()
+        );
+        for (j, rule) in profile.rules.iter().enumerate() {
+            for text in [&rule.when, &rule.choice, &rule.reason] {
+                name(text).map_err(|e| e.within(format_args!("profile {i}: rule {j}")))?;
+            }
+        }
+    }
+    ensure!(
+        expected.is_none(),
+        "profiles",
+        "up to the strictest",
+        profiles.len()
+    );
+    Ok(())
 }
 
 /// Checks that a size is neither zero nor absurd.

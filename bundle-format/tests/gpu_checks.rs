@@ -4,10 +4,11 @@ mod common;
 
 use bundle_format::gpu::{Arg, Extent, Kernel, Sampling};
 use bundle_format::plan::*;
-use bundle_format::region::KvPart;
+use bundle_format::region::{ColMap, Inst, KvPart, Operand, Region};
+use bundle_format::stability::{Profile, Profiles, Rule, Stability};
 use bundle_format::target::Target;
-use bundle_format::{ErrorKind, codec};
-use common::edits::{ATTENTION, NORM, OUTPUT, QKV, SMALL};
+use bundle_format::{ErrorKind, codec, validate};
+use common::edits::{self, ATTENTION, NORM, OUTPUT, QKV, SMALL};
 use common::*;
 
 /// The sample plan with kernels in place of microkernels.
@@ -15,7 +16,7 @@ fn gpu_plan() -> Plan {
     let mut plan = plan(SMALL);
     for launch in &mut plan.launches {
         let args = match &launch.op {
-            Op::MatMul { x, segments } => {
+            Op::MatMul { x, segments, .. } => {
                 vec![
                     Arg::Counts,
                     Arg::Buffer(*x),
@@ -219,6 +220,100 @@ fn what_draws_reads_logits() {
     refused(&["sampling", "shared"], &|s| s.draw.shared = 227 << 10);
 }
 
+/// The sample with a profile and all stricter ones, of which the product of launch 3 has kernels of their own.
+fn plan_with_profiles(own: Stability) -> Plan {
+    let mut plan = gpu_plan();
+    let all: Vec<Stability> = Stability::ALL.into_iter().filter(|&s| s >= own).collect();
+    for launch in &mut plan.launches {
+        for variant in &mut launch.variants {
+            variant.profiles = all.iter().copied().collect();
+        }
+    }
+    plan.stability = all
+        .iter()
+        .map(|&stability| Profile {
+            stability,
+            eager: stability == Stability::Strict,
+            rules: vec![Rule {
+                when: "a step".into(),
+                choice: "kernels one by one".into(),
+                reason: "a fault is known by its launch".into(),
+            }],
+        })
+        .collect();
+    let variants = &mut plan.launches[QKV].variants;
+    let of_one = std::mem::take(variants);
+    for stability in all {
+        variants.extend(of_one.iter().map(|variant| Variant {
+            profiles: stability.into(),
+            ..variant.clone()
+        }));
+    }
+    plan
+}
+
+#[test]
+fn profiles_are_one_and_all_stricter_ones() {
+    for own in Stability::ALL {
+        open_for(Target::Gfx1151, &plan_with_profiles(own)).unwrap();
+    }
+    let good = plan_with_profiles(Stability::Balanced);
+    let refused = |texts: &[&str], change: &dyn Fn(&mut Plan)| {
+        let mut plan = good.clone();
+        change(&mut plan);
+        says(open_for(Target::Gfx1151, &plan), texts);
+    };
+    says(
+        open_for(Target::Sm90a, &good),
+        &["stability", "no profiles, for sm_90a", "found 2"],
+    );
+    refused(&["stability: profiles", "up to the strictest"], &|p| {
+        p.stability.truncate(1)
+    });
+    refused(&["stability: profile 1", "expected strict"], &|p| {
+        p.stability[1].stability = Stability::Balanced
+    });
+    refused(&["stability: profile 0: rules", "at most 64"], &|p| {
+        let rule = p.stability[0].rules[0].clone();
+        p.stability[0].rules = vec![rule; 65];
+    });
+    refused(&["stability: profile 1: rule 0"], &|p| {
+        p.stability[1].rules[0].reason = "\n".into()
+    });
+}
+
+#[test]
+fn each_profile_has_variants_for_all_rows() {
+    let refused = |texts: &[&str], change: &dyn Fn(&mut Vec<Variant>)| {
+        let mut plan = plan_with_profiles(Stability::Balanced);
+        change(&mut plan.launches[QKV].variants);
+        says(open_for(Target::Gfx1151, &plan), texts);
+    };
+    refused(
+        &["launch 3", "variant 0: profiles", "balanced, strict"],
+        &|v| v[0].profiles = Profiles::NONE,
+    );
+    refused(&["variant 0: profiles", "0b101"], &|v| {
+        v[0].profiles = [Stability::Fast, Stability::Strict].into_iter().collect()
+    });
+    refused(&["variant 2: min_rows", "expected 9"], &|v| {
+        v[2].profiles = Stability::Balanced.into()
+    });
+    refused(&["launch 3", "variants up to the limit"], &|v| {
+        v.pop();
+    });
+    refused(&["launch 3", "variants up to the limit"], &|v| {
+        v[1].max_rows = 7
+    });
+    // Of a plan without profiles.
+    let mut plan = gpu_plan();
+    plan.launches[0].variants[0].profiles = Stability::Strict.into();
+    says(
+        open_for(Target::Gfx1151, &plan),
+        &["variant 0: profiles", "none"],
+    );
+}
+
 /// A number behind the last argument is one that a later version may know.
 #[test]
 fn unknown_arguments_are_unsupported() {
@@ -230,8 +325,8 @@ fn unknown_arguments_are_unsupported() {
         panic!("the sample's last launch is a product")
     };
     let reason = "the only one";
-    // And nothing is drawn.
-    let tail = reason.len() + 2;
+    // Behind it are the variant's profiles, the reason and its length; and nothing is drawn, and there are no profiles.
+    let tail = 1 + reason.len() + 1 + 1 + 1;
     let at = encoded.len() - tail - 2;
     assert_eq!(encoded[at..at + 2], [2, *index as u8]);
     let mut unknown = encoded.clone();
@@ -243,4 +338,114 @@ fn unknown_arguments_are_unsupported() {
     let error = error.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
     assert!(error.to_string().contains("77"), "{error}");
+}
+
+/// The sample with its norm in the prologue of the product that reads it, whose input is f16.
+fn fused_plan() -> Plan {
+    let mut plan = gpu_plan();
+    plan.buffers[buf::NORMED as usize].dtype = DType::F16;
+    let mut offset = 0;
+    for (i, w) in plan.weights.iter_mut().enumerate() {
+        if (3..=6).contains(&i) {
+            w.layout = WeightLayout::Fragment16;
+            w.len = validate::packed_len(w.encoding, w.layout, w.rows, w.cols).unwrap();
+        }
+        w.offset = offset;
+        offset = (offset + w.len).next_multiple_of(ALIGN as u64);
+    }
+    // The other product of fragments, whose input isn't the prologue's.
+    plan.buffers[buf::HEADS as usize].dtype = DType::F16;
+    plain_stores(edits::region(&mut plan, ATTENTION));
+    let mut norm = plan.launches.remove(NORM);
+    let Op::Region { region, .. } = &mut norm.op else {
+        panic!("the sample has a norm");
+    };
+    plain_stores(region);
+    let Op::MatMul { prologue, .. } = &mut plan.launches[FUSED].op else {
+        panic!("the sample's product is behind its norm");
+    };
+    *prologue = Some(region.clone());
+    for (i, launch) in (0u32..).zip(&mut plan.launches) {
+        launch.deps = i.checked_sub(1).into_iter().collect();
+    }
+    plan
+}
+
+/// Where the product with a prologue is, and the one of the attention's results.
+const FUSED: usize = NORM;
+const FUSED_O: usize = edits::O - 1;
+
+fn plain_stores(region: &mut Region) {
+    for inst in &mut region.body {
+        if let Inst::StoreQuant { dst, col, x } = *inst {
+            *inst = Inst::Store { dst, col, x };
+        }
+    }
+}
+
+fn prologue(plan: &mut Plan) -> &mut Region {
+    match &mut plan.launches[FUSED].op {
+        Op::MatMul {
+            prologue: Some(region),
+            ..
+        } => region,
+        other => panic!("{other:?} has no prologue"),
+    }
+}
+
+#[test]
+fn a_prologue_and_what_it_may_touch() {
+    open_for(Target::Sm90a, &fused_plan()).unwrap();
+    let refused = |texts: &[&str], change: &dyn Fn(&mut Plan)| {
+        let mut plan = fused_plan();
+        change(&mut plan);
+        says(open_for(Target::Sm90a, &plan), texts);
+    };
+    let at = "launch 2 (qkv): prologue";
+    // Nobody else reads what it makes.
+    refused(&["launch 4 (o)", "read of buffer 7 (normed)"], &|p| {
+        if let Op::MatMul { x, .. } = &mut p.launches[FUSED_O].op {
+            *x = buf::NORMED;
+        }
+    });
+    // All of it is made.
+    refused(&[at, "all 64 columns of x"], &|p| prologue(p).cols = 32);
+    refused(&[at, "all 64 columns of x"], &|p| {
+        prologue(p).body.pop();
+    });
+    // Blocks that are ahead change nothing that others still read.
+    let stored_to = |p: &mut Plan, buffer: u32| {
+        let region = prologue(p);
+        region.operands.push(Operand::Buffer(buffer));
+        region.body.push(Inst::Store {
+            dst: region.operands.len() as u32 - 1,
+            col: ColMap {
+                per_unit: 32,
+                offset: 0,
+            },
+            x: 0,
+        });
+    };
+    refused(&[at, "none to a buffer that it loads"], &|p| {
+        stored_to(p, buf::X)
+    });
+    let together = "stores nothing that an epilogue touches";
+    refused(&["launch 2 (qkv): buffer 8", together], &|p| {
+        stored_to(p, buf::QUERY)
+    });
+    refused(&["launch 2 (qkv): buffer 5", together], &|p| {
+        edits::epilogue(p, FUSED, 0).operands[1] = Operand::Buffer(buf::X);
+    });
+    // Only a GPU's kernels have one.
+    refused(&["launch 2 (qkv)", "microkernels have no prologue"], &|p| {
+        let variant = &mut p.launches[FUSED].variants[0];
+        variant.kernels.clear();
+        variant.tile_cols = 32;
+        variant.parts = plan(SMALL).launches[QKV].variants[0].parts.clone();
+    });
+    // Its operands are the launch's own.
+    let mut plan = fused_plan();
+    let args = &mut plan.launches[FUSED].variants[0].kernels[0].args;
+    args.extend([Arg::Buffer(buf::X), Arg::Weight(2)]);
+    open_for(Target::Sm90a, &plan).unwrap();
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use bundle_format::model::Manifest;
 use bundle_format::plan::{KvDType, Limits, Plan};
+use bundle_format::stability::Stability;
 use bundle_format::target::Target;
 
 use crate::codegen::{self, Code};
@@ -32,6 +33,8 @@ pub struct Options {
     /// Whether a GPU's kernels are those that every chip could have, where it has better ones of its own: to test the
     /// others' on it.
     pub portable: bool,
+    /// How far kernels keep from what a GPU is known to fail at, on targets that have profiles for that.
+    pub stability: Stability,
 }
 
 impl Options {
@@ -44,8 +47,10 @@ impl Options {
             passes: passes::Settings {
                 disabled: Vec::new(),
                 activations: Activations::Auto,
+                prologues: false,
             },
             portable: false,
+            stability: Stability::Balanced,
         }
     }
 }
@@ -86,9 +91,10 @@ pub fn compile_graph(
     if options.target.is_gpu() {
         settings.activations = Activations::F16;
     }
+    settings.prologues = codegen::has_prologues(options.target);
     let graph = passes::run(graph, &settings, &mut seen)?;
     let mut plan = lower::lower(&graph, options.target, limits)?;
-    let code = codegen::generate(&mut plan, options.target, options.portable)?;
+    let code = codegen::generate(&mut plan, options)?;
     Ok(Compiled { graph, plan, code })
 }
 
@@ -240,6 +246,9 @@ fn recorded(options: &Options, limits: &Limits) -> Vec<String> {
     list.push(format!("kv={}", kv_dtype_name(options.kv)));
     if options.portable {
         list.push("kernels=portable".to_string());
+    }
+    if options.target.has_profiles() {
+        list.push(format!("stability={}", options.stability));
     }
     list.sort();
     list

@@ -2,6 +2,7 @@
 
 mod experts;
 mod page;
+pub mod speed;
 
 pub use experts::print_experts;
 pub use page::{page, write as write_page};
@@ -10,6 +11,7 @@ use std::fmt::Write as _;
 
 use bundle_format::gpu::{Extent, Kernel};
 use bundle_format::plan::{Dim, Limits, Op, Plan, Variant};
+use bundle_format::target::Target;
 
 use crate::driver::{self, Options};
 use crate::error::Error;
@@ -97,9 +99,20 @@ pub fn explain(gguf: &Gguf<'_>, options: &Options, scope: Scope) -> Result<Strin
     }
     out.push_str(&print_pack(&compiled.plan, scope));
     out.push_str(&print_memory(&compiled.plan, scope));
+    out.push_str(&print_stability(&compiled.plan));
     out.push_str(&print_variants(&compiled.plan, scope));
+    out.push_str(&print_occupancy(&compiled.plan, options.target));
     out.push_str(&print_cost(&compiled.plan, scope));
     out.push_str(&print_experts(&compiled.plan));
+    if let Some(gpu) = speed::Gpu::of(options.target) {
+        let model = speed::Model {
+            plan: &compiled.plan,
+            work: &compiled.code.work,
+            gpu,
+            profile: compiled.plan.stability.first().map(|p| p.stability),
+        };
+        out.push_str(&model.print());
+    }
     let code = &compiled.code;
     let _ = writeln!(
         out,
@@ -214,10 +227,63 @@ pub fn print_variants(plan: &Plan, scope: Scope) -> String {
     out
 }
 
+/// The stability profiles, and why each chooses what.
+pub fn print_stability(plan: &Plan) -> String {
+    let mut out = String::new();
+    if plan.stability.is_empty() {
+        return out;
+    }
+    out.push_str(
+        "== stability: the profile that the bundle runs by, and stricter ones for after a fault\n",
+    );
+    for profile in &plan.stability {
+        let launched = match profile.eager {
+            true => "launches one by one",
+            false => "launches as graphs",
+        };
+        let _ = writeln!(out, "  {}: {launched}", profile.stability);
+        for rule in &profile.rules {
+            let _ = writeln!(out, "    {}: {} ({})", rule.when, rule.choice, rule.reason);
+        }
+    }
+    out.push('\n');
+    out
+}
+
+/// The kernels, and how many warps of each a processor has at a time.
+pub fn print_occupancy(plan: &Plan, target: Target) -> String {
+    let mut out = String::new();
+    let Some(gpu) = speed::Gpu::of(target) else {
+        return out;
+    };
+    let _ = writeln!(out, "== occupancy: warps of a vector unit of {}", gpu.name);
+    let mut kernels: Vec<&Kernel> = plan.kernels().collect();
+    kernels.sort_by(|a, b| (&a.symbol, a.shared).cmp(&(&b.symbol, b.shared)));
+    kernels.dedup_by(|a, b| a.symbol == b.symbol && a.shared == b.shared);
+    for kernel in kernels {
+        let (warps, limit) = gpu.occupancy(kernel);
+        let _ = writeln!(
+            out,
+            "  {:<24} {warps:>5.1} by {limit}: {} registers, {} bytes of shared memory, {} warps a block",
+            kernel.symbol,
+            kernel.registers,
+            kernel.fixed_shared + kernel.shared,
+            kernel.threads.div_ceil(32)
+        );
+    }
+    out.push('\n');
+    out
+}
+
 fn print_variant(v: &Variant) -> String {
     if !v.kernels.is_empty() {
         let (first, last) = (v.min_rows, v.max_rows);
-        return format!("rows {first}..={last}: {}: {}", part_names(v), v.reason);
+        let profiles: Vec<String> = v.profiles.iter().map(|p| p.to_string()).collect();
+        let of = match profiles.is_empty() {
+            true => String::new(),
+            false => format!(" [{}]", profiles.join(", ")),
+        };
+        return format!("rows {first}..={last}{of}: {}: {}", part_names(v), v.reason);
     }
     format!(
         "rows {}..={}: {} in tiles of {} x {}: {}",
@@ -266,9 +332,15 @@ fn op_name(op: &Op) -> String {
         Op::Embed { .. } => "embed".to_string(),
         Op::RopeTable { .. } => "rope_table".to_string(),
         Op::Region { region, .. } => format!("region {}", region.name),
-        Op::MatMul { segments, .. } => {
+        Op::MatMul {
+            prologue, segments, ..
+        } => {
             let names: Vec<&str> = segments.iter().map(|s| s.epilogue.name.as_str()).collect();
-            format!("matmul -> {}", names.join(" | "))
+            let first = match prologue {
+                Some(region) => format!("{} -> ", region.name),
+                None => String::new(),
+            };
+            format!("{first}matmul -> {}", names.join(" | "))
         }
         Op::Attention { epilogue, .. } => format!("attention -> {}", epilogue.name),
         Op::Route { .. } => "route".to_string(),
@@ -328,11 +400,20 @@ pub fn cost(plan: &Plan, op: &Op, tokens: u32, depth: u32) -> Cost {
             operations: rows(*extent) * region.cols as u64 * region.body.len() as u64,
             ..Cost::default()
         },
-        Op::MatMul { x, segments } => {
+        Op::MatMul {
+            x,
+            prologue,
+            segments,
+        } => {
             let mut total = Cost {
                 buffer_bytes: buffer(*x),
                 ..Cost::default()
             };
+            if let Some(region) = prologue {
+                let rows = rows(plan.buffers[*x as usize].extent);
+                total.buffer_bytes += operands(region);
+                total.operations += rows * region.cols as u64 * region.body.len() as u64;
+            }
             for segment in segments {
                 let w = &plan.weights[segment.weight as usize];
                 let rows = rows(plan.buffers[*x as usize].extent);

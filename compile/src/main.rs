@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bundle_format::plan::{Encoding, KvDType};
+use bundle_format::stability::Stability;
 use bundle_format::target::Target;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use fastc::driver::{self, Options};
@@ -125,6 +126,9 @@ struct Shape {
     /// A pass to leave out, to measure what it is worth; may be repeated.
     #[arg(long, value_name = "PASS")]
     disable_pass: Vec<String>,
+    /// How far kernels keep from what an AMD GPU is known to fail at [default: balanced].
+    #[arg(long, value_enum)]
+    stability: Option<StabilityName>,
     /// On a GPU only the kernels that every chip could have: to test them on one that has better ones.
     #[arg(long, hide = true)]
     portable_kernels: bool,
@@ -165,6 +169,16 @@ enum TargetName {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
+enum StabilityName {
+    /// As safe as can be, whatever the batch: few reads under way, kernels one by one.
+    Strict,
+    /// Safe where it was seen to matter, from 17 rows a step on, and fast below.
+    Balanced,
+    /// As fast as can be.
+    Fast,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
 enum ActivationsName {
     /// 15 bits where the rounding of 8 would show: the head, and models of few features.
     Auto,
@@ -202,6 +216,16 @@ impl Shape {
                 "--activations is for processors; {target} multiplies f16: leave it out"
             )));
         }
+        if self.stability.is_some() && !target.has_profiles() {
+            return Err(Error::User(format!(
+                "--stability is for gfx1151; {target} has no profiles: leave it out"
+            )));
+        }
+        let stability = match self.stability {
+            Some(StabilityName::Strict) => Stability::Strict,
+            Some(StabilityName::Balanced) | None => Stability::Balanced,
+            Some(StabilityName::Fast) => Stability::Fast,
+        };
         let activations = match self.activations {
             ActivationsName::Auto => Activations::Auto,
             ActivationsName::Q8 => Activations::Q8,
@@ -210,6 +234,7 @@ impl Shape {
         let passes = Settings {
             disabled: self.disable_pass,
             activations,
+            prologues: false,
         };
         Ok(Options {
             target,
@@ -221,6 +246,7 @@ impl Shape {
             },
             passes,
             portable: self.portable_kernels,
+            stability,
         })
     }
 }

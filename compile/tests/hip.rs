@@ -2,9 +2,11 @@
 //! which fails the compilation otherwise. clang and lld 19 must be there: `examples/setup.sh --amd` installs them.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::path::Path;
 
-use bundle_format::plan::{Encoding, KvDType, Plan, WeightLayout};
+use bundle_format::plan::{Encoding, KvDType, Launch, Plan, WeightLayout};
+use bundle_format::stability::Stability;
 use bundle_format::target::Target;
 use fastc::driver::{self, Compiled, Options};
 use fastc::gguf::Gguf;
@@ -35,6 +37,71 @@ fn options(kv: KvDType) -> Options {
     Options {
         kv,
         ..Options::new(Target::Gfx1151)
+    }
+}
+
+/// A plan's stability profiles and what they choose, without what a version of clang decides.
+fn profiles(plan: &Plan) -> String {
+    let mut out = String::new();
+    for profile in &plan.stability {
+        let _ = writeln!(out, "{}, eager: {}", profile.stability, profile.eager);
+        for rule in &profile.rules {
+            let _ = writeln!(out, "  {}: {} ({})", rule.when, rule.choice, rule.reason);
+        }
+    }
+    let shown = |l: &&Launch| !l.name.starts_with("blk.") || l.name.starts_with("blk.0.");
+    for launch in plan.launches.iter().filter(shown) {
+        let _ = writeln!(out, "{}", launch.name);
+        for v in &launch.variants {
+            let names: Vec<String> = v.profiles.iter().map(|p| p.to_string()).collect();
+            let (first, last) = (v.min_rows, v.max_rows);
+            let _ = writeln!(
+                out,
+                "  {first}..={last} [{}] {}",
+                names.join(", "),
+                v.reason
+            );
+            for k in &v.kernels {
+                let name = k.symbol.rsplit_once('_').map_or("", |(name, _)| name);
+                let grid = k.grid.map(|extent| format!("{extent:?}")).join(" x ");
+                let (threads, shared, workspace) = (k.threads, k.shared, k.workspace);
+                let _ = writeln!(
+                    out,
+                    "    {name}: {grid}, {threads} threads, {shared} bytes shared, {workspace} of workspace"
+                );
+            }
+        }
+    }
+    out
+}
+
+/// What each profile chooses, as text. `BLESS=1 cargo test -p fastc --test hip` writes them anew.
+#[test]
+fn profiles_choose_as_the_table_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model("tiny", Encoding::Q4_1, folder.path());
+    let gguf = Gguf::parse(&model).unwrap();
+    for stability in Stability::ALL {
+        let options = Options {
+            stability,
+            ..options(KvDType::F16)
+        };
+        let compiled = driver::compile_graph(&gguf, &options, |_| {}, |_| {}).unwrap();
+        assert_eq!(compiled.plan.stability[0].stability, stability);
+        let found = profiles(&compiled.plan);
+        let name = format!("tests/golden/stability-{stability}.txt");
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+        if std::env::var_os("BLESS").is_some() {
+            std::fs::write(&path, found).unwrap();
+            continue;
+        }
+        let expected = std::fs::read_to_string(&path)
+            .unwrap_or_else(|e| panic!("{}: {e}; run with BLESS=1", path.display()));
+        assert!(
+            expected == found,
+            "{} differs from what is found; if that is meant, run with BLESS=1:\n{found}",
+            path.display()
+        );
     }
 }
 

@@ -11,6 +11,7 @@ use crate::plan::{
     Weight, WeightLayout,
 };
 use crate::region::{KvPart, Region};
+use crate::stability::{Profiles, Stability};
 
 /// Elements of the largest tile that an epilogue sees.
 const MAX_TILE: u64 = 1 << 26;
@@ -71,7 +72,11 @@ fn op(plan: &Plan, op: &Op) -> Result<(Shape, Effects), Invalid> {
             mscale,
         } => rope_table(plan, *positions, *freqs, *out, *mscale),
         Op::Region { extent, region } => rows(plan, *extent, region),
-        Op::MatMul { x, segments } => matmul(plan, *x, segments),
+        Op::MatMul {
+            x,
+            prologue,
+            segments,
+        } => matmul(plan, *x, prologue.as_ref(), segments),
         Op::Attention {
             q,
             group,
@@ -154,9 +159,19 @@ fn rows(plan: &Plan, extent: Dim, region: &Region) -> Result<(Shape, Effects), I
     Ok((shape, footprint.effects(&[])?))
 }
 
-fn matmul(plan: &Plan, x: u32, segments: &[Segment]) -> Result<(Shape, Effects), Invalid> {
+fn matmul(
+    plan: &Plan,
+    x: u32,
+    prologue: Option<&Region>,
+    segments: &[Segment],
+) -> Result<(Shape, Effects), Invalid> {
     let input = buffer(plan, "x", x)?;
-    product(plan, (x, input), segments, input.extent, 1, &[x])
+    let (shape, epilogues) = product(plan, (x, input), segments, input.extent, 1, &[x])?;
+    let Some(region) = prologue else {
+        return Ok((shape, epilogues));
+    };
+    let own = self::prologue(plan, x, region).map_err(|e| e.within("prologue"))?;
+    Ok((shape, epilogues.behind(own, x)?))
 }
 
 /// Checks a matmul over rows of `extent`, each with one of `experts` parts of the weights' rows. `inputs` are buffers that it
@@ -224,6 +239,42 @@ fn product(
     Ok((shape, footprint.effects(inputs)?))
 }
 
+/// Checks the region that makes x, and gives what it does but for that.
+fn prologue(plan: &Plan, x: u32, region: &Region) -> Result<Effects, Invalid> {
+    let input = buffer(plan, "x", x)?;
+    ensure!(
+        input.place.role == Role::Scratch && input.dtype == DType::F16,
+        "x",
+        "F16 of the role Scratch, which nobody else can load",
+        format!("{:?} of {:?}", input.dtype, input.place.role)
+    );
+    let mut footprint = Footprint::default();
+    region::check(plan, region, input.extent, Tile::None, &mut footprint)?;
+    let mut effects = footprint.effects(&[])?;
+    ensure!(
+        effects.pool_writes.is_empty(),
+        "stores",
+        "none to a KV pool",
+        format!("some to {} pools", effects.pool_writes.len())
+    );
+    ensure!(
+        footprint.stores_all_of(x, input.cols),
+        "stores",
+        format!("all {} columns of x", input.cols),
+        "not all of them"
+    );
+    effects.writes.retain(|&b| b != x);
+    // Each block does it all.
+    let in_place = effects.writes.iter().find(|b| effects.reads.contains(b));
+    ensure!(
+        in_place.is_none(),
+        "stores",
+        "none to a buffer that it loads",
+        format!("one to buffer {}", in_place.unwrap_or(&x))
+    );
+    Ok(effects)
+}
+
 fn attention(
     plan: &Plan,
     q: u32,
@@ -288,22 +339,68 @@ impl Shape {
     }
 }
 
-/// Variants follow one another from one row to the limit.
+/// Variants follow one another from one row to the limit, in each stability profile.
 fn variants(plan: &Plan, launch: &Launch, shape: &Shape, code_len: u64) -> Result<(), Invalid> {
     let limit = max_extent(plan, shape.extent);
-    let mut next = 1;
+    let profiles: Profiles = plan.stability.iter().map(|p| p.stability).collect();
+    // The row that a profile's next variant begins with.
+    let mut next = [1; Stability::ALL.len()];
     for (i, v) in launch.variants.iter().enumerate() {
-        variant(plan, launch, v, shape, (next, limit), code_len)
-            .map_err(|e| e.within(format_args!("variant {i}")))?;
-        next = v.max_rows + 1;
+        let check = || {
+            let first = match v.profiles.iter().next() {
+                Some(profile) => next[profile as usize],
+                None => next[0],
+            };
+            variant(plan, launch, v, shape, (first, limit), code_len)?;
+            ensure!(
+                profiles.and(v.profiles) == profiles
+                    && (v.profiles == Profiles::NONE) == (profiles == Profiles::NONE),
+                "profiles",
+                format!("some of the plan's ({})", shown_profiles(profiles)),
+                format!("{:#b}", v.profiles.0)
+            );
+            for profile in v.profiles.iter() {
+                let first = next[profile as usize];
+                ensure!(
+                    v.min_rows == first,
+                    format!("min_rows in profile {profile}"),
+                    first,
+                    v.min_rows
+                );
+            }
+            Ok(())
+        };
+        check().map_err(|e: Invalid| e.within(format_args!("variant {i}")))?;
+        for profile in v.profiles.iter() {
+            next[profile as usize] = v.max_rows + 1;
+        }
+        if v.profiles == Profiles::NONE {
+            next[0] = v.max_rows + 1;
+        }
     }
-    ensure!(
-        next == limit + 1,
-        "variants",
-        format!("variants up to the limit of {:?}, {limit}", shape.extent),
-        format!("up to {}", next - 1)
-    );
+    let ends = match profiles {
+        Profiles::NONE => vec![next[0]],
+        _ => profiles.iter().map(|p| next[p as usize]).collect(),
+    };
+    for next in ends {
+        ensure!(
+            next == limit + 1,
+            "variants",
+            format!("variants up to the limit of {:?}, {limit}", shape.extent),
+            format!("up to {}", next - 1)
+        );
+    }
     Ok(())
+}
+
+fn shown_profiles(profiles: Profiles) -> String {
+    match profiles {
+        Profiles::NONE => "none".to_string(),
+        _ => {
+            let names: Vec<String> = profiles.iter().map(|p| p.to_string()).collect();
+            names.join(", ")
+        }
+    }
 }
 
 fn variant(
@@ -339,6 +436,18 @@ fn variant(
     if !v.kernels.is_empty() {
         return gpu::kernels(plan, &launch.op, v);
     }
+    ensure!(
+        !matches!(
+            launch.op,
+            Op::MatMul {
+                prologue: Some(_),
+                ..
+            }
+        ),
+        "kernels",
+        "1 or more: microkernels have no prologue",
+        0
+    );
     for &multiple in &shape.multiples {
         ensure!(
             v.tile_cols.is_multiple_of(multiple),

@@ -481,6 +481,7 @@ impl Builder<'_, '_, '_> {
         let ty = Type::f32(dim, self.graph.tensor(weight).rows);
         let parts = vec![Part::plain(weight)];
         let op = Op::MatMul {
+            prologue: None,
             parts,
             experts: None,
         };

@@ -1,11 +1,15 @@
 //! The code of a whole plan: every region of every variant, compiled once for each distinct shape.
 
+use std::collections::BTreeMap;
+
 use bundle_format::plan::{CodeRef, Op, Plan};
 use bundle_format::region::Region;
 use bundle_format::target::Target;
 
 use super::cpu::{self, CodeSection, RegionContext};
+use super::gpu::work::Work;
 use super::{cuda, hip};
+use crate::driver::Options;
 use crate::error::Error;
 
 /// The code section of a bundle.
@@ -15,16 +19,22 @@ pub struct Code {
     pub functions: usize,
     /// Name and version of each generator.
     pub toolchain: Vec<String>,
+    /// What a GPU's kernels execute, by their symbols, where that is counted.
+    pub work: BTreeMap<String, Work>,
+}
+
+/// Whether a target's matmuls may have prologues. On gfx1151 they don't: its stability profiles want norms apart.
+pub fn has_prologues(target: Target) -> bool {
+    cuda::Chip::of(target, false).is_some()
 }
 
 /// Generates the code of a plan's regions and enters it into the plan's variants.
-///
-/// `portable`: see [`crate::driver::Options::portable`].
-pub fn generate(plan: &mut Plan, target: Target, portable: bool) -> Result<Code, Error> {
-    if let Some(chip) = cuda::Chip::of(target, portable) {
+pub fn generate(plan: &mut Plan, options: &Options) -> Result<Code, Error> {
+    let target = options.target;
+    if let Some(chip) = cuda::Chip::of(target, options.portable) {
         return cuda::generate(plan, &chip);
     }
-    if let Some(chip) = hip::Chip::of(target) {
+    if let Some(chip) = hip::Chip::of(target, options.stability) {
         return hip::generate(plan, &chip);
     }
     let mut section = CodeSection::new();
@@ -33,6 +43,7 @@ pub fn generate(plan: &mut Plan, target: Target, portable: bool) -> Result<Code,
         let regions: Vec<Option<&Region>> = match &launch.op {
             Op::Embed { .. } | Op::RopeTable { .. } | Op::Route { .. } => vec![None],
             Op::Region { region, .. } => vec![Some(region)],
+            // Processors' plans have no prologues.
             Op::MatMul { segments, .. } | Op::ExpertMatMul { segments, .. } => {
                 segments.iter().map(|s| Some(&s.epilogue)).collect()
             }
@@ -76,5 +87,6 @@ pub fn generate(plan: &mut Plan, target: Target, portable: bool) -> Result<Code,
         bytes: section.finish(),
         functions,
         toolchain: vec![cpu::toolchain()],
+        work: BTreeMap::new(),
     })
 }

@@ -87,13 +87,14 @@ pub enum Op {
     HeadNorm { norm: HeadNorm },
     /// `x (f32) -> q8 or q16`
     Quantise { to: DType },
-    /// `x (, rope table) (, slots) -> one value a part`: x times the transposed weight of each part. The table is an input
-    /// if a part rotates, the slots if a part writes KV.
+    /// `x (, residual) (, rope table) (, slots) -> (sum,) one value a part`: x times the transposed weight of each part. With a
+    /// prologue, x is normed first and becomes f16. The table is an input if a part rotates, the slots if a part writes KV.
     ///
     /// With `experts`, each part's tensors are those of so many experts, one after the other: `x (T or T n rows), tokens,
     /// starts -> one value of T n rows a part`, a row for each place in the list of a [`Op::Route`], times the weights of its
     /// expert. It is the row of the place's token where x has T rows.
     MatMul {
+        prologue: Option<Prologue>,
         parts: Vec<Part>,
         experts: Option<u32>,
     },
@@ -135,6 +136,16 @@ pub struct HeadNorm {
     /// f32, as long as a head.
     pub weight: TensorId,
     pub eps: f32,
+}
+
+/// The norm in front of a product, as [`Op::RmsNorm`] has it: with `add` a residual is added to x first, itself normed with
+/// `post`, and the sum is an output.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Prologue {
+    pub weight: TensorId,
+    pub eps: f32,
+    pub add: bool,
+    pub post: Option<TensorId>,
 }
 
 /// What a gate goes through.

@@ -184,8 +184,12 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
             }
             _ => return wrong(),
         },
-        Op::MatMul { parts, experts } => {
-            let [Type::Rows { dtype, dim, cols }, rest @ ..] = inputs else {
+        Op::MatMul {
+            prologue,
+            parts,
+            experts,
+        } => {
+            let [x @ Type::Rows { dtype, dim, cols }, rest @ ..] = inputs else {
                 return wrong();
             };
             let (dim, rest, experts) = match (experts, rest) {
@@ -210,6 +214,24 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
                 _ => return wrong(),
             };
             let mut rest = rest.iter();
+            let mut outputs = Vec::new();
+            if let Some(norm) = prologue {
+                if experts != 1 {
+                    return Err("norms the rows of experts".into());
+                }
+                if *dtype != DType::F32 || norm.add && rest.next() != Some(x) {
+                    return wrong();
+                }
+                for weight in norm.post.iter().chain([&norm.weight]) {
+                    if vector(graph, *weight)? != *cols {
+                        return wrong();
+                    }
+                }
+                if norm.post.is_some() && !norm.add {
+                    return Err("norms a residual that it doesn't add".into());
+                }
+                outputs.extend(norm.add.then_some(*x));
+            }
             let table = if parts.iter().any(|p| p.epilogue.rotates()) {
                 rest.next()
             } else {
@@ -226,7 +248,6 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
             {
                 return wrong();
             }
-            let mut outputs = Vec::new();
             for part in parts {
                 let mut rows = 0;
                 for &t in &part.tensors {

@@ -1,6 +1,7 @@
 //! The specialise pass: for each launch and range of rows, the microkernel, the tile shape and the reason.
 
 use bundle_format::plan::{Dim, Op, Part, Plan, Segment, Variant};
+use bundle_format::stability::Profiles;
 use bundle_format::target::Target;
 
 use crate::error::Error;
@@ -9,7 +10,7 @@ use crate::error::Error;
 const DECODE_ROWS: u32 = 4;
 
 /// Rows of a prefill tile: results of 32 tokens and 64 features are 8 KiB, a quarter of a first-level cache.
-const PREFILL_ROWS: u32 = 32;
+const PREFILL_ROWS: u32 = 64;
 
 /// Columns of a matmul's tile: eight groups of eight weight rows.
 const WIDE: u32 = 64;
@@ -52,6 +53,7 @@ fn variants(plan: &Plan, index: usize) -> Result<Vec<Variant>, Error> {
             tile_cols,
             parts: vec![Part { micro, code: None }],
             kernels: Vec::new(),
+            profiles: Profiles::NONE,
             reason: reason.to_string(),
         }]
     };
@@ -110,7 +112,7 @@ fn variants(plan: &Plan, index: usize) -> Result<Vec<Variant>, Error> {
                 (rows, cols, vec![micro], reason.to_string())
             })
         }
-        Op::MatMul { x, segments } => {
+        Op::MatMul { x, segments, .. } => {
             let features: u32 = segments
                 .iter()
                 .map(|s| plan.weights[s.weight as usize].rows)
@@ -204,6 +206,7 @@ fn split(max_rows: u32, choose: impl Fn(bool) -> (u32, u32, Vec<Part>, String)) 
             tile_cols,
             parts,
             kernels: Vec::new(),
+            profiles: Profiles::NONE,
             reason,
         }
     };

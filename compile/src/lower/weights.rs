@@ -62,7 +62,14 @@ impl Weights {
                 }
                 Op::Bias { bias } => weights.add_vector(graph, &[*bias])?,
                 Op::HeadNorm { norm } => weights.add_vector(graph, &[norm.weight])?,
-                Op::MatMul { parts, .. } => {
+                Op::MatMul {
+                    prologue, parts, ..
+                } => {
+                    if let Some(norm) = prologue {
+                        for weight in norm.post.iter().chain([&norm.weight]) {
+                            weights.add_vector(graph, &[*weight])?;
+                        }
+                    }
                     for part in parts {
                         weights.add_matrix(graph, &part.tensors)?;
                         for vector in part

@@ -9,6 +9,7 @@ pub fn fuse_rope_kv(graph: &mut Graph) {
     let mut dead = Vec::new();
     for index in 0..graph.nodes.len() {
         let Op::MatMul {
+            prologue,
             mut parts,
             experts: None,
         } = graph.nodes[index].op.clone()
@@ -79,6 +80,7 @@ pub fn fuse_rope_kv(graph: &mut Graph) {
         }
         let node = &mut graph.nodes[index];
         node.op = Op::MatMul {
+            prologue,
             parts,
             experts: None,
         };

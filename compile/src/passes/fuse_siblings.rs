@@ -37,7 +37,8 @@ fn join(graph: &mut Graph, name: &str, wanted: impl Fn(&Graph, ValueId) -> bool)
     let candidate = |graph: &Graph, index: usize| {
         let node = &graph.nodes[index];
         // Without a rope table or slots: with an input, or that and the list of pairs.
-        matches!(&node.op, Op::MatMul { experts, .. } if node.inputs.len() == if experts.is_some() { 3 } else { 1 })
+        matches!(&node.op, Op::MatMul { prologue: None, experts, .. }
+            if node.inputs.len() == if experts.is_some() { 3 } else { 1 })
             && wanted(graph, node.outputs[0])
     };
     let mut index = 0;

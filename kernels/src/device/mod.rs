@@ -9,6 +9,7 @@ const SAMPLE: &str = include_str!("sample.cuh");
 
 const BASE_CUDA: &str = include_str!("base_cuda.cuh");
 const MATMUL: &str = include_str!("matmul.cuh");
+const MATMUL_ONE: &str = include_str!("matmul_one.cuh");
 const MATMUL_MANY: &str = include_str!("matmul_many.cuh");
 const MATMUL_MANY_MMA: &str = include_str!("matmul_many_mma.cuh");
 const ATTENTION: &str = include_str!("attention.cuh");
@@ -20,6 +21,7 @@ const HIP_ROWS: &str = include_str!("hip/rows.h");
 const HIP_MATMUL: &str = include_str!("hip/matmul.h");
 const HIP_ATTENTION: &str = include_str!("hip/attention.h");
 const HIP_ATTENTION_DECODE: &str = include_str!("hip/attention_decode.h");
+const HIP_KV_WRITE: &str = include_str!("hip/kv_write.h");
 const HIP_ATTENTION_PREFILL: &str = include_str!("hip/attention_prefill.h");
 
 /// All templates for NVIDIA chips; where `hopper` is set, products of many rows are for Hopper's matrix unit.
@@ -30,7 +32,7 @@ pub fn cuda(hopper: bool) -> String {
     };
     let attention = [ATTENTION, ATTENTION_DECODE, ATTENTION_PREFILL].join("\n");
     [
-        BASE, BASE_CUDA, FRAGMENT, REGION, MATMUL, many, &attention, SAMPLE,
+        BASE, BASE_CUDA, FRAGMENT, REGION, MATMUL_ONE, MATMUL, many, &attention, SAMPLE,
     ]
     .join("\n")
     .replace("#pragma once\n", "")
@@ -48,6 +50,7 @@ pub fn hip() -> String {
         HIP_ATTENTION,
         HIP_ATTENTION_DECODE,
         HIP_ATTENTION_PREFILL,
+        HIP_KV_WRITE,
         SAMPLE,
     ]
     .join("\n")

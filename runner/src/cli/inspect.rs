@@ -7,6 +7,7 @@ use bundle_format::hash::Digest;
 use bundle_format::layout::{Compression, Section};
 use bundle_format::model::Manifest;
 use bundle_format::plan::{Launch, Op, Plan, Variant};
+use bundle_format::stability::Profile;
 use fastrun::load::Loaded;
 use serde_json::{Value, json};
 
@@ -44,6 +45,7 @@ fn print(contents: &Contents, out: &mut dyn Write) -> io::Result<()> {
     print_manifest(contents, out)?;
     print_sections(contents.sections, out)?;
     print_plan(contents.plan, out)?;
+    print_stability(&contents.plan.stability, out)?;
     print_launches(contents.plan, out)
 }
 
@@ -137,6 +139,30 @@ fn print_plan(plan: &Plan, out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
+/// The stability profiles, and what each has chosen.
+fn print_stability(profiles: &[Profile], out: &mut dyn Write) -> io::Result<()> {
+    let names: Vec<String> = profiles.iter().map(|p| p.stability.to_string()).collect();
+    let Some(own) = names.first() else {
+        return Ok(());
+    };
+    writeln!(
+        out,
+        "\nstability: {own}, and after a fault of the device the next of: {}",
+        names.join(", ")
+    )?;
+    for profile in profiles {
+        let launched = match profile.eager {
+            true => "launches one by one",
+            false => "launches as graphs",
+        };
+        writeln!(out, "  {}: {launched}", profile.stability)?;
+        for rule in &profile.rules {
+            writeln!(out, "    {}: {} ({})", rule.when, rule.choice, rule.reason)?;
+        }
+    }
+    Ok(())
+}
+
 /// Number and bytes of the weights of each encoding and layout.
 fn weights_by_encoding(plan: &Plan) -> BTreeMap<String, (usize, u64)> {
     let mut all: BTreeMap<String, (usize, u64)> = BTreeMap::new();
@@ -160,7 +186,12 @@ fn print_launches(plan: &Plan, out: &mut dyn Write) -> io::Result<()> {
         )?;
         for v in &launch.variants {
             let (first, last, reason) = (v.min_rows, v.max_rows, &v.reason);
-            write!(out, "         rows {first}..={last}: {}", parts(v))?;
+            let profiles: Vec<String> = v.profiles.iter().map(|p| p.to_string()).collect();
+            let of = match profiles.is_empty() {
+                true => String::new(),
+                false => format!(" [{}]", profiles.join(", ")),
+            };
+            write!(out, "         rows {first}..={last}{of}: {}", parts(v))?;
             if v.kernels.is_empty() {
                 write!(out, ", tile {}x{}", v.tile_rows, v.tile_cols)?;
             }
@@ -224,9 +255,17 @@ fn describe(plan: &Plan, op: &Op) -> String {
             region.cols,
             region.body.len()
         ),
-        Op::MatMul { x, segments } => {
+        Op::MatMul {
+            x,
+            prologue,
+            segments,
+        } => {
             let segments: Vec<String> = segments.iter().map(segment).collect();
-            format!("{} times {}", buffer(*x), segments.join(" and "))
+            let x = match prologue {
+                Some(region) => format!("{} of {}", buffer(*x), region.name),
+                None => buffer(*x),
+            };
+            format!("{x} times {}", segments.join(" and "))
         }
         Op::Route {
             logits,
@@ -291,6 +330,7 @@ fn to_json(contents: &Contents) -> Value {
             "arena_bytes": plan.arena_bytes,
             "kv": plan.kv,
             "buffers": plan.buffers,
+            "stability": plan.stability,
             "weights": plan.weights,
             "launches": plan.launches.iter().map(|l| launch_json(plan, l)).collect::<Vec<_>>(),
         },

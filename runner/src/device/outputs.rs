@@ -83,7 +83,7 @@ impl Outputs {
                 row.token = Some(sampler.sample(logits, params, &context, position)?);
             }
             if let Some(count) = want.logprobs {
-                row.logprobs = Some(sampler.logprobs(logits, row.token, count)?);
+                row.logprobs = Some(sampler.logprobs(logits, row.token.or(want.score), count)?);
             }
             Ok::<_, DrawError>(())
         };
@@ -154,7 +154,10 @@ fn stores(op: &Op, buffer: Option<usize>) -> bool {
     match op {
         Op::Embed { .. } | Op::RopeTable { .. } | Op::Route { .. } => false,
         Op::Region { region: body, .. } => region(body),
-        Op::MatMul { segments, .. } | Op::ExpertMatMul { segments, .. } => {
+        Op::MatMul {
+            prologue, segments, ..
+        } => prologue.iter().any(region) || segments.iter().any(|s| region(&s.epilogue)),
+        Op::ExpertMatMul { segments, .. } => {
             segments.iter().any(|s| region(&s.epilogue))
         }
         Op::Attention { epilogue, .. } => region(epilogue),
@@ -245,6 +248,7 @@ mod tests {
                 launch(&[4], &[logits]),
             ],
             sampling: None,
+            stability: Vec::new(),
         };
         let outputs = Outputs::find(&plan).unwrap();
         assert_eq!((outputs.logits, outputs.hidden), (2, Some(1)));

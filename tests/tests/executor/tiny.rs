@@ -16,6 +16,7 @@ use bundle_format::plan::{
 use bundle_format::region::{
     Binary, ColMap, Inst, KvPart, Operand, OperandId, Region, RowMap, Unary, Val,
 };
+use bundle_format::stability::Profiles;
 use bundle_format::target::Target;
 use bundle_format::write::Contents;
 use fastc::codegen::cpu::{CodeSection, RegionContext};
@@ -130,6 +131,7 @@ impl<'a> Builder<'a> {
                 weights: vec![],
                 launches: vec![],
                 sampling: None,
+                stability: vec![],
             },
             weights: vec![],
             code: CodeSection::new(),
@@ -247,6 +249,7 @@ impl<'a> Builder<'a> {
             "logits",
             Op::MatMul {
                 x: last,
+                prologue: None,
                 segments: vec![Segment {
                     weight: head,
                     epilogue: region.finish(),
@@ -399,7 +402,14 @@ impl<'a> Builder<'a> {
                 epilogue,
             })
             .collect();
-        self.launch_after(&format!("blk.{layer}.qkv"), Op::MatMul { x, segments });
+        self.launch_after(
+            &format!("blk.{layer}.qkv"),
+            Op::MatMul {
+                x,
+                prologue: None,
+                segments,
+            },
+        );
     }
 
     /// The SwiGLU of a layer; gate and up rows lie in turns of 32.
@@ -426,6 +436,7 @@ impl<'a> Builder<'a> {
             &format!("blk.{layer}.gate_up"),
             Op::MatMul {
                 x,
+                prologue: None,
                 segments: vec![segment],
             },
         );
@@ -447,7 +458,14 @@ impl<'a> Builder<'a> {
             weight,
             epilogue: region.finish(),
         }];
-        self.launch_after(name, Op::MatMul { x, segments });
+        self.launch_after(
+            name,
+            Op::MatMul {
+                x,
+                prologue: None,
+                segments,
+            },
+        );
     }
 
     /// An epilogue that stores its tile as activations.
@@ -582,6 +600,7 @@ impl<'a> Builder<'a> {
             tile_cols,
             parts: codes.iter().map(|&code| Part { micro, code }).collect(),
             kernels: vec![],
+            profiles: Profiles::NONE,
             reason: "a test".into(),
         };
         let limit = match &op {

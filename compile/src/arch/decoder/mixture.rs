@@ -91,6 +91,7 @@ impl Builder<'_, '_, '_> {
             .import
             .experts(&mut self.graph, (layer, part), count, rows, cols)?;
         let op = Op::MatMul {
+            prologue: None,
             parts: vec![Part::plain(tensor)],
             experts: Some(count),
         };

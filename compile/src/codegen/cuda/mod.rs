@@ -8,16 +8,17 @@ mod attention;
 mod gate;
 mod matmul;
 mod nvrtc;
+mod one;
 mod sass;
 mod shapes;
 mod target;
 
 pub use target::Chip;
 
-use bundle_format::plan::{Plan, Segment, Variant};
+use bundle_format::plan::{Plan, Variant};
 
 use super::generate::Code;
-use super::gpu::kernels::{self, Attend, Writer};
+use super::gpu::kernels::{self, Attend, Product, Writer};
 use crate::error::Error;
 
 /// Upper ends of the ranges of rows that have kernels of their own: one row, one to eight groups of the eight columns of a
@@ -33,13 +34,8 @@ impl kernels::Chip for Chip {
         false
     }
 
-    fn matmul(
-        &self,
-        writer: &mut Writer,
-        x: u32,
-        segments: &[Segment],
-    ) -> Result<Vec<Variant>, Error> {
-        matmul::matmul(self, writer, x, segments)
+    fn matmul(&self, writer: &mut Writer, product: &Product) -> Result<Vec<Variant>, Error> {
+        matmul::matmul(self, writer, product)
     }
 
     fn attention(&self, writer: &mut Writer, attend: &Attend) -> Result<Vec<Variant>, Error> {
@@ -89,6 +85,7 @@ pub fn generate(plan: &mut Plan, chip: &Chip) -> Result<Code, Error> {
         functions: chosen.symbols.len(),
         bytes: compiled.cubin,
         toolchain: vec![compiled.version],
+        work: Default::default(),
     })
 }
 

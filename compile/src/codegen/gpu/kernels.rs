@@ -8,10 +8,12 @@ use std::fmt::Write as _;
 use bundle_format::gpu::{Arg, Extent, Kernel, Sampling};
 use bundle_format::plan::{Dim, Input, Op, Output, Part, Plan, Role, Segment, Variant};
 use bundle_format::region::{Inst, Region};
+use bundle_format::stability::Profiles;
 
 use super::region;
 use super::segments::format;
 use super::shapes::sample;
+use super::work::Turns;
 use crate::error::Error;
 
 /// What differs from chip to chip.
@@ -23,15 +25,27 @@ pub trait Chip {
     fn tells_threads(&self) -> bool;
 
     /// The variants of a matrix product.
-    fn matmul(
-        &self,
-        writer: &mut Writer,
-        x: u32,
-        segments: &[Segment],
-    ) -> Result<Vec<Variant>, Error>;
+    fn matmul(&self, writer: &mut Writer, product: &Product) -> Result<Vec<Variant>, Error>;
 
     /// The variants of attention.
     fn attention(&self, writer: &mut Writer, attend: &Attend) -> Result<Vec<Variant>, Error>;
+
+    /// The variants of a region of its own.
+    fn region(
+        &self,
+        writer: &mut Writer,
+        extent: Dim,
+        region: &Region,
+    ) -> Result<Vec<Variant>, Error> {
+        writer.region(extent, region)
+    }
+}
+
+/// [`Op::MatMul`].
+pub struct Product<'a> {
+    pub x: u32,
+    pub prologue: Option<&'a Region>,
+    pub segments: &'a [Segment],
 }
 
 /// [`Op::Attention`].
@@ -52,6 +66,8 @@ pub struct Kernels {
     pub source: String,
     /// Names of the functions, sorted.
     pub symbols: Vec<String>,
+    /// How often functions go through their main loop, where that is known.
+    pub turns: BTreeMap<String, Turns>,
     /// Of functions that multiply few rows: the product, and how many reads a warp has under way for each of its tiles.
     pub depths: BTreeMap<String, (String, u32)>,
 }
@@ -68,6 +84,7 @@ pub fn choose(plan: &Plan, chip: &dyn Chip, most: &Depths) -> Result<Kernels, Er
         regions: BTreeMap::new(),
         functions: BTreeMap::new(),
         most,
+        turns: BTreeMap::new(),
         depths: BTreeMap::new(),
     };
     let variants = plan
@@ -87,6 +104,7 @@ pub fn choose(plan: &Plan, chip: &dyn Chip, most: &Depths) -> Result<Kernels, Er
         sampling,
         source: writer.source,
         symbols,
+        turns: writer.turns,
         depths: writer.depths,
     })
 }
@@ -101,6 +119,7 @@ pub struct Writer<'a> {
     /// Functions likewise.
     functions: BTreeMap<String, String>,
     pub most: &'a Depths,
+    pub turns: BTreeMap<String, Turns>,
     pub depths: BTreeMap<String, (String, u32)>,
 }
 
@@ -159,8 +178,19 @@ impl Writer<'_> {
                 let kernel = self.kernel("rope_table", parameters, &body, "", threads, 1);
                 Ok(self.every_row(Dim::Tokens, kernel, "once a step, for all layers"))
             }
-            Op::Region { extent, region } => self.region(*extent, region),
-            Op::MatMul { x, segments } => self.chip.matmul(self, *x, segments),
+            Op::Region { extent, region } => self.chip.region(self, *extent, region),
+            Op::MatMul {
+                x,
+                prologue,
+                segments,
+            } => {
+                let product = Product {
+                    x: *x,
+                    prologue: prologue.as_ref(),
+                    segments,
+                };
+                self.chip.matmul(self, &product)
+            }
             Op::Attention {
                 q,
                 group,
@@ -192,33 +222,38 @@ impl Writer<'_> {
     }
 
     fn region(&mut self, extent: Dim, region: &Region) -> Result<Vec<Variant>, Error> {
+        let mut variants = Vec::new();
+        for (first, last, tiled) in self.layouts(extent) {
+            let kernel = self.region_kernel(extent, region, tiled)?;
+            variants.push(variant(first, last, vec![kernel], 1, reason(region)));
+        }
+        Ok(variants)
+    }
+
+    /// The kernel of a region of its own, that stores f16 activations in tiles or row after row.
+    pub fn region_kernel(
+        &mut self,
+        extent: Dim,
+        region: &Region,
+        tiled: bool,
+    ) -> Result<Kernel, Error> {
         let elements = region.cols / region.unit * region.width;
         let of_rows = extent == Dim::Rows;
-        let sums_units = sums_units(region);
         // Four elements a thread: enough loads in flight for a row, and warps to spare.
         let threads = (elements / 4).next_multiple_of(32).clamp(32, 1024);
         let each = elements.div_ceil(threads);
         let told = self.told(threads);
-        let mut variants = Vec::new();
-        for (first, last, tiled) in self.layouts(extent) {
-            let (name, pointers) = self.region_struct(region)?;
-            let type_name = format!("{name}<{tiled}>");
-            let values: Vec<String> = (0..pointers.len()).map(|i| format!("p{i}")).collect();
-            let make = format!("{type_name}{{{}}}", values.join(", "));
-            let body = match sums_units {
-                true => format!("run_units<{type_name}, {of_rows}{told}>(counts, {make});"),
-                false => format!("run_rows<{type_name}, {each}, {of_rows}{told}>(counts, {make});"),
-            };
-            let mut kernel = self.kernel(&region.name, pointers, &body, "", threads, 1);
-            kernel.grid[0] = Extent::Rows(1);
-            let reason = match (region.has_row_sum(), sums_units) {
-                (true, _) => "a block a row: it sums over it",
-                (_, true) => "a warp a head: it sums over it",
-                _ => "element-wise, a block a row",
-            };
-            variants.push(variant(first, last, vec![kernel], 1, reason));
-        }
-        Ok(variants)
+        let (name, pointers) = self.region_struct(region)?;
+        let type_name = format!("{name}<{tiled}>");
+        let values: Vec<String> = (0..pointers.len()).map(|i| format!("p{i}")).collect();
+        let make = format!("{type_name}{{{}}}", values.join(", "));
+        let body = match sums_units(region) {
+            true => format!("run_units<{type_name}, {of_rows}{told}>(counts, {make});"),
+            false => format!("run_rows<{type_name}, {each}, {of_rows}{told}>(counts, {make});"),
+        };
+        let mut kernel = self.kernel(&region.name, pointers, &body, "", threads, 1);
+        kernel.grid[0] = Extent::Rows(1);
+        Ok(kernel)
     }
 
     /// Ranges of rows by the layout of f16 activations: row after row, and in tiles where many rows are multiplied with
@@ -295,15 +330,18 @@ impl Writer<'_> {
 
     /// The struct of a region: its name, and its pointers.
     pub fn region_struct(&mut self, region: &Region) -> Result<(String, Parameters), Error> {
-        let source = region::source("@", region, self.plan)?;
-        let text = source.text;
-        if let Some(name) = self.regions.get(&text) {
-            return Ok((name.clone(), source.pointers));
-        }
-        let name = format!("Region{}", self.regions.len());
-        self.source.push_str(&text.replace('@', &name));
-        self.regions.insert(text, name.clone());
-        Ok((name, source.pointers))
+        let source = region::source("@", region, self.plan, None)?;
+        Ok((self.named_struct("Region", source.text), source.pointers))
+    }
+
+    /// The struct of a region that each block executes, to keep `x` to itself.
+    pub fn prologue_struct(
+        &mut self,
+        region: &Region,
+        x: u32,
+    ) -> Result<(String, Parameters), Error> {
+        let source = region::source("@", region, self.plan, Some(x))?;
+        Ok((self.named_struct("Prologue", source.text), source.pointers))
     }
 
     /// A struct that is written once for each text.
@@ -363,6 +401,15 @@ impl Writer<'_> {
     }
 }
 
+/// Why a region of its own is done as it is.
+pub fn reason(region: &Region) -> &'static str {
+    match (region.has_row_sum(), sums_units(region)) {
+        (true, _) => "a block a row: it sums over it",
+        (_, true) => "a warp a head: it sums over it",
+        _ => "element-wise, a block a row",
+    }
+}
+
 fn sums_units(region: &Region) -> bool {
     region
         .body
@@ -379,6 +426,7 @@ pub fn variant(first: u32, last: u32, kernels: Vec<Kernel>, rows: u32, reason: &
         tile_cols: 1,
         parts: Vec::<Part>::new(),
         kernels,
+        profiles: Profiles::NONE,
         reason: reason.to_string(),
     }
 }

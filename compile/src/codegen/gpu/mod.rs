@@ -4,3 +4,4 @@ pub mod kernels;
 pub mod region;
 pub mod segments;
 pub mod shapes;
+pub mod work;

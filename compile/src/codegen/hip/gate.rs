@@ -173,6 +173,7 @@ fn promises(budget: &Budget, mix: &Mix) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use bundle_format::gpu::{Arg, Extent};
+    use bundle_format::stability::Stability;
 
     use super::super::clang;
     use super::*;
@@ -181,6 +182,7 @@ mod tests {
         arch: "gfx1151",
         units: 40,
         shared: 64 << 10,
+        stability: Stability::Balanced,
     };
 
     const PRELUDE: &str = "

@@ -21,13 +21,43 @@ pub struct Mix {
     pub barriers: u32,
 }
 
-/// What a function is made of. None where a word begins no instruction that is known, or the last one is cut short.
-pub fn mix(code: &[u8]) -> Option<Mix> {
+/// An instruction: where it is, in words, what unit it occupies, and where it may go on, if it is a branch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Instruction {
+    pub offset: u32,
+    pub word: u32,
+    pub unit: Unit,
+    pub target: Option<u32>,
+}
+
+/// The unit of a processor that an instruction occupies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    Vector,
+    /// A vector instruction at a quarter of the rate.
+    Transcendental,
+    Matrix,
+    Scalar,
+    /// Shared memory, by the bytes of a lane.
+    Shared {
+        bytes: u32,
+    },
+    /// Global memory, by the bytes of a lane.
+    Load {
+        bytes: u32,
+    },
+    Store,
+    /// Branches, waits, barriers.
+    Control,
+}
+
+/// The instructions of a function. None where a word begins no instruction that is known, or the last one is cut short.
+pub fn instructions(code: &[u8]) -> Option<Vec<Instruction>> {
     let words: Vec<u32> = code
         .chunks_exact(4)
         .map(|w| u32::from_le_bytes([w[0], w[1], w[2], w[3]]))
         .collect();
-    let mut mix = Mix::default();
+    let mut all = Vec::new();
     let mut at = 0;
     while let Some(&word) = words.get(at) {
         // What lies behind the end is padding.
@@ -38,10 +68,64 @@ pub fn mix(code: &[u8]) -> Option<Mix> {
         if at + len > words.len() {
             return None;
         }
-        mix.count(word);
+        let offset = at as u32;
+        all.push(Instruction {
+            offset,
+            word,
+            unit: unit(word),
+            target: branch(word).and_then(|by| (offset + 1).checked_add_signed(by)),
+        });
         at += len;
     }
+    Some(all)
+}
+
+/// What a function is made of. None where its instructions are not known.
+pub fn mix(code: &[u8]) -> Option<Mix> {
+    let mut mix = Mix::default();
+    for instruction in instructions(code)? {
+        mix.count(instruction.word);
+    }
     Some(mix)
+}
+
+/// How many words a branch goes on from the next instruction: s_branch and s_cbranch_….
+fn branch(word: u32) -> Option<i32> {
+    let is = word >> 23 == 0b1_0111_1111 && matches!(word >> 16 & 0x7f, 0x20..=0x26);
+    is.then_some(i32::from(word as u16 as i16))
+}
+
+fn unit(word: u32) -> Unit {
+    if word >> 31 == 0 {
+        // VOP1, whose opcodes 0x25 to 0x36 and from 0x54 on are functions at a quarter of the rate.
+        let transcendental = matches!(word >> 9 & 0xff, 0x25..=0x36 | 0x54..=0x58 | 0x60 | 0x61);
+        return match word >> 25 == 0b0111111 && transcendental {
+            true => Unit::Transcendental,
+            false => Unit::Vector,
+        };
+    }
+    match word >> 26 {
+        0b100000..=0b101111 if word >> 23 == 0b1_0111_1111 => Unit::Control,
+        0b100000..=0b101111 | 0b111101 => Unit::Scalar,
+        0b110011 if word >> 24 & 3 == 0 && matches!(word >> 16 & 0x7f, 0x40..=0x45) => Unit::Matrix,
+        0b110110 => Unit::Shared {
+            bytes: match word >> 18 & 0xff {
+                // ds_store_b128, ds_load_b128, and two of 64 bits.
+                0xdf | 0xff | 0x4e | 0x4f | 0x77 | 0x78 => 16,
+                0xde | 0xfe => 12,
+                0x4d | 0x76 | 0x0e | 0x0f | 0x37 | 0x38 => 8,
+                _ => 4,
+            },
+        },
+        0b110111 => match word >> 18 & 0x7f {
+            0x18..=0x1d | 0x24 | 0x25 => Unit::Store,
+            0x15 => Unit::Load { bytes: 8 },
+            0x16 => Unit::Load { bytes: 12 },
+            0x17 => Unit::Load { bytes: 16 },
+            _ => Unit::Load { bytes: 4 },
+        },
+        _ => Unit::Vector,
+    }
 }
 
 const S_CODE_END: u32 = 0xbf9f_0000;

@@ -5,9 +5,13 @@ use bundle_format::plan::{Dim, Segment, Variant};
 use kernels::pack::fragment::{Codes, FRAGMENT};
 
 use super::RANGES;
+use super::regions;
+use super::stability;
+use super::stages;
 use super::target::Chip;
 use crate::codegen::gpu::kernels::{Writer, variant};
 use crate::codegen::gpu::segments::{by_format, form, format};
+use crate::codegen::gpu::work::Turns;
 use crate::error::Error;
 
 /// Wavefronts that a vector unit has under way where memory is to be kept busy.
@@ -27,6 +31,8 @@ pub fn matmul(
     segments: &[Segment],
 ) -> Result<Vec<Variant>, Error> {
     let limit = writer.limit(writer.plan.buffers[x as usize].extent);
+    let extent = writer.plan.buffers[x as usize].extent;
+    let apart = regions::behind(writer, extent, segments)?;
     let mut products = Products { chip, writer, x };
     let mut variants = Vec::new();
     let mut first = 1;
@@ -35,27 +41,54 @@ pub fn matmul(
         if first > last {
             continue;
         }
-        let mut kernels = Vec::new();
-        let mut rows = 1;
-        for run in by_format(products.writer.plan, segments)? {
-            let (kernel, of_block) = match last {
-                1 => (products.one(&run)?, 1),
-                _ => products.more(&run, first)?,
+        let ways = stability::ways(chip.profiles(), first, |choices| {
+            apart.is_some() && choices.rope_kv_apart
+        });
+        for (profiles, take_apart) in ways {
+            let (segments, behind) = match (&apart, take_apart) {
+                (Some((sums, behind)), true) => (&sums[..], &behind[..]),
+                _ => (segments, &[][..]),
             };
-            rows = of_block;
-            kernels.push(kernel);
-        }
-        let reason = match first {
-            1 => "one row: dot products of codes as they are, sums scaled".to_string(),
-            _ if last <= RANGES[RANGES.len() - 1] => {
-                format!("up to {last} rows: bound by reading weights, {rows} rows share them")
+            let mut kernels = Vec::new();
+            let mut rows = 1;
+            for run in by_format(products.writer.plan, segments)? {
+                let (kernel, of_block) = match last {
+                    1 => (products.one(&run)?, 1),
+                    _ => products.more(&run, first)?,
+                };
+                rows = of_block;
+                kernels.push(kernel);
             }
-            _ => format!("many rows: {rows} of them share a weight, which goes through registers"),
-        };
-        variants.push(variant(first, last, kernels, rows, &reason));
+            kernels.extend_from_slice(behind);
+            stages::resolve(products.writer.plan, &mut kernels, last);
+            let mut made = variant(
+                first,
+                last,
+                kernels,
+                rows,
+                &reason(first, last, rows, take_apart),
+            );
+            made.profiles = profiles;
+            variants.push(made);
+        }
         first = last + 1;
     }
     Ok(variants)
+}
+
+/// Why a range of rows is done as it is.
+fn reason(first: u32, last: u32, rows: u32, apart: bool) -> String {
+    let product = match first {
+        1 if last == 1 => "one row: dot products of codes as they are, sums scaled".to_string(),
+        _ if last <= RANGES[RANGES.len() - 1] => {
+            format!("up to {last} rows: bound by reading weights, {rows} rows share them")
+        }
+        _ => format!("many rows: {rows} of them share a weight, which goes through registers"),
+    };
+    match apart {
+        true => format!("{product}; rotation and KV write apart"),
+        false => product,
+    }
 }
 
 struct Products<'a, 'w> {
@@ -139,7 +172,8 @@ impl Products<'_, '_> {
         let shape = format!("OneShape<{format}, {cols}, {across}, {along}, 1, {depth}, {staged}>");
         let sums = along * (division.group() * 16 + 4) * 4;
         let shared = if staged { cols * 2 } else { 0 } + sums;
-        self.kernel("one", run, division, &shape, shared, 1)
+        let turns = (cols / FRAGMENT as u32).div_ceil(along).div_ceil(depth);
+        self.kernel("one", run, division, &shape, shared, (1, turns))
     }
 
     /// The kernel for rows from `first` on, and how many rows a block takes.
@@ -177,7 +211,8 @@ impl Products<'_, '_> {
         let rows = 16 * columns;
         let shared = stages.max(sums);
         let name = if columns == 4 { "many" } else { "few" };
-        let kernel = self.kernel(name, run, division, &shape, shared, rows)?;
+        let turns = (cols / FRAGMENT as u32).div_ceil(along);
+        let kernel = self.kernel(name, run, division, &shape, shared, (rows, turns))?;
         Ok((kernel, rows))
     }
 
@@ -188,13 +223,13 @@ impl Products<'_, '_> {
         division: Division,
         shape: &str,
         shared: u32,
-        rows: u32,
+        (rows, turns): (u32, u32),
     ) -> Result<Kernel, Error> {
         let (threads, features) = (division.threads(), division.group() * 16);
         let of_rows = self.of_rows();
-        let (segments, parameters) = self
-            .writer
-            .segments(self.x, run, features, false, of_rows, threads)?;
+        let (segments, parameters) =
+            self.writer
+                .segments(self.x, run, features, false, of_rows, Some(threads))?;
         let template = if name == "one" { "one" } else { "many" };
         let body = format!(
             "using S = {shape};\n    static_assert(S::THREADS == {threads} && S::SHARED == {shared}, \"as the plan says\");\n    \
@@ -204,6 +239,24 @@ impl Products<'_, '_> {
         let mut kernel = self
             .writer
             .kernel(&symbol, parameters, &body, "", threads, 1);
+        let symbol = kernel.symbol.clone();
+        // Of a loop that stores: elements of as many rows as sums have room for, of pairs where segments have them.
+        let at_once = match rows {
+            32.. if 2 * division.along * 16 * (features + 4) * 4 <= shared => 32,
+            _ => rows.min(16),
+        };
+        let elements = |s: &&Segment| match s.epilogue.unit == 2 * s.epilogue.width {
+            true => 0.5,
+            false => 1.0,
+        };
+        let mean = run.iter().map(|s| elements(s)).sum::<f64>() / run.len() as f64;
+        let stores = f64::from(at_once * features) * mean / f64::from(threads);
+        let turns = Turns::Product {
+            turns,
+            alternatives: run.len() as u32,
+            stores: stores.max(1.0),
+        };
+        self.writer.turns.insert(symbol, turns);
         let items = run
             .iter()
             .map(|s| self.writer.tiles(s).div_ceil(division.group()));

@@ -50,6 +50,21 @@ DEVICE u32 high_halves(u32 a, u32 b) { return permute(a, b, 0x7632); }
 // Where a block lies in a pool. The number is what a table says; it is believed where nothing says otherwise.
 DEVICE u32 clamped(u32 block, u32 blocks) { return block < blocks ? block : blocks - 1; }
 
+// The slots of a block that hold visible positions. Nothing else of it is read: nobody may have written it, and a NaN that lies
+// there would survive a weight of zero. What is read for a slot that nobody sees is the nearest one's.
+struct Slots {
+    u32 first, last;
+};
+// Of the block whose first slot is position `base`, where those from `start` to `end` are visible.
+template <class C>
+DEVICE Slots visible_slots(u32 base, u32 start, u32 end) {
+    return Slots{C::WINDOW && start > base ? start - base : 0, end - base < 15 ? end - base : 15};
+}
+DEVICE u32 nearest(Slots seen, u32 slot) {
+    const u32 most = slot < seen.last ? slot : seen.last;
+    return most > seen.first ? most : seen.first;
+}
+
 // Scores are kept in powers of two: the scale takes log2(e) with it.
 template <class C>
 DEVICE float query_scale() {

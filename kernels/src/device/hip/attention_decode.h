@@ -40,8 +40,8 @@ struct DecodeValues {
 };
 
 template <class C>
-DEVICE void load_keys(DecodeKeys<C>& k, const char* head, u32 lane) {
-    const u32 p = lane & 15, h = lane >> 4;
+DEVICE void load_keys(DecodeKeys<C>& k, const char* head, u32 lane, Slots seen) {
+    const u32 p = nearest(seen, lane & 15), h = lane >> 4;
 #pragma unroll
     for (int i = 0; i < Decode<C>::KEYS; i++) k.piece[i] = load_once((const U4*)(head + p * Kv<C>::ROW + 16 * h) + 2 * i);
     if constexpr (C::Q8) {
@@ -51,15 +51,16 @@ DEVICE void load_keys(DecodeKeys<C>& k, const char* head, u32 lane) {
     }
 }
 template <class C>
-DEVICE void load_values(DecodeValues<C>& v, const char* head, u32 set, u32 chunk) {
+DEVICE void load_values(DecodeValues<C>& v, const char* head, u32 set, u32 chunk, Slots seen) {
     using S = Decode<C>;
 #pragma unroll
     for (int i = 0; i < S::PER; i++) {
-        const char* p = head + (set * S::PER + i) * Kv<C>::ROW + chunk * 4 * S::WORDS;
+        const u32 slot = nearest(seen, set * S::PER + i);
+        const char* p = head + slot * Kv<C>::ROW + chunk * 4 * S::WORDS;
         if constexpr (C::Q8) {
             const U2 x = load_once((const U2*)p);
             v.word[i][0] = x.x, v.word[i][1] = x.y;
-            v.scale[i] = ((const u16*)(head + 16 * Kv<C>::ROW))[(set * S::PER + i) * Kv<C>::SCALES + chunk / 4];
+            v.scale[i] = ((const u16*)(head + 16 * Kv<C>::ROW))[slot * Kv<C>::SCALES + chunk / 4];
         } else {
             const U4 x = load_once((const U4*)p);
             v.word[i][0] = x.x, v.word[i][1] = x.y, v.word[i][2] = x.z, v.word[i][3] = x.w;
@@ -208,22 +209,24 @@ DEVICE void decode(const Args& a, const Epilogue& epilogue) {
         }
         shared_barrier();
         auto at = [&](u32 i) { return (C::TABLE ? entries[i] : table[from + i]) * a.block_stride; };
+        auto visible = [&](u32 i) { return visible_slots<C>((from + i) * 16, start, position); };
         if (C::AHEAD && wave < stretch) {
             const u64 block = at(wave);
-            load_keys<C>(k, keys + block, lane);
-            load_values<C>(v, values + block, set, chunk);
+            load_keys<C>(k, keys + block, lane, visible(wave));
+            load_values<C>(v, values + block, set, chunk, visible(wave));
         }
 #pragma unroll 1
         for (u32 i = wave; i < stretch; i += WAVES) {
             const bool more = C::AHEAD && i + WAVES < stretch;
             const u64 block = C::AHEAD ? (more ? at(i + WAVES) : 0) : at(i);
-            if (!C::AHEAD) load_keys<C>(k, keys + block, lane);
+            const Slots slots = visible(C::AHEAD ? i + WAVES : i);
+            if (!C::AHEAD) load_keys<C>(k, keys + block, lane, slots);
             float s[HG] = {};
             add_scores<C>(s, k, shared, h);
-            if (more) load_keys<C>(k, keys + block, lane);
+            if (more) load_keys<C>(k, keys + block, lane, slots);
             if (!C::AHEAD) {
                 if (D * HG > 512) __builtin_amdgcn_sched_barrier(0);
-                load_values<C>(v, values + block, set, chunk);
+                load_values<C>(v, values + block, set, chunk, slots);
             }
             const u32 base = (from + i) * 16 - start;  // visible: base + slot <= range, unsigned
             const bool seen = base + p <= range;
@@ -257,18 +260,8 @@ DEVICE void decode(const Args& a, const Epilogue& epilogue) {
                 weights[j * 16 + p] = float_to_half(x);
             }
             wave_barrier();
-            // Slots that hold no visible position may hold anything, NaN too.
-            if (base > range || base + 15 > range) {
-#pragma unroll
-                for (int i = 0; i < S::PER; i++)
-                    if (base + set * S::PER + i > range) {
-#pragma unroll
-                        for (int w = 0; w < S::WORDS; w++) v.word[i][w] = 0;
-                        if (C::Q8) v.scale[i] = 0;
-                    }
-            }
             add_values<C>(o, v, weights, set);
-            if (more) load_values<C>(v, values + block, set, chunk);
+            if (more) load_values<C>(v, values + block, set, chunk, slots);
         }
         from += stretch;
     }

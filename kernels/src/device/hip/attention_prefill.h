@@ -16,7 +16,8 @@ struct Prefill {
     static constexpr int Q_BYTES = Q_REGISTERS ? 0 : BM * Q_STRIDE, K_BYTES = BN * K_STRIDE, V_BYTES = D * V_STRIDE;
     // Results, of half of a wavefront's queries at a time.
     static constexpr int OUT = D + 4, OUT_BYTES = WAVES * 8 * OUT * 4, LOOP_BYTES = Q_BYTES + K_BYTES + V_BYTES;
-    static constexpr int SHARED = OUT_BYTES > LOOP_BYTES ? OUT_BYTES : LOOP_BYTES;
+    static constexpr int USED = LOOP_BYTES + C::TABLE * 4, SHARED = OUT_BYTES > USED ? OUT_BYTES : USED;
+    static_assert(C::TABLE % NB == 0, "a step's entries are copied together");
     // What a thread copies of a step: pieces of 8 dims of a key, and of two values.
     static constexpr int K_PIECES = BN * D / 8, K_COPIES = (K_PIECES + THREADS - 1) / THREADS;
     static constexpr int V_PIECES = BN / 2 * D / 8, V_COPIES = (V_PIECES + THREADS - 1) / THREADS;
@@ -47,6 +48,7 @@ DEVICE void prefill(const Args& a, const Epilogue& epilogue) {
     constexpr int D = C::D, NB = S::NB, BN = S::BN, DT = D / 16;
     extern __shared__ __align__(16) u8 shared[];
     u8 *q_at = shared, *k_at = shared + S::Q_BYTES, *v_at = k_at + S::K_BYTES;
+    u32* entries = (u32*)(shared + S::LOOP_BYTES);
     const u32 lane = threadIdx.x & 31, wave = wave_index(), n = lane & 15, h = lane >> 4;
     const u32 head = blockIdx.y, kv_head = head / (C::HEADS / C::KV_HEADS), tiles = a.counts[3];
     if (blockIdx.x >= tiles) return;
@@ -54,7 +56,7 @@ DEVICE void prefill(const Args& a, const Epilogue& epilogue) {
     const u32* tile = a.tiles + 4 * (tiles - 1 - blockIdx.x);
     const u32 row0 = tile[0], rows = tile[1], p0 = tile[3], last = p0 + rows - 1;
     const u32* table = a.tables + (u64)tile[2] * a.table_stride;
-    const u32 start = C::WINDOW && p0 >= (u32)C::WINDOW ? p0 + 1 - C::WINDOW : 0, range = last - start;
+    const u32 start = C::WINDOW && p0 >= (u32)C::WINDOW ? p0 + 1 - C::WINDOW : 0;
     const u32 first = start >> 4, blocks = (last >> 4) - first + 1, steps = (blocks + NB - 1) / NB;
     const char* keys = a.keys + kv_head * Kv<C>::HEAD;
     const char* values = a.values + kv_head * Kv<C>::HEAD;
@@ -84,28 +86,40 @@ DEVICE void prefill(const Args& a, const Epilogue& epilogue) {
     // What is copied of a step: keys row by row; values in pairs of positions, transposed. The matrix unit adds over a block's
     // keys in the order in which lanes have weights: even ones, then odd ones.
     U4 k[S::K_COPIES], v[S::V_COPIES][2];
-    auto block_of = [&](u32 step, u32 j) {
-        const u32 i = step * NB + j, entry = table[first + (i < blocks ? i : blocks - 1)];
-        return (C::TABLE ? clamped(entry, a.blocks) : entry) * a.block_stride;
+    // Of a position that nobody sees, the nearest visible one is read: nobody may have written it, and a NaN that lies there would
+    // survive a weight of zero.
+    auto nearest = [&](u32 position) {
+        const u32 most = position < last ? position : last;
+        return most > start ? most : start;
+    };
+    // Entries of the blocks from a step's first one on.
+    auto copy_entries = [&](u32 step) {
+        if constexpr (C::TABLE > 0) {
+            const u32 from = step * NB, left = blocks - from, count = left < (u32)C::TABLE ? left : C::TABLE;
+            for (u32 i = threadIdx.x; i < count; i += S::THREADS) entries[i] = clamped(table[first + from + i], a.blocks);
+        }
+    };
+    auto head_of = [&](const char* part, u32 position) {
+        const u32 block = position / 16;
+        if constexpr (C::TABLE > 0) return part + entries[(block - first) % C::TABLE] * a.block_stride;
+        return part + table[block] * a.block_stride;
     };
     auto fetch = [&](u32 step) {
+        const u32 base = (first + step * NB) * 16;
 #pragma unroll
         for (int i = 0; i < S::K_COPIES; i++) {
-            const u32 piece = i * S::THREADS + threadIdx.x, row = piece / (D / 8), at = piece % (D / 8);
-            if (S::K_PIECES % S::THREADS == 0 || piece < (u32)S::K_PIECES)
-                k[i] = load_piece<C>(keys + block_of(step, row / 16), row % 16, at);
+            const u32 piece = i * S::THREADS + threadIdx.x, at = piece % (D / 8), p = nearest(base + piece / (D / 8));
+            if (S::K_PIECES % S::THREADS == 0 || piece < (u32)S::K_PIECES) k[i] = load_piece<C>(head_of(keys, p), p % 16, at);
         }
 #pragma unroll
         for (int i = 0; i < S::V_COPIES; i++) {
             // Eight pairs of a block side by side.
             const u32 piece = i * S::THREADS + threadIdx.x, r = piece % 8, at = piece / 8 % (D / 8), j = piece / D;
-            const u32 low = r < 4 ? 4 * r : 4 * r - 15;
+            const u32 low = base + j * 16 + (r < 4 ? 4 * r : 4 * r - 15), p = nearest(low);
             if (S::V_PIECES % S::THREADS == 0 || piece < (u32)S::V_PIECES) {
-                const char* from = values + block_of(step, j);
-                // What lies at positions that nobody sees may be NaN, which a weight of zero would keep.
-                const u32 slot = (first + step * NB + j) * 16 + low - start;
-                v[i][0] = slot <= range ? load_piece<C>(from, low, at) : U4{0, 0, 0, 0};
-                v[i][1] = slot + 2 <= range ? load_piece<C>(from, low + 2, at) : U4{0, 0, 0, 0};
+                const char* from = head_of(values, p);
+                v[i][0] = load_piece<C>(from, p % 16, at);
+                v[i][1] = load_piece<C>(from, nearest(low + 2) % 16, at);  // of the same block, always
             }
         }
     };
@@ -133,11 +147,14 @@ DEVICE void prefill(const Args& a, const Epilogue& epilogue) {
     F8 o[DT] = {};
     float highest = LOWEST, sum = 0;
     const u32 low = p0 + wave * 16, high = low + 15;  // positions of the wavefront's queries
+    copy_entries(0);
+    if (C::TABLE > 0) shared_barrier();
     fetch(0);
 #pragma unroll 1
     for (u32 step = 0; step < steps; step++) {
         shared_barrier();
         stage();
+        if (C::TABLE > 0 && step + 1 < steps && (step + 1) * NB % C::TABLE == 0) copy_entries(step + 1);
         shared_barrier();
         fetch(step + 1 < steps ? step + 1 : step);
         __builtin_amdgcn_sched_barrier(0);

@@ -162,6 +162,7 @@ mod tests {
             weights: vec![],
             launches: vec![],
             sampling: None,
+            stability: Vec::new(),
         }
     }
 

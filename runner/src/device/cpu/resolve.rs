@@ -174,7 +174,8 @@ impl Resolver<'_> {
                 };
                 Ok((extent_of(*extent), Work::Region(work)))
             }
-            Op::MatMul { x, segments } => {
+            // The reader has checked that only kernels of GPUs have a prologue.
+            Op::MatMul { x, segments, .. } => {
                 let work = self.matmul(launch, *x, segments, 1)?;
                 let extent = self.plan.buffers[*x as usize].extent;
                 Ok((extent_of(extent), Work::MatMul(work)))
@@ -561,6 +562,7 @@ mod tests {
                 .map(launch)
                 .to_vec(),
             sampling: None,
+            stability: Vec::new(),
         };
         // 2 waits for 0, and so for 1; 3 needs nothing more; 4 waits for 2 and 3; 5 for what is over.
         assert_eq!(meets(&plan), [false, false, true, false, true, false]);

@@ -3,6 +3,8 @@
 use bundle_format::gpu::{Extent, Kernel, Sampling, draw_kind};
 use bundle_format::plan::{Dim, Limits, Op, Plan, Variant};
 
+use bundle_format::stability::Stability;
+
 use super::GpuDevice;
 use super::driver::Shape;
 use super::layout::Argument;
@@ -69,7 +71,7 @@ impl GpuDevice {
             if rows == 0 || bucket.no_logits && only_logits {
                 continue;
             }
-            for kernel in &variant(&launch.variants, rows, &launch.name)?.kernels {
+            for kernel in &variant(&launch.variants, self.profile, rows, &launch.name)?.kernels {
                 self.launch(kernel, rows, bucket.turn, &launch.name, &mut dependent)?;
             }
         }
@@ -147,9 +149,16 @@ fn extent(plan: &Plan, op: &Op) -> Dim {
     }
 }
 
-fn variant<'a>(variants: &'a [Variant], rows: u32, launch: &str) -> Result<&'a Variant, Error> {
+/// The variant of a stability profile, where the plan has any, for so many rows.
+fn variant<'a>(
+    variants: &'a [Variant],
+    profile: Option<Stability>,
+    rows: u32,
+    launch: &str,
+) -> Result<&'a Variant, Error> {
     let found = variants
         .iter()
+        .filter(|v| profile.is_none_or(|profile| v.profiles.has(profile)))
         .find(|v| (v.min_rows..=v.max_rows).contains(&rows));
     found.ok_or_else(|| Error::Bug(format!("launch {launch} has no variant for {rows} rows")))
 }
@@ -164,7 +173,37 @@ fn rounded(size: u32, limit: u32) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use bundle_format::stability::Profiles;
+
     use super::*;
+
+    #[test]
+    fn a_variant_is_of_the_profile_and_the_rows() {
+        use Stability::{Balanced, Strict};
+        let variant_of = |min_rows, max_rows, profiles: &[Stability]| Variant {
+            min_rows,
+            max_rows,
+            tile_rows: 1,
+            tile_cols: 1,
+            parts: vec![],
+            kernels: vec![],
+            profiles: profiles.iter().copied().collect(),
+            reason: String::new(),
+        };
+        let variants = [
+            variant_of(1, 16, &[Balanced]),
+            variant_of(17, 64, &[Balanced, Strict]),
+            variant_of(1, 16, &[Strict]),
+        ];
+        let at = |profile, rows| variant(&variants, Some(profile), rows, "a launch");
+        assert_eq!(at(Balanced, 16).unwrap(), &variants[0]);
+        assert_eq!(at(Strict, 16).unwrap(), &variants[2]);
+        assert_eq!(at(Strict, 17).unwrap(), &variants[1]);
+        assert!(at(Stability::Fast, 17).is_err());
+        let plain = [variant_of(1, 64, &[])];
+        assert_eq!(plain[0].profiles, Profiles::NONE);
+        assert!(variant(&plain, None, 3, "a launch").is_ok());
+    }
 
     #[test]
     fn sizes_are_powers_of_two_up_to_the_limit() {

@@ -281,6 +281,7 @@ mod tests {
             weights: vec![],
             launches: vec![],
             sampling: None,
+            stability: Vec::new(),
         }
     }
 

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use bundle_format::gpu::{DRAWN_BYTES, TOKEN_DRAWN, draw_kind};
 use bundle_format::plan::{Limits, Plan};
 use bundle_format::region::KvPart;
+use bundle_format::stability::Profile;
 
 use self::cuda::Cuda;
 use self::draw::Draw;
@@ -79,11 +80,15 @@ pub struct GpuOptions {
     pub kv_bytes: Option<u64>,
     /// The profile to run by, of those that the bundle has; none: its own.
     pub stability: Option<Stability>,
+    /// Execute the kernels of a bundle for gfx1151 on this processor, instruction by instruction (feature `sim`).
+    pub simulate: bool,
 }
 
 /// Runs a bundle on a GPU. Fields are dropped in their order: graphs and stream before the memory they use.
 pub struct GpuDevice {
     graphs: HashMap<Bucket, Graph>,
+    /// The stability profile that it runs by, of a plan that has any.
+    profile: Option<Stability>,
     /// Why kernels are launched one by one; none: by graphs.
     eager: Option<String>,
     stream: Stream,
@@ -145,6 +150,7 @@ impl GpuDevice {
             )));
         }
         let gpu: Gpu = match target.compute_capability() {
+            _ if options.simulate => Hip::simulated()?,
             Some(_) => Cuda::open()?,
             None => Hip::open()?,
         };
@@ -159,6 +165,7 @@ impl GpuDevice {
             )));
         }
         let plan = loaded.plan();
+        let profile = profile(&loaded, options.stability)?;
         let bundle = loaded.bundle();
         let weights = bundle.weights_range();
         let (free, _) = gpu.memory()?;
@@ -202,7 +209,10 @@ impl GpuDevice {
         ];
         Ok(GpuDevice {
             graphs: HashMap::new(),
-            eager: None,
+            profile: profile.map(|p| p.stability),
+            eager: profile
+                .filter(|p| p.eager)
+                .map(|p| format!("the stability profile {} has no graphs", p.stability)),
             stream,
             uploads: Stream::new(&gpu)?,
             downloads: Stream::new(&gpu)?,
@@ -509,6 +519,26 @@ impl Device for GpuDevice {
     fn kv_blocks(&self) -> &[u32] {
         &self.kv_blocks
     }
+}
+
+/// The profile to run by: the one that is asked for, or the bundle's own; none where it has none.
+fn profile(loaded: &Loaded, wanted: Option<Stability>) -> Result<Option<&Profile>, Error> {
+    let (all, path) = (&loaded.plan().stability, loaded.path().display());
+    let Some(wanted) = wanted else {
+        return Ok(all.first());
+    };
+    let found = all.iter().find(|p| p.stability == wanted);
+    if found.is_some() {
+        return Ok(found);
+    }
+    let has: Vec<String> = all.iter().map(|p| p.stability.to_string()).collect();
+    Err(Error::User(match has.is_empty() {
+        true => format!("{path}: the bundle has no stability profiles; {wanted} is asked for"),
+        false => format!(
+            "{path}: the bundle has the stability profiles {}, not {wanted}; compile the model for it: fastc compile --stability {wanted}",
+            has.join(", ")
+        ),
+    }))
 }
 
 /// The functions that a plan launches, by their symbols.

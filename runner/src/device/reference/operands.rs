@@ -102,7 +102,13 @@ fn regions(op: &bundle_format::plan::Op) -> Vec<&Region> {
     match op {
         Op::Embed { .. } | Op::RopeTable { .. } | Op::Route { .. } => vec![],
         Op::Region { region, .. } => vec![region],
-        Op::MatMul { segments, .. } | Op::ExpertMatMul { segments, .. } => {
+        Op::MatMul {
+            prologue, segments, ..
+        } => {
+            let epilogues = segments.iter().map(|s| &s.epilogue);
+            prologue.iter().chain(epilogues).collect()
+        }
+        Op::ExpertMatMul { segments, .. } => {
             segments.iter().map(|s| &s.epilogue).collect()
         }
         Op::Attention { epilogue, .. } => vec![epilogue],

@@ -1,0 +1,456 @@
+//! A model of a GPU's speed: how long each kernel of a step takes, and what bounds it.
+//!
+//! A kernel takes as long as the longest of what it asks for: bytes of weights and of the KV cache from memory, vector
+//! instructions, matrix products, bytes of shared memory. Memory is read at its full rate only while enough reads are under
+//! way, which the wavefronts that fit a processor must have. Activations stay in the caches and count for nothing; kernels
+//! begin when those before them have ended.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use bundle_format::gpu::{Arg, Extent, Kernel};
+use bundle_format::plan::{Dim, Encoding, Op, Plan, Variant, WeightLayout};
+use bundle_format::stability::Stability;
+use bundle_format::target::Target;
+
+use crate::codegen::{Turns, Work};
+
+/// What a GPU does in a second.
+pub struct Gpu {
+    pub name: &'static str,
+    /// Bytes from memory.
+    read: f64,
+    /// Operations of matrix products in f16, as they were reached.
+    matrix: f64,
+    /// Vector units, each of which issues an instruction of a warp a cycle.
+    units: f64,
+    /// Cycles.
+    clock: f64,
+    /// Bytes of shared memory a cycle, for each vector unit.
+    shared: f64,
+    /// From a read of memory to its data, seconds.
+    latency: f64,
+    /// From the end of a kernel to the first instruction of the next, seconds.
+    gap: f64,
+    /// Warps of a vector unit, registers of a lane that they share and in which granules.
+    warps: u32,
+    registers: (u32, u32),
+    /// Vector units and bytes of shared memory of a processor, and granules of the latter.
+    processor: (u32, u32, u32),
+    /// Where instructions are not counted in the machine code, what stands for that.
+    coarse: Option<Coarse>,
+}
+
+/// A model without counts.
+pub struct Coarse {
+    /// The share of memory's rate that products of few rows reach with weights that must be unpacked.
+    unpacking: f64,
+    /// Rows and features of a tile of products of many rows, the fewest rows of those, and how many tiles there are at a time.
+    tile: u32,
+    many: u32,
+    tiles: u32,
+}
+
+/// Operations of a matrix instruction of gfx1151: 16 by 16 by 16.
+const MATRIX: f64 = 8192.0;
+
+/// Strix Halo. Memory's rate is measured, as is what matrix products reach of 59.4 TFLOPS; latency and gap are assumptions.
+const GFX1151: Gpu = Gpu {
+    name: "gfx1151",
+    read: 212e9,
+    matrix: 36.9e12,
+    units: 80.0,
+    clock: 2.9e9,
+    shared: 64.0,
+    latency: 0.8e-6,
+    gap: 2.0e-6,
+    warps: 16,
+    registers: (1536, 24),
+    processor: (4, 128 << 10, 1 << 10),
+    coarse: None,
+};
+
+/// H100 (SXM). The read rate is that of a kernel that only reads, the gap that between launches of a graph, both measured; what
+/// tiles of matrix products and unpacking reach is fitted to llama2-7b's prefill and to its products of one row.
+const H100: Gpu = Gpu {
+    name: "H100",
+    read: 3.04e12,
+    matrix: 445e12,
+    units: 528.0,
+    clock: 1.755e9,
+    shared: 32.0,
+    latency: 0.8e-6,
+    gap: 1.7e-6,
+    warps: 16,
+    registers: (512, 8),
+    processor: (4, 228 << 10, 1 << 10),
+    coarse: Some(Coarse {
+        unpacking: 0.81,
+        tile: 128,
+        many: 65,
+        tiles: 132,
+    }),
+};
+
+impl Gpu {
+    /// The GPU of a target, where there is a model of it.
+    pub fn of(target: Target) -> Option<&'static Gpu> {
+        match target {
+            Target::Gfx1151 => Some(&GFX1151),
+            Target::Sm90a => Some(&H100),
+            _ => None,
+        }
+    }
+
+    /// Warps of a kernel that a vector unit has at a time, and what limits them.
+    pub fn occupancy(&self, kernel: &Kernel) -> (f64, &'static str) {
+        let (units, shared, granule) = self.processor;
+        let block = f64::from(kernel.threads.div_ceil(32));
+        let (all, of) = self.registers;
+        let by_registers = all / kernel.registers.max(1).next_multiple_of(of);
+        let by_registers = by_registers.min(self.warps);
+        // Blocks are whole.
+        let blocks = (f64::from(by_registers * units) / block).floor().max(1.0);
+        let bytes = (kernel.fixed_shared + kernel.shared).next_multiple_of(granule);
+        let by_shared = f64::from(shared.checked_div(bytes).unwrap_or(u32::MAX));
+        let warps = |blocks: f64| blocks * block / f64::from(units);
+        match by_shared < blocks {
+            true => (warps(by_shared), "shared memory"),
+            false if by_registers < self.warps => (warps(blocks), "registers"),
+            false => (warps(blocks), "wavefronts"),
+        }
+    }
+}
+
+/// A step whose time is asked for: `sequences` of them with `tokens` tokens each, behind which the cache has `depth` positions.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    pub tokens: u32,
+    pub sequences: u32,
+    pub depth: u32,
+}
+
+impl Step {
+    fn rows(&self, dim: Dim) -> u32 {
+        let tokens = self.tokens * self.sequences;
+        dim.rows(tokens as usize, self.sequences as usize) as u32
+    }
+}
+
+/// How long a kernel takes, in seconds, by each of what it needs; and the whole.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Time {
+    pub bytes: f64,
+    pub operations: f64,
+    pub memory: f64,
+    pub vector: f64,
+    pub matrix: f64,
+    pub shared: f64,
+    pub all: f64,
+}
+
+impl Time {
+    fn bound(&self) -> &'static str {
+        let longest = self
+            .memory
+            .max(self.vector)
+            .max(self.matrix)
+            .max(self.shared);
+        match longest {
+            t if t < self.all * 0.5 => "start",
+            t if t == self.memory => "memory",
+            t if t == self.matrix => "matrix products",
+            t if t == self.vector => "instructions",
+            _ => "shared memory",
+        }
+    }
+}
+
+/// A model of a plan on a GPU.
+pub struct Model<'a> {
+    pub plan: &'a Plan,
+    pub work: &'a BTreeMap<String, Work>,
+    pub gpu: &'a Gpu,
+    pub profile: Option<Stability>,
+}
+
+impl Model<'_> {
+    /// The kernels of a step in their order, by launch, and how long each takes.
+    pub fn step(&self, step: Step) -> Vec<(&str, &Kernel, Time)> {
+        let mut all = Vec::new();
+        for launch in &self.plan.launches {
+            let rows = step.rows(extent(self.plan, &launch.op));
+            let kernels = self.variant(&launch.variants, rows);
+            for kernel in kernels.iter().flat_map(|v| &v.kernels) {
+                let time = self.time(&launch.op, kernel, rows, step);
+                all.push((launch.name.as_str(), kernel, time));
+            }
+        }
+        if let Some(sampling) = &self.plan.sampling {
+            let kernel = &sampling.likeliest;
+            let time = Time {
+                all: self.gpu.gap,
+                ..Time::default()
+            };
+            all.push(("sampling", kernel, time));
+        }
+        all
+    }
+
+    fn variant<'v>(&self, variants: &'v [Variant], rows: u32) -> Option<&'v Variant> {
+        variants
+            .iter()
+            .filter(|v| self.profile.is_none_or(|p| v.profiles.has(p)))
+            .find(|v| (v.min_rows..=v.max_rows).contains(&rows))
+    }
+
+    fn time(&self, op: &Op, kernel: &Kernel, rows: u32, step: Step) -> Time {
+        let gpu = self.gpu;
+        let bytes = self.bytes(op, kernel, rows, step);
+        let operations = self.operations(op, kernel, rows, step);
+        let blocks = |extent: Extent| match extent {
+            Extent::Fixed(n) => n,
+            Extent::Rows(n) => rows.div_ceil(n),
+            Extent::Tiles(n) => step.sequences * step.tokens.div_ceil(n),
+        };
+        let mut grid = kernel.grid.map(|e| f64::from(blocks(e)));
+        // The mean query of a chunk at the sequence's end sees half a chunk less.
+        let seen = f64::from(self.window(op).min(step.depth)) - f64::from(step.tokens - 1) / 2.0;
+        let seen = seen.max(1.0);
+        let work = self.work.get(&kernel.symbol).copied().unwrap_or_default();
+        if let Turns::Attention(context) = work.turns {
+            grid[2] = context.parts(seen, grid[2]);
+        }
+        let block = f64::from(kernel.threads.div_ceil(32));
+        let warps = grid.iter().product::<f64>() * block;
+        let positions = (seen / grid[2]).ceil();
+        let warp = work.of_warp(positions);
+        // A warp is no faster than the unit that it has to itself.
+        let spread = |of_warp: f64| of_warp * (warps / gpu.units).max(1.0) / gpu.clock;
+        let resident = self.resident(kernel, warps);
+        let loaded = work
+            .turn
+            .loaded_bytes
+            .max(work.once.loaded_bytes.min(2048.0));
+        let under_way = resident * gpu.units * loaded;
+        // What a warp has loaded it uses before it loads as much again, and the others of its unit take turns with it.
+        let matrix_cycles = MATRIX * gpu.units * gpu.clock / gpu.matrix;
+        let turn = work.turn.vector + work.turn.matrix * matrix_cycles;
+        let wait = gpu.latency + resident * turn / gpu.clock;
+        let issued = MATRIX * warp.matrix * warps;
+        let (rate, matrix) = match &gpu.coarse {
+            None => (gpu.read.min(under_way / wait), issued / gpu.matrix),
+            Some(coarse) => self.coarse(coarse, op, kernel, (rows, operations)),
+        };
+        let mut time = Time {
+            bytes,
+            operations,
+            memory: bytes / rate,
+            vector: spread(warp.vector),
+            matrix,
+            shared: spread(warp.shared_bytes / gpu.shared),
+            all: 0.0,
+        };
+        // Matrix and vector instructions are of one unit.
+        let busy = (time.vector + time.matrix).max(time.shared);
+        time.all = gpu.gap + time.memory.max(busy);
+        time
+    }
+
+    /// The rate of memory, and the time of matrix products, where instructions are not counted: tiles of many rows go in rounds.
+    fn coarse(
+        &self,
+        coarse: &Coarse,
+        op: &Op,
+        kernel: &Kernel,
+        (rows, operations): (u32, f64),
+    ) -> (f64, f64) {
+        let gpu = self.gpu;
+        let weights = kernel.args.iter().filter_map(|arg| match (*arg, op) {
+            (Arg::Weight(index), Op::MatMul { .. }) => Some(&self.plan.weights[index as usize]),
+            _ => None,
+        });
+        let matrices = weights.filter(|w| w.layout == WeightLayout::Fragment16);
+        let plain = |e: Encoding| matches!(e, Encoding::F16 | Encoding::BF16);
+        let packed = matrices.clone().any(|w| !plain(w.encoding));
+        if rows < coarse.many || !matches!(op, Op::MatMul { .. }) {
+            let share = if packed { coarse.unpacking } else { 1.0 };
+            return (gpu.read * share, operations / gpu.matrix);
+        }
+        let features: u32 = matrices.map(|w| w.rows.div_ceil(coarse.tile)).sum();
+        let tiles = features * rows.div_ceil(coarse.tile);
+        let full = tiles.next_multiple_of(coarse.tiles);
+        let filled = f64::from(tiles) / f64::from(full.max(1));
+        (gpu.read, operations / gpu.matrix / filled)
+    }
+
+    /// Warps of a kernel on a vector unit: those that fit, or that there are.
+    fn resident(&self, kernel: &Kernel, warps: f64) -> f64 {
+        self.gpu
+            .occupancy(kernel)
+            .0
+            .min((warps / self.gpu.units).max(1.0))
+    }
+
+    fn window(&self, op: &Op) -> u32 {
+        match op {
+            Op::Attention { group, .. } => self.plan.kv[*group as usize].window.unwrap_or(u32::MAX),
+            _ => 0,
+        }
+    }
+
+    /// Bytes that must come from memory: weights, keys and values.
+    fn bytes(&self, op: &Op, kernel: &Kernel, rows: u32, step: Step) -> f64 {
+        let of = |arg: &Arg| match (*arg, op) {
+            (Arg::Weight(index), op) => {
+                let w = &self.plan.weights[index as usize];
+                match op {
+                    Op::Embed { .. } => w.len as f64 / f64::from(w.rows) * f64::from(rows),
+                    _ if w.layout == WeightLayout::Fragment16 => w.len as f64,
+                    _ => 0.0,
+                }
+            }
+            (Arg::Kv { group, .. }, Op::Attention { .. }) => {
+                let kv = &self.plan.kv[group as usize];
+                let seen = kv.window.unwrap_or(u32::MAX).min(step.depth);
+                let position = kv.part_bytes() as f64 / 16.0;
+                position * f64::from(seen * step.sequences)
+            }
+            _ => 0.0,
+        };
+        kernel.args.iter().map(of).sum()
+    }
+
+    /// Operations of products, two for a multiplication and an addition.
+    fn operations(&self, op: &Op, kernel: &Kernel, rows: u32, step: Step) -> f64 {
+        match op {
+            Op::MatMul { .. } => {
+                let of = |arg: &Arg| match *arg {
+                    Arg::Weight(index) => {
+                        let w = &self.plan.weights[index as usize];
+                        let matrix = w.layout == WeightLayout::Fragment16;
+                        if matrix {
+                            2.0 * f64::from(w.rows) * f64::from(w.cols)
+                        } else {
+                            0.0
+                        }
+                    }
+                    _ => 0.0,
+                };
+                kernel.args.iter().map(of).sum::<f64>() * f64::from(rows)
+            }
+            Op::Attention { heads, group, .. } => {
+                let dim = f64::from(self.plan.kv[*group as usize].head_dim);
+                let seen = f64::from(self.window(op).min(step.depth));
+                let mean = (seen - f64::from(step.tokens - 1) / 2.0).max(1.0);
+                4.0 * f64::from(rows) * f64::from(*heads) * dim * mean
+            }
+            _ => 0.0,
+        }
+    }
+}
+
+/// What a launch has rows of.
+fn extent(plan: &Plan, op: &Op) -> Dim {
+    match op {
+        Op::Embed { .. } | Op::RopeTable { .. } | Op::Attention { .. } => Dim::Tokens,
+        Op::Region { extent, .. } => *extent,
+        Op::MatMul { x, .. } => plan.buffers[*x as usize].extent,
+        Op::Route { .. } => Dim::Tokens,
+        Op::ExpertMatMul { tokens, .. } => plan.buffers[*tokens as usize].extent,
+    }
+}
+
+/// Sequences of the steps that are told of, as `fastrun bench` has them, positions that they hold, and tokens of a prompt.
+const BATCHES: [u32; 3] = [1, 8, 32];
+const DEPTH: u32 = 128;
+const PROMPT: u32 = 512;
+
+/// Tokens a second that are to be expected.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Speed {
+    pub prompt: f64,
+    /// By [`BATCHES`].
+    pub decode: [f64; 3],
+}
+
+impl Model<'_> {
+    /// Tokens a second, of a prompt and of decoding.
+    pub fn speed(&self) -> Speed {
+        let seconds = |step: Step| self.step(step).iter().map(|(_, _, t)| t.all).sum::<f64>();
+        let prompt = self.prompt();
+        Speed {
+            prompt: f64::from(prompt.tokens) / seconds(prompt),
+            decode: BATCHES.map(|batch| f64::from(batch) / seconds(self.decode(batch))),
+        }
+    }
+
+    fn prompt(&self) -> Step {
+        let limits = &self.plan.limits;
+        let tokens = PROMPT.min(limits.max_tokens).min(limits.context);
+        Step {
+            tokens,
+            sequences: 1,
+            depth: tokens,
+        }
+    }
+
+    fn decode(&self, batch: u32) -> Step {
+        Step {
+            tokens: 1,
+            sequences: batch,
+            depth: DEPTH.min(self.plan.limits.context),
+        }
+    }
+
+    /// The model's word on a plan: steps, and kernels of each.
+    pub fn print(&self) -> String {
+        let gpu = self.gpu;
+        let profile = self
+            .profile
+            .map_or(String::new(), |p| format!(", profile {p}"));
+        let mut out = format!(
+            "== speed: what is to be expected of {}{profile}\n",
+            gpu.name
+        );
+        let most = self.plan.limits.max_seqs;
+        let decode = BATCHES.into_iter().filter(|&b| b <= most);
+        let steps = decode
+            .map(|b| (format!("decode, batch {b}"), self.decode(b)))
+            .chain([("prompt".to_string(), self.prompt())]);
+        for (name, step) in steps {
+            let kernels = self.step(step);
+            let sum = |of: fn(&Time) -> f64| kernels.iter().map(|(_, _, t)| of(t)).sum::<f64>();
+            let seconds = sum(|t| t.all);
+            let tokens = f64::from(step.tokens * step.sequences);
+            let _ = writeln!(
+                out,
+                "  {name}: {:.1} tokens/s; {:.0} us a step of {} kernels, {:.1}% of the read rate, {:.1} TFLOPS",
+                tokens / seconds,
+                seconds * 1e6,
+                kernels.len(),
+                100.0 * sum(|t| t.bytes) / seconds / gpu.read,
+                sum(|t| t.operations) / seconds / 1e12
+            );
+            for (launch, kernel, t) in &kernels {
+                if launch.starts_with("blk.") && !launch.starts_with("blk.0.") {
+                    continue;
+                }
+                let us = |s: f64| format!("{:.1}", s * 1e6);
+                let _ = writeln!(
+                    out,
+                    "    {launch:<24} {:<20} {:>8} us by {:<16} memory {:>7}, instructions {:>7}, products {:>7}, shared memory {:>7}",
+                    kernel.symbol,
+                    us(t.all),
+                    t.bound(),
+                    us(t.memory),
+                    us(t.vector),
+                    us(t.matrix),
+                    us(t.shared)
+                );
+            }
+        }
+        out.push('\n');
+        out
+    }
+}
