@@ -367,10 +367,11 @@ fn without_unused_operands(mut region: Region) -> Region {
         match inst {
             Inst::Load { src, row, .. } => {
                 keep(src);
-                if let RowMap::Via(rows) = row {
+                if let RowMap::Via(rows) | RowMap::At { index: rows, .. } = row {
                     keep(rows);
                 }
             }
+            Inst::RowValue { src, .. } => keep(src),
             Inst::Store { dst, .. } | Inst::StoreQuant { dst, .. } => keep(dst),
             Inst::StoreKv { dst, slots, .. } => {
                 keep(dst);
