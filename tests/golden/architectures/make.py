@@ -3,8 +3,8 @@
 
   python3 make.py FOLDER [NAME...]      needs torch, transformers 5 and gguf
 
-For each case NAME it writes NAME.gguf (F16 matrices, F32 vectors and routers; the same values went into the run) and NAME.logits: u32 count
-of tokens T, u32 size of the vocabulary V, T u32 ids, then T x V f32 logits, little endian.
+For each case NAME it writes NAME.gguf (F16 matrices, F32 vectors and routers; the same values went into the run) and NAME.logits:
+u32 count of tokens T, u32 size of the vocabulary V, T u32 ids, then T x V f32 logits, little endian.
 """
 import math, struct, sys
 
@@ -41,7 +41,7 @@ CASES = [
     ('gemma3', 'gemma3', tf.Gemma3TextConfig, tf.Gemma3ForCausalLM, GEMMA),
     ('phi3', 'phi3', tf.Phi3Config, tf.Phi3ForCausalLM, dict(hidden_size=128, intermediate_size=64)),
     ('qwen2moe', 'qwen2moe', tf.Qwen2MoeConfig, tf.Qwen2MoeForCausalLM,
-     dict(num_experts=6, num_experts_per_tok=3, moe_intermediate_size=32, shared_expert_intermediate_size=64,
+     dict(hidden_size=128, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=32, shared_expert_intermediate_size=64,
           norm_topk_prob=False, qkv_bias=True)),
     ('qwen3moe', 'qwen3moe', tf.Qwen3MoeConfig, tf.Qwen3MoeForCausalLM,
      dict(head_dim=32, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=True)),
