@@ -83,7 +83,10 @@ fn bits(rows: &[Vec<f32>]) -> Vec<u32> {
 /// The largest difference of each row, as a part of the largest logit, ascending.
 fn differences(found: &[Vec<f32>], expected: &[Vec<f32>]) -> Vec<f32> {
     assert_eq!(found.len(), expected.len());
-    let largest = expected.iter().flatten().fold(0.0f32, |m, x| m.max(x.abs()));
+    let largest = expected
+        .iter()
+        .flatten()
+        .fold(0.0f32, |m, x| m.max(x.abs()));
     assert!(largest > 0.1, "{largest}");
     let of_row = |(found, expected): (&Vec<f32>, &Vec<f32>)| {
         let pairs = found.iter().zip(expected);

@@ -165,6 +165,7 @@ fn variants(plan: &Plan, index: usize) -> Result<Vec<Variant>, Error> {
                 tile_cols: WIDE.next_multiple_of(units),
                 parts: matmul_parts(plan, *x, segments)?,
                 kernels: Vec::new(),
+                profiles: Profiles::NONE,
                 reason: format!(
                     "{encodings}, expert by expert that has any tokens: weights stay in cache for {PREFILL_ROWS} of its \
                      rows, {how}"

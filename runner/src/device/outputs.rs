@@ -157,9 +157,7 @@ fn stores(op: &Op, buffer: Option<usize>) -> bool {
         Op::MatMul {
             prologue, segments, ..
         } => prologue.iter().any(region) || segments.iter().any(|s| region(&s.epilogue)),
-        Op::ExpertMatMul { segments, .. } => {
-            segments.iter().any(|s| region(&s.epilogue))
-        }
+        Op::ExpertMatMul { segments, .. } => segments.iter().any(|s| region(&s.epilogue)),
         Op::Attention { epilogue, .. } => region(epilogue),
     }
 }

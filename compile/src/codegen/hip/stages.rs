@@ -316,10 +316,7 @@ impl<'r> Stage<'r> {
         }
         let mut inst = self.whole.body[of as usize];
         match &mut inst {
-            Inst::Const { .. }
-            | Inst::Tile { .. }
-            | Inst::Load { .. }
-            | Inst::RowValue { .. } => {}
+            Inst::Const { .. } | Inst::Tile { .. } | Inst::Load { .. } | Inst::RowValue { .. } => {}
             Inst::Unary { x, .. }
             | Inst::RowSum { x }
             | Inst::UnitSum { x }

@@ -441,8 +441,7 @@ impl<const T: usize> Pairs<T> {
             // taken twice.
             unsafe {
                 let both = |byte: usize| {
-                    let load =
-                        |t: usize| _mm256_loadu_si256(x.at[t].add(byte * x.byte).cast());
+                    let load = |t: usize| _mm256_loadu_si256(x.at[t].add(byte * x.byte).cast());
                     join(load(t), load((t + 1).min(T - 1)))
                 };
                 let (high, low) = (both(0), both(1));

@@ -108,9 +108,7 @@ fn regions(op: &bundle_format::plan::Op) -> Vec<&Region> {
             let epilogues = segments.iter().map(|s| &s.epilogue);
             prologue.iter().chain(epilogues).collect()
         }
-        Op::ExpertMatMul { segments, .. } => {
-            segments.iter().map(|s| &s.epilogue).collect()
-        }
+        Op::ExpertMatMul { segments, .. } => segments.iter().map(|s| &s.epilogue).collect(),
         Op::Attention { epilogue, .. } => vec![epilogue],
     }
 }
