@@ -14,9 +14,13 @@ use fastc::synth;
 
 /// A two-layer model with grouped-query attention and a head of its own.
 fn model(folder: &Path) -> Vec<u8> {
+    model_of(folder, "tiny")
+}
+
+fn model_of(folder: &Path, shape: &str) -> Vec<u8> {
     let path = folder.join("tiny.gguf");
     let options = synth::Options {
-        shape: synth::Shape::named("tiny").unwrap(),
+        shape: synth::Shape::named(shape).unwrap(),
         encoding: Encoding::Q4_1,
         layers: None,
         vocab: None,
@@ -161,6 +165,39 @@ fn each_optional_pass_can_be_left_out() {
     );
 }
 
+/// Each kind of mixture: the graph with and without the optional passes, in text that parses back, and what explain says of
+/// its experts.
+#[test]
+fn mixtures_have_their_golden_texts() {
+    let all: Vec<&str> = PASSES
+        .iter()
+        .filter(|p| p.optional)
+        .map(|p| p.name)
+        .collect();
+    for shape in ["tiny-qwen2moe", "tiny-qwen3moe", "tiny-mixtral"] {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = model_of(folder.path(), shape);
+        for (disabled, name) in [(&[][..], "fused"), (&all, "plain")] {
+            let story = compile(&bytes, disabled);
+            for graph in story.stages.iter().map(|s| &s.graph) {
+                assert_eq!(&text::parse(&text::print(graph)).unwrap(), graph);
+            }
+            let printed = text::print(&story.compiled.graph);
+            let gathers = printed
+                .lines()
+                .filter(|l| l.contains("gather_exps"))
+                .count();
+            assert_eq!(gathers, if name == "fused" { 0 } else { 2 }, "{printed}");
+            golden(&format!("{shape}-{name}.txt"), &printed);
+        }
+        let plan = compile(&bytes, &[]).compiled.plan;
+        golden(
+            &format!("{shape}-experts.txt"),
+            &explain::print_experts(&plan),
+        );
+    }
+}
+
 /// As for NVIDIA's GPUs, whose matmuls have prologues: each norm goes into the product behind it but the last, whose result is
 /// wanted without the head's.
 #[test]
@@ -278,9 +315,14 @@ fn a_pass_that_is_needed_or_unknown_cant_be_disabled() {
 /// Buffers that share memory are never both alive: no launch may see a byte that another live buffer owns.
 #[test]
 fn live_buffers_do_not_overlap() {
-    use bundle_format::plan::{Dim, Op, Role};
-    let folder = tempfile::tempdir().unwrap();
-    let plan = compile(&model(folder.path()), &[]).compiled.plan;
+    for shape in ["tiny", "tiny-qwen2moe"] {
+        let folder = tempfile::tempdir().unwrap();
+        check_lives(&compile(&model_of(folder.path(), shape), &[]).compiled.plan);
+    }
+}
+
+fn check_lives(plan: &bundle_format::plan::Plan) {
+    use bundle_format::plan::{Op, Role};
     let used_by = |op: &Op| -> Vec<u32> {
         use bundle_format::region::{Operand, Region};
         let of = |r: &Region| {
@@ -308,14 +350,29 @@ fn live_buffers_do_not_overlap() {
                 .chain([*x])
                 .collect(),
             Op::Attention { q, epilogue, .. } => of(epilogue).into_iter().chain([*q]).collect(),
+            Op::Route {
+                logits,
+                weights,
+                places,
+                tokens,
+                starts,
+                ..
+            } => vec![*logits, *weights, *places, *tokens, *starts],
+            Op::ExpertMatMul {
+                x,
+                tokens,
+                starts,
+                segments,
+            } => segments
+                .iter()
+                .flat_map(|s| of(&s.epilogue))
+                .chain([*x, *tokens, *starts])
+                .collect(),
         }
     };
     let range = |b: u32| {
         let buffer = &plan.buffers[b as usize];
-        let rows = match buffer.extent {
-            Dim::Tokens => plan.limits.max_tokens,
-            Dim::Rows => plan.limits.max_rows,
-        };
+        let rows = plan.limits.rows(buffer.extent);
         (
             buffer.place.offset,
             buffer.place.offset + rows as u64 * buffer.row_bytes(),

@@ -46,10 +46,12 @@ pub fn generate(plan: &mut Plan, options: &Options) -> Result<Code, Error> {
     let mut refs: Vec<Vec<Vec<Option<CodeRef>>>> = Vec::new();
     for launch in &plan.launches {
         let regions: Vec<Option<&Region>> = match &launch.op {
-            Op::Embed { .. } | Op::RopeTable { .. } => vec![None],
+            Op::Embed { .. } | Op::RopeTable { .. } | Op::Route { .. } => vec![None],
             Op::Region { region, .. } => vec![Some(region)],
             // Processors' plans have no prologues.
-            Op::MatMul { segments, .. } => segments.iter().map(|s| Some(&s.epilogue)).collect(),
+            Op::MatMul { segments, .. } | Op::ExpertMatMul { segments, .. } => {
+                segments.iter().map(|s| Some(&s.epilogue)).collect()
+            }
             Op::Attention { epilogue, .. } => vec![Some(epilogue)],
         };
         let mut launch_refs = Vec::new();

@@ -13,6 +13,7 @@ pub fn fuse_rope_kv(graph: &mut Graph, together: Option<u32>) {
         let Op::MatMul {
             prologue,
             mut parts,
+            experts: None,
         } = graph.nodes[index].op.clone()
         else {
             continue;
@@ -83,7 +84,11 @@ pub fn fuse_rope_kv(graph: &mut Graph, together: Option<u32>) {
             }
         }
         let node = &mut graph.nodes[index];
-        node.op = Op::MatMul { prologue, parts };
+        node.op = Op::MatMul {
+            prologue,
+            parts,
+            experts: None,
+        };
         node.inputs.extend(table.into_iter().chain(slots));
     }
     graph.remove_nodes(&dead);

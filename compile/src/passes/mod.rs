@@ -9,6 +9,7 @@ mod fuse_quantise;
 mod fuse_rope_kv;
 mod fuse_siblings;
 mod fuse_swiglu;
+mod index_experts;
 mod quantise;
 
 pub use quantise::Activations;
@@ -46,6 +47,12 @@ pub const PASSES: &[Pass] = &[
         about: "permute the rows of query and key weights so that rotated pairs are half a head apart",
         optional: false,
         run: |graph, _| fold::fold_rope(graph),
+    },
+    Pass {
+        name: "index-experts",
+        about: "read the rows of each expert's tokens where they lie, without gathering them first",
+        optional: true,
+        run: |graph, _| index_experts::index_experts(graph),
     },
     Pass {
         name: "quantise",
