@@ -8,6 +8,7 @@ use super::RANGES;
 use super::target::Chip;
 use crate::codegen::gpu::kernels::{Writer, variant};
 use crate::codegen::gpu::segments::{by_format, form, format};
+use crate::codegen::gpu::work::Turns;
 use crate::error::Error;
 
 /// Features of an item of the kernel for many rows.
@@ -138,12 +139,18 @@ impl Products<'_, '_> {
         self.writer
             .depths
             .insert(kernel.symbol.clone(), (product, depth));
+        // Of all items that a block takes in turn.
+        let grid = items.min(self.chip.processors * ctas_per_sm);
+        let of_block = f64::from(items) / f64::from(grid);
+        let turns = f64::from((fragments / along).div_ceil(depth)) * of_block;
+        let turns = Turns::Product {
+            turns,
+            alternatives: run.len() as u32,
+            stores: of_block,
+        };
+        self.writer.turns.insert(kernel.symbol.clone(), turns);
         let rows = if columns == 0 { 1 } else { 8 * groups };
-        kernel.grid = [
-            Extent::Fixed(items.min(self.chip.processors * ctas_per_sm)),
-            Extent::Rows(rows),
-            Extent::Fixed(1),
-        ];
+        kernel.grid = [Extent::Fixed(grid), Extent::Rows(rows), Extent::Fixed(1)];
         let stride = group * 16 + 4;
         let staged = if columns == 0 {
             cols * 2 + cols / 32 * 16
