@@ -56,6 +56,8 @@ fn answer(runner: &Runner, prompt: &str, tokens: u32) -> Result<(String, u32), E
     for update in runner.generate(request)? {
         match update {
             Update::Delta { text, .. } => all += &text,
+            // Nobody asked for the prompt's probabilities.
+            Update::Prompt { .. } => {}
             Update::Finished {
                 reason: FinishReason::Error(text),
                 ..

@@ -32,6 +32,8 @@ fn print(answer: Generation) -> Option<FinishReason> {
                 // There is nobody to tell that it can't be written.
                 let _ = std::io::stdout().flush();
             }
+            // Nobody asked for the prompt's probabilities.
+            Update::Prompt { .. } => {}
             Update::Finished {
                 reason,
                 usage,

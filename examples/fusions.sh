@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
 # What each fusion is worth on this machine: the model compiled without it against the model compiled with all, run in turn.
-#   examples/fusions.sh MODEL.gguf [ROUNDS]      default: 5 rounds; prints medians and ratios as a Markdown table
+#   examples/fusions.sh MODEL.gguf [ROUNDS [TARGET]]      default: 5 rounds, cpu; prints medians and ratios as a Markdown table
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-model=${1:?usage: examples/fusions.sh MODEL.gguf [ROUNDS]}
+model=${1:?usage: examples/fusions.sh MODEL.gguf [ROUNDS [TARGET]]}
 rounds=${2:-5}
+target=${3:-cpu}
 passes=(fuse-qkv fuse-gate-up fuse-swiglu fuse-rope-kv fuse-add-norm fuse-quantise)
+[[ $target == sm_* ]] && passes+=(fuse-norm-matmul)
 
 cargo build --release --quiet -p fastc -p fastrun
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-compile() { target/release/fastc compile "$model" -o "$work/$1.fib" "${@:2}" >/dev/null; }
+compile() { target/release/fastc compile "$model" --target "$target" -o "$work/$1.fib" "${@:2}" >/dev/null; }
 compile all
 everything=()
 for pass in "${passes[@]}"; do

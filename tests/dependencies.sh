@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The runner links neither the compiler nor anything of it: no Cranelift, NVRTC, clang or GGUF parser. And the dependencies
+# The runner links neither the compiler nor anything of it: no Cranelift, NVRTC, clang or GGUF parser; nor the simulator. And the dependencies
 # among our crates are those of ARCHITECTURE.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 status=0
 tree=$(cargo tree --locked -p fastrun --edges normal,build --prefix none --format '{p} {f}')
-if grep -inE '^(fastc|cranelift|nvrtc|clang|llvm|gguf)|nvrtc' <<<"$tree"; then
+if grep -inE '^(fastc|cranelift|nvrtc|clang|llvm|gguf|gfx11)|nvrtc' <<<"$tree"; then
   echo "dependencies.sh: fastrun depends on a part of the compiler (above)" >&2
   status=1
 fi

@@ -58,7 +58,7 @@ suite() {
 
 check "format" cargo fmt --all --check
 check "clippy" cargo clippy --workspace --all-targets --locked -- -D warnings
-check "release build" cargo build --release --locked -p fastc -p fastrun -p fastrun-ffi --bins --lib --examples
+check "release build" cargo build --release --locked -p fastc -p fastrun -p fastrun-ffi -p fake-cuda --bins --lib --examples
 check "the runner links no compiler" tests/dependencies.sh
 suite "unit, golden, parity, property and doc tests" cargo test --workspace --locked --exclude e2e
 suite "end to end" cargo test --release --locked -p e2e

@@ -21,24 +21,24 @@ impl fmt::Debug for Digest {
 }
 
 /// Context of the header hash.
-pub const HEADER_CONTEXT: &str = "FastInference bundle 2: header";
+pub const HEADER_CONTEXT: &str = "FastInference bundle 3: header";
 /// Context of the root hash.
-pub const ROOT_CONTEXT: &str = "FastInference bundle 2: root";
+pub const ROOT_CONTEXT: &str = "FastInference bundle 3: root";
 /// Context of the hash of the decompressed code.
-pub const RAW_CODE_CONTEXT: &str = "FastInference bundle 2: raw code";
+pub const RAW_CODE_CONTEXT: &str = "FastInference bundle 3: raw code";
 /// Context of the hash of one chunk of weights.
-pub const CHUNK_CONTEXT: &str = "FastInference bundle 2: weights chunk";
+pub const CHUNK_CONTEXT: &str = "FastInference bundle 3: weights chunk";
 
 /// Context of a section's hash.
 pub fn section_context(kind: SectionKind) -> &'static str {
     match kind {
-        SectionKind::Manifest => "FastInference bundle 2: section manifest",
-        SectionKind::Plan => "FastInference bundle 2: section plan",
-        SectionKind::Code => "FastInference bundle 2: section code",
-        SectionKind::Tokenizer => "FastInference bundle 2: section tokenizer",
-        SectionKind::Signature => "FastInference bundle 2: section signature",
-        SectionKind::WeightsTree => "FastInference bundle 2: section weights-tree",
-        SectionKind::Weights => "FastInference bundle 2: section weights",
+        SectionKind::Manifest => "FastInference bundle 3: section manifest",
+        SectionKind::Plan => "FastInference bundle 3: section plan",
+        SectionKind::Code => "FastInference bundle 3: section code",
+        SectionKind::Tokenizer => "FastInference bundle 3: section tokenizer",
+        SectionKind::Signature => "FastInference bundle 3: section signature",
+        SectionKind::WeightsTree => "FastInference bundle 3: section weights-tree",
+        SectionKind::Weights => "FastInference bundle 3: section weights",
     }
 }
 

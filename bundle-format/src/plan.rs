@@ -379,7 +379,15 @@ pub enum Op {
     /// Element-wise code over rows of `extent`.
     Region { extent: Dim, region: Region },
     /// `y[r, n] = sum over k of x[r, k] * w[n, k]` for the rows of each segment's weight, handed to its epilogue.
-    MatMul { x: u32, segments: Vec<Segment> },
+    ///
+    /// With a prologue, x is what that region stores, first of all; no other launch has to do with it. A kernel may have each
+    /// of its blocks make x for itself, and one of them store the rest. So a prologue stores to no buffer that it loads, and
+    /// shares none with the epilogues that either of them stores to.
+    MatMul {
+        x: u32,
+        prologue: Option<Region>,
+        segments: Vec<Segment>,
+    },
     /// Softmax attention of each token's query heads over its sequence's cached positions 0 ..= its own (cut to the
     /// group's window). `q` is f32 `[T, heads * head_dim]`; query head h reads KV head `h / (heads / kv_heads)`. The
     /// epilogue's tile is `[T, heads * head_dim]`, a unit a head.

@@ -4,11 +4,11 @@ mod common;
 
 use bundle_format::gpu::{Arg, Extent, Kernel, Sampling};
 use bundle_format::plan::*;
-use bundle_format::region::KvPart;
+use bundle_format::region::{ColMap, Inst, KvPart, Operand, Region};
 use bundle_format::stability::{Profile, Profiles, Rule, Stability};
 use bundle_format::target::Target;
-use bundle_format::{ErrorKind, codec};
-use common::edits::{ATTENTION, NORM, OUTPUT, QKV, SMALL};
+use bundle_format::{ErrorKind, codec, validate};
+use common::edits::{self, ATTENTION, NORM, OUTPUT, QKV, SMALL};
 use common::*;
 
 /// The sample plan with kernels in place of microkernels.
@@ -16,7 +16,7 @@ fn gpu_plan() -> Plan {
     let mut plan = plan(SMALL);
     for launch in &mut plan.launches {
         let args = match &launch.op {
-            Op::MatMul { x, segments } => {
+            Op::MatMul { x, segments, .. } => {
                 vec![
                     Arg::Counts,
                     Arg::Buffer(*x),
@@ -338,4 +338,114 @@ fn unknown_arguments_are_unsupported() {
     let error = error.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
     assert!(error.to_string().contains("77"), "{error}");
+}
+
+/// The sample with its norm in the prologue of the product that reads it, whose input is f16.
+fn fused_plan() -> Plan {
+    let mut plan = gpu_plan();
+    plan.buffers[buf::NORMED as usize].dtype = DType::F16;
+    let mut offset = 0;
+    for (i, w) in plan.weights.iter_mut().enumerate() {
+        if (3..=6).contains(&i) {
+            w.layout = WeightLayout::Fragment16;
+            w.len = validate::packed_len(w.encoding, w.layout, w.rows, w.cols).unwrap();
+        }
+        w.offset = offset;
+        offset = (offset + w.len).next_multiple_of(ALIGN as u64);
+    }
+    // The other product of fragments, whose input isn't the prologue's.
+    plan.buffers[buf::HEADS as usize].dtype = DType::F16;
+    plain_stores(edits::region(&mut plan, ATTENTION));
+    let mut norm = plan.launches.remove(NORM);
+    let Op::Region { region, .. } = &mut norm.op else {
+        panic!("the sample has a norm");
+    };
+    plain_stores(region);
+    let Op::MatMul { prologue, .. } = &mut plan.launches[FUSED].op else {
+        panic!("the sample's product is behind its norm");
+    };
+    *prologue = Some(region.clone());
+    for (i, launch) in (0u32..).zip(&mut plan.launches) {
+        launch.deps = i.checked_sub(1).into_iter().collect();
+    }
+    plan
+}
+
+/// Where the product with a prologue is, and the one of the attention's results.
+const FUSED: usize = NORM;
+const FUSED_O: usize = edits::O - 1;
+
+fn plain_stores(region: &mut Region) {
+    for inst in &mut region.body {
+        if let Inst::StoreQuant { dst, col, x } = *inst {
+            *inst = Inst::Store { dst, col, x };
+        }
+    }
+}
+
+fn prologue(plan: &mut Plan) -> &mut Region {
+    match &mut plan.launches[FUSED].op {
+        Op::MatMul {
+            prologue: Some(region),
+            ..
+        } => region,
+        other => panic!("{other:?} has no prologue"),
+    }
+}
+
+#[test]
+fn a_prologue_and_what_it_may_touch() {
+    open_for(Target::Sm90a, &fused_plan()).unwrap();
+    let refused = |texts: &[&str], change: &dyn Fn(&mut Plan)| {
+        let mut plan = fused_plan();
+        change(&mut plan);
+        says(open_for(Target::Sm90a, &plan), texts);
+    };
+    let at = "launch 2 (qkv): prologue";
+    // Nobody else reads what it makes.
+    refused(&["launch 4 (o)", "read of buffer 7 (normed)"], &|p| {
+        if let Op::MatMul { x, .. } = &mut p.launches[FUSED_O].op {
+            *x = buf::NORMED;
+        }
+    });
+    // All of it is made.
+    refused(&[at, "all 64 columns of x"], &|p| prologue(p).cols = 32);
+    refused(&[at, "all 64 columns of x"], &|p| {
+        prologue(p).body.pop();
+    });
+    // Blocks that are ahead change nothing that others still read.
+    let stored_to = |p: &mut Plan, buffer: u32| {
+        let region = prologue(p);
+        region.operands.push(Operand::Buffer(buffer));
+        region.body.push(Inst::Store {
+            dst: region.operands.len() as u32 - 1,
+            col: ColMap {
+                per_unit: 32,
+                offset: 0,
+            },
+            x: 0,
+        });
+    };
+    refused(&[at, "none to a buffer that it loads"], &|p| {
+        stored_to(p, buf::X)
+    });
+    let together = "stores nothing that an epilogue touches";
+    refused(&["launch 2 (qkv): buffer 8", together], &|p| {
+        stored_to(p, buf::QUERY)
+    });
+    refused(&["launch 2 (qkv): buffer 5", together], &|p| {
+        edits::epilogue(p, FUSED, 0).operands[1] = Operand::Buffer(buf::X);
+    });
+    // Only a GPU's kernels have one.
+    refused(&["launch 2 (qkv)", "microkernels have no prologue"], &|p| {
+        let variant = &mut p.launches[FUSED].variants[0];
+        variant.kernels.clear();
+        variant.tile_cols = 32;
+        variant.parts = plan(SMALL).launches[QKV].variants[0].parts.clone();
+    });
+    // Its operands are the launch's own.
+    let mut plan = fused_plan();
+    let args = &mut plan.launches[FUSED].variants[0].kernels[0].args;
+    args.extend([Arg::Buffer(buf::X), Arg::Weight(2)]);
+    open_for(Target::Sm90a, &plan).unwrap();
 }

@@ -355,7 +355,7 @@ fn matmul() {
             ..p.weights[6].clone()
         });
         op(p, O, |o| {
-            if let Op::MatMul { x, segments } = o {
+            if let Op::MatMul { x, segments, .. } = o {
                 *x = buf::X;
                 segments[0].weight = last as u32;
             }

@@ -122,7 +122,13 @@ fn executable(plan: &Plan, weights_len: u64, code_len: u64) {
         }
         match &launch.op {
             Op::Region { region, .. } => columns(plan, region),
-            Op::MatMul { segments, .. } => segments.iter().for_each(|s| columns(plan, &s.epilogue)),
+            Op::MatMul {
+                prologue, segments, ..
+            } => {
+                let epilogues = segments.iter().map(|s| &s.epilogue);
+                let regions = prologue.iter().chain(epilogues);
+                regions.for_each(|region| columns(plan, region));
+            }
             Op::Attention { epilogue, .. } => columns(plan, epilogue),
             Op::Embed { table, out, .. } => assert_eq!(
                 plan.weights[*table as usize].cols,

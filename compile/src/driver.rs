@@ -47,6 +47,7 @@ impl Options {
             passes: passes::Settings {
                 disabled: Vec::new(),
                 activations: Activations::Auto,
+                prologues: false,
             },
             portable: false,
             stability: Stability::Balanced,
@@ -87,6 +88,7 @@ pub fn compile_graph(
     if options.target.is_gpu() {
         settings.activations = Activations::F16;
     }
+    settings.prologues = codegen::has_prologues(options.target);
     let graph = passes::run(graph, &settings, &mut seen)?;
     let mut plan = lower::lower(&graph, options.target, limits)?;
     let code = codegen::generate(&mut plan, options)?;

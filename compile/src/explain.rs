@@ -329,9 +329,15 @@ fn op_name(op: &Op) -> String {
         Op::Embed { .. } => "embed".to_string(),
         Op::RopeTable { .. } => "rope_table".to_string(),
         Op::Region { region, .. } => format!("region {}", region.name),
-        Op::MatMul { segments, .. } => {
+        Op::MatMul {
+            prologue, segments, ..
+        } => {
             let names: Vec<&str> = segments.iter().map(|s| s.epilogue.name.as_str()).collect();
-            format!("matmul -> {}", names.join(" | "))
+            let first = match prologue {
+                Some(region) => format!("{} -> ", region.name),
+                None => String::new(),
+            };
+            format!("{first}matmul -> {}", names.join(" | "))
         }
         Op::Attention { epilogue, .. } => format!("attention -> {}", epilogue.name),
     }
@@ -389,11 +395,20 @@ pub fn cost(plan: &Plan, op: &Op, tokens: u32, depth: u32) -> Cost {
             operations: rows(*extent) * region.cols as u64 * region.body.len() as u64,
             ..Cost::default()
         },
-        Op::MatMul { x, segments } => {
+        Op::MatMul {
+            x,
+            prologue,
+            segments,
+        } => {
             let mut total = Cost {
                 buffer_bytes: buffer(*x),
                 ..Cost::default()
             };
+            if let Some(region) = prologue {
+                let rows = rows(plan.buffers[*x as usize].extent);
+                total.buffer_bytes += operands(region);
+                total.operations += rows * region.cols as u64 * region.body.len() as u64;
+            }
             for segment in segments {
                 let w = &plan.weights[segment.weight as usize];
                 let rows = rows(plan.buffers[*x as usize].extent);

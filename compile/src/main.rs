@@ -234,6 +234,7 @@ impl Shape {
         let passes = Settings {
             disabled: self.disable_pass,
             activations,
+            prologues: false,
         };
         Ok(Options {
             target,

@@ -7,8 +7,8 @@ use bundle_format::target::Target;
 use fastc::driver::{self, Compiled, Options};
 use fastc::explain::{self, Scope};
 use fastc::gguf::Gguf;
-use fastc::ir::{Graph, text, verify};
-use fastc::passes::{PASSES, Stage};
+use fastc::ir::{Graph, Node, Op, text, verify};
+use fastc::passes::{self, Activations, PASSES, Settings, Stage};
 use fastc::progress::Silent;
 use fastc::synth;
 
@@ -161,6 +161,52 @@ fn each_optional_pass_can_be_left_out() {
     );
 }
 
+/// As for NVIDIA's GPUs, whose matmuls have prologues: each norm goes into the product behind it but the last, whose result is
+/// wanted without the head's.
+#[test]
+fn norms_in_prologues_have_their_golden_text() {
+    let folder = tempfile::tempdir().unwrap();
+    let imported = compile(&model(folder.path()), &[]).imported;
+    let graph = |disabled: &[&str], prologues| {
+        let settings = Settings {
+            disabled: disabled.iter().map(|d| d.to_string()).collect(),
+            activations: Activations::F16,
+            prologues,
+        };
+        passes::run(imported.clone(), &settings, |_| {}).unwrap()
+    };
+    let whole = graph(&[], true);
+    let found = text::print(&whole);
+    golden("prologues.txt", &found);
+    assert_eq!(text::parse(&found).unwrap(), whole);
+    let count = |graph: &Graph| {
+        let norm = |n: &&Node| matches!(n.op, Op::RmsNorm { .. });
+        let prologue = |n: &&Node| {
+            matches!(
+                n.op,
+                Op::MatMul {
+                    prologue: Some(_),
+                    ..
+                }
+            )
+        };
+        (
+            graph.nodes.iter().filter(norm).count(),
+            graph.nodes.iter().filter(prologue).count(),
+        )
+    };
+    assert_eq!(count(&whole), (1, 4));
+    assert_eq!(count(&graph(&["fuse-norm-matmul"], true)), (5, 0));
+    assert_eq!(count(&graph(&[], false)), (5, 0));
+    // Three products read one norm.
+    assert_eq!(count(&graph(&["fuse-qkv"], true)), (3, 2));
+    // A sum that isn't the norm's is added before, by a launch of its own.
+    assert_eq!(count(&graph(&["fuse-add-norm"], true)), (1, 4));
+    let broken = found.replacen(" add {", " {", 1);
+    assert!(broken != found);
+    verify::verify(&text::parse(&broken).unwrap()).unwrap_err();
+}
+
 #[test]
 fn a_pass_that_is_needed_or_unknown_cant_be_disabled() {
     for (name, expected) in [("fold-rope", "needed"), ("fuse-everything", "no such pass")] {
@@ -192,9 +238,15 @@ fn live_buffers_do_not_overlap() {
             Op::Embed { tokens, out, .. } => vec![*tokens, *out],
             Op::RopeTable { positions, out, .. } => vec![*positions, *out],
             Op::Region { region, .. } => of(region),
-            Op::MatMul { x, segments } => segments
+            Op::MatMul {
+                x,
+                prologue,
+                segments,
+            } => segments
                 .iter()
-                .flat_map(|s| of(&s.epilogue))
+                .map(|s| &s.epilogue)
+                .chain(prologue)
+                .flat_map(of)
                 .chain([*x])
                 .collect(),
             Op::Attention { q, epilogue, .. } => of(epilogue).into_iter().chain([*q]).collect(),

@@ -20,7 +20,7 @@ impl Current {
     pub fn new(update: Update) -> Current {
         let mut text = match &update {
             Update::Delta { text, .. } => text.clone().into_bytes(),
-            Update::Finished { .. } => Vec::new(),
+            Update::Prompt { .. } | Update::Finished { .. } => Vec::new(),
         };
         text.push(0);
         Current {
@@ -44,7 +44,7 @@ impl Current {
     pub fn choice(&self) -> u32 {
         match self.update {
             Some(Update::Delta { choice, .. } | Update::Finished { choice, .. }) => choice,
-            None => 0,
+            Some(Update::Prompt { .. }) | None => 0,
         }
     }
 
@@ -73,6 +73,9 @@ impl Current {
 
 fn update_json(update: &Update) -> Json {
     match update {
+        Update::Prompt { tokens } => json!({
+            "prompt": tokens.iter().map(token_json).collect::<Vec<_>>(),
+        }),
         Update::Delta {
             choice,
             text,

@@ -56,6 +56,12 @@ impl Admission {
                 request.choices
             )));
         }
+        if request.hidden && request.prompt_logprobs.is_some() {
+            return Err(Error::User(
+                "a prompt's hidden states and log-probabilities are not given together; ask for one, then for the other"
+                    .into(),
+            ));
+        }
         sampler::check(&request.sampling).map_err(Error::User)
     }
 
@@ -65,9 +71,10 @@ impl Admission {
         if answered == 0 {
             return Ok(());
         }
-        if request.choices != 1 || request.hidden {
+        if request.choices != 1 || request.hidden || request.prompt_logprobs.is_some() {
             return Err(Error::User(
-                "one answer that has begun goes on at a time, and no hidden states do; ask for one choice"
+                "one answer that has begun goes on at a time, without hidden states or the prompt's log-probabilities; ask for \
+                 one choice"
                     .into(),
             ));
         }

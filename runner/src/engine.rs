@@ -214,7 +214,8 @@ impl<D: Device> Engine<D> {
             deadline: request.deadline,
         };
         let prompt = request.prompt.len() as u64;
-        if request.max_tokens == Some(0) && !request.hidden {
+        let scores = request.prompt_logprobs.is_some() && prompt > 1;
+        if request.max_tokens == Some(0) && !request.hidden && !scores {
             self.accept(id, open, prompt);
             self.end(id, &FinishReason::Length);
         } else {
@@ -379,12 +380,22 @@ impl<D: Device> Engine<D> {
                 }
                 continue;
             }
+            let draws = rows.start + chunk.scored..end;
+            let first = s.fed() + chunk.count - chunk.rows;
+            for (position, row) in (first..).zip(rows.start..draws.start) {
+                let want = Want {
+                    logprobs: s.task.score,
+                    score: s.prompt_token(position + 1),
+                    ..Want::default()
+                };
+                builder.want(row, want);
+            }
             let mut masks = Vec::new();
-            if let Some(grammar) = s.grammar().filter(|_| chunk.rows > 0) {
+            if let Some(grammar) = s.grammar().filter(|_| !draws.is_empty()) {
                 masks = self.masks.start(grammar, s.guesses());
             }
             let mut masks = masks.into_iter();
-            for (behind, row) in rows.enumerate() {
+            for (behind, row) in draws.enumerate() {
                 let want = Want {
                     sample: Some(s.sampling.clone()),
                     recent: s.recent(behind),
@@ -405,8 +416,12 @@ impl<D: Device> Engine<D> {
         for chunk in chunks {
             if let Some(s) = self.scheduler.get_mut(chunk.key) {
                 let (position, epoch) = (s.fed(), s.epoch);
-                let draws = chunk.rows > 0 && !s.task.hidden;
-                s.submitted(chunk.count, draws.then_some(Drawing { ticket, row }));
+                let draws = chunk.rows > chunk.scored && !s.task.hidden;
+                let drawing = Drawing {
+                    ticket,
+                    row: row + chunk.scored,
+                };
+                s.submitted(chunk.count, draws.then_some(drawing));
                 row += chunk.rows;
                 pieces.push(Piece {
                     chunk,
@@ -467,18 +482,56 @@ impl<D: Device> Engine<D> {
     }
 
     /// What a step yielded for a sequence, which may have ended meanwhile.
-    fn commit_piece(&mut self, piece: &Piece, rows: Vec<RowOutcome>) {
+    fn commit_piece(&mut self, piece: &Piece, mut rows: Vec<RowOutcome>) {
         let (key, end) = (piece.chunk.key, piece.position + piece.chunk.count);
         let Some(sequence) = self.scheduler.get_mut(key) else {
             return;
         };
         if sequence.task.hidden {
             self.hidden(piece, rows);
-        } else if !rows.is_empty() {
+            return;
+        }
+        let draws = rows.split_off(piece.chunk.scored as usize);
+        self.scored(piece, rows);
+        let Some(sequence) = self.scheduler.get_mut(key) else {
+            return;
+        };
+        if !draws.is_empty() {
             let guesses = sequence.take_guesses();
-            self.drawn(piece, &guesses, rows);
-        } else {
-            self.scheduler.computed(key, end, piece.epoch);
+            self.drawn(piece, &guesses, draws);
+            return;
+        }
+        let ends = sequence.all_given();
+        self.scheduler.computed(key, end, piece.epoch);
+        if ends {
+            self.end(key.id, &FinishReason::Length);
+        }
+    }
+
+    /// A step yielded how likely tokens of the prompt were.
+    fn scored(&mut self, piece: &Piece, rows: Vec<RowOutcome>) {
+        let key = piece.chunk.key;
+        let first = piece.position + piece.chunk.count - piece.chunk.rows;
+        for (position, row) in (first..).zip(rows) {
+            let logprobs = match (row.error, row.logprobs) {
+                (None, Some(logprobs)) => logprobs,
+                (error, _) => {
+                    let bug = || Error::Bug("the device scored no token".into()).to_string();
+                    self.end(key.id, &FinishReason::Error(error.unwrap_or_else(bug)));
+                    return;
+                }
+            };
+            let Some(sequence) = self.scheduler.get_mut(key) else {
+                return;
+            };
+            // What was computed anew has been handed out before.
+            if sequence.give(position) {
+                self.events.push(Event::Scored {
+                    id: key.id,
+                    position: position + 1,
+                    logprobs,
+                });
+            }
         }
     }
 

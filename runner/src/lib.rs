@@ -10,6 +10,7 @@
 //! for update in runner.generate(GenerateRequest::new("Once upon a time"))? {
 //!     match update {
 //!         Update::Delta { text, .. } => print!("{text}"),
+//!         Update::Prompt { .. } => {}
 //!         Update::Finished { reason, usage, .. } => println!("\n({reason}, {} tokens)", usage.completion_tokens),
 //!     }
 //! }
@@ -61,7 +62,7 @@
 //!         match event {
 //!             Event::Token { token, .. } => print!("{}", text.push(token)?),
 //!             Event::Finished { reason, .. } => println!("\n({reason})"),
-//!             Event::Hidden { .. } => {}
+//!             Event::Scored { .. } | Event::Hidden { .. } => {}
 //!         }
 //!     }
 //! }

@@ -32,6 +32,10 @@ pub struct Request {
     pub choices: u32,
     /// Give the log-probability of each token, and of this many of the likeliest in its place.
     pub logprobs: Option<u32>,
+    /// Give the log-probability of each token of the prompt but the first, and of this many of the likeliest in its place
+    /// ([`Event::Scored`]), before the first token of an answer. The prompt is computed as a whole then: nothing of it is taken
+    /// from the prefix cache.
+    pub prompt_logprobs: Option<u32>,
     /// Added to the logits of these tokens; each id once.
     pub bias: Arc<[(u32, f32)]>,
     /// What the answer must match. It ends with [`FinishReason::Stop`] where nothing can follow.
@@ -59,6 +63,7 @@ impl Default for Request {
             stop: Vec::new(),
             choices: 1,
             logprobs: None,
+            prompt_logprobs: None,
             bias: Arc::new([]),
             grammar: None,
             deadline: None,
@@ -107,6 +112,13 @@ pub enum Event {
         token: u32,
         /// As [`Request::logprobs`] asked for.
         logprobs: Option<LogProbs>,
+    },
+    /// How likely a token of the prompt was to follow those before it. Positions ascend, from 1 on; once for all choices.
+    Scored {
+        id: RequestId,
+        position: u32,
+        /// As [`Request::prompt_logprobs`] asked for; `token` is the prompt's own.
+        logprobs: LogProbs,
     },
     /// The hidden state that the output head would read at a position of the prompt. Positions ascend.
     Hidden {

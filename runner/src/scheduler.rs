@@ -12,7 +12,7 @@ use bundle_format::plan::{KV_BLOCK, Limits};
 use crate::device::BlockCopy;
 use crate::kv::{BlockKey, KvCache, blocks_for};
 use crate::pace::Pace;
-use crate::sequence::{Key, Sequence};
+use crate::sequence::{Key, Part, Sequence};
 use crate::spec::NgramSpec;
 
 /// Consecutive tokens of one sequence in a step.
@@ -23,6 +23,8 @@ pub(crate) struct Chunk {
     pub count: u32,
     /// Rows whose results are wanted: the last ones of the chunk.
     pub rows: u32,
+    /// How many of the rows, the first ones, score a token of the prompt.
+    pub scored: u32,
     /// The block that others need not compute, for this chunk does.
     pub promise: Option<BlockKey>,
 }
@@ -119,17 +121,15 @@ impl Scheduler {
             Err(_) => self.waiting.remove(&key),
         };
         let Some(mut sequence) = found else {
-            let first = Key { choice: 0, ..key };
-            if let Some(first) = self.get_mut(first) {
-                first.drop_fork(key.choice);
-            }
+            let all = self.running.iter_mut().chain(self.waiting.values_mut());
+            let of_request = all.filter(|s| s.key.id == key.id);
+            of_request.for_each(|s| s.drop_fork(key.choice));
             return None;
         };
         release(&mut self.kv, &mut sequence);
-        sequence
-            .fork()
-            .into_iter()
-            .for_each(|other| self.add(other));
+        if let Some(heir) = sequence.heir() {
+            self.add(heir);
+        }
         Some(sequence)
     }
 
@@ -290,10 +290,9 @@ impl Scheduler {
                 let _ = self.kv.grow(&mut sequence.table, positions);
                 self.insert_running(sequence);
             } else if self.running.is_empty() && !sequence.is_drawing() {
-                sequence
-                    .fork()
-                    .into_iter()
-                    .for_each(|other| self.add(other));
+                if let Some(heir) = sequence.heir() {
+                    self.add(heir);
+                }
                 outgrown.push(sequence);
             } else {
                 self.add(sequence);
@@ -305,7 +304,8 @@ impl Scheduler {
     /// Counts what the prefix cache does for a sequence that starts to run for the first time.
     fn count_prefix(&mut self, sequence: &Sequence, found: usize) {
         let first_time = sequence.epoch == 0 && !sequence.is_answering();
-        if self.policy.prefix_cache && !sequence.task.hidden && first_time {
+        let may_find = !sequence.task.hidden && !sequence.is_scoring();
+        if self.policy.prefix_cache && may_find && first_time {
             self.counts.query_tokens += u64::from(sequence.task.prompt);
             self.counts.hit_tokens += (found * KV_BLOCK) as u64;
         }
@@ -326,7 +326,7 @@ impl Scheduler {
             if s.todo() == 0 || s.feedable() > s.table.capacity() {
                 continue;
             }
-            if s.todo() == 1 && !s.task.hidden {
+            if s.todo() == 1 && !s.task.hidden && !s.is_scoring() {
                 decoding.push(i);
             } else {
                 prefilling.push(i);
@@ -380,6 +380,7 @@ impl Scheduler {
             key: sequence.key,
             count: 1 + guesses,
             rows: if draws { 1 + guesses } else { 0 },
+            scored: 0,
             promise: None,
         }
     }
@@ -409,18 +410,12 @@ impl Scheduler {
             promise = Some(key);
             break;
         }
-        let (fed, todo) = (sequence.fed(), sequence.todo());
-        let mut count = todo.min(room.tokens);
-        let rows = if sequence.task.hidden {
-            count = count.min(room.rows);
-            count
-        } else if fed + count == sequence.len() {
-            // Without a row to draw in, the last token waits.
-            count -= u32::from(room.rows == 0);
-            room.rows.min(1)
-        } else {
-            0
-        };
+        let todo = sequence.todo();
+        let Part {
+            count,
+            rows,
+            scored,
+        } = sequence.part(todo.min(room.tokens), room.rows);
         if count == 0 {
             return None;
         }
@@ -430,6 +425,7 @@ impl Scheduler {
             key: sequence.key,
             count,
             rows,
+            scored,
             promise,
         })
     }

@@ -27,6 +27,8 @@ pub(crate) struct Task {
     pub grammar: Option<Constraint>,
     pub salt: u64,
     pub hidden: bool,
+    /// Log-probabilities of the prompt's tokens, and so many of the likeliest.
+    pub score: Option<u32>,
     pub spec: Option<NgramSpec>,
     /// Number of tokens of the prompt.
     pub prompt: u32,
@@ -51,6 +53,14 @@ const NOTHING: Published = Published {
     prefix: Prefix::EMPTY,
     blocks: 0,
 };
+
+/// Tokens to feed, of which the last `rows` want results: the first `scored` of those score the token behind them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub count: u32,
+    pub rows: u32,
+    pub scored: u32,
+}
 
 /// What a draw made of a sequence.
 #[derive(Debug, PartialEq, Eq)]
@@ -90,14 +100,15 @@ pub(crate) struct Sequence {
     pub epoch: u32,
     /// Tokens of the prompt that were found in the prefix cache.
     pub cached: u32,
-    /// Positions whose hidden states were handed out.
+    /// Positions whose hidden states, or whose next tokens' log-probabilities, were handed out.
     given: u32,
     grammar: Option<Arc<Matching>>,
     drafter: Option<Drafter>,
 }
 
 impl Sequence {
-    /// The first choice of a request: its prompt is not longer than `context`, and `max_tokens` not 0.
+    /// The first choice of a request: its prompt is not longer than `context`. Where `max_tokens` is 0, its prompt has something
+    /// to be given.
     pub fn new(id: RequestId, request: Request, context: u32, spec: Option<NgramSpec>) -> Sequence {
         let prompt = request.prompt.len() as u32;
         let wanted = match request.hidden {
@@ -111,6 +122,7 @@ impl Sequence {
             grammar: request.grammar,
             salt: request.cache_salt,
             hidden: request.hidden,
+            score: request.prompt_logprobs,
             spec: spec.filter(|_| request.spec),
             prompt,
         };
@@ -212,7 +224,8 @@ impl Sequence {
 
     /// Whether the choices of the request part here.
     pub fn is_at_fork(&self) -> bool {
-        !self.forks.is_empty() && self.fed + 1 == self.task.prompt
+        // Where nothing is to follow the prompt, they end together.
+        !self.forks.is_empty() && self.fed + 1 == self.task.prompt && self.limit > self.task.prompt
     }
 
     /// Choices that have still to part from this one.
@@ -228,16 +241,31 @@ impl Sequence {
     /// The other choices, without blocks. From here on they are sequences like any other.
     pub fn fork(&mut self) -> Vec<Sequence> {
         let forks = std::mem::take(&mut self.forks);
-        let choice = |choice: u32| {
-            let sampling = SampleParams {
-                seed: self.sampling.seed.wrapping_add(u64::from(choice)),
-                ..self.sampling.clone()
-            };
-            let key = Key { choice, ..self.key };
-            let (task, known) = (self.task.clone(), self.known.clone());
-            Sequence::start(key, task, sampling, known, self.limit)
+        forks.into_iter().map(|choice| self.other(choice)).collect()
+    }
+
+    /// Of the choices that have not parted from this one, which is gone, the first, for them to part from; without blocks.
+    pub fn heir(&mut self) -> Option<Sequence> {
+        let mut forks = std::mem::take(&mut self.forks).into_iter();
+        let mut heir = self.other(forks.next()?);
+        heir.forks = forks.collect();
+        // What the prompt has to give, it goes on to give.
+        heir.given = self.given;
+        Some(heir)
+    }
+
+    fn other(&self, choice: u32) -> Sequence {
+        let own = u64::from(choice - self.key.choice);
+        let sampling = SampleParams {
+            seed: self.sampling.seed.wrapping_add(own),
+            ..self.sampling.clone()
         };
-        forks.into_iter().map(choice).collect()
+        let key = Key { choice, ..self.key };
+        let (task, known) = (self.task.clone(), self.known.clone());
+        let mut other = Sequence::start(key, task, sampling, known, self.limit);
+        // What the prompt has to give, the one that it parts from gives.
+        other.given = self.task.prompt;
+        other
     }
 
     /// The sequence goes on from where `from`, whose blocks `table` shares, has come to.
@@ -361,16 +389,77 @@ impl Sequence {
         }
     }
 
-    /// The hidden state of a position is there; false where it was before.
+    /// Of the next `count` tokens, how many want a row that scores the token behind them: all from the first one on that was
+    /// not scored yet, but the prompt's last.
+    fn scores(&self, count: u32) -> u32 {
+        if self.task.score.is_none() {
+            return 0;
+        }
+        let end = (self.fed + count).min(self.task.prompt - 1);
+        end.saturating_sub(self.fed.max(self.given))
+    }
+
+    /// Whether tokens that were not fed yet are to be scored.
+    pub fn is_scoring(&self) -> bool {
+        self.scores(self.task.prompt) > 0
+    }
+
+    /// How much can be fed of the next `tokens` tokens where `rows` rows are left for it.
+    pub fn part(&self, tokens: u32, rows: u32) -> Part {
+        if self.task.hidden {
+            let count = tokens.min(rows);
+            let (rows, scored) = (count, 0);
+            return Part {
+                count,
+                rows,
+                scored,
+            };
+        }
+        let mut count = tokens;
+        if self.is_scoring() {
+            // Rows are the last ones of a part: where tokens of the answer follow the prompt, they don't come with it.
+            if self.len() > self.task.prompt {
+                count = count.min(self.task.prompt - 1 - self.fed);
+            }
+            if self.scores(count) > rows {
+                count = self.given.saturating_sub(self.fed) + rows;
+            }
+        }
+        let scored = self.scores(count);
+        let draws = count > 0 && self.fed + count == self.len();
+        // Without a row to draw in, the last token waits.
+        let waits = draws && scored == rows;
+        Part {
+            count: count - u32::from(waits),
+            rows: scored + u32::from(draws && !waits),
+            scored,
+        }
+    }
+
+    /// The token of the prompt at a position.
+    pub fn prompt_token(&self, position: u32) -> Option<u32> {
+        self.known.get(position as usize).copied()
+    }
+
+    /// Whether a row of each token is wanted, so that none can be skipped.
+    fn skips_nothing(&self) -> bool {
+        self.task.hidden || self.is_scoring()
+    }
+
+    /// What a position has to give is there; false where it was before.
     pub fn give(&mut self, position: u32) -> bool {
         let new = position == self.given;
         self.given += u32::from(new);
         new
     }
 
-    /// Whether the hidden states of the whole prompt were handed out.
+    /// Whether everything was handed out that the prompt has to give, and nothing is to follow.
     pub fn all_given(&self) -> bool {
-        self.given == self.task.prompt
+        let ends = self.limit == self.task.prompt;
+        match self.task.hidden {
+            true => self.given == self.task.prompt,
+            false => ends && self.task.score.is_some() && self.given + 1 >= self.task.prompt,
+        }
     }
 
     /// Everything has to be fed anew: the blocks were taken away.
@@ -407,7 +496,7 @@ impl Sequence {
     /// known token is fed in any case, for its logits.
     pub fn next_key(&self) -> Option<BlockKey> {
         let at_border = self.fed == self.published.blocks * KV_BLOCK as u32;
-        (at_border && !self.task.hidden)
+        (at_border && !self.skips_nothing())
             .then(|| self.block_key(self.published))
             .flatten()
     }
@@ -435,7 +524,7 @@ impl Sequence {
     ) -> Vec<(u32, Prefix)> {
         let mut found = Vec::new();
         let mut at = NOTHING;
-        while !self.task.hidden
+        while !self.skips_nothing()
             && self.leaves_a_token(at.blocks)
             && let Some(key) = self.block_key(at)
             && let Some((block, prefix)) = find(&key)

@@ -66,7 +66,7 @@ fn listen(engine: &mut Engine<NullDevice>, answers: &mut Answers) {
                 let answer = answers.entry((id, choice)).or_default();
                 (answer.1, answer.2) = (Some(reason), cached_tokens);
             }
-            Event::Hidden { .. } => panic!("nobody asked for hidden states"),
+            Event::Scored { .. } | Event::Hidden { .. } => panic!("nobody asked for them"),
         }
     }
 }

@@ -110,7 +110,7 @@ fn serve(engine: &mut Engine<NullDevice>, requests: &[Request]) -> Vec<(Vec<u32>
                 Event::Finished {
                     id, choice, reason, ..
                 } => answers.entry((id, choice)).or_default().1 = Some(reason),
-                Event::Hidden { .. } => panic!("nobody asked"),
+                Event::Scored { .. } | Event::Hidden { .. } => panic!("nobody asked"),
             }
         }
     }

@@ -146,13 +146,14 @@ fn requests() -> impl Strategy<Value = Request> {
     );
     let extras = (
         prop::option::weighted(0.2, 0u32..4),
+        prop::option::weighted(0.15, 0u32..4),
         prop::collection::vec((0..VOCAB, -1.0f32..1.0), 0..2),
         prop_oneof![4 => Just(0u64), 1 => Just(1)],
         prop::bool::weighted(0.8),
     );
     (prompts(), samplings(), answer, extras).prop_map(|(prompt, sampling, answer, extras)| {
         let (max_tokens, stop, choices, hidden) = answer;
-        let (logprobs, bias, cache_salt, spec) = extras;
+        let (logprobs, prompt_logprobs, bias, cache_salt, spec) = extras;
         Request {
             prompt,
             max_tokens,
@@ -160,6 +161,7 @@ fn requests() -> impl Strategy<Value = Request> {
             stop,
             choices: if hidden { 1 } else { choices },
             logprobs,
+            prompt_logprobs: prompt_logprobs.filter(|_| !hidden),
             bias: bias.into(),
             cache_salt,
             hidden,
@@ -194,6 +196,7 @@ struct Answer {
     tokens: Vec<u32>,
     logprobs: Vec<Option<LogProbs>>,
     hidden: Vec<Vec<f32>>,
+    scores: Vec<LogProbs>,
     reason: Option<FinishReason>,
 }
 
@@ -298,10 +301,23 @@ impl World {
                     (*id, *choice)
                 }
                 Event::Hidden { id, .. } => (*id, 0),
+                Event::Scored { id, .. } => (*id, 0),
             };
             let answer = self.answers.get_mut(&(id, choice)).expect("someone asked");
-            assert_eq!(answer.reason, None, "something after the end");
+            // Scores are of the request: its first choice may have ended.
+            let is_score = matches!(event, Event::Scored { .. });
+            assert!(
+                answer.reason.is_none() || is_score,
+                "something after the end"
+            );
             match event {
+                Event::Scored {
+                    position, logprobs, ..
+                } => {
+                    answer.scores.push(logprobs);
+                    assert_eq!(position as usize, answer.scores.len());
+                    assert!(answer.tokens.is_empty(), "before the first token");
+                }
                 Event::Token {
                     token, logprobs, ..
                 } => {
@@ -379,6 +395,24 @@ impl World {
                     false
                 }
             };
+            let scores = answer.scores.len();
+            if *choice == 0 {
+                assert_eq!(answer.scores, expected.scores[..scores], "{id:?}");
+                // Another choice goes on with them where this one was cancelled, and some ends only where they are all.
+                let asked = &arrival.request;
+                let ended = |c| self.answers[&(*id, c)].reason.as_ref();
+                let cut = |c| {
+                    matches!(
+                        ended(c),
+                        Some(FinishReason::Cancelled | FinishReason::Timeout)
+                    )
+                };
+                let all_cut = (0..asked.choices).all(cut);
+                assert!(
+                    all_cut || scores == expected.scores.len(),
+                    "{id:?}: {scores} scores"
+                );
+            }
             let (tokens, hidden) = (answer.tokens.len(), answer.hidden.len());
             assert!(tokens <= expected.tokens.len() && hidden <= expected.hidden.len());
             assert_eq!(answer.tokens, expected.tokens[..tokens], "{id:?} {choice}");

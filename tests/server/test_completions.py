@@ -58,11 +58,62 @@ class Completions(ServerTest):
             ends.append(ends[-1] + len(token))
         self.assertEqual(logprobs.text_offset, ends)
 
-    def test_what_is_not_done_is_refused(self):
-        for options in ({'suffix': '!'}, {'best_of': 4}, {'echo': True, 'logprobs': 1}):
+    def test_echo_with_logprobs_scores_the_prompt(self):
+        """As evaluation harnesses ask for the likelihood of a text."""
+        text = 'The capital of France is Paris. The capital of Italy is Rome.'
+        ids = self.tokens(text)
+        scored = self.complete(ids, echo=True, logprobs=5, max_tokens=0)
+        choice = scored.choices[0]
+        logprobs = choice.logprobs
+        self.assertEqual((choice.text, choice.finish_reason), (text, 'length'))
+        self.assertEqual((scored.usage.prompt_tokens, scored.usage.completion_tokens), (len(ids), 0))
+        self.assertEqual(''.join(logprobs.tokens), text)
+        self.assertEqual((logprobs.token_logprobs[0], logprobs.top_logprobs[0]), (None, None))
+        # What the model says of a token that it drew itself, it says of the same one in a prompt.
+        for at in (5, len(ids) - 2):
+            drawn = self.complete(ids[:at], logprobs=5, max_tokens=1).choices[0].logprobs
+            self.assertEqual(drawn.top_logprobs[0], logprobs.top_logprobs[at])
+        # The same with a token behind it, in a batch, streamed, and with the text for a prompt.
+        both = self.complete([ids, ids[:7]], echo=True, logprobs=1, max_tokens=1)
+        for found, own in zip(both.choices, (ids, ids[:7])):
+            self.assertEqual(found.logprobs.token_logprobs[:-1], logprobs.token_logprobs[:len(own)])
+            self.assertEqual(len(found.logprobs.tokens), len(own) + 1)
+            best = [max(top.values()) for top in found.logprobs.top_logprobs[1:]]
+            self.assertTrue(all(a <= b for a, b in zip(found.logprobs.token_logprobs[1:], best)))
+        parts = [c.choices[0] for c in self.complete(text, echo=True, logprobs=5, max_tokens=2, stream=True)]
+        self.assertEqual(parts[0].text, text)
+        self.assertEqual(parts[0].logprobs.to_dict(), logprobs.to_dict())
+        self.assertEqual(parts[1].logprobs.text_offset, [len(text)])
+
+    def test_a_scored_prompt_is_that_of_many_steps_and_of_a_cache(self):
+        ids = self.tokens('word ' * 700)
+        first = self.complete(ids, echo=True, logprobs=0, max_tokens=1)
+        again = self.complete(ids, echo=True, logprobs=0, max_tokens=1, n=2)
+        self.assertEqual(len(first.choices[0].logprobs.tokens), len(ids) + 1)
+        self.assertEqual([c.logprobs for c in again.choices], [first.choices[0].logprobs] * 2)
+        self.assertEqual(again.usage.prompt_tokens_details.cached_tokens, 0)
+
+    def test_the_best_of_some_is_the_likeliest(self):
+        options = {'temperature': 1.2, 'seed': 5, 'max_tokens': 12}
+        mean = lambda choice: sum(choice.logprobs.token_logprobs) / len(choice.logprobs.tokens)
+        ranked = sorted(self.complete('Once', n=6, logprobs=0, **options).choices, key=mean, reverse=True)
+        best = self.complete('Once', best_of=6, n=2, **options)
+        self.assertEqual([c.text for c in best.choices], [c.text for c in ranked[:2]])
+        self.assertEqual([c.index for c in best.choices], [0, 1])
+        self.assertIsNone(best.choices[0].logprobs)
+        self.assertEqual(best.usage.completion_tokens, 72)
+        for wrong in ({'best_of': 2, 'n': 3}, {'best_of': 2, 'stream': True}, {'best_of': 1000}):
             with self.assertRaises(openai.BadRequestError) as caught:
-                self.complete('x', **options)
-            self.refused(caught.exception, 400, next(iter(options)), 'unsupported')
+                self.complete('x', **wrong)
+            self.refused(caught.exception, 400, 'best_of', None)
+
+    def test_what_is_not_done_is_refused(self):
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.complete('x', suffix='!')
+        self.refused(caught.exception, 400, 'suffix', 'unsupported')
+        with self.assertRaises(openai.BadRequestError) as caught:
+            self.complete('x', max_tokens=0)
+        self.refused(caught.exception, 400, 'max_tokens', None)
 
     def test_tokens_and_texts(self):
         text = 'Grüße, 世界! <|im_start|>'

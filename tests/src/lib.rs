@@ -1,5 +1,9 @@
 //! What the end-to-end tests share: the binaries, the model, and bundles of it.
 
+pub mod architectures;
+pub mod gates;
+#[cfg(target_os = "linux")]
+pub mod gpu;
 pub mod models;
 pub mod texts;
 
@@ -42,7 +46,7 @@ fn built(name: &str) -> PathBuf {
     let path = target.join("release").join(name);
     assert!(
         path.is_file(),
-        "{} is missing; run: cargo build --release -p fastc -p fastrun -p fastrun-ffi --bins --lib --examples",
+        "{} is missing; run: cargo build --release -p fastc -p fastrun -p fastrun-ffi -p fake-cuda --bins --lib --examples",
         path.display()
     );
     path

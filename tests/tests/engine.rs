@@ -127,7 +127,7 @@ fn serve(
                 Event::Finished { reason, .. } => {
                     assert!(!matches!(reason, FinishReason::Error(_)), "{reason}");
                 }
-                Event::Hidden { .. } => panic!("nobody asked"),
+                Event::Scored { .. } | Event::Hidden { .. } => panic!("nobody asked"),
             }
         }
         engine.verify().unwrap();

@@ -7,6 +7,7 @@ use ::fastrun::device::cpu::{CpuDevice, CpuOptions};
 use ::fastrun::device::reference::{ReferenceDevice, ReferenceOptions};
 use ::fastrun::device::{Device, RowOutcome, Step, StepKv, TokenSource, Want};
 use ::fastrun::load::Loaded;
+use e2e::gates::{self, Gates};
 use e2e::{bundle, fastrun, golden, succeed};
 use serde_json::Value;
 
@@ -212,8 +213,7 @@ fn teacher_forced_tokens_are_the_oracles() {
 /// The gates of tests/golden/README.md on the oracle's two windows.
 #[test]
 fn smollm2_is_within_the_gates() {
-    let windows = golden("windows.smollm2.bin");
-    within_the_gates(bundle(), &windows, 17.6866, 17.7185, 0.00266);
+    gates::SMOLLM2.hold(gates::perplexity(bundle(), "windows.smollm2.bin"));
 }
 
 /// Keys and values of 8 bits alone move the distribution less than a third of what llama.cpp's arithmetic does with those of
@@ -224,11 +224,18 @@ fn keys_and_values_of_8_bits_are_within_the_gates() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("q8_0.fib");
     e2e::compile(&e2e::models::smollm2(), &path, &["--kv", "q8_0"]);
-    let windows = golden("windows.smollm2.bin");
-    within_the_gates(&path, &windows, 17.6866, 1.005 * 17.6866, 0.00075 / 1.05);
+    let gates = Gates {
+        llama_cpp: 1.005 * gates::SMOLLM2.oracle,
+        llama_cpp_kl: 0.00075 / 1.05,
+        ..gates::SMOLLM2
+    };
+    gates.hold(gates::perplexity(&path, "windows.smollm2.bin"));
     e2e::compile(&e2e::models::gemma3(), &path, &["--kv", "q8_0"]);
-    let windows = golden("windows.gemma3.bin");
-    within_the_gates(&path, &windows, 13.8050, 13.9358, 0.00198 / 1.05);
+    let gates = Gates {
+        llama_cpp_kl: 0.00198 / 1.05,
+        ..gates::GEMMA3
+    };
+    gates.hold(gates::perplexity(&path, "windows.gemma3.bin"));
 }
 
 #[test]
@@ -236,46 +243,7 @@ fn gemma_is_within_the_gates() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("gemma3.fib");
     e2e::compile(&e2e::models::gemma3(), &path, &[]);
-    let windows = golden("windows.gemma3.bin");
-    within_the_gates(&path, &windows, 13.8050, 13.9358, 0.00430);
-}
-
-/// Compares with the oracle's perplexity, and with what llama.cpp reaches on the quantised file.
-fn within_the_gates(
-    bundle: &std::path::Path,
-    windows: &std::path::Path,
-    oracle: f64,
-    llama_cpp: f64,
-    llama_cpp_kl: f64,
-) {
-    let text = golden("gpl3-30k.txt");
-    let out = succeed(fastrun(&[
-        "perplexity",
-        bundle.to_str().unwrap(),
-        "-f",
-        text.to_str().unwrap(),
-        "--reference",
-        windows.to_str().unwrap(),
-    ]));
-    let number = |after: &str| -> f64 {
-        let at = out
-            .rfind(after)
-            .unwrap_or_else(|| panic!("no {after} in {out}"));
-        let rest = &out[at + after.len()..];
-        rest.split([' ', '%', '\n'])
-            .find(|w| !w.is_empty())
-            .unwrap()
-            .parse()
-            .unwrap()
-    };
-    let gate = f64::max(llama_cpp / oracle, 1.003) * oracle;
-    let (perplexity, kl) = (number("perplexity: "), number("kl: "));
-    assert!(
-        perplexity <= gate,
-        "perplexity {perplexity}, gate {gate}\n{out}"
-    );
-    assert!(kl <= 1.05 * llama_cpp_kl, "top-64 KL {kl}\n{out}");
-    assert!(number("same-top: ") >= 96.0, "{out}");
+    gates::GEMMA3.hold(gates::perplexity(&path, "windows.gemma3.bin"));
 }
 
 /// The mean of the hidden states of a text is llama.cpp's embedding of it.

@@ -49,6 +49,7 @@ fn collect(generation: Generation, choices: usize) -> Vec<Answer> {
     let mut ends = vec![None; choices];
     for update in generation {
         match update {
+            Update::Prompt { .. } => panic!("nobody asked for it"),
             Update::Delta {
                 choice,
                 text,

@@ -16,6 +16,38 @@ pub struct Effects {
     pub writes: Vec<u32>,
     pub pool_reads: Vec<Pool>,
     pub pool_writes: Vec<Pool>,
+    /// A buffer that the launch has for itself: what is in it before and after counts for nothing.
+    pub own: Option<u32>,
+}
+
+impl Effects {
+    /// Those of a matmul's epilogues behind its prologue, which makes `x` for it: blocks of a kernel may be in the one while
+    /// others are in the other.
+    pub fn behind(self, prologue: Effects, x: u32) -> Result<Effects, Invalid> {
+        let meets = |a: &[u32], b: &[u32]| a.iter().copied().find(|buffer| b.contains(buffer));
+        let clash = meets(&prologue.writes, &self.reads)
+            .or(meets(&prologue.writes, &self.writes))
+            .or(meets(&prologue.reads, &self.writes));
+        if let Some(buffer) = clash {
+            return Err(Invalid::new(
+                format!("buffer {buffer}"),
+                "a prologue that stores nothing that an epilogue touches, and loads nothing that one stores",
+                "one that does",
+            ));
+        }
+        let both = |a: Vec<u32>, b: Vec<u32>| {
+            let mut all: Vec<u32> = a.into_iter().chain(b).filter(|&b| b != x).collect();
+            all.sort_unstable();
+            all.dedup();
+            all
+        };
+        Ok(Effects {
+            reads: both(prologue.reads, self.reads),
+            writes: both(prologue.writes, self.writes),
+            own: Some(x),
+            ..self
+        })
+    }
 }
 
 /// The keys or the values of a layer of a KV group.
@@ -76,16 +108,25 @@ impl<'a> Arena<'a> {
                 ));
             }
         }
-        for &written in &effects.writes {
+        for &written in effects.writes.iter().chain(&effects.own) {
             self.write(written);
         }
         // What the launch touches must not share bytes: its tiles run at the same time.
-        let touched = || effects.reads.iter().chain(&effects.writes);
+        let touched = || {
+            effects
+                .reads
+                .iter()
+                .chain(&effects.writes)
+                .chain(&effects.own)
+        };
         for &lost in touched() {
             if !self.holds(lost) {
                 let by = touched().find(|&&other| other != lost && self.share(other, lost));
                 return Err(self.overlap("buffers of one launch", lost, *by.unwrap_or(&lost)));
             }
+        }
+        if let Some(own) = effects.own {
+            self.held.remove(&self.range(own).0);
         }
         Ok(())
     }

@@ -258,8 +258,13 @@ impl Own {
                 own.weights.push(*freqs);
             }
             Op::Region { region, .. } => own.region(region),
-            Op::MatMul { x, segments } => {
+            Op::MatMul {
+                x,
+                prologue,
+                segments,
+            } => {
                 own.buffers.push(*x);
+                prologue.iter().for_each(|region| own.region(region));
                 for segment in segments {
                     own.weights.push(segment.weight);
                     own.region(&segment.epilogue);

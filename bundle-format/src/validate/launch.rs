@@ -68,7 +68,11 @@ fn op(plan: &Plan, op: &Op) -> Result<(Shape, Effects), Invalid> {
             mscale,
         } => rope_table(plan, *positions, *freqs, *out, *mscale),
         Op::Region { extent, region } => rows(plan, *extent, region),
-        Op::MatMul { x, segments } => matmul(plan, *x, segments),
+        Op::MatMul {
+            x,
+            prologue,
+            segments,
+        } => matmul(plan, *x, prologue.as_ref(), segments),
         Op::Attention {
             q,
             group,
@@ -136,7 +140,12 @@ fn rows(plan: &Plan, extent: Dim, region: &Region) -> Result<(Shape, Effects), I
     Ok((shape, footprint.effects(&[])?))
 }
 
-fn matmul(plan: &Plan, x: u32, segments: &[Segment]) -> Result<(Shape, Effects), Invalid> {
+fn matmul(
+    plan: &Plan,
+    x: u32,
+    prologue: Option<&Region>,
+    segments: &[Segment],
+) -> Result<(Shape, Effects), Invalid> {
     let input = buffer(plan, "x", x)?;
     ensure!(
         (1..=MAX_SEGMENTS).contains(&segments.len()),
@@ -182,7 +191,48 @@ fn matmul(plan: &Plan, x: u32, segments: &[Segment]) -> Result<(Shape, Effects),
         multiples,
         min_tile_cols: 1,
     };
-    Ok((shape, footprint.effects(&[x])?))
+    let Some(region) = prologue else {
+        return Ok((shape, footprint.effects(&[x])?));
+    };
+    let epilogues = footprint.effects(&[x])?;
+    let own = self::prologue(plan, x, region).map_err(|e| e.within("prologue"))?;
+    Ok((shape, epilogues.behind(own, x)?))
+}
+
+/// Checks the region that makes x, and gives what it does but for that.
+fn prologue(plan: &Plan, x: u32, region: &Region) -> Result<Effects, Invalid> {
+    let input = buffer(plan, "x", x)?;
+    ensure!(
+        input.place.role == Role::Scratch && input.dtype == DType::F16,
+        "x",
+        "F16 of the role Scratch, which nobody else can load",
+        format!("{:?} of {:?}", input.dtype, input.place.role)
+    );
+    let mut footprint = Footprint::default();
+    region::check(plan, region, input.extent, Tile::None, &mut footprint)?;
+    let mut effects = footprint.effects(&[])?;
+    ensure!(
+        effects.pool_writes.is_empty(),
+        "stores",
+        "none to a KV pool",
+        format!("some to {} pools", effects.pool_writes.len())
+    );
+    ensure!(
+        footprint.stores_all_of(x, input.cols),
+        "stores",
+        format!("all {} columns of x", input.cols),
+        "not all of them"
+    );
+    effects.writes.retain(|&b| b != x);
+    // Each block does it all.
+    let in_place = effects.writes.iter().find(|b| effects.reads.contains(b));
+    ensure!(
+        in_place.is_none(),
+        "stores",
+        "none to a buffer that it loads",
+        format!("one to buffer {}", in_place.unwrap_or(&x))
+    );
+    Ok(effects)
 }
 
 fn attention(
@@ -346,6 +396,18 @@ fn variant(
     if !v.kernels.is_empty() {
         return gpu::kernels(plan, &launch.op, v);
     }
+    ensure!(
+        !matches!(
+            launch.op,
+            Op::MatMul {
+                prologue: Some(_),
+                ..
+            }
+        ),
+        "kernels",
+        "1 or more: microkernels have no prologue",
+        0
+    );
     for &multiple in &shape.multiples {
         ensure!(
             v.tile_cols.is_multiple_of(multiple),

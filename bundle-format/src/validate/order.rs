@@ -97,7 +97,7 @@ impl<'a> Order<'a> {
                 .read_by(launch, &self.before)
                 .map_err(|earlier| missing(self.plan, launch, earlier, "reads", pool))?;
         }
-        for &buffer in &effects.writes {
+        for &buffer in effects.writes.iter().chain(&effects.own) {
             self.write(launch, buffer)?;
         }
         for pool in &effects.pool_writes {

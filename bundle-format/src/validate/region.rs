@@ -143,7 +143,35 @@ impl Footprint {
             writes,
             pool_reads: Vec::new(),
             pool_writes,
+            own: None,
         })
+    }
+
+    /// Whether the regions store all columns of a buffer, from the first to the last of `cols`.
+    pub fn stores_all_of(&self, buffer: u32, cols: u32) -> bool {
+        let of_it = self
+            .accesses
+            .iter()
+            .filter(|a| a.writes && a.buffer == buffer);
+        // The columns of one unit are its spans' together, and units follow one another.
+        let mut spans: Vec<Span> = of_it.map(|a| a.span).collect();
+        spans.sort_unstable_by_key(|s| s.offset);
+        let Some(Span {
+            units, per_unit, ..
+        }) = spans.first().copied()
+        else {
+            return false;
+        };
+        let mut end = 0;
+        for span in &spans {
+            if (span.units, span.per_unit) != (units, per_unit) || span.offset > end {
+                return false;
+            }
+            end = end.max(span.offset + span.width);
+        }
+        let whole_units = units == 1 || end >= per_unit;
+        whole_units
+            && u64::from(units - 1) * u64::from(per_unit) + u64::from(end) == u64::from(cols)
     }
 }
 

@@ -257,6 +257,7 @@ fn add_launches(plan: &mut Plan, vocab: u32) {
             "qkv",
             Op::MatMul {
                 x: buf::NORMED,
+                prologue: None,
                 segments: vec![
                     segment(3, rotate(DIM, Operand::Buffer(buf::QUERY))),
                     segment(4, rotate(HEAD, kv(KvPart::Key))),
@@ -281,6 +282,7 @@ fn add_launches(plan: &mut Plan, vocab: u32) {
             "o",
             Op::MatMul {
                 x: buf::HEADS,
+                prologue: None,
                 segments: vec![segment(6, add_in_place())],
             },
             tokens(1, 32),
@@ -297,6 +299,7 @@ fn add_launches(plan: &mut Plan, vocab: u32) {
             "output",
             Op::MatMul {
                 x: buf::LAST,
+                prologue: None,
                 segments: vec![segment(7, store_logits(vocab))],
             },
             rows(64),
@@ -630,7 +633,7 @@ impl Raw {
         let code = code();
         let tree: Vec<u8> = weights
             .chunks(1 << 20)
-            .flat_map(|c| derive("FastInference bundle 2: weights chunk", c))
+            .flat_map(|c| derive("FastInference bundle 3: weights chunk", c))
             .collect();
         let small = |kind, context, raw: &[u8]| RawSection {
             kind,
@@ -653,20 +656,20 @@ impl Raw {
             header_len: 1024,
             section_count: 7,
             chunk_len: 1 << 20,
-            code_hash: derive("FastInference bundle 2: raw code", &code),
+            code_hash: derive("FastInference bundle 3: raw code", &code),
             sections: vec![
-                small(1, "FastInference bundle 2: section manifest", manifest),
-                small(2, "FastInference bundle 2: section plan", plan),
-                small(3, "FastInference bundle 2: section code", &code),
+                small(1, "FastInference bundle 3: section manifest", manifest),
+                small(2, "FastInference bundle 3: section plan", plan),
+                small(3, "FastInference bundle 3: section code", &code),
                 raw(
                     4,
-                    "FastInference bundle 2: section tokenizer",
+                    "FastInference bundle 3: section tokenizer",
                     64,
                     &tokenizer(),
                 ),
-                raw(5, "FastInference bundle 2: section signature", 64, &[]),
-                raw(6, "FastInference bundle 2: section weights-tree", 64, &tree),
-                raw(7, "FastInference bundle 2: section weights", 4096, weights),
+                raw(5, "FastInference bundle 3: section signature", 64, &[]),
+                raw(6, "FastInference bundle 3: section weights-tree", 64, &tree),
+                raw(7, "FastInference bundle 3: section weights", 4096, weights),
             ],
             patches: Vec::new(),
             root: None,
@@ -721,7 +724,7 @@ impl Raw {
         header.extend(self.section_count.to_le_bytes());
         header.extend(self.chunk_len.to_le_bytes());
         header.extend([0; 32]);
-        let root = derive("FastInference bundle 2: root", &rooted);
+        let root = derive("FastInference bundle 3: root", &rooted);
         header.extend(self.root.unwrap_or(root));
         header.extend(self.code_hash);
         header.extend(table);
@@ -729,7 +732,7 @@ impl Raw {
         for (at, bytes) in &self.patches {
             header[*at..at + bytes.len()].copy_from_slice(bytes);
         }
-        let hash = derive("FastInference bundle 2: header", &header);
+        let hash = derive("FastInference bundle 3: header", &header);
         header[32..64].copy_from_slice(&hash);
         file[..1024].copy_from_slice(&header);
         file

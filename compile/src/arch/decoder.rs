@@ -468,7 +468,9 @@ impl Builder<'_, '_, '_> {
         };
         let ty = Type::f32(dim, self.graph.tensor(weight).rows);
         let parts = vec![Part::plain(weight)];
-        self.graph.push(name, Op::MatMul { parts }, &[x], ty)
+        let prologue = None;
+        self.graph
+            .push(name, Op::MatMul { prologue, parts }, &[x], ty)
     }
 
     /// The parts of a tensor that holds several, one after the other.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use bundle_format::plan::{CodeRef, Op, Plan};
 use bundle_format::region::Region;
+use bundle_format::target::Target;
 
 use super::cpu::{self, CodeSection, RegionContext};
 use super::gpu::work::Work;
@@ -22,8 +23,12 @@ pub struct Code {
     pub work: BTreeMap<String, Work>,
 }
 
+/// Whether a target's matmuls may have prologues. On gfx1151 they don't: its stability profiles want norms apart.
+pub fn has_prologues(target: Target) -> bool {
+    cuda::Chip::of(target, false).is_some()
+}
+
 /// Generates the code of a plan's regions and enters it into the plan's variants.
-///
 pub fn generate(plan: &mut Plan, options: &Options) -> Result<Code, Error> {
     let target = options.target;
     if let Some(chip) = cuda::Chip::of(target, options.portable) {
@@ -38,6 +43,7 @@ pub fn generate(plan: &mut Plan, options: &Options) -> Result<Code, Error> {
         let regions: Vec<Option<&Region>> = match &launch.op {
             Op::Embed { .. } | Op::RopeTable { .. } => vec![None],
             Op::Region { region, .. } => vec![Some(region)],
+            // Processors' plans have no prologues.
             Op::MatMul { segments, .. } => segments.iter().map(|s| Some(&s.epilogue)).collect(),
             Op::Attention { epilogue, .. } => vec![Some(epilogue)],
         };

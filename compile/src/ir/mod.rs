@@ -11,4 +11,4 @@ pub mod verify;
 pub use graph::{
     Graph, Node, RopeFreqs, RopeScaling, Tensor, TensorId, TensorSource, Transform, ValueId,
 };
-pub use op::{Activation, Epilogue, HeadNorm, Op, Part, Type};
+pub use op::{Activation, Epilogue, HeadNorm, Op, Part, Prologue, Type};

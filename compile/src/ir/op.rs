@@ -78,9 +78,12 @@ pub enum Op {
     HeadNorm { norm: HeadNorm },
     /// `x (f32) -> q8 or q16`
     Quantise { to: DType },
-    /// `x (, rope table) (, slots) -> one value a part`: x times the transposed weight of each part. The table is an input
-    /// if a part rotates, the slots if a part writes KV.
-    MatMul { parts: Vec<Part> },
+    /// `x (, residual) (, rope table) (, slots) -> (sum,) one value a part`: x times the transposed weight of each part. With a
+    /// prologue, x is normed first and becomes f16. The table is an input if a part rotates, the slots if a part writes KV.
+    MatMul {
+        prologue: Option<Prologue>,
+        parts: Vec<Part>,
+    },
     /// `x, rope table -> f32`: rotates the heads of x. `halves`: dimension i pairs with i + head_dim / 2; otherwise 2i with
     /// 2i + 1.
     Rope { head_dim: u32, halves: bool },
@@ -108,6 +111,16 @@ pub struct HeadNorm {
     /// f32, as long as a head.
     pub weight: TensorId,
     pub eps: f32,
+}
+
+/// The norm in front of a product, as [`Op::RmsNorm`] has it: with `add` a residual is added to x first, itself normed with
+/// `post`, and the sum is an output.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Prologue {
+    pub weight: TensorId,
+    pub eps: f32,
+    pub add: bool,
+    pub post: Option<TensorId>,
 }
 
 /// What a gate goes through.

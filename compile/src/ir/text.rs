@@ -17,7 +17,7 @@ use bundle_format::region::KvPart;
 use super::graph::{
     Graph, Node, RopeFreqs, RopeScaling, Tensor, TensorId, TensorSource, Transform, ValueId,
 };
-use super::op::{Activation, Epilogue, HeadNorm, Op, Part, Type};
+use super::op::{Activation, Epilogue, HeadNorm, Op, Part, Prologue, Type};
 
 /// The graph as text.
 pub fn print(graph: &Graph) -> String {
@@ -114,7 +114,15 @@ pub fn print_node(graph: &Graph, node: &Node) -> String {
         }
         Op::Bias { bias } => flag(true, &tensor(*bias)),
         Op::HeadNorm { norm } => flag(true, &format!("{} eps={:?}", tensor(norm.weight), norm.eps)),
-        Op::MatMul { parts } => {
+        Op::MatMul { prologue, parts } => {
+            if let Some(norm) = prologue {
+                let weight = &graph.tensor(norm.weight).name;
+                flag(true, &format!("norm={weight} eps={:?}", norm.eps));
+                flag(norm.add, "add");
+                if let Some(post) = norm.post {
+                    flag(true, &format!("post={}", graph.tensor(post).name));
+                }
+            }
             for part in parts {
                 let mut tensors: Vec<String> = part.tensors.iter().map(|&t| tensor(t)).collect();
                 if let Some(bias) = part.bias {
@@ -448,8 +456,20 @@ impl Parser {
                 to: result_type(args),
             },
             "matmul" => {
+                let start = args.iter().position(|&w| w == "{").unwrap_or(args.len());
+                let (before, args) = args.split_at(start);
                 let groups = args.split(|&w| w == "}").filter(|g| !g.is_empty());
+                let prologue = match self.named(before, "norm")? {
+                    Some(weight) => Some(Prologue {
+                        weight,
+                        eps: number(before, "eps")?,
+                        add: before.contains(&"add"),
+                        post: self.named(before, "post")?,
+                    }),
+                    None => None,
+                };
                 Op::MatMul {
+                    prologue,
                     parts: groups.map(|g| self.part(g)).collect::<Result<_, _>>()?,
                 }
             }

@@ -182,11 +182,26 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
             }
             _ => return wrong(),
         },
-        Op::MatMul { parts } => {
-            let [Type::Rows { dtype, dim, cols }, rest @ ..] = inputs else {
+        Op::MatMul { prologue, parts } => {
+            let [x @ Type::Rows { dtype, dim, cols }, rest @ ..] = inputs else {
                 return wrong();
             };
             let mut rest = rest.iter();
+            let mut outputs = Vec::new();
+            if let Some(norm) = prologue {
+                if *dtype != DType::F32 || norm.add && rest.next() != Some(x) {
+                    return wrong();
+                }
+                for weight in norm.post.iter().chain([&norm.weight]) {
+                    if vector(graph, *weight)? != *cols {
+                        return wrong();
+                    }
+                }
+                if norm.post.is_some() && !norm.add {
+                    return Err("norms a residual that it doesn't add".into());
+                }
+                outputs.extend(norm.add.then_some(*x));
+            }
             let table = if parts.iter().any(|p| p.epilogue.rotates()) {
                 rest.next()
             } else {
@@ -203,7 +218,6 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
             {
                 return wrong();
             }
-            let mut outputs = Vec::new();
             for part in parts {
                 let mut rows = 0;
                 for &t in &part.tensors {

@@ -57,7 +57,12 @@ fn touches(op: &Op) -> (Vec<Place>, Vec<Place>) {
             (reads, writes) = (vec![Place::Buffer(*positions)], vec![Place::Buffer(*out)]);
         }
         Op::Region { region: body, .. } => region(body),
-        Op::MatMul { x, segments } => {
+        Op::MatMul {
+            x,
+            prologue,
+            segments,
+        } => {
+            prologue.iter().for_each(&mut region);
             segments.iter().for_each(|s| region(&s.epilogue));
             reads.push(Place::Buffer(*x));
         }

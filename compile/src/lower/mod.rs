@@ -139,6 +139,24 @@ impl Buffers {
         self.of.insert(value, buffer);
         Ok(buffer)
     }
+
+    /// A new buffer for what a matmul's prologue makes of its input.
+    fn normed(&mut self, graph: &Graph, node: &Node) -> Result<u32, Error> {
+        let Type::Rows { dim, cols, .. } = graph.ty(node.inputs[0]) else {
+            return Err(Error::Bug(format!("node '{}' norms an effect", node.name)));
+        };
+        self.list.push(Buffer {
+            name: format!("{}.x", node.name),
+            dtype: DType::F16,
+            extent: dim,
+            cols,
+            place: Place {
+                offset: 0,
+                role: Role::Scratch,
+            },
+        });
+        Ok(self.list.len() as u32 - 1)
+    }
 }
 
 /// The launch of a node; none for inputs.
@@ -148,6 +166,12 @@ fn lower_node(
     buffers: &mut Buffers,
     weights: &Weights,
 ) -> Result<Option<PlanOp>, Error> {
+    let normed = match &node.op {
+        Op::MatMul {
+            prologue: Some(_), ..
+        } => Some(buffers.normed(graph, node)?),
+        _ => None,
+    };
     let mut of =
         |value: ValueId, suffix: &str| buffers.get(graph, value, &format!("{}{suffix}", node.name));
     let inputs: Vec<Option<u32>> = node
@@ -335,14 +359,38 @@ fn lower_node(
                 epilogue,
             }))
         }
-        Op::MatMul { parts } => {
+        Op::MatMul { prologue, parts } => {
             let rotates = parts.iter().any(|p| p.epilogue.rotates());
+            // Behind x and the residual: the table, then the slots.
+            let adds = prologue.is_some_and(|norm| norm.add);
+            let table = 1 + adds as usize;
+            let first = match (prologue, normed) {
+                (Some(norm), Some(out)) => {
+                    let (_, cols) = rows_of(node.inputs[0])?;
+                    let norm = regions::RmsNorm {
+                        x: input(0)?,
+                        residual: adds.then(|| input(1)).transpose()?,
+                        rows: None,
+                        sum: adds.then(|| of(node.outputs[0], ".sum")).transpose()?,
+                        kept: None,
+                        post: norm.post.map(|p| weights.of(&[p])).transpose()?,
+                        weight: weights.of(&[norm.weight])?,
+                        eps: norm.eps,
+                        out,
+                        to: DType::F16,
+                        cols,
+                    };
+                    Some(norm.build())
+                }
+                _ => None,
+            };
+            let results = &node.outputs[adds as usize..];
             let mut segments = Vec::new();
-            for (part, &result) in parts.iter().zip(&node.outputs) {
+            for (part, &result) in parts.iter().zip(results) {
                 let cols = part.tensors.iter().map(|&t| graph.tensor(t).rows).sum();
                 let suffix = suffix(graph, part.tensors[0], parts.len());
                 let mut out = || of(result, &suffix);
-                let slots = || input(1 + rotates as usize);
+                let slots = || input(table + rotates as usize);
                 let (to, head_dim) = match part.epilogue {
                     Epilogue::Store => (Sink::Buffer(out()?), None),
                     Epilogue::Rope { head_dim } => (Sink::Buffer(out()?), Some(head_dim)),
@@ -382,7 +430,7 @@ fn lower_node(
                     bias: part.bias.map(|b| weights.of(&[b])).transpose()?,
                     norm: norm.transpose()?,
                     table: if part.epilogue.rotates() {
-                        Some(input(1)?)
+                        Some(input(table)?)
                     } else {
                         None
                     },
@@ -396,7 +444,11 @@ fn lower_node(
                 });
             }
             Ok(Some(PlanOp::MatMul {
-                x: input(0)?,
+                x: match normed {
+                    Some(x) => x,
+                    None => input(0)?,
+                },
+                prologue: first,
                 segments,
             }))
         }

@@ -62,7 +62,12 @@ impl Weights {
                 }
                 Op::Bias { bias } => weights.add(graph, &[*bias])?,
                 Op::HeadNorm { norm } => weights.add(graph, &[norm.weight])?,
-                Op::MatMul { parts } => {
+                Op::MatMul { prologue, parts } => {
+                    if let Some(norm) = prologue {
+                        for weight in norm.post.iter().chain([&norm.weight]) {
+                            weights.add(graph, &[*weight])?;
+                        }
+                    }
                     for part in parts {
                         weights.add(graph, &part.tensors)?;
                         for vector in part

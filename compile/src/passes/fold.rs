@@ -18,7 +18,7 @@ pub fn fold_rope(graph: &mut Graph) {
         let Some(&maker) = makers.get(&graph.nodes[index].inputs[0]) else {
             continue;
         };
-        let Op::MatMul { parts } = &graph.nodes[maker].op else {
+        let Op::MatMul { parts, .. } = &graph.nodes[maker].op else {
             continue;
         };
         let [part] = &parts[..] else { continue };

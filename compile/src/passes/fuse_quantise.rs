@@ -41,7 +41,7 @@ pub fn fuse_quantise(graph: &mut Graph) {
                 *to = wanted;
                 true
             }
-            Op::MatMul { parts } => match &mut parts[at].epilogue {
+            Op::MatMul { parts, .. } => match &mut parts[at].epilogue {
                 Epilogue::Glu { to, .. } => {
                     *to = wanted;
                     true

@@ -8,7 +8,11 @@ use crate::ir::{Epilogue, Graph, Op, ValueId};
 pub fn fuse_rope_kv(graph: &mut Graph) {
     let mut dead = Vec::new();
     for index in 0..graph.nodes.len() {
-        let Op::MatMul { mut parts } = graph.nodes[index].op.clone() else {
+        let Op::MatMul {
+            prologue,
+            mut parts,
+        } = graph.nodes[index].op.clone()
+        else {
             continue;
         };
         let (mut table, mut slots): (Option<ValueId>, Option<ValueId>) = (None, None);
@@ -74,7 +78,7 @@ pub fn fuse_rope_kv(graph: &mut Graph) {
             }
         }
         let node = &mut graph.nodes[index];
-        node.op = Op::MatMul { parts };
+        node.op = Op::MatMul { prologue, parts };
         node.inputs.extend(table.into_iter().chain(slots));
     }
     graph.remove_nodes(&dead);

@@ -36,7 +36,7 @@ pub fn fuse_gate_up(graph: &mut Graph) {
 fn join(graph: &mut Graph, name: &str, wanted: impl Fn(&Graph, ValueId) -> bool) {
     let candidate = |graph: &Graph, index: usize| {
         let node = &graph.nodes[index];
-        matches!(&node.op, Op::MatMul { .. })
+        matches!(&node.op, Op::MatMul { prologue: None, .. })
             && node.inputs.len() == 1
             && wanted(graph, node.outputs[0])
     };
@@ -47,12 +47,12 @@ fn join(graph: &mut Graph, name: &str, wanted: impl Fn(&Graph, ValueId) -> bool)
             let same_input = |&i: &usize| graph.nodes[i].inputs[..] == [x] && candidate(graph, i);
             let others: Vec<usize> = (index + 1..graph.nodes.len()).filter(same_input).collect();
             for &other in &others {
-                let Op::MatMul { parts: more } = graph.nodes[other].op.clone() else {
+                let Op::MatMul { parts: more, .. } = graph.nodes[other].op.clone() else {
                     continue;
                 };
                 let outputs = graph.nodes[other].outputs.clone();
                 let node = &mut graph.nodes[index];
-                if let Op::MatMul { parts } = &mut node.op {
+                if let Op::MatMul { parts, .. } = &mut node.op {
                     parts.extend(more);
                     node.outputs.extend(outputs);
                 }

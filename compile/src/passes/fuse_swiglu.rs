@@ -16,7 +16,11 @@ pub fn fuse_swiglu(graph: &mut Graph) {
         if graph.only_user(gate) != Some(index) || graph.only_user(up) != Some(index) {
             continue;
         }
-        let Op::MatMul { parts } = &graph.nodes[maker].op else {
+        let Op::MatMul {
+            prologue: None,
+            parts,
+        } = &graph.nodes[maker].op
+        else {
             continue;
         };
         let [a, b] = &parts[..] else { continue };
@@ -31,6 +35,7 @@ pub fn fuse_swiglu(graph: &mut Graph) {
         let outputs = graph.nodes[index].outputs.clone();
         let node = &mut graph.nodes[maker];
         node.op = Op::MatMul {
+            prologue: None,
             parts: vec![Part {
                 tensors,
                 bias: None,

@@ -4,6 +4,7 @@
 
 mod fold;
 mod fuse_norm;
+mod fuse_norm_matmul;
 mod fuse_quantise;
 mod fuse_rope_kv;
 mod fuse_siblings;
@@ -21,6 +22,8 @@ pub struct Settings {
     /// Passes not to run.
     pub disabled: Vec<String>,
     pub activations: Activations,
+    /// Whether the target's matmuls have prologues.
+    pub prologues: bool,
 }
 
 /// A rewriting of the graph.
@@ -82,6 +85,16 @@ pub const PASSES: &[Pass] = &[
         about: "quantise activations where they are made",
         optional: true,
         run: |graph, _| fuse_quantise::fuse_quantise(graph),
+    },
+    Pass {
+        name: "fuse-norm-matmul",
+        about: "norm the input of a matmul in its prologue, where the target's kernels for one row can",
+        optional: true,
+        run: |graph, settings| {
+            if settings.prologues {
+                fuse_norm_matmul::fuse_norm_matmul(graph);
+            }
+        },
     },
 ];
 

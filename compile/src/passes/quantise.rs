@@ -49,7 +49,7 @@ pub fn quantise_activations(graph: &mut Graph, settings: &Settings) {
     let mut nodes = Vec::new();
     for mut node in std::mem::take(&mut graph.nodes) {
         let x = node.inputs.first().copied();
-        if let (Op::MatMul { parts }, Some(x)) = (&node.op, x)
+        if let (Op::MatMul { parts, .. }, Some(x)) = (&node.op, x)
             && (settings.activations == Activations::F16
                 || takes_quantised(graph.tensor(parts[0].tensors[0]).encoding))
             && matches!(

@@ -96,8 +96,8 @@ fn avx512_operations(encoding: Encoding, activations: DType, tokens: f64) -> f64
     }
 }
 
-/// At AMX, cycles a token of 16 features by 32 k: the most of what the tiles' unit, the two pipes of 512 bits and the two ports
-/// for loads take. Unpacking is not in it.
+/// At AMX, cycles a token of 16 features by 32 k: the most of what the tiles' unit, the one pipe of 512 bits that multiplies while
+/// tiles are in use, and the two ports for loads take. Unpacking is not in it.
 fn amx_cycles(encoding: Encoding, activations: DType) -> f64 {
     let bytes = if activations == DType::Q16 { 2.0 } else { 1.0 };
     let (mut min, mut half_mins) = (0.0, 0.0);
@@ -124,7 +124,7 @@ fn amx_cycles(encoding: Encoding, activations: DType) -> f64 {
     let operations = joined(scaled) + 2.0 + min + half_mins * (joined(1.0) + 2.0);
     // A row of activations and one of results for each product, factors, and the weights' tiles for sixteen.
     let loads = bytes + bytes * tiles + 1.0 + min + tiles * 8.0 / 16.0;
-    (bytes * tiles).max(operations / 2.0).max(loads / 2.0)
+    (bytes * tiles).max(operations).max(loads / 2.0)
 }
 
 /// Fused multiply-adds of 512 bits that start in a cycle: measured, 1 or 2.

@@ -140,6 +140,15 @@ template <class C, int N> FI_DEVICE void decode_merge(float* to, const float* fr
   __syncwarp();
 }
 
+// How many tokens of its sequence come before this one in the step, or may come before it: they are consecutive, in ascending
+// positions. More than 30 count as any number.
+FI_DEVICE u32 tokens_before(const u32* sequences, int lane) {
+  const u32 token = block_index_y(), mine = sequences[token];
+  const bool same = (u32)lane < token && sequences[token - 1 - lane] == mine;
+  const u32 others = ~__ballot_sync(~0u, same);
+  return others ? __ffs(others) - 1 : 1u << 30;
+}
+
 template <class C, class Epilogue> FI_DEVICE void decode(const Args& a, const Epilogue& epilogue) {
   typedef Decode<C> S;
   constexpr int D = C::D, WARPS = S::WARPS, HG = S::HG, ROW = S::ROW;
@@ -181,17 +190,21 @@ template <class C, class Epilogue> FI_DEVICE void decode(const Args& a, const Ep
         }
     }
   };
-  if (C::STABLE) {
-    fetch(b);
-    fetch(b + WARPS);
-    dependency_wait();
-  }
-
+  // Blocks of positions before the sequence's first token of this step were written by earlier steps, which have ended: they are
+  // read while the launch ahead computes.
   u32 k[S::KEYS], v[S::VALUES];
+  if (C::STABLE) {
+    fetch(b + WARPS);
+    if (16 * b + 15 + tokens_before(a.sequences, lane) >= position) {
+      fetch(b);
+      dependency_wait();
+    }
+  }
   if (b < end) {
     decode_keys<C>(k, keys + at, g, t);
     decode_values<C>(v, values + at, g, t);
   }
+  if (C::STABLE) dependency_wait();  // who has waited goes on
   // Queries as B fragments in shared memory, 16 bytes of a lane for each 32 dims: registers would be one block of keys too many.
   const u32 q_at = shared_address(parts + WARPS * S::PARTIAL + 4) + lane * 16;
   for (int s = warp; s < (D + 31) / 32; s += WARPS) {

@@ -115,6 +115,40 @@ DEVICE void multiply(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// c[16, 8] += a[16, 32] b[32, 8], of bytes: without a sign, and with one. Lane 4g + t holds of a rows g and g + 8 at four k each
+// (a[0], a[1]) and at four others (a[2], a[3]), of b column g at the same k, of c as above.
+DEVICE void multiply_bytes(int (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+// Two words of shared memory, where `when` is set; otherwise they stay.
+DEVICE void load_where(bool when, u32& x, u32& y, u32 at) {
+    asm volatile("{.reg .pred p; setp.ne.u32 p, %3, 0; @p ld.shared.v2.u32 {%0,%1}, [%2];}" : "+r"(x), "+r"(y) : "r"(at), "r"((u32)when));
+}
+
+// Barriers in shared memory: of `count` arrivals, after which the next phase begins. Phases are 0 and 1 in turn.
+DEVICE void make_barrier(u32 at, u32 count) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(at), "r"(count) : "memory");
+}
+DEVICE void arrive(u32 at) {
+    asm volatile("{.reg .b64 state; mbarrier.arrive.shared.b64 state, [%0];}" ::"r"(at) : "memory");
+}
+DEVICE void wait_until(u32 at, u32 phase) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile(
+        "{.reg .pred done;\n"
+        "again: mbarrier.try_wait.parity.shared.b64 done, [%0], %1;\n"
+        "@!done bra again;}" ::"r"(at), "r"(phase) : "memory");
+#else
+    asm volatile(
+        "{.reg .pred done;\n"
+        "again: mbarrier.test_wait.parity.shared.b64 done, [%0], %1;\n"
+        "@!done bra again;}" ::"r"(at), "r"(phase) : "memory");
+#endif
+}
+
 // The value of the lane whose number differs in the bits of D.
 template <int D, class T>
 DEVICE T lane_xor(T v) {
@@ -159,7 +193,12 @@ DEVICE u32 next_ticket(u32* p, u32 last) {
 // which not every chip keeps in a register.
 template <int THREADS>
 DEVICE u32 block_threads() {
-    return blockDim.x;
+    return THREADS == 32 ? 32 : blockDim.x;
+}
+// Of these threads, this one's number: of 32, one warp of a block has a task of its own.
+template <int THREADS>
+DEVICE u32 block_thread() {
+    return THREADS == 32 ? threadIdx.x & 31 : threadIdx.x;
 }
 template <int BLOCKS>
 DEVICE u32 grid_blocks() {

@@ -32,6 +32,10 @@ DEVICE u32 block_threads() {
     static_assert(THREADS > 0, "the kernel tells how many threads a block has");
     return THREADS;
 }
+template <int THREADS>
+DEVICE u32 block_thread() {
+    return threadIdx.x;
+}
 template <int BLOCKS>
 DEVICE u32 grid_blocks() {
     static_assert(BLOCKS > 0, "the kernel tells how many blocks a grid has");

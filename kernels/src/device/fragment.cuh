@@ -8,6 +8,7 @@
 //   none()           one that counts for nothing
 //   dequantise(f, step, a)   a step's numbers as f16, ready to multiply
 //   AS_READ          whether those are the registers that were read
+//   AS_BYTES         whether its codes can be multiplied as bytes (bytes, and scales of a lane's block)
 // and, where its codes can be multiplied as they are (RAW), with the scale applied to the sums of 32 columns:
 //   raw(f, step, a)  codes as f16: BIAS_LOW + code in row g, BIAS_HIGH + FACTOR_HIGH * code in row g + 8
 //   scales(f, block, low, high)   of the two rows, HIGH's divided by FACTOR_HIGH
@@ -35,6 +36,9 @@ DEVICE float byte_to_float(u32 v) {
 // Codes: of BITS each, the part above four in words of its own.
 template <int BITS>
 struct Codes {
+    // Whether they become bytes at once, and which byte of four has column I of four.
+    static constexpr bool AS_BYTES = BITS == 4;
+    DEVICE int place(int i) { return i == 1 ? 2 : i == 2 ? 1 : i; }
     static_assert(BITS == 4 || BITS == 5 || BITS == 6, "others have no nibbles");
     static constexpr int BYTES = BITS * 128;
     // The nibbles of row g + 8 are taken 4 bits higher.
@@ -52,6 +56,11 @@ struct Codes {
         return c;
     }
     DEVICE Codes none() { return Codes{zeros(), {0, 0}}; }
+    // Of a block of 32: FACTOR_HIGH times the code in row g + 8.
+    DEVICE void bytes(const Codes& c, int block, u32 (&a)[4]) {
+        const u32 w = part_of(c.nibbles, 2 * block), v = part_of(c.nibbles, 2 * block + 1);
+        a[0] = w & 0x0f0f0f0f, a[1] = w & 0xf0f0f0f0, a[2] = v & 0x0f0f0f0f, a[3] = v & 0xf0f0f0f0;
+    }
     // The bits of register R of a step above its nibbles' four, which are at bit TO.
     template <int R>
     DEVICE u32 above(const Codes& c, int step) {
@@ -74,6 +83,12 @@ struct Codes {
 // Codes of a byte.
 template <>
 struct Codes<8> {
+    static constexpr bool AS_BYTES = true;
+    DEVICE int place(int i) { return i; }
+    DEVICE void bytes(const Codes& c, int block, u32 (&a)[4]) {
+        const U4& w = c.words[block];
+        a[0] = w.x, a[1] = w.y, a[2] = w.z, a[3] = w.w;
+    }
     static constexpr int BYTES = 1024, FACTOR_HIGH = 1;
     U4 words[2];
     DEVICE Codes load(const u8* p, int lane) {
@@ -111,6 +126,19 @@ struct Blocks {
         return s;
     }
     DEVICE Blocks none() { return Blocks{{0, 0}, {0, 0}}; }
+    // Of one block: the first for even lanes, the second for odd ones.
+    struct Lane {
+        u32 scale, minimum;
+        DEVICE Lane load(const u8* p, int lane) {
+            const int at = (lane >> 2) * 2 + (lane & 1);
+            if (!MIN) return Lane{load_once((const u32*)p + at), 0};
+            const U2 v = load_once((const U2*)p + at);
+            return Lane{v.x, v.y};
+        }
+        DEVICE Lane none() { return Lane{0, 0}; }
+        DEVICE void floats(const Lane& s, float& low, float& high) { low = low_half(s.scale), high = high_half(s.scale); }
+        DEVICE void minima(const Lane& s, float& low, float& high) { low = low_half(s.minimum), high = high_half(s.minimum); }
+    };
     DEVICE void halves(const Blocks& s, int block, u32& low, u32& high) {
         low = both_low(s.scale[block]), high = both_high(s.scale[block]);
     }
@@ -134,6 +162,18 @@ struct Super {
     U4 v;
     DEVICE Super load(const u8* p, int lane) { return Super{load_once((const U4*)p + (lane >> 2))}; }
     DEVICE Super none() { return Super{zeros()}; }
+    // Of one block: the first for even lanes, the second for odd ones.
+    struct Lane {
+        U4 v;
+        DEVICE Lane load(const u8* p, int lane) {
+            Lane l{load_once((const U4*)p + (lane >> 2))};
+            l.v.z >>= 16 * (lane & 1), l.v.w >>= 16 * (lane & 1);
+            return l;
+        }
+        DEVICE Lane none() { return Lane{zeros()}; }
+        DEVICE void floats(const Lane& l, float& low, float& high) { Super::floats(Super{l.v}, 0, low, high); }
+        DEVICE void minima(const Lane& l, float& low, float& high) { Super::minimum_floats(Super{l.v}, 0, low, high); }
+    };
     DEVICE void floats(const Super& s, int block, float& low, float& high) {
         low = low_half(s.v.x) * (block ? byte_to_float<2>(s.v.z) : byte_to_float<0>(s.v.z));
         high = low_half(s.v.y) * (block ? byte_to_float<2>(s.v.w) : byte_to_float<0>(s.v.w));
@@ -200,10 +240,12 @@ struct Parts {
 };
 
 // Integers less OFFSET, times a scale.
-template <int BITS, int OFFSET, class S>
+template <int BITS, int OFFSET, class Scale>
 struct Packed {
     using C = Codes<BITS>;
-    static constexpr bool RAW = S::RAW, HAS_MIN = S::HAS_MIN, AS_READ = false;
+    using S = Scale;
+    static constexpr bool RAW = S::RAW, HAS_MIN = S::HAS_MIN, AS_READ = false, AS_BYTES = RAW && C::AS_BYTES;
+    static constexpr float OFF = OFFSET;
     static constexpr int BYTES = C::BYTES + S::BYTES;
     static constexpr float FACTOR_HIGH = C::FACTOR_HIGH;
     static constexpr float BIAS_LOW = 1024.f + OFFSET, BIAS_HIGH = 1024.f + FACTOR_HIGH * OFFSET;
@@ -265,7 +307,7 @@ using IQ4_XS = Packed<8, 128, Parts>;
 
 // Integers of a byte with an f32 factor and minimum for each 16 columns, for factors that are no f16.
 struct Wide {
-    static constexpr bool RAW = false, HAS_MIN = true, AS_READ = false;
+    static constexpr bool RAW = false, HAS_MIN = true, AS_READ = false, AS_BYTES = false;
     static constexpr int BYTES = 1024 + 512;
     static constexpr float BIAS_LOW = 0, BIAS_HIGH = 0, FACTOR_HIGH = 1;
     struct Fragment {
@@ -305,7 +347,7 @@ struct Wide {
 // Numbers of 16 bits: f16, or with BRAIN bf16, which becomes the nearest f16.
 template <bool BRAIN>
 struct Numbers {
-    static constexpr bool RAW = false, HAS_MIN = false, AS_READ = !BRAIN;
+    static constexpr bool RAW = false, HAS_MIN = false, AS_READ = !BRAIN, AS_BYTES = false;
     static constexpr int BYTES = 2048;
     static constexpr float BIAS_LOW = 0, BIAS_HIGH = 0, FACTOR_HIGH = 1;
     struct Fragment {

@@ -102,8 +102,9 @@ DEVICE void matmul_many(const Counts* counts, const u16* x, const Segments& segm
         for (int i = 0; i < S::DEPTH; i++) ring[i] = i < S::FRAGMENTS ? F::load(w + i * F::BYTES, lane) : F::none();
     __syncthreads();
     let_next_start();
-    wait_for_previous();
+    // The step's sizes are there before the first launch.
     const int rows = (int)counts->tokens_or_rows(Segments::OF_ROWS) - token_tile * S::ROWS;
+    wait_for_previous();
     if (rows <= 0) return;
 
     if (warp == 8) {

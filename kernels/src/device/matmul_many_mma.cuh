@@ -53,8 +53,9 @@ DEVICE void matmul_many(const Counts* counts, const u16* x, const Segments& segm
         for (int r = 0; r < TILES; r++)
             ring[i][r] = i < S::FRAGMENTS ? F::load(w + r * TILE_BYTES + i * F::BYTES, lane) : F::none();
     let_next_start();
-    wait_for_previous();
+    // The step's sizes are there before the first launch.
     const int rows = (int)counts->tokens_or_rows(Segments::OF_ROWS) - token_tile * S::ROWS;
+    wait_for_previous();
     if (rows <= 0) return;
 
     const u8* from = (const u8*)x + (u64)token_tile * S::FRAGMENTS * S::STAGE_BYTES + threadIdx.x * 16;

@@ -9,6 +9,7 @@ const SAMPLE: &str = include_str!("sample.cuh");
 
 const BASE_CUDA: &str = include_str!("base_cuda.cuh");
 const MATMUL: &str = include_str!("matmul.cuh");
+const MATMUL_ONE: &str = include_str!("matmul_one.cuh");
 const MATMUL_MANY: &str = include_str!("matmul_many.cuh");
 const MATMUL_MANY_MMA: &str = include_str!("matmul_many_mma.cuh");
 const ATTENTION: &str = include_str!("attention.cuh");
@@ -31,7 +32,7 @@ pub fn cuda(hopper: bool) -> String {
     };
     let attention = [ATTENTION, ATTENTION_DECODE, ATTENTION_PREFILL].join("\n");
     [
-        BASE, BASE_CUDA, FRAGMENT, REGION, MATMUL, many, &attention, SAMPLE,
+        BASE, BASE_CUDA, FRAGMENT, REGION, MATMUL_ONE, MATMUL, many, &attention, SAMPLE,
     ]
     .join("\n")
     .replace("#pragma once\n", "")

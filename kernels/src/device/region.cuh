@@ -80,10 +80,11 @@ struct BlockSums {
     }
 };
 
-// An epilogue over sums [rows][stride] of consecutive features from `first` on.
+// An epilogue over sums [rows][stride] of consecutive features from `first` on, by all threads of a block; by one warp where
+// THREADS is 32.
 template <int THREADS = 0, class R>
 DEVICE void finish_features(const R& region, const float* sums, int stride, int row0, int rows, int first, int features) {
-    for (int i = threadIdx.x; i < rows * features; i += block_threads<THREADS>()) {
+    for (int i = block_thread<THREADS>(); i < rows * features; i += block_threads<THREADS>()) {
         const int n = i / features, f = i % features;
         const int unit[1] = {(first + f) / R::UNIT}, c[1] = {(first + f) % R::UNIT};
         const bool live[1] = {first + f < R::COLS};
@@ -96,7 +97,7 @@ DEVICE void finish_features(const R& region, const float* sums, int stride, int 
 template <int THREADS = 0, class R>
 DEVICE void finish_pairs(const R& region, const float* sums, int stride, int row0, int rows, int first, int features) {
     const int elements = features / 2;
-    for (int i = threadIdx.x; i < rows * elements; i += block_threads<THREADS>()) {
+    for (int i = block_thread<THREADS>(); i < rows * elements; i += block_threads<THREADS>()) {
         const int n = i / elements, e = i % elements, all = first / 2 + e;
         const int unit[1] = {all / R::WIDTH}, c[1] = {all % R::WIDTH};
         const bool live[1] = {unit[0] * R::UNIT < R::COLS};
@@ -111,7 +112,7 @@ template <int THREADS = 0, class R>
 DEVICE void finish_units(const R& region, const float* sums, int stride, int row0, int rows, int first, int features) {
     constexpr int J = (R::WIDTH + 31) / 32;
     const int lane = threadIdx.x & 31, units = features / R::UNIT;
-    for (int i = threadIdx.x >> 5; i < rows * units; i += block_threads<THREADS>() >> 5) {
+    for (int i = block_thread<THREADS>() >> 5; i < rows * units; i += block_threads<THREADS>() >> 5) {
         const int n = i / units, u = i % units;
         int unit[J], c[J];
         bool live[J];
@@ -133,9 +134,10 @@ DEVICE void run_rows(const Counts* counts, const R& region) {
     int set = 0;
     let_next_start();
     region.fetch();
+    // The step's sizes are there before the first launch.
+    const int row = blockIdx.x, rows = (int)counts->tokens_or_rows(OF_ROWS);
     wait_for_previous();
-    const int row = blockIdx.x;
-    if (row >= (int)counts->tokens_or_rows(OF_ROWS)) return;
+    if (row >= rows) return;
     int unit[J], c[J];
     bool live[J];
 #pragma unroll
@@ -153,9 +155,9 @@ DEVICE void run_units(const Counts* counts, const R& region) {
     constexpr int J = (R::WIDTH + 31) / 32;
     let_next_start();
     region.fetch();
+    const int row = blockIdx.x, lane = threadIdx.x & 31, rows = (int)counts->tokens_or_rows(OF_ROWS);
     wait_for_previous();
-    const int row = blockIdx.x, lane = threadIdx.x & 31;
-    if (row >= (int)counts->tokens_or_rows(OF_ROWS)) return;
+    if (row >= rows) return;
     for (int u = threadIdx.x >> 5; u < R::COLS / R::UNIT; u += block_threads<THREADS>() >> 5) {
         int unit[J], c[J];
         bool live[J];

@@ -91,7 +91,7 @@ pub fn answer<D: Device>(
                     tokens += 1;
                     text.push(&stream.push(token)?)?;
                 }
-                Event::Hidden { .. } => {}
+                Event::Scored { .. } | Event::Hidden { .. } => {}
                 Event::Finished { reason, .. } => break 'serving reason,
             }
         }

@@ -195,6 +195,9 @@ pub enum DeviceKind {
     /// A GPU, through CUDA or HIP
     #[value(aliases = ["cuda", "hip"])]
     Gpu,
+    /// A simulator of gfx1151
+    #[cfg_attr(not(feature = "sim"), value(hide = true))]
+    Sim,
     Reference,
 }
 

@@ -87,13 +87,13 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Failure> {
             let figures = measure(&mut forward, &work, CpuDevice::profile)?;
             (threads, memory::read_rate(threads)?, figures)
         }
-        DeviceKind::Gpu | DeviceKind::Reference if args.profile => {
+        DeviceKind::Gpu | DeviceKind::Sim | DeviceKind::Reference if args.profile => {
             return Err(Error::User(
                 "only the CPU device has a profile; leave --profile out".into(),
             )
             .into());
         }
-        DeviceKind::Gpu => {
+        DeviceKind::Gpu | DeviceKind::Sim => {
             let mut forward = Forward::new(session.gpu_device()?, limits);
             let figures = measure(&mut forward, &work, |_| None)?;
             if let Some(why) = forward.device().eager() {
@@ -303,6 +303,7 @@ fn chart(
     let model = format!("{name} {}", manifest.model.quantisation);
     let target = match session.device_kind() {
         DeviceKind::Auto | DeviceKind::Cpu | DeviceKind::Gpu => manifest.target.to_string(),
+        DeviceKind::Sim => format!("{}, simulated", manifest.target),
         DeviceKind::Reference => "reference device".to_string(),
     };
     let prefill = figures.iter().find(|f| f.batch.is_none());

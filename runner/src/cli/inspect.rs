@@ -253,12 +253,20 @@ fn describe(plan: &Plan, op: &Op) -> String {
             region.cols,
             region.body.len()
         ),
-        Op::MatMul { x, segments } => {
+        Op::MatMul {
+            x,
+            prologue,
+            segments,
+        } => {
             let segment = |s: &bundle_format::plan::Segment| {
                 format!("{} -> {}", weight(s.weight), s.epilogue.name)
             };
             let segments: Vec<String> = segments.iter().map(segment).collect();
-            format!("{} times {}", buffer(*x), segments.join(" and "))
+            let x = match prologue {
+                Some(region) => format!("{} of {}", buffer(*x), region.name),
+                None => buffer(*x),
+            };
+            format!("{x} times {}", segments.join(" and "))
         }
         Op::Attention {
             q,

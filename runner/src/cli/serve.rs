@@ -29,6 +29,7 @@ fn runner_options(args: &ServeArgs) -> Result<RunnerOptions, Error> {
             DeviceKind::Auto => runner::DeviceKind::Own,
             DeviceKind::Cpu => runner::DeviceKind::Cpu,
             DeviceKind::Gpu => runner::DeviceKind::Gpu,
+            DeviceKind::Sim => runner::DeviceKind::Sim,
             DeviceKind::Reference => runner::DeviceKind::Reference,
         },
         threads: args.engine.threads,

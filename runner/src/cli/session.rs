@@ -83,7 +83,7 @@ impl Session {
     pub fn device(&self) -> Result<Box<dyn Device>, Error> {
         Ok(match self.kind {
             DeviceKind::Auto | DeviceKind::Cpu => Box::new(self.cpu_device(false)?),
-            DeviceKind::Gpu => Box::new(self.gpu_device()?),
+            DeviceKind::Gpu | DeviceKind::Sim => Box::new(self.gpu_device()?),
             DeviceKind::Reference => Box::new(self.reference_device()?),
         })
     }
@@ -102,6 +102,7 @@ impl Session {
         let options = GpuOptions {
             kv_bytes: self.kv_memory,
             stability: None,
+            simulate: self.kind == DeviceKind::Sim,
         };
         GpuDevice::open(self.loaded.clone(), &options)
     }
@@ -147,7 +148,7 @@ impl Session {
     /// Steps that are submitted at a time: a GPU works beside the host, other devices while they are submitted to.
     pub fn in_flight(&self) -> usize {
         match self.kind {
-            DeviceKind::Gpu => 2,
+            DeviceKind::Gpu | DeviceKind::Sim => 2,
             DeviceKind::Auto | DeviceKind::Cpu | DeviceKind::Reference => 1,
         }
     }

@@ -198,6 +198,11 @@ fn results(step: &Step, vocab: u32) -> Result<(), String> {
         }
     }
     for (i, want) in step.wants.iter().enumerate() {
+        if let Some(token) = want.score.filter(|&token| token >= vocab) {
+            return Err(format!(
+                "row {i} scores token {token}, expected below {vocab}"
+            ));
+        }
         if let Some(params) = &want.sample {
             sampler::check(params)
                 .and_then(|()| sampler::check_bias(&want.bias, vocab))

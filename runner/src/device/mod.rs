@@ -86,6 +86,8 @@ pub struct Want {
     /// Return log-probabilities: of the drawn token and of this many of the likeliest. They are of the model's own
     /// distribution, whatever the parameters, the bias and the mask make of it.
     pub logprobs: Option<u32>,
+    /// In a row in which no token is drawn: the token whose log-probability is returned in the place of a drawn one's.
+    pub score: Option<u32>,
     /// Return the row of logits, `[V]` f32, as the model gave them.
     pub logits: bool,
     /// Return the hidden state that the output head reads, `[D]` f32 (after the final norm).
@@ -198,7 +200,7 @@ pub struct RowOutcome {
 /// Natural logarithms of probabilities.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct LogProbs {
-    /// Of the drawn token; 0 where none was drawn.
+    /// Of the drawn token or, where none was drawn, of [`Want::score`]; 0 without either.
     pub token: f32,
     /// The likeliest tokens, likeliest first, lower ids first among equals.
     pub top: Vec<(u32, f32)>,

@@ -83,7 +83,7 @@ impl Outputs {
                 row.token = Some(sampler.sample(logits, params, &context, position)?);
             }
             if let Some(count) = want.logprobs {
-                row.logprobs = Some(sampler.logprobs(logits, row.token, count)?);
+                row.logprobs = Some(sampler.logprobs(logits, row.token.or(want.score), count)?);
             }
             Ok::<_, DrawError>(())
         };
@@ -154,7 +154,9 @@ fn stores(op: &Op, buffer: Option<usize>) -> bool {
     match op {
         Op::Embed { .. } | Op::RopeTable { .. } => false,
         Op::Region { region: body, .. } => region(body),
-        Op::MatMul { segments, .. } => segments.iter().any(|s| region(&s.epilogue)),
+        Op::MatMul {
+            prologue, segments, ..
+        } => prologue.iter().any(region) || segments.iter().any(|s| region(&s.epilogue)),
         Op::Attention { epilogue, .. } => region(epilogue),
     }
 }

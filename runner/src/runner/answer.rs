@@ -19,8 +19,17 @@ pub(super) struct Answers<'a> {
     /// None once it panicked: there is nobody to tell any more.
     sink: Option<Sink>,
     choices: Vec<Choice<'a>>,
+    /// None where nobody asked for it, or once it is told.
+    prompt: Option<Prompt>,
     prompt_tokens: u32,
     start: Instant,
+}
+
+/// A prompt that is to be told.
+struct Prompt {
+    ids: Vec<u32>,
+    /// As far as they are scored.
+    tokens: Vec<TokenInfo>,
 }
 
 /// One answer.
@@ -69,8 +78,43 @@ impl<'a> Answers<'a> {
             tokenizer,
             sink: Some(sink),
             choices: (0..choices).map(|_| choice()).collect(),
+            prompt: None,
             prompt_tokens,
             start,
+        }
+    }
+
+    /// The prompt is to be told with the probabilities of its tokens.
+    pub fn with_prompt(mut self, ids: Vec<u32>) -> Self {
+        let tokens = Vec::with_capacity(ids.len());
+        self.prompt = Some(Prompt { ids, tokens });
+        self
+    }
+
+    /// The engine scored the next tokens of the prompt, which the next [`Answers::tell`] tells once they are all.
+    ///
+    /// # Errors
+    /// The engine scored what nobody asked for, or an id is not of the vocabulary.
+    pub fn scored(&mut self, scores: impl IntoIterator<Item = LogProbs>) -> Result<(), Error> {
+        let tokenizer = self.tokenizer;
+        let bug = || Error::Bug("the engine scored more than the prompt".into());
+        let Prompt { ids, tokens } = self.prompt.as_mut().ok_or_else(bug)?;
+        // Nothing comes before the first one.
+        if tokens.is_empty() {
+            tokens.push(token_info(tokenizer, ids[0], None)?);
+        }
+        for logprobs in scores {
+            let id = *ids.get(tokens.len()).ok_or_else(bug)?;
+            tokens.push(token_info(tokenizer, id, Some(logprobs))?);
+        }
+        Ok(())
+    }
+
+    /// Tells the prompt, once it is scored.
+    fn tell_prompt(&mut self) {
+        let is_whole = |prompt: &mut Prompt| prompt.tokens.len() == prompt.ids.len();
+        if let Some(Prompt { tokens, .. }) = self.prompt.take_if(is_whole) {
+            self.send(Update::Prompt { tokens });
         }
     }
 
@@ -134,6 +178,7 @@ impl<'a> Answers<'a> {
                 total: start.elapsed(),
             },
         };
+        self.tell_prompt();
         self.tell_choice(choice);
         self.send(finished);
         Ok(())
@@ -159,6 +204,7 @@ impl<'a> Answers<'a> {
 
     /// Tells what was drawn since the last time.
     pub fn tell(&mut self) {
+        self.tell_prompt();
         for choice in 0..self.choices.len() as u32 {
             self.tell_choice(choice);
         }

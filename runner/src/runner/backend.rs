@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::device::Device;
+use crate::device::{Device, LogProbs};
 use crate::engine::{Engine, Progress};
 use crate::supervise::{Heard, Supervision};
 use crate::{Error, Event, Request, RequestId, Stats};
@@ -30,6 +30,11 @@ pub(crate) enum Told {
         id: RequestId,
         rows: u32,
         sum: Vec<f64>,
+    },
+    /// All of the prompt, in place of [`Event::Scored`].
+    Scored {
+        id: RequestId,
+        scores: Vec<LogProbs>,
     },
 }
 

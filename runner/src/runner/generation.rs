@@ -99,7 +99,7 @@ impl Generation {
                 Update::Finished {
                     choice: 0, reason, ..
                 } => end = reason,
-                Update::Delta { .. } | Update::Finished { .. } => {}
+                Update::Prompt { .. } | Update::Delta { .. } | Update::Finished { .. } => {}
             }
         }
         (all, end)

@@ -163,6 +163,7 @@ impl Runner {
             },
             choices: request.choices,
             logprobs: request.logprobs,
+            prompt_logprobs: request.prompt_logprobs,
             bias: request.bias.into(),
             grammar: grammar
                 .map(|g| self.inner.model.constraint(g))

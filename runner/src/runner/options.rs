@@ -24,6 +24,8 @@ pub enum DeviceKind {
     Cpu,
     /// Its code, on a GPU; likewise.
     Gpu,
+    /// Its code for gfx1151, instruction by instruction on a processor: very slow, for tests (feature `sim`).
+    Sim,
     /// The bundle's meaning, in f32: slow, the measure of the others.
     Reference,
 }
@@ -75,7 +77,7 @@ impl RunnerOptions {
     pub(crate) fn engine_config(&self, loaded: &Loaded) -> Config {
         Config {
             in_flight: match self.chosen(loaded) {
-                DeviceKind::Gpu => 2,
+                DeviceKind::Gpu | DeviceKind::Sim => 2,
                 DeviceKind::Own | DeviceKind::Cpu | DeviceKind::Reference => 1,
             },
             queue: self.queue,
@@ -88,7 +90,7 @@ impl RunnerOptions {
 
     /// Whether it is a GPU that runs the bundle.
     pub(crate) fn is_gpu(&self, loaded: &Loaded) -> bool {
-        self.chosen(loaded) == DeviceKind::Gpu
+        matches!(self.chosen(loaded), DeviceKind::Gpu | DeviceKind::Sim)
     }
 
     /// The profile that a bundle was compiled by, where it has profiles and runs on its GPU.
@@ -109,10 +111,11 @@ impl RunnerOptions {
     /// Opens the device, on the thread that is to use it.
     pub(crate) fn open_device(&self, loaded: &Arc<Loaded>) -> Result<Box<dyn Device>, Error> {
         Ok(match self.chosen(loaded) {
-            DeviceKind::Gpu => {
+            kind @ (DeviceKind::Gpu | DeviceKind::Sim) => {
                 let options = GpuOptions {
                     kv_bytes: self.kv_memory,
                     stability: self.stability,
+                    simulate: kind == DeviceKind::Sim,
                 };
                 Box::new(GpuDevice::open(loaded.clone(), &options)?)
             }

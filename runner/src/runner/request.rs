@@ -60,6 +60,9 @@ pub struct GenerateRequest {
     pub ignore_eos: bool,
     /// Tell the log-probability of each token, and of this many of the likeliest in its place.
     pub logprobs: Option<u32>,
+    /// Tell the log-probability of each token of the prompt but the first, and of this many of the likeliest in its place
+    /// ([`Update::Prompt`](super::Update::Prompt)). Nothing of the prompt is taken from the KV cache then.
+    pub prompt_logprobs: Option<u32>,
     /// Added to the logits of these tokens; each id once.
     pub bias: Vec<(u32, f32)>,
     /// What an answer must match.
@@ -87,6 +90,7 @@ impl GenerateRequest {
             stop: Vec::new(),
             ignore_eos: false,
             logprobs: None,
+            prompt_logprobs: None,
             bias: Vec::new(),
             grammar: None,
             timeout: None,

@@ -183,6 +183,7 @@ fn collect(updates: &Updates) -> (String, FinishReason) {
     loop {
         match updates.recv().expect("an answer has an end") {
             Update::Delta { text, .. } => all += &text,
+            Update::Prompt { .. } => panic!("nobody asked for it"),
             Update::Finished { reason, .. } => return (all, reason),
         }
     }
@@ -198,7 +199,7 @@ fn tokens_come_with_their_text_and_the_held_text_at_the_end() {
             .iter()
             .filter_map(|update| match update {
                 Update::Delta { text, tokens, .. } => Some((text.as_str(), tokens.len())),
-                Update::Finished { .. } => None,
+                Update::Prompt { .. } | Update::Finished { .. } => None,
             })
             .collect();
         // "aa" may be the start of the stop string.

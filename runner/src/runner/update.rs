@@ -7,6 +7,8 @@ use crate::FinishReason;
 /// What happened to one of a request's answers.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Update {
+    /// The prompt's tokens, the first without a probability, where they were asked for: once, before all else.
+    Prompt { tokens: Vec<TokenInfo> },
     /// The answer goes on.
     Delta {
         /// Which answer; below [`GenerateRequest::choices`](super::GenerateRequest::choices).
@@ -26,7 +28,7 @@ pub enum Update {
     },
 }
 
-/// A drawn token.
+/// A token of an answer or a prompt.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenInfo {
     pub id: u32,

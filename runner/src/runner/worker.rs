@@ -163,7 +163,8 @@ impl<B: Backend> Worker<'_, B> {
         }
     }
 
-    /// Obeys all commands that are there. `wait`: for the first one. False: stop.
+    /// Obeys the commands that are there, up to one that is news of a worker process: it is told before the next is heard, so
+    /// that an answer which ends with it has no more tokens. `wait`: for the first one. False: stop.
     fn take(&mut self, commands: &Receiver<Command>, wait: Wait) -> bool {
         let first = match wait {
             Wait::No => None,
@@ -177,19 +178,25 @@ impl<B: Backend> Worker<'_, B> {
                 Err(RecvTimeoutError::Disconnected) => return false,
             },
         };
-        if first.is_some_and(|command| !self.obey(command)) {
-            return false;
-        }
+        let mut next = match first {
+            Some(command) => Ok(command),
+            None => commands.try_recv(),
+        };
         loop {
-            match commands.try_recv() {
+            match next {
                 Ok(command) => {
+                    let is_news = matches!(command, Command::Hear(..));
                     if !self.obey(command) {
                         return false;
+                    }
+                    if is_news {
+                        return true;
                     }
                 }
                 Err(TryRecvError::Empty) => return true,
                 Err(TryRecvError::Disconnected) => return false,
             }
+            next = commands.try_recv();
         }
     }
 
@@ -219,6 +226,7 @@ impl<B: Backend> Worker<'_, B> {
             start,
         } = submission;
         let (prompt, choices) = (request.prompt.len(), request.choices);
+        let scored = request.prompt_logprobs.map(|_| request.prompt.clone());
         self.shared.admit()?;
         let id = self.backend.add(request).inspect_err(|_| {
             self.shared.ended(1);
@@ -226,7 +234,15 @@ impl<B: Backend> Worker<'_, B> {
         let active = match wanted {
             Wanted::Answers { stop, sink } => {
                 let prompt = prompt as u32;
-                let answers = Answers::new(self.tokenizer, sink, choices, &stop, prompt, start);
+                let mut answers = Answers::new(self.tokenizer, sink, choices, &stop, prompt, start);
+                if let Some(ids) = scored {
+                    let is_alone = ids.len() == 1;
+                    answers = answers.with_prompt(ids);
+                    // There is nothing to score, and so no news of it.
+                    if is_alone {
+                        answers.scored([])?;
+                    }
+                }
                 Active::Answers(Box::new(answers))
             }
             Wanted::Embedding(reply) => Active::Embedding(Pooling::new(prompt, reply)),
@@ -259,6 +275,7 @@ impl<B: Backend> Worker<'_, B> {
     fn take_event(&mut self, told: Told) {
         let event = match told {
             Told::Engine(event) => event,
+            Told::Scored { id, scores } => return self.scored(id, scores),
             Told::Hidden { id, rows, sum } => {
                 if let Some(Active::Embedding(pooling)) = self.active.get_mut(&id) {
                     pooling.rows.add_sum(sum.into_iter(), rows);
@@ -273,6 +290,7 @@ impl<B: Backend> Worker<'_, B> {
                 token,
                 logprobs,
             } => self.token(id, choice, token, logprobs),
+            Event::Scored { id, logprobs, .. } => self.scored(id, vec![logprobs]),
             Event::Hidden { id, row, .. } => {
                 if let Some(Active::Embedding(pooling)) = self.active.get_mut(&id) {
                     pooling.rows.add(&row);
@@ -298,6 +316,18 @@ impl<B: Backend> Worker<'_, B> {
             Ok(true) => self.backend.cancel_choice(id, choice),
             Ok(false) => {}
             Err(error) => self.fail(id, &error),
+        }
+    }
+
+    fn scored(&mut self, id: RequestId, scores: Vec<LogProbs>) {
+        let Some(Active::Answers(answers)) = self.active.get_mut(&id) else {
+            return;
+        };
+        if self.news.last() != Some(&id) {
+            self.news.push(id);
+        }
+        if let Err(error) = answers.scored(scores) {
+            self.fail(id, &error);
         }
     }
 

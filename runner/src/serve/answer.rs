@@ -16,6 +16,11 @@ use crate::runner::{GenerateRequest, Handle, TokenInfo, Update, Usage};
 /// What happened to one of the choices.
 #[derive(Debug)]
 pub enum News {
+    /// A prompt's tokens with their probabilities, where they were asked for; before its choices' other news.
+    Prompt {
+        prompt: usize,
+        tokens: Vec<TokenInfo>,
+    },
     /// More text, or tokens that make none yet.
     More {
         choice: usize,
@@ -115,6 +120,7 @@ impl Answers {
         }
         let update = std::task::ready!(self.updates.poll_recv(cx));
         Poll::Ready(Some(match update {
+            Some((prompt, _, Update::Prompt { tokens })) => News::Prompt { prompt, tokens },
             Some((
                 prompt,
                 at,

@@ -255,6 +255,8 @@ const CHUNK: &str = "chat.completion.chunk";
 impl Chunks for Stream {
     fn chunks(&mut self, news: News) -> Vec<Value> {
         match news {
+            // Chats have no echo.
+            News::Prompt { .. } => Vec::new(),
             News::More {
                 choice,
                 text,
@@ -296,6 +298,7 @@ async fn whole(
     let mut messages: Vec<Message> = choices.iter().map(|_| Message::default()).collect();
     while let Some(news) = answers.next().await {
         match news {
+            News::Prompt { .. } => {}
             News::More {
                 choice,
                 text,

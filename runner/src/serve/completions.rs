@@ -12,7 +12,7 @@ use super::error::ApiError;
 use super::events::{self, Chunks};
 use super::fields::{Fields, expected};
 use super::head::Head;
-use super::params::{MAX_LOGPROBS, Params, token_ids};
+use super::params::{MAX_CHOICES, MAX_LOGPROBS, Params, token_ids};
 use super::track::Record;
 use super::{App, body, logprobs};
 use crate::runner::{GenerateRequest, TokenInfo};
@@ -32,7 +32,9 @@ pub async fn complete(
 ) -> Result<Response, ApiError> {
     let body = body::read(&app, request).await?;
     let call = Call::parse(&app, Fields::parse(&body)?)?;
-    let (params, with_logprobs) = (call.params.clone(), call.logprobs.is_some());
+    let (stream, stream_usage) = (call.params.stream, call.params.stream_usage);
+    let (drawn, given) = (call.best_of as usize, call.params.choices as usize);
+    let (with_logprobs, echo_waits) = (call.logprobs.is_some(), call.scores_prompt());
     let (requests, echoes) = {
         let app = app.clone();
         aside(move || call.requests(&app)).await??
@@ -44,17 +46,24 @@ pub async fn complete(
             text: echo,
             tokens: Vec::new(),
             with_logprobs,
+            likelihood: Mean::default(),
             reason: "",
         };
-        std::iter::repeat_n(choice, params.choices as usize)
+        std::iter::repeat_n(choice, drawn)
     });
     let completion = Completion {
         head: Head::new(&app, "cmpl"),
         choices: choices.collect(),
-        with_usage: params.stream_usage,
+        drawn,
+        given,
+        with_usage: stream_usage,
+        app,
     };
-    if params.stream {
-        let first = completion.echoes();
+    if stream {
+        let first = match echo_waits {
+            true => Vec::new(),
+            false => completion.echoes(),
+        };
         return Ok(events::response(answers, first, completion));
     }
     completion.whole(answers).await
@@ -74,6 +83,8 @@ struct Call {
     logprobs: Option<u32>,
     /// The answer begins with the prompt.
     echo: bool,
+    /// Answers that are drawn for each prompt; those are given that the model finds likeliest.
+    best_of: u32,
     /// Control tokens that the prompt spells are control tokens.
     parse_special: bool,
 }
@@ -81,28 +92,33 @@ struct Call {
 impl Call {
     fn parse(app: &App, mut fields: Fields) -> Result<Call, ApiError> {
         let prompts = prompts(fields.take("prompt"))?;
-        let max_tokens = fields.integer("max_tokens", 1..=i64::from(u32::MAX))?;
+        let max_tokens = fields.integer("max_tokens", 0..=i64::from(u32::MAX))?;
         let logprobs = fields.integer("logprobs", 0..=MAX_LOGPROBS)?;
         let echo = fields.boolean("echo")?.unwrap_or(false);
         let parse_special = fields.boolean("parse_special")?.unwrap_or(false);
         fields.refuse("suffix", "this model writes on from a text, not into one")?;
-        let best_of = fields.integer("best_of", 1..=i64::from(u32::MAX))?;
+        let best_of = fields.integer("best_of", 1..=MAX_CHOICES)?;
         let params = Params::take(&mut fields, app)?;
         fields.finish()?;
-        if best_of.is_some_and(|best| best != i64::from(params.choices)) {
-            let message = "best_of other than n is not supported: all answers are given";
-            return Err(ApiError::unsupported("best_of", message));
+        if max_tokens == Some(0) && !echo {
+            let message = "max_tokens is 0, which leaves nothing to give without echo";
+            return Err(ApiError::invalid("max_tokens", message));
         }
-        let answers = prompts.len() * params.choices as usize;
+        let best_of = best_of.map_or(params.choices, |best| best as u32);
+        if best_of < params.choices {
+            let message = format!("best_of is {best_of}, and n {} of them", params.choices);
+            return Err(ApiError::invalid("best_of", message));
+        }
+        if params.stream && best_of > params.choices {
+            let message = "which answers are the best is known at their end: best_of above n and stream exclude each other";
+            return Err(ApiError::invalid("best_of", message));
+        }
+        let answers = prompts.len() * best_of as usize;
         if answers > MAX_ANSWERS {
-            let message =
-                format!("prompts times n are {answers} answers, and may be {MAX_ANSWERS}");
+            let message = format!(
+                "prompts times n or best_of are {answers} answers, and may be {MAX_ANSWERS}"
+            );
             return Err(ApiError::invalid("n", message));
-        }
-        if echo && logprobs.is_some() {
-            let message =
-                "echo with logprobs is not supported: a prompt's tokens have no log-probabilities";
-            return Err(ApiError::unsupported("echo", message));
         }
         Ok(Call {
             prompts,
@@ -110,8 +126,14 @@ impl Call {
             max_tokens: max_tokens.map_or(MAX_TOKENS, |n| n as u32),
             logprobs: logprobs.map(|n| n as u32),
             echo,
+            best_of,
             parse_special,
         })
+    }
+
+    /// Whether the prompt's tokens are told with their log-probabilities.
+    fn scores_prompt(&self) -> bool {
+        self.echo && self.logprobs.is_some()
     }
 
     /// What the engine is asked, and what the answers begin with. Tokenises.
@@ -121,6 +143,8 @@ impl Call {
             parse_special: self.parse_special,
             add_special: true,
         };
+        let scored = self.logprobs.filter(|_| self.scores_prompt());
+        let judged = (self.best_of > self.params.choices).then_some(0);
         let grammar = self.params.shape.clone().map(|shape| shape.into_grammar());
         let mut requests = Vec::with_capacity(self.prompts.len());
         let mut echoes = Vec::with_capacity(self.prompts.len());
@@ -136,7 +160,9 @@ impl Call {
             app.check_prompt(tokens.len(), "prompt")?;
             let mut request = self.params.request(tokens);
             request.max_tokens = Some(self.max_tokens);
-            request.logprobs = self.logprobs;
+            request.choices = self.best_of;
+            request.logprobs = self.logprobs.or(judged);
+            request.prompt_logprobs = scored;
             request.grammar = grammar.clone();
             requests.push(request);
             echoes.push(if self.echo { text } else { String::new() });
@@ -182,17 +208,44 @@ fn prompts(value: Option<Value>) -> Result<Vec<Prompt>, ApiError> {
 struct Choice {
     /// The echo; of a whole completion, the answer too.
     text: String,
-    /// Where the answer's next token begins, in characters.
+    /// Where the next token begins that is told, in characters.
     offset: usize,
     tokens: Vec<TokenInfo>,
     with_logprobs: bool,
+    /// Of the answer's tokens.
+    likelihood: Mean,
     reason: &'static str,
+}
+
+/// The mean of log-probabilities.
+#[derive(Clone, Copy, Default)]
+struct Mean {
+    sum: f64,
+    count: u32,
+}
+
+impl Mean {
+    fn add(&mut self, tokens: &[TokenInfo]) {
+        for logprob in tokens.iter().filter_map(|token| token.logprob) {
+            self.sum += f64::from(logprob);
+            self.count += 1;
+        }
+    }
+
+    /// An answer without a token was as likely as its end alone, which nobody told.
+    fn value(self) -> f64 {
+        self.sum / f64::from(self.count.max(1))
+    }
 }
 
 /// A response.
 struct Completion {
+    app: Arc<App>,
     head: Head,
     choices: Vec<Choice>,
+    /// Choices of a prompt that are drawn, and those that are given.
+    drawn: usize,
+    given: usize,
     with_usage: bool,
 }
 
@@ -215,9 +268,33 @@ impl Completion {
             .collect()
     }
 
+    /// The choices of a prompt.
+    fn choices_of(&self, prompt: usize) -> std::ops::Range<usize> {
+        prompt * self.drawn..(prompt + 1) * self.drawn
+    }
+
+    /// Of each prompt's choices the likeliest by their tokens' mean, likeliest first; all, as they are, where no more were drawn.
+    fn best(&self) -> Vec<&Choice> {
+        let mut best = Vec::new();
+        for of_prompt in self.choices.chunks(self.drawn) {
+            let mut order: Vec<&Choice> = of_prompt.iter().collect();
+            if self.drawn > self.given {
+                order.sort_by(|a, b| b.likelihood.value().total_cmp(&a.likelihood.value()));
+            }
+            best.extend(order.into_iter().take(self.given));
+        }
+        best
+    }
+
     async fn whole(mut self, mut answers: Answers) -> Result<Response, ApiError> {
         while let Some(news) = answers.next().await {
             match news {
+                News::Prompt { prompt, tokens } => {
+                    for index in self.choices_of(prompt) {
+                        let choice = &mut self.choices[index];
+                        (choice.tokens, choice.offset) = (tokens.clone(), 0);
+                    }
+                }
                 News::More {
                     choice,
                     text,
@@ -225,6 +302,7 @@ impl Completion {
                 } => {
                     let choice = &mut self.choices[choice];
                     choice.text += &text;
+                    choice.likelihood.add(&tokens);
                     if choice.with_logprobs {
                         choice.tokens.extend(tokens);
                     }
@@ -232,9 +310,10 @@ impl Completion {
                 News::End { choice, outcome } => self.choices[choice].reason = outcome?,
             }
         }
-        let choices = self.choices.iter().enumerate().map(|(i, choice)| {
+        let tokenizer = self.app.runner.tokenizer();
+        let choices = self.best().into_iter().enumerate().map(|(i, choice)| {
             let logprobs = match choice.with_logprobs {
-                true => logprobs::of_completion(&choice.tokens, choice.offset),
+                true => logprobs::of_completion(tokenizer, &choice.tokens, choice.offset),
                 false => Value::Null,
             };
             choice_json(i, &choice.text, logprobs, Some(choice.reason))
@@ -251,20 +330,25 @@ fn choice_json(index: usize, text: &str, logprobs: Value, reason: Option<&str>) 
 impl Chunks for Completion {
     fn chunks(&mut self, news: News) -> Vec<Value> {
         match news {
+            News::Prompt { prompt, tokens } => {
+                let tokenizer = self.app.runner.tokenizer();
+                let logprobs = logprobs::of_completion(tokenizer, &tokens, 0);
+                let echo = |i| self.chunk(i, &self.choices[i].text, logprobs.clone(), None);
+                self.choices_of(prompt).map(echo).collect()
+            }
             News::More {
                 choice: index,
                 text,
                 tokens,
             } => {
+                let tokenizer = self.app.runner.tokenizer();
                 let choice = &mut self.choices[index];
                 let logprobs = match choice.with_logprobs && !tokens.is_empty() {
-                    true => logprobs::of_completion(&tokens, choice.offset),
+                    true => logprobs::of_completion(tokenizer, &tokens, choice.offset),
                     false => Value::Null,
                 };
-                let spelled = tokens
-                    .iter()
-                    .map(|t| String::from_utf8_lossy(&t.bytes).chars().count());
-                choice.offset += spelled.sum::<usize>();
+                let widths = tokens.iter().map(|t| logprobs::width(tokenizer, t));
+                choice.offset += widths.sum::<usize>();
                 match text.is_empty() && logprobs.is_null() {
                     true => Vec::new(),
                     false => vec![self.chunk(index, &text, logprobs, None)],

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use crate::runner::TokenInfo;
+use crate::tokenizer::Tokenizer;
 
 /// What JSON can say of a probability of 0, which has no logarithm.
 const LEAST: f32 = -9999.0;
@@ -28,23 +29,29 @@ fn entry(bytes: &[u8], logprob: Option<f32>) -> Value {
     json!({ "token": text(bytes), "logprob": finite(logprob), "bytes": bytes })
 }
 
-/// Of a plain completion's tokens, the first of which begins at character `offset`.
-pub fn of_completion(tokens: &[TokenInfo], offset: usize) -> Value {
+/// Of a plain completion's tokens, the first of which begins at character `offset`. A token without a probability, which a
+/// prompt's first one is, has nothing likelier either.
+pub fn of_completion(tokenizer: Tokenizer<'_>, tokens: &[TokenInfo], offset: usize) -> Value {
     let mut at = offset;
     let (mut texts, mut values, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
     for token in tokens {
-        let spelled = text(&token.bytes);
         let top = token.top.iter();
         let top: Map<String, Value> = top
             .map(|a| (text(&a.bytes), finite(Some(a.logprob))))
             .collect();
         offsets.push(at);
-        at += spelled.chars().count();
+        at += width(tokenizer, token);
         values.push(finite(token.logprob));
-        tops.push(top);
-        texts.push(spelled);
+        tops.push(token.logprob.map(|_| top));
+        texts.push(text(&token.bytes));
     }
     json!({ "tokens": texts, "token_logprobs": values, "top_logprobs": tops, "text_offset": offsets })
+}
+
+/// Characters that a token adds to a text: control tokens none, each part of a character one.
+pub fn width(tokenizer: Tokenizer<'_>, token: &TokenInfo) -> usize {
+    let shown = tokenizer.token_bytes(token.id, false).unwrap_or_default();
+    String::from_utf8_lossy(shown).chars().count()
 }
 
 /// A part of a character shows as U+FFFD; a chat's `bytes` have it exactly.

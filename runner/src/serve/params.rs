@@ -10,7 +10,7 @@ use crate::device::SampleParams;
 use crate::runner::{GenerateRequest, Input};
 
 /// Most answers to a prompt.
-const MAX_CHOICES: i64 = 128;
+pub const MAX_CHOICES: i64 = 128;
 /// Most stop strings.
 const MAX_STOPS: usize = 16;
 /// Most log-probabilities beside the drawn token's.

@@ -26,6 +26,8 @@ pub struct Ledger {
 struct Entry {
     request: Request,
     choices: Vec<Choice>,
+    /// The scores of its prompt were told.
+    scored: bool,
     /// Deaths of workers since it last got on.
     deaths: u32,
     /// Names of its tasks.
@@ -58,6 +60,7 @@ impl Ledger {
         let entry = Entry {
             choices: vec![Choice::default(); request.choices as usize],
             request,
+            scored: false,
             deaths: 0,
             keys: Vec::new(),
         };
@@ -108,7 +111,8 @@ impl Ledger {
             }
         }
         self.next_key += parts.len() as u64;
-        for (choice, task) in &parts {
+        for (choice, task) in &mut parts {
+            task.prompt_logprobs = task.prompt_logprobs.filter(|_| !entry.scored);
             entry.keys.push(task.key);
             self.tasks.insert(
                 task.key,
@@ -175,6 +179,13 @@ impl Ledger {
                     token,
                     logprobs,
                 }))
+            }
+            News::Scored { key, scores } => {
+                let Part { id, .. } = *self.tasks.get(&key)?;
+                let entry = self.entries.get_mut(&id)?;
+                entry.deaths = 0;
+                let news = !std::mem::replace(&mut entry.scored, true);
+                news.then_some(Told::Scored { id, scores })
             }
             News::Hidden { key, rows, sum } => {
                 let (id, _) = self.place(key, 0)?;

@@ -49,6 +49,7 @@ pub struct Task {
     pub stop: Vec<u32>,
     pub choices: u32,
     pub logprobs: Option<u32>,
+    pub prompt_logprobs: Option<u32>,
     pub bias: Vec<(u32, f32)>,
     pub grammar: Option<Form>,
     pub cache_salt: u64,
@@ -68,6 +69,7 @@ impl Task {
             stop: request.stop.clone(),
             choices: request.choices,
             logprobs: request.logprobs,
+            prompt_logprobs: request.prompt_logprobs,
             bias: request.bias.to_vec(),
             grammar: request.grammar.as_ref().map(|g| Form::of(g.source())),
             cache_salt: request.cache_salt,
@@ -147,6 +149,8 @@ pub enum News {
         /// With the choice's first token here: tokens of the prompt that were found in the prefix cache.
         cached: Option<u32>,
     },
+    /// How likely the prompt's tokens are, from the second one on: all of them, before the first token.
+    Scored { key: u64, scores: Vec<LogProbs> },
     /// Hidden states of tokens of the prompt, added up.
     Hidden { key: u64, rows: u32, sum: Vec<f64> },
     Finished {

@@ -11,9 +11,10 @@ use super::policy::{Death, Policy, Verdict};
 use super::process::{Heard, Process};
 use super::{Supervise, Supervision};
 use crate::admission::Admission;
+use crate::device::Stability;
 use crate::load::Loaded;
 use crate::runner::{Backend, RunnerOptions, Told, Wait};
-use crate::{Error, FinishReason, Request, RequestId, Stats};
+use crate::{Error, Event, FinishReason, Request, RequestId, Stats};
 
 /// A worker that has not opened bundle and device again in this time hangs. The first one may take as long as it likes: there
 /// is somebody who waits for it.
@@ -48,10 +49,25 @@ pub struct Remote {
     told: Vec<Told>,
     /// Requests and choices that wait: what the worker last said, and what it was given since.
     waiting: usize,
-    /// Of workers that are gone, and of the present one.
+    /// What workers that are gone have counted, and what the present one has; and what is counted here, where a request is one
+    /// however many workers served it.
     before: Stats,
     now: Stats,
+    prompt_tokens: u64,
+    generated_tokens: u64,
     supervision: Supervision,
+}
+
+/// What is served, and how.
+struct Service {
+    setup: Setup,
+    root: String,
+    admission: Admission,
+    max_running: usize,
+    queue: usize,
+    gpu: bool,
+    /// The profile of the first worker, if the bundle has some.
+    stability: Option<Stability>,
 }
 
 /// Where the present worker is.
@@ -90,8 +106,7 @@ impl Remote {
     ) -> Result<Remote, Error> {
         let limits = &loaded.plan().limits;
         let stability = options.stability.or_else(|| options.own_stability(loaded));
-        let mut remote = Remote {
-            supervise: supervise.clone(),
+        let service = Service {
             setup: Setup {
                 bundle: loaded.path().as_os_str().as_bytes().to_vec(),
                 device: options.device,
@@ -110,23 +125,10 @@ impl Remote {
             },
             max_running: limits.max_seqs.min(limits.max_rows).min(limits.max_tokens) as usize,
             queue: options.queue,
-            hear,
-            policy: Policy::new(options.is_gpu(loaded), stability),
-            ledger: Ledger::default(),
-            held: VecDeque::new(),
-            on_trial: None,
-            link: Link::Failed,
-            worker: 0,
-            cause: None,
-            told: Vec::new(),
-            waiting: 0,
-            before: Stats::default(),
-            now: Stats::default(),
-            supervision: Supervision {
-                stability,
-                ..Supervision::default()
-            },
+            gpu: options.is_gpu(loaded),
+            stability,
         };
+        let mut remote = Remote::new(service, supervise, hear);
         let process = remote.start()?;
         remote.link = Link::Opening(process, Instant::now());
         loop {
@@ -150,6 +152,45 @@ impl Remote {
                 }
                 None => return Err(Error::Bug("nothing is heard of the worker".into())),
             }
+        }
+    }
+
+    /// Without a worker yet.
+    fn new(service: Service, supervise: &Supervise, hear: Hear) -> Remote {
+        let Service {
+            setup,
+            root,
+            admission,
+            max_running,
+            queue,
+            gpu,
+            stability,
+        } = service;
+        Remote {
+            supervise: supervise.clone(),
+            setup,
+            root,
+            admission,
+            max_running,
+            queue,
+            hear,
+            policy: Policy::new(gpu, stability),
+            ledger: Ledger::default(),
+            held: VecDeque::new(),
+            on_trial: None,
+            link: Link::Failed,
+            worker: 0,
+            cause: None,
+            told: Vec::new(),
+            waiting: 0,
+            before: Stats::default(),
+            now: Stats::default(),
+            prompt_tokens: 0,
+            generated_tokens: 0,
+            supervision: Supervision {
+                stability,
+                ..Supervision::default()
+            },
         }
     }
 
@@ -194,6 +235,9 @@ impl Remote {
                 self.now = stats;
                 for news in news {
                     let told = self.ledger.hear(news);
+                    // A token is counted with its arrival, or, where its worker died before, when another one draws it again.
+                    let token = matches!(told, Some(Told::Engine(Event::Token { .. })));
+                    self.generated_tokens += u64::from(token);
                     self.tell(told);
                 }
                 self.release();
@@ -392,9 +436,8 @@ impl Remote {
             prefix_hit_tokens: a.prefix_hit_tokens + b.prefix_hit_tokens,
             prefix_query_tokens: a.prefix_query_tokens + b.prefix_query_tokens,
             preemptions: a.preemptions + b.preemptions,
-            // A prompt counts once, however often it is computed.
-            prompt_tokens: a.prompt_tokens,
-            generated_tokens: a.generated_tokens + b.generated_tokens,
+            prompt_tokens: self.prompt_tokens,
+            generated_tokens: self.generated_tokens,
             drafted_tokens: a.drafted_tokens + b.drafted_tokens,
             accepted_tokens: a.accepted_tokens + b.accepted_tokens,
             steps: a.steps + b.steps,
@@ -416,7 +459,7 @@ impl Backend for Remote {
             )));
         }
         self.waiting += 1;
-        self.before.prompt_tokens += request.prompt.len() as u64;
+        self.prompt_tokens += request.prompt.len() as u64;
         let id = self.ledger.add(request);
         if self.on_trial.is_some() {
             self.held.push_back(id);
@@ -516,3 +559,6 @@ fn unencodable(error: std::io::Error) -> Error {
         "the request can't be sent to the worker process: {error}"
     ))
 }
+
+#[cfg(test)]
+mod tests;

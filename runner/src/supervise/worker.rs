@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::message::{self, News, Order, Report, Setup, Task};
 use super::process;
-use crate::device::Device;
+use crate::device::{Device, LogProbs};
 use crate::engine::Engine;
 use crate::grammar::GrammarCompiler;
 use crate::load::Loaded;
@@ -148,6 +148,7 @@ impl Grammars<'_> {
             stop: task.stop,
             choices: task.choices,
             logprobs: task.logprobs,
+            prompt_logprobs: task.prompt_logprobs,
             bias: task.bias.into(),
             grammar,
             deadline: None,
@@ -188,6 +189,9 @@ struct Running {
     /// Answers that have not ended.
     open: u32,
     hidden: Rows,
+    /// Of the prompt's tokens from the second one on, as many as are there; and how many there will be.
+    scores: Vec<LogProbs>,
+    scored: usize,
 }
 
 impl<D: Device> Serving<D> {
@@ -255,6 +259,7 @@ impl<D: Device> Serving<D> {
     fn submit(&mut self, key: u64, request: Result<Box<Request>, Error>) {
         self.taken += 1;
         let choices = request.as_ref().map_or(1, |request| request.choices);
+        let prompt = request.as_ref().map_or(0, |request| request.prompt.len());
         match request.and_then(|request| self.engine.add(*request)) {
             Ok(id) => {
                 let running = Running {
@@ -262,6 +267,8 @@ impl<D: Device> Serving<D> {
                     begun: vec![false; choices as usize],
                     open: choices,
                     hidden: Rows::default(),
+                    scores: Vec::new(),
+                    scored: prompt.saturating_sub(1),
                 };
                 self.tasks.insert(id, running);
                 self.ids.insert(key, id);
@@ -327,6 +334,17 @@ impl<D: Device> Serving<D> {
                         .then(|| self.engine.cached_tokens(id, choice))
                         .flatten(),
                 });
+            }
+            Event::Scored { id, logprobs, .. } => {
+                if let Some(running) = self.tasks.get_mut(&id) {
+                    running.scores.push(logprobs);
+                    if running.scores.len() == running.scored {
+                        news.push(News::Scored {
+                            key: running.key,
+                            scores: std::mem::take(&mut running.scores),
+                        });
+                    }
+                }
             }
             Event::Hidden { id, row, .. } => {
                 if let Some(running) = self.tasks.get_mut(&id) {

@@ -83,6 +83,8 @@ pub struct Expected {
     pub tokens: Vec<u32>,
     pub logprobs: Vec<Option<LogProbs>>,
     pub hidden: Vec<Vec<f32>>,
+    /// Of the prompt's tokens from the second one on.
+    pub scores: Vec<LogProbs>,
     pub reason: FinishReason,
 }
 
@@ -117,8 +119,14 @@ pub fn expected(
         tokens: Vec::new(),
         logprobs: Vec::new(),
         hidden: Vec::new(),
+        scores: Vec::new(),
         reason: FinishReason::Length,
     };
+    if let Some(count) = request.prompt_logprobs {
+        let next = request.prompt.iter().skip(1);
+        let score = |(&context, &token)| logprobs(context, token, count);
+        found.scores = contexts.iter().zip(next).map(score).collect();
+    }
     if request.hidden {
         found.hidden = contexts.into_iter().map(hidden).collect();
         found.reason = FinishReason::Stop;
@@ -301,7 +309,12 @@ impl NullDevice {
             ..RowOutcome::default()
         };
         let Some(params) = &want.sample else {
-            assert!(want.hidden, "a row of which nothing is wanted");
+            outcome.logprobs = want
+                .score
+                .zip(want.logprobs)
+                .map(|(token, n)| logprobs(context, token, n));
+            let is_wanted = want.hidden || outcome.logprobs.is_some();
+            assert!(is_wanted, "a row of which nothing is wanted");
             return outcome;
         };
         let mask = match want.mask.as_ref().map(|mask| mask.wait()).transpose() {

@@ -386,7 +386,11 @@ pub unsafe extern "C" fn hipModuleLaunchKernel(
         Ok(arguments) => arguments,
         Err(status) => return status,
     };
-    end(runtime.push(number(stream), Work::Launch(Box::new(launch))))
+    let pushed = runtime.push(number(stream), Work::Launch(Box::new(launch)));
+    end(pushed.and_then(|()| match runtime.serial {
+        true => runtime.drain(number(stream)),
+        false => Ok(()),
+    }))
 }
 
 #[unsafe(no_mangle)]

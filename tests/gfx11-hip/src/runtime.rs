@@ -61,15 +61,19 @@ pub struct Runtime {
     pub host: HashMap<usize, std::alloc::Layout>,
     pub queues: Queues<Work>,
     pub captures: bool,
+    /// A launch has run when its function returns.
+    pub serial: bool,
     checks_all: bool,
     next: u64,
     launches: u64,
     fault_at: Option<u64>,
     /// Set by the first fault, for good: the GPU's context is lost.
     fault: Option<Status>,
+    /// What the first fault was.
+    told: Option<String>,
 }
 
-/// The one GPU.
+/// The one GPU of this process.
 pub fn runtime() -> MutexGuard<'static, Runtime> {
     static RUNTIME: OnceLock<Mutex<Runtime>> = OnceLock::new();
     let runtime = RUNTIME.get_or_init(|| Mutex::new(Runtime::new()));
@@ -78,6 +82,14 @@ pub fn runtime() -> MutexGuard<'static, Runtime> {
 
 fn variable(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
+}
+
+/// Whether no process before this one failed as it was asked to; makes the file that says so to the next.
+fn first_time() -> bool {
+    match std::env::var_os("GFX11_HIP_FAULT_ONCE") {
+        Some(path) => std::fs::File::create_new(path).is_ok(),
+        None => true,
+    }
 }
 
 impl Runtime {
@@ -93,12 +105,30 @@ impl Runtime {
             host: HashMap::new(),
             queues: Queues::new(),
             captures: variable("GFX11_HIP_CAPTURE") != Some(0),
+            serial: variable("AMD_SERIALIZE_KERNEL").is_some_and(|how| how & 2 != 0),
             checks_all: variable("GFX11_HIP_CHECKS") != Some(0),
             next: 1 << 32,
             launches: 0,
             fault_at: variable("GFX11_HIP_FAULT_AT"),
             fault: None,
+            told: None,
         }
+    }
+
+    /// Says what a fault is: to whoever runs this, and to who asks for it.
+    fn tell(&mut self, fault: String) {
+        eprintln!("gfx11-hip: {fault}");
+        self.told.get_or_insert(fault);
+    }
+
+    /// What the first fault was, which kernel, lane, address and instruction.
+    pub fn told(&self) -> Option<&str> {
+        self.told.as_deref()
+    }
+
+    /// Lets a launch fail, so many after the last one.
+    pub fn fail_launch(&mut self, after: u64) {
+        self.fault_at = Some(self.launches + after);
     }
 
     /// A number for a handle that never was one.
@@ -171,48 +201,54 @@ impl Runtime {
     }
 
     fn run(&mut self, work: Work) -> Result<(), Status> {
-        let bad = |error: gfx11_sim::MemoryError| {
-            eprintln!("gfx11-hip: a copy: {error}");
-            status::ILLEGAL_ADDRESS
-        };
-        match work {
+        let done = match work {
             Work::Upload { to, from, len } => {
                 // SAFETY: whoever put the copy into the stream promised that the host's memory stays until it has run.
                 let from = unsafe { std::slice::from_raw_parts(from as *const u8, len) };
-                self.memory.write(to, from).map_err(bad)
+                self.memory.write(to, from)
             }
             Work::Download { to, from, len } => {
                 // SAFETY: likewise.
                 let to = unsafe { std::slice::from_raw_parts_mut(to as *mut u8, len) };
-                self.memory.read(from, to).map_err(bad)
+                self.memory.read(from, to)
             }
-            Work::Copy { to, from, len } => self.memory.copy(to, from, len).map_err(bad),
-            Work::Fill { at, value, len } => self.memory.fill(at, value, len).map_err(bad),
-            Work::Launch(l) => {
-                self.launches += 1;
-                if self.fault_at == Some(self.launches) {
-                    eprintln!("gfx11-hip: launch {} fails, as asked", self.launches);
-                    return Err(status::ILLEGAL_ADDRESS);
-                }
-                let options = match self.checks_all {
-                    true => Options::default(),
-                    false => Options::fast(),
-                };
-                let run = launch(
-                    &self.memory,
-                    &l.kernel,
-                    l.grid,
-                    l.block,
-                    l.shared,
-                    &l.arguments,
-                    &options,
-                );
-                run.map(|_| ()).map_err(|fault| {
-                    eprintln!("gfx11-hip: {fault}");
-                    status::ILLEGAL_ADDRESS
-                })
-            }
+            Work::Copy { to, from, len } => self.memory.copy(to, from, len),
+            Work::Fill { at, value, len } => self.memory.fill(at, value, len),
+            Work::Launch(launch) => return self.launch(&launch),
+        };
+        done.map_err(|error| {
+            self.tell(format!("a copy: {error}"));
+            status::ILLEGAL_ADDRESS
+        })
+    }
+
+    fn launch(&mut self, l: &Launch) -> Result<(), Status> {
+        self.launches += 1;
+        if self.fault_at == Some(self.launches) && first_time() {
+            self.tell(format!(
+                "launch {} fails, as asked, which is of {}",
+                self.launches,
+                l.kernel.name()
+            ));
+            return Err(status::ILLEGAL_ADDRESS);
         }
+        let options = match self.checks_all {
+            true => Options::default(),
+            false => Options::fast(),
+        };
+        let run = launch(
+            &self.memory,
+            &l.kernel,
+            l.grid,
+            l.block,
+            l.shared,
+            &l.arguments,
+            &options,
+        );
+        run.map(|_| ()).map_err(|fault| {
+            self.tell(fault.to_string());
+            status::ILLEGAL_ADDRESS
+        })
     }
 }
 

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::disasm::disassemble;
 use crate::exec::{Checks, Env, step};
-use crate::fault::{Exec, Fault, FaultKind, Trap};
+use crate::fault::{Fault, FaultKind, Trap};
 use crate::kernarg;
 use crate::lds::Lds;
 use crate::memory::{Memory, Region, nearest};
@@ -334,12 +334,12 @@ impl<'a> Launch<'a> {
             .unwrap_or(usize::MAX);
         wave.mode = Mode(descriptor.mode);
         let mut next = 0u8;
-        let mut set = |wave: &mut Wave, value: u32| {
-            wave.set_s(next, value);
+        let set = |wave: &mut Wave, next: &mut u8, value: u32| {
+            wave.set_s(*next, value);
             if let Some(written) = &mut wave.written {
-                written.s |= 1 << next;
+                written.s |= 1 << *next;
             }
-            next += 1;
+            *next += 1;
         };
         let user = descriptor.user;
         let pairs = [
@@ -355,27 +355,20 @@ impl<'a> Launch<'a> {
             .filter(|(on, _)| *on)
             .flat_map(|(_, values)| values)
         {
-            set(wave, *value as u32);
-            set(wave, (*value >> 32) as u32);
+            set(wave, &mut next, *value as u32);
+            set(wave, &mut next, (*value >> 32) as u32);
         }
         if user.private_segment_size {
-            set(wave, descriptor.private_segment_fixed_size);
+            set(wave, &mut next, descriptor.private_segment_fixed_size);
         }
         next = descriptor.user_sgprs as u8;
-        let mut set = |wave: &mut Wave, value: u32| {
-            wave.set_s(next, value);
-            if let Some(written) = &mut wave.written {
-                written.s |= 1 << next;
-            }
-            next += 1;
-        };
         for axis in 0..3 {
             if descriptor.workgroup_ids[axis] {
-                set(wave, group[axis]);
+                set(wave, &mut next, group[axis]);
             }
         }
         if descriptor.workgroup_info {
-            set(wave, 0);
+            set(wave, &mut next, 0);
         }
         let first = at * WAVE as u32;
         let mut exec = 0;
@@ -418,7 +411,7 @@ impl<'a> Launch<'a> {
             races: check_races,
         };
         let mut env = Env {
-            kernel: self.kernel,
+            code: &self.kernel.code,
             regions: &self.regions,
             lds,
             checks,
@@ -429,8 +422,8 @@ impl<'a> Launch<'a> {
             for wave in waves.iter_mut().filter(|wave| wave.state == State::Running) {
                 let before = wave.executed;
                 let outcome = match check_unwritten_registers {
-                    false => run(wave, &mut env, counts),
-                    true => run_checked(wave, &mut env, counts),
+                    false => run::<false>(wave, &mut env, counts),
+                    true => run::<true>(wave, &mut env, counts),
                 };
                 spent += wave.executed - before;
                 if let Err((trap, pc)) = outcome {
@@ -498,36 +491,14 @@ impl<'a> Launch<'a> {
     }
 }
 
-/// Runs a wave for its turn. A trap comes with the number of its instruction.
-fn run(wave: &mut Wave, env: &mut Env, counts: &mut [u64]) -> Result<(), (Box<Trap>, usize)> {
-    let kernel = env.kernel;
-    let insts = kernel.code.insts();
-    let mut left = WAVE_TURN;
-    while wave.state == State::Running && left > 0 {
-        let pc = wave.pc;
-        let Some(inst) = insts.get(pc) else {
-            return Err((off_the_end(env), pc));
-        };
-        counts[pc] += 1;
-        left -= 1;
-        wave.pc = pc + 1;
-        step(wave, env, inst).map_err(|trap| (trap, pc))?;
-        if wave.yields {
-            break;
-        }
-    }
-    wave.executed += WAVE_TURN - left;
-    Ok(())
-}
-
-/// As `run`, with registers checked.
-fn run_checked(
+/// Runs a wave for its turn, with registers checked or not. A trap comes with the number of its instruction.
+fn run<const CHECKED: bool>(
     wave: &mut Wave,
     env: &mut Env,
     counts: &mut [u64],
 ) -> Result<(), (Box<Trap>, usize)> {
-    let kernel = env.kernel;
-    let (insts, operands) = (kernel.code.insts(), kernel.code.operands());
+    let insts = env.code.insts();
+    let operands = if CHECKED { env.code.operands() } else { &[] };
     let mut left = WAVE_TURN;
     while wave.state == State::Running && left > 0 {
         let pc = wave.pc;
@@ -538,11 +509,13 @@ fn run_checked(
         left -= 1;
         wave.pc = pc + 1;
         let exec = wave.exec();
-        let checked: Exec = operands[pc]
-            .check(wave)
-            .and_then(|()| step(wave, env, inst));
-        checked.map_err(|trap| (trap, pc))?;
-        operands[pc].mark(wave, exec);
+        if CHECKED {
+            operands[pc].check(wave).map_err(|trap| (trap, pc))?;
+        }
+        step(wave, env, inst).map_err(|trap| (trap, pc))?;
+        if CHECKED {
+            operands[pc].mark(wave, exec);
+        }
         if wave.yields {
             break;
         }
@@ -552,7 +525,7 @@ fn run_checked(
 }
 
 fn off_the_end(env: &Env) -> Box<Trap> {
-    let code = &env.kernel.code;
+    let code = env.code;
     Trap::new(FaultKind::BadJump {
         target: code.base() + 4 * code.len() as u64,
     })

@@ -47,6 +47,7 @@ mod memory;
 pub mod memory_op;
 mod object;
 mod operands;
+mod probe;
 mod stats;
 mod wave;
 
@@ -57,4 +58,5 @@ pub use dispatch::{Options, launch, launch_profiled};
 pub use fault::{Fault, FaultKind};
 pub use memory::{Access, Memory, MemoryError, Nearest};
 pub use object::{Arg, CodeObject, Descriptor, Kernel, KernelMetadata, ObjectError, UserRegisters};
+pub use probe::Probe;
 pub use stats::{Classes, Profile, Stats};

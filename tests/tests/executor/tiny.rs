@@ -249,6 +249,7 @@ impl<'a> Builder<'a> {
             "logits",
             Op::MatMul {
                 x: last,
+                prologue: None,
                 segments: vec![Segment {
                     weight: head,
                     epilogue: region.finish(),
@@ -401,7 +402,14 @@ impl<'a> Builder<'a> {
                 epilogue,
             })
             .collect();
-        self.launch_after(&format!("blk.{layer}.qkv"), Op::MatMul { x, segments });
+        self.launch_after(
+            &format!("blk.{layer}.qkv"),
+            Op::MatMul {
+                x,
+                prologue: None,
+                segments,
+            },
+        );
     }
 
     /// The SwiGLU of a layer; gate and up rows lie in turns of 32.
@@ -428,6 +436,7 @@ impl<'a> Builder<'a> {
             &format!("blk.{layer}.gate_up"),
             Op::MatMul {
                 x,
+                prologue: None,
                 segments: vec![segment],
             },
         );
@@ -449,7 +458,14 @@ impl<'a> Builder<'a> {
             weight,
             epilogue: region.finish(),
         }];
-        self.launch_after(name, Op::MatMul { x, segments });
+        self.launch_after(
+            name,
+            Op::MatMul {
+                x,
+                prologue: None,
+                segments,
+            },
+        );
     }
 
     /// An epilogue that stores its tile as activations.

@@ -4,9 +4,9 @@ use bundle_format::gpu::{Extent, Kernel};
 use bundle_format::plan::{Dim, Segment, Variant};
 use kernels::pack::fragment::{Codes, FRAGMENT, Scales, TILE};
 
-use super::RANGES;
 use super::target::Chip;
-use crate::codegen::gpu::kernels::{Writer, variant};
+use super::{RANGES, one};
+use crate::codegen::gpu::kernels::{Product, Writer, variant};
 use crate::codegen::gpu::segments::{by_format, form, format};
 use crate::codegen::gpu::work::Turns;
 use crate::error::Error;
@@ -18,13 +18,8 @@ const MANY_FEATURES: u32 = 128;
 const MANY_ROWS: u32 = 128;
 
 /// Variants of a matrix product.
-pub fn matmul(
-    chip: &Chip,
-    writer: &mut Writer,
-    x: u32,
-    segments: &[Segment],
-) -> Result<Vec<Variant>, Error> {
-    Products { chip, writer }.matmul(x, segments)
+pub fn matmul(chip: &Chip, writer: &mut Writer, product: &Product) -> Result<Vec<Variant>, Error> {
+    Products { chip, writer }.matmul(product)
 }
 
 struct Products<'a, 'w> {
@@ -33,7 +28,8 @@ struct Products<'a, 'w> {
 }
 
 impl Products<'_, '_> {
-    fn matmul(&mut self, x: u32, segments: &[Segment]) -> Result<Vec<Variant>, Error> {
+    fn matmul(&mut self, product: &Product) -> Result<Vec<Variant>, Error> {
+        let x = product.x;
         let input = &self.writer.plan.buffers[x as usize];
         let limit = self.writer.limit(input.extent);
         let mut variants = Vec::new();
@@ -43,13 +39,31 @@ impl Products<'_, '_> {
             if first > last {
                 continue;
             }
+            let many = first > RANGES[RANGES.len() - 1];
             let mut kernels = Vec::new();
             let mut rows = 1;
-            for run in by_format(self.writer.plan, segments)? {
-                let many = first > RANGES[RANGES.len() - 1];
-                let (kernel, of_cta) = match many {
-                    true => self.many(x, &run)?,
-                    false => self.few(x, &run, last)?,
+            // Of one row, each block makes its input; of more, that is a kernel of its own.
+            let (inside, apart) = match last {
+                1 => (product.prologue, None),
+                _ => (None, product.prologue),
+            };
+            if let Some(region) = apart {
+                kernels.push(self.writer.region_kernel(input.extent, region, many)?);
+            }
+            for (i, run) in by_format(self.writer.plan, product.segments)?
+                .into_iter()
+                .enumerate()
+            {
+                let (kernel, of_cta) = match (many, last) {
+                    (true, _) => self.many(x, &run)?,
+                    (false, 1) => {
+                        let prologue = inside.map(|region| one::Prologue {
+                            region,
+                            stores: i == 0,
+                        });
+                        (one::kernel(self.chip, self.writer, x, prologue, &run)?, 1)
+                    }
+                    (false, _) => self.few(x, &run, last)?,
                 };
                 rows = of_cta;
                 kernels.push(kernel);
@@ -68,20 +82,13 @@ impl Products<'_, '_> {
         let (format, (codes, scales)) = (format(encoding)?, form(encoding)?);
         let tiles: Vec<u32> = run.iter().map(|s| self.writer.tiles(s)).collect();
         let groups = last.div_ceil(8).next_power_of_two().min(8);
-        // Units that are summed over lie in one item; otherwise two tiles share what is read of x.
-        let whole = run
-            .iter()
-            .map(|s| self.writer.unit_tiles(s))
-            .max()
-            .unwrap_or(1);
-        let pair = groups > 1 && tiles.iter().all(|t| t.is_multiple_of(2));
-        let group = whole.max(1 + u32::from(pair));
-        if let Some(bad) = tiles.iter().find(|t| !t.is_multiple_of(group)) {
-            return Err(Error::Unsupported(format!(
-                "{bad} tiles of 16 features are no whole number of heads of {}; compile this model for cpu",
-                group * 16
-            )));
-        }
+        // Units that are summed over lie in one item; otherwise some tiles share what is read of x.
+        let group = match (unit_tiles(self.writer, run), groups) {
+            (1, 1) => 1,
+            (1, _) => self.tiles_of_an_item(&tiles),
+            (whole, _) => whole,
+        };
+        whole_items(&tiles, group)?;
         let fragments = input.cols / FRAGMENT as u32;
         // Every warp has columns enough to keep reads in flight.
         let along = prev_power_of_two((fragments / 2).max(1)).min(16);
@@ -108,21 +115,20 @@ impl Products<'_, '_> {
             _ if groups > 4 => 1,
             _ => 2,
         };
-        let columns = if last == 1 { 0 } else { groups };
         let cols = input.cols;
         let of_rows = input.extent == Dim::Rows;
         let (segments, parameters) =
             self.writer
-                .segments(x, run, group * 16, false, of_rows, warps * 32)?;
+                .segments(x, run, group * 16, false, of_rows, None)?;
         let product =
-            format!("{format}, {cols}, {warps}, {group}, {per_warp}, {columns}, {segments}");
+            format!("{format}, {cols}, {warps}, {group}, {per_warp}, {groups}, {segments}");
         let depth = self
             .writer
             .most
             .get(&product)
             .map_or(depth, |&most| depth.min(most));
         let shape = format!(
-            "MatMulShape<{format}, {cols}, {warps}, {group}, {per_warp}, {depth}, {columns}>"
+            "MatMulShape<{format}, {cols}, {warps}, {group}, {per_warp}, {depth}, {groups}>"
         );
         let items: u32 = tiles.iter().map(|t| t / group).sum();
         let body = format!("matmul_few<{shape}>(counts, p0, {segments});");
@@ -142,23 +148,34 @@ impl Products<'_, '_> {
         // Of all items that a block takes in turn.
         let grid = items.min(self.chip.processors * ctas_per_sm);
         let of_block = f64::from(items) / f64::from(grid);
-        let turns = f64::from((fragments / along).div_ceil(depth)) * of_block;
         let turns = Turns::Product {
-            turns,
+            turns: f64::from((fragments / along).div_ceil(depth)) * of_block,
             alternatives: run.len() as u32,
             stores: of_block,
         };
         self.writer.turns.insert(kernel.symbol.clone(), turns);
-        let rows = if columns == 0 { 1 } else { 8 * groups };
+        let rows = 8 * groups;
         kernel.grid = [Extent::Fixed(grid), Extent::Rows(rows), Extent::Fixed(1)];
-        let stride = group * 16 + 4;
-        let staged = if columns == 0 {
-            cols * 2 + cols / 32 * 16
-        } else {
-            0
-        };
-        kernel.shared = staged + 2 * along * rows * stride * 4;
+        kernel.shared = 2 * along * rows * (group * 16 + 4) * 4;
         Ok((kernel, rows))
+    }
+
+    /// Tiles that share what is read of x, of many rows more bytes than their own: as many as leave the busiest processor no
+    /// more tiles than fewer of them would.
+    fn tiles_of_an_item(&self, tiles: &[u32]) -> u32 {
+        let most = |group: u32| {
+            let items: u32 = tiles.iter().map(|t| t / group).sum();
+            items.div_ceil(self.chip.processors) * group
+        };
+        let possible = |&group: &u32| tiles.iter().all(|t| t.is_multiple_of(group));
+        let groups = [4, 2, 1].into_iter().filter(possible);
+        groups
+            .min_by_key(|&group| match group {
+                // One tile reads x too often in any case.
+                1 => u32::MAX,
+                _ => most(group),
+            })
+            .unwrap_or(1)
     }
 
     /// The kernel for many rows.
@@ -189,7 +206,7 @@ impl Products<'_, '_> {
         let of_rows = input.extent == Dim::Rows;
         let (segments, parameters) =
             self.writer
-                .segments(x, run, MANY_FEATURES, true, of_rows, threads)?;
+                .segments(x, run, MANY_FEATURES, true, of_rows, None)?;
         let items: u32 = run
             .iter()
             .map(|s| self.writer.tiles(s).div_ceil(MANY_FEATURES / TILE as u32))
@@ -216,7 +233,7 @@ impl Products<'_, '_> {
 
 fn reason(first: u32, last: u32, chip: &Chip) -> String {
     match (last, first > RANGES[RANGES.len() - 1]) {
-        (1, _) => "one row: codes are multiplied as they are, sums scaled".to_string(),
+        (1, _) => "one row: few instructions for each weight, blocks make their input".to_string(),
         (_, false) => format!("up to {last} rows: bound by reading weights"),
         (_, true) if chip.hopper => {
             "many rows: weights through registers, activations by bulk copies".to_string()
@@ -225,6 +242,23 @@ fn reason(first: u32, last: u32, chip: &Chip) -> String {
     }
 }
 
-fn prev_power_of_two(n: u32) -> u32 {
+/// Tiles of the largest unit that is summed over, which lies in one item.
+pub fn unit_tiles(writer: &Writer, run: &[&Segment]) -> u32 {
+    let tiles = run.iter().map(|s| writer.unit_tiles(s));
+    tiles.max().unwrap_or(1)
+}
+
+/// Checks that items of `group` tiles divide all segments.
+pub fn whole_items(tiles: &[u32], group: u32) -> Result<(), Error> {
+    match tiles.iter().find(|t| !t.is_multiple_of(group)) {
+        Some(bad) => Err(Error::Unsupported(format!(
+            "{bad} tiles of 16 features are no whole number of heads of {}; compile this model for cpu",
+            group * 16
+        ))),
+        None => Ok(()),
+    }
+}
+
+pub fn prev_power_of_two(n: u32) -> u32 {
     1 << n.ilog2()
 }

@@ -8,6 +8,7 @@ mod attention;
 mod gate;
 mod matmul;
 mod nvrtc;
+mod one;
 mod sass;
 mod shapes;
 mod target;
@@ -16,10 +17,10 @@ pub use target::Chip;
 
 use std::collections::BTreeMap;
 
-use bundle_format::plan::{Plan, Segment, Variant};
+use bundle_format::plan::{Plan, Variant};
 
 use super::generate::Code;
-use super::gpu::kernels::{self, Attend, Writer};
+use super::gpu::kernels::{self, Attend, Product, Writer};
 use crate::error::Error;
 
 /// Upper ends of the ranges of rows that have kernels of their own: one row, one to eight groups of the eight columns of a
@@ -35,13 +36,8 @@ impl kernels::Chip for Chip {
         false
     }
 
-    fn matmul(
-        &self,
-        writer: &mut Writer,
-        x: u32,
-        segments: &[Segment],
-    ) -> Result<Vec<Variant>, Error> {
-        matmul::matmul(self, writer, x, segments)
+    fn matmul(&self, writer: &mut Writer, product: &Product) -> Result<Vec<Variant>, Error> {
+        matmul::matmul(self, writer, product)
     }
 
     fn attention(&self, writer: &mut Writer, attend: &Attend) -> Result<Vec<Variant>, Error> {

@@ -25,12 +25,7 @@ pub trait Chip {
     fn tells_threads(&self) -> bool;
 
     /// The variants of a matrix product.
-    fn matmul(
-        &self,
-        writer: &mut Writer,
-        x: u32,
-        segments: &[Segment],
-    ) -> Result<Vec<Variant>, Error>;
+    fn matmul(&self, writer: &mut Writer, product: &Product) -> Result<Vec<Variant>, Error>;
 
     /// The variants of attention.
     fn attention(&self, writer: &mut Writer, attend: &Attend) -> Result<Vec<Variant>, Error>;
@@ -44,6 +39,13 @@ pub trait Chip {
     ) -> Result<Vec<Variant>, Error> {
         writer.region(extent, region)
     }
+}
+
+/// [`Op::MatMul`].
+pub struct Product<'a> {
+    pub x: u32,
+    pub prologue: Option<&'a Region>,
+    pub segments: &'a [Segment],
 }
 
 /// [`Op::Attention`].
@@ -180,7 +182,18 @@ impl Writer<'_> {
                 Ok(self.every_row(Dim::Tokens, kernel, "once a step, for all layers"))
             }
             Op::Region { extent, region } => self.chip.region(self, *extent, region),
-            Op::MatMul { x, segments } => self.chip.matmul(self, *x, segments),
+            Op::MatMul {
+                x,
+                prologue,
+                segments,
+            } => {
+                let product = Product {
+                    x: *x,
+                    prologue: prologue.as_ref(),
+                    segments,
+                };
+                self.chip.matmul(self, &product)
+            }
             Op::Attention {
                 q,
                 group,
@@ -317,15 +330,18 @@ impl Writer<'_> {
 
     /// The struct of a region: its name, and its pointers.
     pub fn region_struct(&mut self, region: &Region) -> Result<(String, Parameters), Error> {
-        let source = region::source("@", region, self.plan)?;
-        let text = source.text;
-        if let Some(name) = self.regions.get(&text) {
-            return Ok((name.clone(), source.pointers));
-        }
-        let name = format!("Region{}", self.regions.len());
-        self.source.push_str(&text.replace('@', &name));
-        self.regions.insert(text, name.clone());
-        Ok((name, source.pointers))
+        let source = region::source("@", region, self.plan, None)?;
+        Ok((self.named_struct("Region", source.text), source.pointers))
+    }
+
+    /// The struct of a region that each block executes, to keep `x` to itself.
+    pub fn prologue_struct(
+        &mut self,
+        region: &Region,
+        x: u32,
+    ) -> Result<(String, Parameters), Error> {
+        let source = region::source("@", region, self.plan, Some(x))?;
+        Ok((self.named_struct("Prologue", source.text), source.pointers))
     }
 
     /// A struct that is written once for each text.

@@ -16,11 +16,18 @@ pub struct Source {
     pub pointers: Vec<(&'static str, Arg)>,
 }
 
-/// Writes the struct of a region.
-pub fn source(name: &str, region: &Region, plan: &Plan) -> Result<Source, Error> {
+/// Writes the struct of a region. A prologue's buffer `kept` goes to where `keep` says, and its other buffers are stored to
+/// where the member `stores`, behind the pointers, is set.
+pub fn source(
+    name: &str,
+    region: &Region,
+    plan: &Plan,
+    kept: Option<u32>,
+) -> Result<Source, Error> {
     let mut writer = Writer {
         region,
         plan,
+        kept,
         text: String::new(),
     };
     let mut pointers = Vec::new();
@@ -38,19 +45,39 @@ pub fn source(name: &str, region: &Region, plan: &Plan) -> Result<Source, Error>
     for (i, (kind, _)) in pointers.iter().enumerate() {
         let _ = writeln!(out, "    {kind} o{i};");
     }
-    // Weights depend on no launch: a region of its own fetches them before it waits.
-    out.push_str("    __device__ void fetch() const {\n");
-    for (i, operand) in region.operands.iter().enumerate() {
-        if let Operand::Weight(index) = operand {
-            let cols = plan.weights[*index as usize].cols;
-            let _ = writeln!(out, "        fetch_floats<{cols}>(o{i});");
-        }
+    if let Some(kept) = kept {
+        let operand = Operand::Buffer(kept);
+        let Some(at) = region.operands.iter().position(|&o| o == operand) else {
+            return Err(writer.bug("a prologue that stores no input"));
+        };
+        let _ = writeln!(
+            out,
+            "    static constexpr bool IS = true;\n    bool stores;\n    __device__ void keep(u16* x) {{ o{at} = x; }}"
+        );
     }
-    out.push_str("    }\n");
+    // Weights depend on no launch: a region of its own fetches them before it waits, a prologue has them by then.
+    let elements = "const int (&unit)[J], const int (&c)[J], const bool (&live)[J]";
+    let ahead = match kept {
+        None => {
+            out.push_str("    __device__ void fetch() const {\n");
+            for (i, operand) in region.operands.iter().enumerate() {
+                if let Operand::Weight(index) = operand {
+                    let cols = plan.weights[*index as usize].cols;
+                    let _ = writeln!(out, "        fetch_floats<{cols}>(o{i});");
+                }
+            }
+            out.push_str("    }\n");
+            ""
+        }
+        Some(_) => {
+            writer.weights_ahead(elements)?;
+            ", const Ahead<J>& ahead"
+        }
+    };
     let _ = writeln!(
-        out,
+        writer.text,
         "    template <int J, class Tile, class Sums>\n    __device__ void run(const Tile& tile, const Sums& sums, int row, \
-         const int (&unit)[J], const int (&c)[J], const bool (&live)[J]) const {{"
+         {elements}{ahead}) const {{"
     );
     for (i, inst) in region.body.iter().enumerate() {
         writer.inst(i, inst)?;
@@ -65,6 +92,7 @@ pub fn source(name: &str, region: &Region, plan: &Plan) -> Result<Source, Error>
 struct Writer<'a> {
     region: &'a Region,
     plan: &'a Plan,
+    kept: Option<u32>,
     text: String,
 }
 
@@ -97,11 +125,42 @@ impl Writer<'_> {
         })
     }
 
+    /// A struct of the elements that are loaded from weights, and the function that loads them.
+    fn weights_ahead(&mut self, elements: &str) -> Result<(), Error> {
+        let mut members = String::new();
+        let mut loads = String::new();
+        for (i, inst) in self.region.body.iter().enumerate() {
+            if let Inst::Load { src, row, col } = *inst
+                && self.is_weight(src)
+            {
+                let _ = writeln!(members, "        float v{i}[J];");
+                let _ = writeln!(
+                    loads,
+                    "#pragma unroll\n        for (int j = 0; j < J; j++) a.v{i}[j] = {};",
+                    self.load(src, row, col)?
+                );
+            }
+        }
+        let _ = writeln!(
+            self.text,
+            "    template <int J>\n    struct Ahead {{\n{members}    }};\n    template <int J>\n    __device__ Ahead<J> \
+             load_weights({elements}) const {{\n        Ahead<J> a;\n{loads}        return a;\n    }}"
+        );
+        Ok(())
+    }
+
+    fn is_weight(&self, operand: OperandId) -> bool {
+        matches!(self.region.operands[operand as usize], Operand::Weight(_))
+    }
+
     /// Statements that give element j of value `index`.
     fn inst(&mut self, index: usize, inst: &Inst) -> Result<(), Error> {
         let each = match *inst {
             Inst::Const { value } => format!("__uint_as_float(0x{:08x}u)", value.to_bits()),
             Inst::Tile { offset } => format!("tile({offset}, j)"),
+            Inst::Load { src, .. } if self.kept.is_some() && self.is_weight(src) => {
+                format!("ahead.v{index}[j]")
+            }
             Inst::Load { src, row, col } => self.load(src, row, col)?,
             Inst::Unary { op, x } => match op {
                 Unary::Neg => format!("-v{x}[j]"),
@@ -178,9 +237,13 @@ impl Writer<'_> {
                 return Err(self.bug("a store to a buffer of integers"));
             }
         };
+        let when = match self.kept {
+            Some(kept) if kept != index => "stores && live[j]",
+            _ => "live[j]",
+        };
         let _ = writeln!(
             self.text,
-            "#pragma unroll\n        for (int j = 0; j < J; j++)\n            if (live[j]) {store};"
+            "#pragma unroll\n        for (int j = 0; j < J; j++)\n            if ({when}) {store};"
         );
         Ok(())
     }

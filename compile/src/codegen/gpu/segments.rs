@@ -26,8 +26,8 @@ impl Writer<'_> {
         }
     }
 
-    /// A struct of segments whose items have `features` features, of a kernel of `threads` threads: an expression that makes it
-    /// of the parameters, the first of which is x.
+    /// A struct of segments whose items have `features` features: an expression that makes it of the parameters, the first of
+    /// which is x. `threads` threads finish an item, where that is to be told (32: one warp of the block).
     pub fn segments(
         &mut self,
         x: u32,
@@ -35,13 +35,10 @@ impl Writer<'_> {
         features: u32,
         tiled: bool,
         of_rows: bool,
-        threads: u32,
+        threads: Option<u32>,
     ) -> Result<(String, Parameters), Error> {
         let mut parameters: Parameters = vec![("const u16*", Arg::Buffer(x))];
-        let told = match self.chip.tells_threads() {
-            true => format!("<{threads}>"),
-            false => String::new(),
-        };
+        let told = threads.map_or(String::new(), |threads| format!("<{threads}>"));
         let mut members = String::new();
         let mut item = String::new();
         let mut tiles = String::new();

@@ -227,9 +227,9 @@ impl Products<'_, '_> {
     ) -> Result<Kernel, Error> {
         let (threads, features) = (division.threads(), division.group() * 16);
         let of_rows = self.of_rows();
-        let (segments, parameters) = self
-            .writer
-            .segments(self.x, run, features, false, of_rows, threads)?;
+        let (segments, parameters) =
+            self.writer
+                .segments(self.x, run, features, false, of_rows, Some(threads))?;
         let template = if name == "one" { "one" } else { "many" };
         let body = format!(
             "using S = {shape};\n    static_assert(S::THREADS == {threads} && S::SHARED == {shared}, \"as the plan says\");\n    \

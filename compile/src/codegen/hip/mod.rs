@@ -20,12 +20,12 @@ mod work;
 
 pub use target::Chip;
 
-use bundle_format::plan::{Dim, Plan, Segment, Variant};
+use bundle_format::plan::{Dim, Plan, Variant};
 use bundle_format::region::Region;
 use bundle_format::stability::Profiles;
 
 use super::generate::Code;
-use super::gpu::kernels::{self, Attend, Writer};
+use super::gpu::kernels::{self, Attend, Product, Writer};
 use crate::error::Error;
 
 /// Upper ends of the ranges of rows that have kernels of their own: one row, one and two groups of the 16 columns of a matrix
@@ -43,13 +43,11 @@ impl kernels::Chip for Chip {
         true
     }
 
-    fn matmul(
-        &self,
-        writer: &mut Writer,
-        x: u32,
-        segments: &[Segment],
-    ) -> Result<Vec<Variant>, Error> {
-        matmul::matmul(self, writer, x, segments)
+    fn matmul(&self, writer: &mut Writer, product: &Product) -> Result<Vec<Variant>, Error> {
+        if product.prologue.is_some() {
+            return Err(Error::Bug("a prologue, for a target without them".into()));
+        }
+        matmul::matmul(self, writer, product.x, product.segments)
     }
 
     fn attention(&self, writer: &mut Writer, attend: &Attend) -> Result<Vec<Variant>, Error> {

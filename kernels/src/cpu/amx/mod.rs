@@ -3,6 +3,7 @@
 //! Quantised matmuls of enough tokens are this level's own. Processors with tiles multiply 512 bits twice a cycle, so float
 //! matmuls and attention are in such vectors throughout. What isn't named here is that of AVX-512.
 
+mod panel;
 mod quant;
 mod tiles;
 

@@ -12,18 +12,26 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
+use super::panel::{Panel, has_halves, unpack, weights};
 use super::tiles::{Activations, Hardware, RESULTS, Sums, Tiles, sets};
 use crate::abi::MatMulArgs;
-use crate::cpu::avx2::quant::{Format, Quants, Scales};
+use crate::cpu::avx2::quant::{Format, Scales};
 use crate::cpu::avx512;
+use crate::cpu::avx512::part::{holds_scales, is_signed};
 use crate::pack::GROUP;
 use crate::quant::BLOCK;
 
 /// Tokens below which the level below is faster (NOTES.md): a tile's loads and the panels' stores are the price of its products.
 const FEW: u64 = 16;
 
-/// Panels of a chunk: 20 to 40 KiB.
-const PANELS: usize = 32;
+/// Whether the level below is always faster: where two bytes of activations meet two halves of weights, four products each wait for
+/// registers of the step before, and AVX-512 multiplies in 16 bits (NOTES.md).
+const fn is_below<F: Format, const BYTES: usize>() -> bool {
+    BYTES == 2 && has_halves::<F>()
+}
+
+/// Panels of a chunk: 10 to 20 KiB, so that they stay in the L1 cache beside a tile's activations (NOTES.md).
+const PANELS: usize = 16;
 
 /// Tiles of tokens that share a chunk's panels.
 const TILES: usize = 4;
@@ -41,26 +49,10 @@ pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
     unsafe {
         match args.rows {
             ..FEW => avx512::quant::matmul::<F, BYTES>(args),
+            _ if is_below::<F, BYTES>() => avx512::quant::matmul::<F, BYTES>(args),
             _ => tiled::<Hardware, F, BYTES, 16>(args),
         }
     }
-}
-
-/// 32 k of sixteen rows of weights. What the format hasn't stays uninitialised.
-#[repr(C, align(64))]
-struct Panel {
-    /// The words of a tile. Those of two halves with a scale each are two tiles, each filled up with zeros: the second begins
-    /// four words behind the first.
-    words: [[u8; 64]; 12],
-    /// Integer minima in place of quants, another tile.
-    mins: [[u8; 64]; 8],
-    /// Integer scales of the halves.
-    scales: [[f32; 16]; 2],
-    d: [f32; 16],
-    /// The factor of the integer minima.
-    m: [f32; 16],
-    /// What is added to every weight.
-    min: [f32; 16],
 }
 
 /// Factors of 32 activations of each token of a tile.
@@ -89,30 +81,6 @@ macro_rules! each_token {
             $block
         }
     )*};
-}
-
-/// Whether weights are signed bytes.
-const fn is_signed<F: Format>() -> bool {
-    matches!(F::QUANTS, Quants::SignedLow | Quants::Signed)
-}
-
-/// Whether products of weights and integer scales fit a byte, so that they are what is multiplied: 3 * 15 does.
-const fn holds_scales<F: Format>() -> bool {
-    matches!((F::QUANTS, F::SCALES), (Quants::Crumbs, Scales::Halves))
-}
-
-/// Tiles of weights of a panel.
-const fn weights<F: Format>() -> usize {
-    if has_halves::<F>() || F::HAS_HALF_MINS {
-        2
-    } else {
-        1
-    }
-}
-
-/// Whether a panel's halves are tiles of their own.
-const fn has_halves<F: Format>() -> bool {
-    matches!(F::SCALES, Scales::Halves) && !holds_scales::<F>()
 }
 
 /// T tokens (8 or 16) a tile, of which there are as many at least.
@@ -196,8 +164,7 @@ impl Call<'_> {
                     let second = if pair { group_bytes } else { 0 };
                     for block in 0..count / F::PARTS {
                         let at = at.add(block * block_bytes);
-                        unpack::<F>(at, 0, panels.add(block * F::PARTS));
-                        unpack::<F>(at.add(second), 1, panels.add(block * F::PARTS));
+                        unpack::<F>([at, at.add(second)], panels.add(block * F::PARTS));
                     }
                     for (i, tile) in tiles.clone().enumerate() {
                         let (row, done) = self.rows_of::<T>(tile);
@@ -253,68 +220,6 @@ impl Call<'_> {
                     let sums = _mm512_mask_i32gather_ps::<1>(zero, lanes, rows, at.cast());
                     _mm512_store_ps((&raw mut (*to).sums).cast(), sums);
                 }
-            }
-        }
-    }
-}
-
-/// Unpacks a block of eight rows of weights to columns `8 side ..` of the panels of its parts.
-///
-/// # Safety
-/// `at` points at a block, `panels` at as many panels as it has parts.
-#[target_feature(enable = "avx2,bmi2,f16c,fma")]
-unsafe fn unpack<F: Format>(at: *const u8, side: usize, panels: *mut Panel) {
-    // SAFETY: the caller's promise; a panel's rows have sixteen columns of four bytes.
-    unsafe {
-        let head = F::head(at);
-        for i in 0..F::PARTS {
-            let (part, panel) = (at.add(F::HEADER + i * F::PART), panels.add(i));
-            let row = |words: *mut [u8; 64], j: usize| words.cast::<u8>().add(64 * j + 32 * side);
-            let floats = |to: *mut [f32; 16], x: __m256| {
-                _mm256_store_ps(to.cast::<f32>().add(8 * side), x);
-            };
-            let words = (&raw mut (*panel).words).cast::<[u8; 64]>();
-            let halves = [F::half::<0>(part), F::half::<1>(part)];
-            let scales = [
-                F::scale::<0>(part),
-                match F::SCALES {
-                    Scales::Halves => F::scale::<1>(part),
-                    _ => F::scale::<0>(part),
-                },
-            ];
-            for (h, (half, scale)) in halves.into_iter().zip(scales).enumerate() {
-                let first = if has_halves::<F>() { 8 * h } else { 4 * h };
-                for (j, word) in half.into_iter().enumerate() {
-                    let word = match holds_scales::<F>() {
-                        // Both bytes of 16 bits at once: neither product leaves its byte.
-                        true => _mm256_mullo_epi16(word, scale),
-                        false => word,
-                    };
-                    _mm256_store_si256(row(words, first + j).cast(), word);
-                }
-                if F::SCALES != Scales::None && !holds_scales::<F>() {
-                    let scale = _mm256_cvtepi32_ps(_mm256_srai_epi32::<16>(scale));
-                    floats((&raw mut (*panel).scales).cast::<[f32; 16]>().add(h), scale);
-                }
-            }
-            if has_halves::<F>() {
-                for j in 4..8 {
-                    _mm256_store_si256(row(words, j).cast(), _mm256_setzero_si256());
-                }
-            }
-            if let (Some(low), Some(high)) = (F::half_min::<0>(part), F::half_min::<1>(part)) {
-                let mins = (&raw mut (*panel).mins).cast::<[u8; 64]>();
-                for (h, min) in [low, high].into_iter().enumerate() {
-                    let min = _mm256_or_si256(min, _mm256_slli_epi16::<8>(min));
-                    for j in 0..4 {
-                        _mm256_store_si256(row(mins, 4 * h + j).cast(), min);
-                    }
-                }
-                floats(&raw mut (*panel).m, head.m);
-            }
-            floats(&raw mut (*panel).d, head.d);
-            if let Some(min) = F::min(&head, part) {
-                floats(&raw mut (*panel).min, min);
             }
         }
     }
@@ -522,8 +427,7 @@ fn settle(acc: &mut [__m512; 16]) {
 #[inline]
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
 unsafe fn sums(sums: *const Sums, t: usize) -> __m512 {
-    // SAFETY: a row has 16 integers.
-    _mm512_cvtepi32_ps(unsafe { _mm512_loadu_si512(sums.cast::<[i32; 16]>().add(t).cast()) })
+    unsafe { _mm512_cvtepi32_ps(_mm512_load_si512(sums.cast::<[i32; 16]>().add(t).cast())) }
 }
 
 /// What the bytes of activations make together.
@@ -594,8 +498,8 @@ mod tests {
             panic!("{id:#x} is no matmul");
         };
         let mut random = Random(id);
-        // One chunk, and one more that is short.
-        for k in [256, 1024 + 512] {
+        // A short chunk, and one behind a whole one.
+        for k in [256, 512 + 256] {
             for &(tile, rows, features, col0, cols) in CASES {
                 // Factors that are infinite or no numbers are as good as others; bits of the latter differ.
                 let len = features as u64 * row_len(encoding, k as u64).expect("whole blocks");

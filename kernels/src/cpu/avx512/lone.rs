@@ -7,7 +7,7 @@
 
 use std::arch::x86_64::*;
 
-use super::quant::{holds_scales, is_signed};
+use super::part::{holds_scales, is_signed};
 use crate::abi::MatMulArgs;
 use crate::cpu::avx2::quant::{Format, Scales};
 use crate::cpu::features::is_amd;

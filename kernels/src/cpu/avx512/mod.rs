@@ -8,6 +8,7 @@ mod attention_f16;
 mod attention_q8_0;
 pub(super) mod float;
 mod lone;
+pub(super) mod part;
 pub(super) mod quant;
 
 pub use super::avx2::{matmul_bf16, matmul_f16, matmul_f32};

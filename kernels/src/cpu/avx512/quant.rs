@@ -13,8 +13,9 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
+use super::part::{Part, holds_scales, is_signed, is_wide, join, unpack_block};
 use crate::abi::MatMulArgs;
-use crate::cpu::avx2::quant::{Format, Head, Quants, Scales};
+use crate::cpu::avx2::quant::{Format, Scales};
 use crate::pack::GROUP;
 use crate::quant::BLOCK;
 
@@ -89,26 +90,6 @@ pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
     }
 }
 
-/// Unpacks the parts of a block of both groups.
-///
-/// # Safety
-/// Each of `at` points at a block; `parts` are as many as a block has.
-#[inline]
-#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-unsafe fn unpack_block<F: Format, const BYTES: usize>(
-    at: [*const u8; 2],
-    parts: &mut [MaybeUninit<Part>],
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let heads = at.map(|at| F::head(at));
-        for (i, to) in parts.iter_mut().enumerate() {
-            let at = at.map(|at| at.add(F::HEADER + i * F::PART));
-            Part::unpack::<F, BYTES>(&heads, at, to.as_mut_ptr());
-        }
-    }
-}
-
 /// Some blocks of two groups of weights, and some tokens.
 struct Tile {
     w: *const u8,
@@ -126,21 +107,6 @@ struct Tile {
     x_stride: usize,
     out: *mut f32,
     out_stride: usize,
-}
-
-/// 32 k of both groups, unpacked. What a format has no use for isn't written.
-struct Part {
-    /// Eight of four bytes a lane, or, where they are multiplied in 16 bits, eight of the even ones and eight of the odd.
-    words: [__m512i; 16],
-    /// What sums of each half start from.
-    start: [__m512i; 2],
-    /// Integer scales of each half.
-    scales: [__m512i; 2],
-    d: __m512,
-    m: __m512,
-    min: __m512,
-    /// Integer minima of each half, in every byte.
-    half_mins: [__m512i; 2],
 }
 
 impl Tile {
@@ -225,7 +191,7 @@ impl Tile {
                 let factors = row.add(BYTES * self.k).cast::<f32>();
                 let scale = _mm512_set1_ps(*factors.add(b));
                 let factor = _mm512_mul_ps((*part).d, scale);
-                *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isums[t]), factor, *acc);
+                *acc = _mm512_fmadd_ps(isums[t], factor, *acc);
                 if F::HAS_MIN {
                     let sum = _mm512_set1_ps(*factors.add(self.k / BLOCK + b));
                     *acc = _mm512_fmadd_ps((*part).min, sum, *acc);
@@ -300,7 +266,7 @@ impl<const BYTES: usize, const T: usize> Raised<BYTES, T> {
 }
 
 impl XBlock {
-    /// The exact inner products of a part's rows with T tokens, integer scales included.
+    /// The inner products of a part's rows with T tokens, integer scales included: exact numbers, in f32.
     ///
     /// # Safety
     /// It has T tokens.
@@ -309,12 +275,12 @@ impl XBlock {
     unsafe fn isums<F: Format, const BYTES: usize, const T: usize, const SHARED: bool>(
         self,
         part: *const Part,
-    ) -> [__m512i; T] {
+    ) -> [__m512; T] {
         // SAFETY: the caller's promise.
         unsafe {
             if is_wide::<F, BYTES>() {
                 let pairs = Pairs::<T>::new(self);
-                return pairs.sums::<F, SHARED>(&raw const (*part).words);
+                return floats(pairs.sums::<F, SHARED>(&raw const (*part).words));
             }
             if !is_signed::<F>() {
                 return self.scaled_sums::<F, false, BYTES, T, SHARED>(part);
@@ -341,7 +307,7 @@ impl XBlock {
     >(
         self,
         part: *const Part,
-    ) -> [__m512i; T] {
+    ) -> [__m512; T] {
         let scales = match holds_scales::<F>() {
             true => Scales::None,
             false => F::SCALES,
@@ -353,25 +319,32 @@ impl XBlock {
                 false => [_mm512_setzero_si512(); 2],
             };
             let words = (&raw const (*part).words).cast();
-            match scales {
-                Scales::None => self.sums::<F, SIGNED, BYTES, T, SHARED, 0, 8>(words, low),
-                Scales::Whole => {
-                    let mut sums = self.sums::<F, SIGNED, BYTES, T, SHARED, 0, 8>(words, low);
+            if scales == Scales::Halves {
+                // Q8 rows only, with which all of it is below 2^24, and so exact in f32: 32 * 32 * 127 * 128 in Q6_K.
+                let first = self.sums::<F, SIGNED, BYTES, T, SHARED, 0, 4>(words, low);
+                let second = self.sums::<F, SIGNED, BYTES, T, SHARED, 4, 8>(words, high);
+                let (mut sums, second) = (floats(first), floats(second));
+                for (sum, second) in sums.iter_mut().zip(second) {
+                    let first = _mm512_mul_ps(*sum, (*part).float_scales[0]);
+                    *sum = _mm512_fmadd_ps(second, (*part).float_scales[1], first);
+                }
+                return sums;
+            }
+            let mut sums = self.sums::<F, SIGNED, BYTES, T, SHARED, 0, 8>(words, low);
+            match (scales, BYTES) {
+                (Scales::None, _) => floats(sums),
+                (_, 1) => {
+                    let mut sums = floats(sums);
                     for sum in &mut sums {
-                        *sum = _mm512_mullo_epi32(*sum, (*part).scales[0]);
+                        *sum = _mm512_mul_ps(*sum, (*part).float_scales[0]);
                     }
                     sums
                 }
-                Scales::Halves => {
-                    let mut sums = self.sums::<F, SIGNED, BYTES, T, SHARED, 0, 4>(words, low);
-                    let second = self.sums::<F, SIGNED, BYTES, T, SHARED, 4, 8>(words, high);
-                    for (sum, second) in sums.iter_mut().zip(second) {
-                        *sum = _mm512_add_epi32(
-                            _mm512_mullo_epi32(*sum, (*part).scales[0]),
-                            _mm512_mullo_epi32(second, (*part).scales[1]),
-                        );
+                _ => {
+                    for sum in &mut sums {
+                        *sum = _mm512_mullo_epi32(*sum, (*part).scale);
                     }
-                    sums
+                    floats(sums)
                 }
             }
         }
@@ -413,6 +386,7 @@ impl XBlock {
                             true => _mm512_dpbusd_epi32(*sum, x, word),
                             false => _mm512_dpbusd_epi32(*sum, word, x),
                         };
+                        settle(sum);
                     }
                 }
             )*};
@@ -428,121 +402,36 @@ impl XBlock {
     }
 }
 
-/// Whether weights are the signed factor.
-pub(super) const fn is_signed<F: Format>() -> bool {
-    matches!(F::QUANTS, Quants::SignedLow | Quants::Signed)
-}
-
-/// Whether products of weights and integer scales fit a byte, so that they are what is multiplied: 3 * 15 does.
-pub(super) const fn holds_scales<F: Format>() -> bool {
-    matches!((F::QUANTS, F::SCALES), (Quants::Crumbs, Scales::Halves))
-}
-
-/// Whether weights are multiplied in 16 bits. With Q16 rows that takes as many products as two bytes apart do, but integer
-/// scales are multiplied into weights, once for all tokens, and signed weights need no raised activations.
-const fn is_wide<F: Format, const BYTES: usize>() -> bool {
-    BYTES == 2 && is_signed::<F>()
-}
-
-impl Part {
-    /// Unpacks and joins parts of two groups, from their blocks' heads.
-    ///
-    /// # Safety
-    /// Each of `at` points at a part; `to` may be written.
-    #[inline]
-    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn unpack<F: Format, const BYTES: usize>(
-        heads: &[Head; 2],
-        at: [*const u8; 2],
-        to: *mut Part,
-    ) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (low, high) = (
-                [F::half::<0>(at[0]), F::half::<0>(at[1])],
-                [F::half::<1>(at[0]), F::half::<1>(at[1])],
-            );
-            let mut words = [
-                join(low[0][0], low[1][0]),
-                join(low[0][1], low[1][1]),
-                join(low[0][2], low[1][2]),
-                join(low[0][3], low[1][3]),
-                join(high[0][0], high[1][0]),
-                join(high[0][1], high[1][1]),
-                join(high[0][2], high[1][2]),
-                join(high[0][3], high[1][3]),
-            ];
-            let scale = match F::SCALES {
-                Scales::None => _mm512_setzero_si512(),
-                _ => join(F::scale::<0>(at[0]), F::scale::<0>(at[1])),
-            };
-            let second_scale = match F::SCALES {
-                Scales::Halves => join(F::scale::<1>(at[0]), F::scale::<1>(at[1])),
-                _ => scale,
-            };
-            (*to).d = join_floats(heads[0].d, heads[1].d);
-            if let (Some(first), Some(second)) =
-                (F::min(&heads[0], at[0]), F::min(&heads[1], at[1]))
-            {
-                (*to).min = join_floats(first, second);
-            }
-            if let ([Some(low), Some(low_second)], [Some(high), Some(high_second)]) = (
-                [F::half_min::<0>(at[0]), F::half_min::<0>(at[1])],
-                [F::half_min::<1>(at[0]), F::half_min::<1>(at[1])],
-            ) {
-                (*to).m = join_floats(heads[0].m, heads[1].m);
-                (*to).half_mins = [
-                    in_every_byte(join(low, low_second)),
-                    in_every_byte(join(high, high_second)),
-                ];
-            }
-            if is_wide::<F, BYTES>() {
-                for (j, word) in words.into_iter().enumerate() {
-                    let even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(word));
-                    let odd = _mm512_srai_epi16::<8>(word);
-                    let scale = if j < 4 { scale } else { second_scale };
-                    (*to).words[j] = times::<F>(even, scale);
-                    (*to).words[8 + j] = times::<F>(odd, scale);
-                }
-                return;
-            }
-            if holds_scales::<F>() {
-                // Both bytes of 16 bits at once: neither product leaves its byte.
-                for (j, word) in words.iter_mut().enumerate() {
-                    *word = _mm512_mullo_epi16(*word, if j < 4 { scale } else { second_scale });
-                }
-            } else if !matches!(F::SCALES, Scales::None) {
-                (*to).scales = [
-                    _mm512_srai_epi32::<16>(scale),
-                    _mm512_srai_epi32::<16>(second_scale),
-                ];
-            }
-            if is_signed::<F>() {
-                (*to).start = match F::SCALES {
-                    Scales::Halves => [start(&words[..4]), start(&words[4..])],
-                    _ => [start(&words); 2],
-                };
-            }
-            for (j, word) in words.into_iter().enumerate() {
-                (*to).words[j] = word;
-            }
-        }
-    }
-}
-
-/// Weights of 16 bits times their integer scales, which they hold: 32 * 128 is the most.
+/// Integers in f32.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-fn times<F: Format>(words: __m512i, scale: __m512i) -> __m512i {
-    match F::SCALES {
-        Scales::None => words,
-        _ => _mm512_mullo_epi16(words, scale),
+fn floats<const T: usize>(sums: [__m512i; T]) -> [__m512; T] {
+    let mut floats = [_mm512_setzero_ps(); T];
+    for (float, sum) in floats.iter_mut().zip(sums) {
+        *float = _mm512_cvtepi32_ps(sum);
     }
+    floats
 }
 
-/// Quants of Q16 rows in 16 bits: of each four, the even ones of all the block, then the odd ones.
+/// Has a sum computed here, in the order of the source: a word for all tokens before the next word. The compiler would rather
+/// do a token after the other, and a token's operations are one chain, of which a processor holds too few at a time (NOTES.md).
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+fn settle(sum: &mut __m512i) {
+    // SAFETY: no instruction.
+    unsafe {
+        asm!(
+            "/* {} */",
+            inout(zmm_reg) * sum,
+            options(nomem, nostack, preserves_flags)
+        )
+    };
+}
+
+/// Quants of Q16 rows in 16 bits, of two tokens side by side: of each four, the even ones of all the block, then the odd ones.
+/// There is room for twice the tokens.
 #[repr(align(64))]
-struct Pairs<const T: usize>([[[i16; 16]; 2]; T]);
+struct Pairs<const T: usize>(MaybeUninit<[[[[i16; 16]; 2]; 2]; T]>);
 
 impl<const T: usize> Pairs<T> {
     /// # Safety
@@ -550,22 +439,28 @@ impl<const T: usize> Pairs<T> {
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
     unsafe fn new(x: XBlock) -> Self {
-        let mut pairs = Pairs([[[0; 16]; 2]; T]);
-        for (t, [evens, odds]) in pairs.0.iter_mut().enumerate() {
-            // SAFETY: 32 quants each, and 32 bytes of each array.
+        let mut pairs = Pairs(MaybeUninit::uninit());
+        for t in (0..T).step_by(2) {
+            // SAFETY: a token has 32 quants of each byte, two tokens 64 bytes in each array; a last one without company is
+            // taken twice.
             unsafe {
-                let high = _mm256_loadu_si256(x.at.add(t * x.token).cast());
-                let low = _mm256_loadu_si256(x.at.add(t * x.token + x.byte).cast());
-                let even = _mm256_add_epi16(
-                    _mm256_srai_epi16::<1>(_mm256_slli_epi16::<8>(high)),
-                    _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(low)),
+                let both = |byte: usize| {
+                    let load =
+                        |t: usize| _mm256_loadu_si256(x.at.add(t * x.token + byte * x.byte).cast());
+                    join(load(t), load((t + 1).min(T - 1)))
+                };
+                let (high, low) = (both(0), both(1));
+                let even = _mm512_add_epi16(
+                    _mm512_srai_epi16::<1>(_mm512_slli_epi16::<8>(high)),
+                    _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(low)),
                 );
-                let odd = _mm256_add_epi16(
-                    _mm256_slli_epi16::<7>(_mm256_srai_epi16::<8>(high)),
-                    _mm256_srai_epi16::<8>(low),
+                let odd = _mm512_add_epi16(
+                    _mm512_slli_epi16::<7>(_mm512_srai_epi16::<8>(high)),
+                    _mm512_srai_epi16::<8>(low),
                 );
-                _mm256_store_si256(evens.as_mut_ptr().cast(), even);
-                _mm256_store_si256(odds.as_mut_ptr().cast(), odd);
+                let to = pairs.0.as_mut_ptr().cast::<__m512i>().add(t);
+                to.write(even);
+                to.add(1).write(odd);
             }
         }
         pairs
@@ -587,15 +482,17 @@ impl<const T: usize> Pairs<T> {
                 // SAFETY: the caller's promise; a token has 16 pairs.
                 unsafe {
                     let word = (*words)[$j];
-                    for (pairs, sum) in self.0.iter().zip(&mut sums) {
-                        // The intrinsic becomes `vpmaddwd` and `vpaddd`, on one pipe each, for what it saves of latency.
+                    for (t, sum) in sums.iter_mut().enumerate() {
+                        let pairs = self.0.as_ptr().cast::<[i16; 16]>().add(t / 2 * 4 + t % 2);
+                        // The intrinsic becomes `vpmaddwd` and `vpaddd`, on one pipe each, for what it saves of latency. Not
+                        // `pure`: it stays in the order of the source, as [`settle`] says.
                         asm!(
-                            "vpdpwssd {sum}, {word}, dword ptr [{at} + 4 * {j}]{{1to16}}",
+                            "vpdpwssd {sum}, {word}, dword ptr [{at} + {offset}]{{1to16}}",
                             sum = inout(zmm_reg) *sum,
                             word = in(zmm_reg) word,
                             at = in(reg) pairs,
-                            j = const $j,
-                            options(pure, readonly, nostack, preserves_flags),
+                            offset = const 4 * $j + $j / 8 * 32,
+                            options(readonly, nostack, preserves_flags),
                         );
                     }
                 }
@@ -604,39 +501,4 @@ impl<const T: usize> Pairs<T> {
         add_words!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
         sums
     }
-}
-
-/// What sums of products with activations that are raised by 128 start from.
-#[inline]
-#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-fn start(words: &[__m512i]) -> __m512i {
-    let raised_by = _mm512_set1_epi8(-128);
-    // Chains of two: all products of the part wait for this.
-    let mut sum = _mm512_setzero_si512();
-    for w in words.chunks_exact(2) {
-        let first = _mm512_dpbusd_epi32(_mm512_setzero_si512(), raised_by, w[0]);
-        sum = _mm512_add_epi32(sum, _mm512_dpbusd_epi32(first, raised_by, w[1]));
-    }
-    _mm512_sub_epi32(_mm512_setzero_si512(), sum)
-}
-
-/// Numbers below 256 in 16 bits, in both bytes.
-#[inline]
-#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-fn in_every_byte(x: __m512i) -> __m512i {
-    _mm512_or_si512(x, _mm512_slli_epi16::<8>(x))
-}
-
-/// The rows of two groups in one vector.
-#[inline]
-#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-fn join(first: __m256i, second: __m256i) -> __m512i {
-    _mm512_inserti64x4::<1>(_mm512_castsi256_si512(first), second)
-}
-
-/// As [`join`].
-#[inline]
-#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-fn join_floats(first: __m256, second: __m256) -> __m512 {
-    _mm512_insertf32x8::<1>(_mm512_castps256_ps512(first), second)
 }

@@ -47,7 +47,12 @@ pub fn weight_bytes(plan: &Plan) -> u64 {
             Op::Embed { .. } => {}
             Op::RopeTable { freqs, .. } => mark_operands(&[Operand::Weight(*freqs)]),
             Op::Region { region, .. } => mark_operands(&region.operands),
-            Op::MatMul { segments, .. } => {
+            Op::MatMul {
+                prologue, segments, ..
+            } => {
+                prologue
+                    .iter()
+                    .for_each(|region| mark_operands(&region.operands));
                 for segment in segments {
                     mark_operands(&[Operand::Weight(segment.weight)]);
                     mark_operands(&segment.epilogue.operands);

@@ -172,7 +172,8 @@ impl Resolver<'_> {
                 };
                 Ok((extent_of(*extent), Work::Region(work)))
             }
-            Op::MatMul { x, segments } => self.matmul(launch, *x, segments),
+            // The reader has checked that only kernels of GPUs have a prologue.
+            Op::MatMul { x, segments, .. } => self.matmul(launch, *x, segments),
             Op::Attention {
                 q,
                 group,

@@ -62,6 +62,76 @@ fn check(result: sys::CUresult, what: &str) -> Result<(), Error> {
     })
 }
 
+/// What is used of the driver's library, as cuda.h names it: cudarc panics where one is missing.
+const FUNCTIONS: [&str; 39] = [
+    "cuInit",
+    "cuDriverGetVersion",
+    "cuGetErrorString",
+    "cuCtxSetCurrent",
+    "cuDeviceGet",
+    "cuDeviceGetAttribute",
+    "cuDeviceGetCount",
+    "cuDeviceGetName",
+    "cuDevicePrimaryCtxRelease_v2",
+    "cuDevicePrimaryCtxRetain",
+    "cuEventCreate",
+    "cuEventDestroy_v2",
+    "cuEventQuery",
+    "cuEventRecord",
+    "cuEventSynchronize",
+    "cuFuncSetAttribute",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphLaunch",
+    "cuLaunchKernelEx",
+    "cuMemAllocHost_v2",
+    "cuMemAlloc_v2",
+    "cuMemFreeHost",
+    "cuMemFree_v2",
+    "cuMemGetInfo_v2",
+    "cuMemcpyDtoDAsync_v2",
+    "cuMemcpyDtoHAsync_v2",
+    "cuMemcpyHtoDAsync_v2",
+    "cuMemsetD8Async",
+    "cuModuleGetFunction",
+    "cuModuleLoadData",
+    "cuModuleUnload",
+    "cuStreamBeginCapture_v2",
+    "cuStreamCreate",
+    "cuStreamDestroy_v2",
+    "cuStreamEndCapture",
+    "cuStreamSynchronize",
+    "cuStreamWaitEvent",
+];
+
+/// How many of [`FUNCTIONS`] every driver has, be it too old.
+const FIRST: usize = 3;
+
+/// Looks for functions in the library, which is there.
+///
+/// # Errors
+/// The name of one that it lacks.
+fn look_for(functions: &[&'static str]) -> Result<(), &'static str> {
+    let has = |name: &str| {
+        // SAFETY: the library was loaded before; the address is not used.
+        unsafe { sys::culib().get::<unsafe extern "C" fn()>(name.as_bytes()) }.is_ok()
+    };
+    match functions.iter().find(|name| !has(name)) {
+        Some(name) => Err(name),
+        None => Ok(()),
+    }
+}
+
+/// Why the driver's library can't be loaded, as the system's loader says it.
+fn why_not_loaded() -> String {
+    // SAFETY: NVIDIA's initialisers set up its own state only; it did not load a moment ago.
+    match unsafe { libloading::Library::new("libcuda.so.1") } {
+        Ok(_) => "it was not there a moment ago".into(),
+        Err(error) => error.to_string(),
+    }
+}
+
 impl Cuda {
     /// Opens the first GPU (`CUDA_VISIBLE_DEVICES` chooses among several).
     ///
@@ -71,11 +141,18 @@ impl Cuda {
         let no = |text: String| Err(Error::Unsupported(text));
         // SAFETY: it only looks whether the library loads; everything below is called after it did.
         if !unsafe { sys::is_culib_present() } {
-            return no(
-                "this bundle is for an NVIDIA GPU, but the driver's library (libcuda.so.1) is not here; install NVIDIA's \
-                 driver, or compile the model for this machine (fastc compile --target cpu)"
-                    .into(),
-            );
+            return no(format!(
+                "this bundle is for an NVIDIA GPU, but the driver's library (libcuda.so.1) can't be loaded: {}; install NVIDIA's \
+                 driver, in a container start it with --gpus all, or compile the model for this machine (fastc compile \
+                 --target cpu)",
+                why_not_loaded()
+            ));
+        }
+        if let Err(name) = look_for(&FUNCTIONS[..FIRST]) {
+            return no(format!(
+                "the library that is found as libcuda.so is not NVIDIA's driver: it has no function {name}; install NVIDIA's \
+                 driver, or see what else has that name in LD_LIBRARY_PATH"
+            ));
         }
         let (mut device, mut context) = (0, ptr::null_mut());
         let (name, runtime);
@@ -95,6 +172,14 @@ impl Cuda {
                     version % 1000 / 10,
                     DRIVER / 1000,
                     DRIVER % 1000 / 10
+                ));
+            }
+            if let Err(name) = look_for(&FUNCTIONS[FIRST..]) {
+                return no(format!(
+                    "the NVIDIA driver says that it is for CUDA {}.{}, but its library lacks the function {name}; install the \
+                     driver again",
+                    version / 1000,
+                    version % 1000 / 10
                 ));
             }
             runtime = format!("CUDA {}.{}", version / 1000, version % 1000 / 10);
@@ -421,5 +506,27 @@ impl Driver for Cuda {
     unsafe fn destroy_event(&self, event: Raw) {
         // SAFETY: see above.
         let _ = unsafe { sys::cuEventDestroy_v2(event.0.cast()) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_functions_that_are_called_are_looked_for() {
+        let code = include_str!("cuda.rs").split("mod tests").next();
+        let mut called: Vec<&str> = code
+            .unwrap_or_default()
+            .split("sys::")
+            .skip(1)
+            .filter_map(|rest| rest.split('(').next())
+            .filter(|name| name.starts_with("cu") && *name != "culib")
+            .collect();
+        called.sort_unstable();
+        called.dedup();
+        let mut listed = FUNCTIONS;
+        listed.sort_unstable();
+        assert_eq!(called, listed);
     }
 }

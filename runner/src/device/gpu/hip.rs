@@ -48,7 +48,7 @@ const CAPTURE_THREAD_LOCAL: c_int = 1;
 
 /// Declares the functions that are used, and how they are found.
 macro_rules! functions {
-    ($($field:ident: $symbol:literal ($($arg:ty),*);)*) => {
+    ($($field:ident: $symbol:ident ($($arg:ty),*);)*) => {
         struct Functions {
             $($field: unsafe extern "C" fn($($arg),*) -> Status,)*
             error_string: unsafe extern "C" fn(Status) -> *const c_char,
@@ -61,9 +61,18 @@ macro_rules! functions {
                 // SAFETY: the types are those of the header.
                 unsafe {
                     Ok(Functions {
-                        $($field: *library.get($symbol)?,)*
-                        error_string: *library.get(b"hipGetErrorString\0")?,
+                        $($field: *library.get(stringify!($symbol).as_bytes())?,)*
+                        error_string: *library.get(b"hipGetErrorString")?,
                     })
+                }
+            }
+
+            /// Those of the simulator, which is part of this program.
+            #[cfg(feature = "sim")]
+            fn simulated() -> Functions {
+                Functions {
+                    $($field: gfx11_hip::$symbol,)*
+                    error_string: gfx11_hip::hipGetErrorString,
                 }
             }
         }
@@ -71,49 +80,50 @@ macro_rules! functions {
 }
 
 functions! {
-    init: b"hipInit\0" (c_uint);
-    version: b"hipRuntimeGetVersion\0" (*mut c_int);
-    count: b"hipGetDeviceCount\0" (*mut c_int);
-    set_device: b"hipSetDevice\0" (c_int);
-    properties: b"hipGetDevicePropertiesR0600\0" (*mut c_void, c_int);
-    memory: b"hipMemGetInfo\0" (*mut usize, *mut usize);
-    malloc: b"hipMalloc\0" (*mut *mut c_void, usize);
-    free: b"hipFree\0" (*mut c_void);
-    host_malloc: b"hipHostMalloc\0" (*mut *mut c_void, usize, c_uint);
-    host_free: b"hipHostFree\0" (*mut c_void);
-    module_load: b"hipModuleLoadData\0" (*mut *mut c_void, *const c_void);
-    module_function: b"hipModuleGetFunction\0" (*mut *mut c_void, *mut c_void, *const c_char);
-    module_unload: b"hipModuleUnload\0" (*mut c_void);
-    stream_create: b"hipStreamCreateWithFlags\0" (*mut *mut c_void, c_uint);
-    stream_destroy: b"hipStreamDestroy\0" (*mut c_void);
-    stream_synchronize: b"hipStreamSynchronize\0" (*mut c_void);
-    stream_wait_event: b"hipStreamWaitEvent\0" (*mut c_void, *mut c_void, c_uint);
-    upload: b"hipMemcpyHtoDAsync\0" (*mut c_void, *const c_void, usize, *mut c_void);
-    download: b"hipMemcpyDtoHAsync\0" (*mut c_void, *mut c_void, usize, *mut c_void);
-    copy: b"hipMemcpyDtoDAsync\0" (*mut c_void, *mut c_void, usize, *mut c_void);
-    memset: b"hipMemsetAsync\0" (*mut c_void, c_int, usize, *mut c_void);
-    launch: b"hipModuleLaunchKernel\0" (
+    init: hipInit (c_uint);
+    version: hipRuntimeGetVersion (*mut c_int);
+    count: hipGetDeviceCount (*mut c_int);
+    set_device: hipSetDevice (c_int);
+    properties: hipGetDevicePropertiesR0600 (*mut c_void, c_int);
+    memory: hipMemGetInfo (*mut usize, *mut usize);
+    malloc: hipMalloc (*mut *mut c_void, usize);
+    free: hipFree (*mut c_void);
+    host_malloc: hipHostMalloc (*mut *mut c_void, usize, c_uint);
+    host_free: hipHostFree (*mut c_void);
+    module_load: hipModuleLoadData (*mut *mut c_void, *const c_void);
+    module_function: hipModuleGetFunction (*mut *mut c_void, *mut c_void, *const c_char);
+    module_unload: hipModuleUnload (*mut c_void);
+    stream_create: hipStreamCreateWithFlags (*mut *mut c_void, c_uint);
+    stream_destroy: hipStreamDestroy (*mut c_void);
+    stream_synchronize: hipStreamSynchronize (*mut c_void);
+    stream_wait_event: hipStreamWaitEvent (*mut c_void, *mut c_void, c_uint);
+    upload: hipMemcpyHtoDAsync (*mut c_void, *const c_void, usize, *mut c_void);
+    download: hipMemcpyDtoHAsync (*mut c_void, *mut c_void, usize, *mut c_void);
+    copy: hipMemcpyDtoDAsync (*mut c_void, *mut c_void, usize, *mut c_void);
+    memset: hipMemsetAsync (*mut c_void, c_int, usize, *mut c_void);
+    launch: hipModuleLaunchKernel (
         *mut c_void, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, *mut c_void, *mut *mut c_void, *mut *mut c_void
     );
-    begin_capture: b"hipStreamBeginCapture\0" (*mut c_void, c_int);
-    end_capture: b"hipStreamEndCapture\0" (*mut c_void, *mut *mut c_void);
-    graph_instantiate: b"hipGraphInstantiate\0" (*mut *mut c_void, *mut c_void, *mut *mut c_void, *mut c_char, usize);
-    graph_launch: b"hipGraphLaunch\0" (*mut c_void, *mut c_void);
-    graph_destroy: b"hipGraphDestroy\0" (*mut c_void);
-    graph_exec_destroy: b"hipGraphExecDestroy\0" (*mut c_void);
-    event_create: b"hipEventCreateWithFlags\0" (*mut *mut c_void, c_uint);
-    event_record: b"hipEventRecord\0" (*mut c_void, *mut c_void);
-    event_query: b"hipEventQuery\0" (*mut c_void);
-    event_synchronize: b"hipEventSynchronize\0" (*mut c_void);
-    event_destroy: b"hipEventDestroy\0" (*mut c_void);
+    begin_capture: hipStreamBeginCapture (*mut c_void, c_int);
+    end_capture: hipStreamEndCapture (*mut c_void, *mut *mut c_void);
+    graph_instantiate: hipGraphInstantiate (*mut *mut c_void, *mut c_void, *mut *mut c_void, *mut c_char, usize);
+    graph_launch: hipGraphLaunch (*mut c_void, *mut c_void);
+    graph_destroy: hipGraphDestroy (*mut c_void);
+    graph_exec_destroy: hipGraphExecDestroy (*mut c_void);
+    event_create: hipEventCreateWithFlags (*mut *mut c_void, c_uint);
+    event_record: hipEventRecord (*mut c_void, *mut c_void);
+    event_query: hipEventQuery (*mut c_void);
+    event_synchronize: hipEventSynchronize (*mut c_void);
+    event_destroy: hipEventDestroy (*mut c_void);
 }
 
 /// A GPU of AMD's.
 pub struct Hip {
     functions: Functions,
     about: About,
-    /// The functions are in it.
-    _library: Library,
+    /// The functions are in it; none: in this program. It is kept open, and asked for nothing else.
+    #[cfg_attr(not(feature = "sim"), allow(dead_code))]
+    library: Option<Library>,
 }
 
 impl std::fmt::Debug for Hip {
@@ -130,6 +140,29 @@ impl Hip {
     pub fn open() -> Result<Arc<Hip>, Error> {
         let named = std::env::var_os(VARIABLE).filter(|v| !v.is_empty());
         let (library, functions) = load(&places(named))?;
+        Self::of(functions, Some(library))
+    }
+
+    /// Opens the simulator of a gfx1151, which executes a bundle's kernels on this processor.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where it is not part of this program.
+    pub fn simulated() -> Result<Arc<Hip>, Error> {
+        #[cfg(feature = "sim")]
+        {
+            Self::of(Functions::simulated(), None)
+        }
+        #[cfg(not(feature = "sim"))]
+        {
+            Err(Error::Unsupported(
+                "this program was built without the simulator of gfx1151; build one that has it: cargo build --release -p \
+                 fastrun --features sim"
+                    .into(),
+            ))
+        }
+    }
+
+    fn of(functions: Functions, library: Option<Library>) -> Result<Arc<Hip>, Error> {
         let mut hip = Hip {
             functions,
             about: About {
@@ -138,7 +171,7 @@ impl Hip {
                 chip: String::new(),
                 processors: 0,
             },
-            _library: library,
+            library,
         };
         hip.look()?;
         Ok(Arc::new(hip))
@@ -203,6 +236,15 @@ impl Hip {
         Ok(())
     }
 
+    /// What the simulator knows of a fault, where it is the GPU: kernel, lane, address and instruction.
+    fn simulated_fault(&self) -> Option<String> {
+        #[cfg(feature = "sim")]
+        if self.library.is_none() {
+            return gfx11_hip::last_fault();
+        }
+        None
+    }
+
     /// Turns a status of the library into ours.
     fn check(&self, status: Status, what: &str) -> Result<(), Error> {
         if status == SUCCESS {
@@ -227,7 +269,10 @@ impl Hip {
                 self.about.chip
             )),
             status if NO_GRAPHS.contains(&status) => Error::Unsupported(text),
-            status if FAULTS.contains(&status) => Error::Fault(text),
+            status if FAULTS.contains(&status) => Error::Fault(match self.simulated_fault() {
+                Some(fault) => format!("{text}: {fault}"),
+                None => text,
+            }),
             _ => Error::Bug(text),
         })
     }

@@ -80,6 +80,8 @@ pub struct GpuOptions {
     pub kv_bytes: Option<u64>,
     /// The profile to run by, of those that the bundle has; none: its own.
     pub stability: Option<Stability>,
+    /// Execute the kernels of a bundle for gfx1151 on this processor, instruction by instruction (feature `sim`).
+    pub simulate: bool,
 }
 
 /// Runs a bundle on a GPU. Fields are dropped in their order: graphs and stream before the memory they use.
@@ -148,6 +150,7 @@ impl GpuDevice {
             )));
         }
         let gpu: Gpu = match target.compute_capability() {
+            _ if options.simulate => Hip::simulated()?,
             Some(_) => Cuda::open()?,
             None => Hip::open()?,
         };

@@ -216,7 +216,15 @@ impl Run<'_> {
                 };
                 self.region(region, rows, None);
             }
-            Op::MatMul { x, segments } => {
+            Op::MatMul {
+                x,
+                prologue,
+                segments,
+            } => {
+                if let Some(region) = prologue {
+                    let rows = self.memory.buffers[*x as usize].rows;
+                    self.region(region, rows, None);
+                }
                 for segment in segments {
                     self.segment(*x, segment);
                 }

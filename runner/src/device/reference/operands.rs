@@ -101,7 +101,12 @@ fn regions(op: &bundle_format::plan::Op) -> Vec<&Region> {
     match op {
         Op::Embed { .. } | Op::RopeTable { .. } => vec![],
         Op::Region { region, .. } => vec![region],
-        Op::MatMul { segments, .. } => segments.iter().map(|s| &s.epilogue).collect(),
+        Op::MatMul {
+            prologue, segments, ..
+        } => {
+            let epilogues = segments.iter().map(|s| &s.epilogue);
+            prologue.iter().chain(epilogues).collect()
+        }
         Op::Attention { epilogue, .. } => vec![epilogue],
     }
 }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::Error;
+use crate::device::LogProbs;
 use proptest::prelude::*;
 
 fn request(choices: u32) -> Request {
@@ -244,4 +245,36 @@ fn an_error_ends_all_of_a_request() {
     let reason = FinishReason::Error(Error::Fault("gone".into()).to_string());
     assert_eq!(ledger.end(id, &reason).0.len(), 1);
     assert!(ledger.ids().is_empty());
+}
+
+#[test]
+fn a_prompts_scores_are_told_once() {
+    let mut ledger = Ledger::default();
+    let asked = Request {
+        prompt_logprobs: Some(2),
+        ..request(2)
+    };
+    let id = ledger.add(asked);
+    let scores = vec![LogProbs::default(); 2];
+    let scored = |key| News::Scored {
+        key,
+        scores: scores.clone(),
+    };
+    assert_eq!(ledger.tasks(id)[0].prompt_logprobs, Some(2));
+    // The first worker dies before it has them all, the second one behind them.
+    ledger.worker_died(true, 8);
+    assert_eq!(ledger.hear(scored(0)), None, "the task is gone");
+    assert_eq!(ledger.tasks(id)[0].prompt_logprobs, Some(2));
+    let told = Told::Scored {
+        id,
+        scores: scores.clone(),
+    };
+    assert_eq!(ledger.hear(scored(1)), Some(told));
+    ledger.worker_died(true, 8);
+    let tasks = ledger.tasks(id);
+    assert_eq!((tasks.len(), tasks[0].prompt_logprobs), (1, None));
+    ledger.hear(token(2, 1, 7));
+    ledger.worker_died(true, 8);
+    let left = ledger.tasks(id);
+    assert!(left.len() == 2 && left.iter().all(|task| task.prompt_logprobs.is_none()));
 }

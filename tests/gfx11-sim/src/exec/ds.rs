@@ -1,11 +1,11 @@
 //! The local data share, and lanes' exchanges that go through its crossbar.
 
 use super::Env;
-use super::flat::{combine, narrow};
+use super::flat::{combine, get, narrow, put};
 use crate::fault::{Exec, FaultKind, Trap};
 use crate::isa::{DsInst, FlatInst, sreg};
 use crate::lds::{By, Kind, Lds};
-use crate::memory_op::{Atomic, DsOp, FlatOp, Load, Store, ds_op};
+use crate::memory_op::{Atomic, DsOp, FlatOp, Half, Load, Store, ds_op};
 use crate::wave::{Lanes, WAVE, Wave};
 
 /// Executes a DS instruction.
@@ -33,11 +33,7 @@ pub(super) fn execute(wave: &mut Wave, env: &mut Env, inst: &DsInst) -> Exec {
             &shift(address(wave), offset),
         ),
         DsOp::Load2 { bytes, unit } => {
-            let part = Load {
-                bytes,
-                signed: false,
-                half: crate::memory_op::Half::Whole,
-            };
+            let part = whole(bytes);
             // Both addresses are read before the first result may overwrite them.
             let at = address(wave);
             let second = usize::from(inst.dst) + usize::from(part.registers());
@@ -99,12 +95,7 @@ pub(super) fn execute(wave: &mut Wave, env: &mut Env, inst: &DsInst) -> Exec {
             let base = (wave.s[usize::from(sreg::M0)] & 0xffff).wrapping_add(offset);
             let at = std::array::from_fn(|lane| base.wrapping_add(4 * lane as u32));
             if ds_op(inst.op) == DsOp::AddtidLoad {
-                let op = Load {
-                    bytes: 4,
-                    signed: false,
-                    half: crate::memory_op::Half::Whole,
-                };
-                load(wave, env.lds, op, inst.dst.into(), &at)
+                load(wave, env.lds, whole(4), inst.dst.into(), &at)
             } else {
                 store(
                     wave,
@@ -151,6 +142,15 @@ pub(super) fn flat(
     }
 }
 
+/// A load of whole registers.
+fn whole(bytes: u8) -> Load {
+    Load {
+        bytes,
+        signed: false,
+        half: Half::Whole,
+    }
+}
+
 #[inline(always)]
 fn shift(address: Lanes, offset: u32) -> Lanes {
     address.map(|x| x.wrapping_add(offset))
@@ -172,11 +172,10 @@ fn load(wave: &mut Wave, lds: &mut Lds, op: Load, dst: usize, address: &Lanes) -
         let at = lds.check(address[lane], op.bytes.into(), by(wave, lane, Kind::Read))?;
         match op.bytes {
             1 | 2 => narrow(&mut wave.v[dst][lane], op, lds.load_narrow(at, op.bytes)),
-            n => {
-                for i in 0..usize::from(n / 4) {
-                    wave.v[dst + i][lane] = lds.load_u32(at + 4 * i);
-                }
-            }
+            4 => put(wave, dst, lane, lds.load::<1>(at)),
+            8 => put(wave, dst, lane, lds.load::<2>(at)),
+            12 => put(wave, dst, lane, lds.load::<3>(at)),
+            _ => put(wave, dst, lane, lds.load::<4>(at)),
         }
     }
     Ok(())
@@ -191,11 +190,10 @@ fn store(wave: &mut Wave, lds: &mut Lds, op: Store, data: usize, address: &Lanes
                 let value = wave.v[data][lane] >> if op.high { 16 } else { 0 };
                 lds.store_narrow(at, op.bytes, value);
             }
-            n => {
-                for i in 0..usize::from(n / 4) {
-                    lds.store_u32(at + 4 * i, wave.v[data + i][lane]);
-                }
-            }
+            4 => lds.store::<1>(at, get(wave, data, lane)),
+            8 => lds.store::<2>(at, get(wave, data, lane)),
+            12 => lds.store::<3>(at, get(wave, data, lane)),
+            _ => lds.store::<4>(at, get(wave, data, lane)),
         }
     }
     Ok(())

@@ -169,22 +169,29 @@ fn load_global(
             ));
         }
         match load.bytes {
-            4 => wave.v[dst][lane] = region.load_u32(offset),
-            16 => {
-                for i in 0..4 {
-                    wave.v[dst + i][lane] = region.load_u32(offset + 4 * i as u64);
-                }
-            }
-            8 | 12 => {
-                for i in 0..usize::from(load.bytes / 4) {
-                    wave.v[dst + i][lane] = region.load_u32(offset + 4 * i as u64);
-                }
-            }
+            4 => put(wave, dst, lane, region.load::<1>(offset)),
+            8 => put(wave, dst, lane, region.load::<2>(offset)),
+            12 => put(wave, dst, lane, region.load::<3>(offset)),
+            16 => put(wave, dst, lane, region.load::<4>(offset)),
             2 => narrow(&mut wave.v[dst][lane], load, region.load_u16(offset).into()),
             _ => narrow(&mut wave.v[dst][lane], load, region.load_u8(offset).into()),
         }
     }
     Ok(())
+}
+
+/// Puts a lane's dwords into consecutive registers.
+#[inline(always)]
+pub(super) fn put<const N: usize>(wave: &mut Wave, first: usize, lane: usize, values: [u32; N]) {
+    for (i, value) in values.into_iter().enumerate() {
+        wave.v[first + i][lane] = value;
+    }
+}
+
+/// A lane's dwords in consecutive registers.
+#[inline(always)]
+pub(super) fn get<const N: usize>(wave: &Wave, first: usize, lane: usize) -> [u32; N] {
+    std::array::from_fn(|i| wave.v[first + i][lane])
 }
 
 /// Puts a byte or 16 bits where the load says.
@@ -236,11 +243,10 @@ fn store_global(
                 offset,
                 (if store.high { first >> 16 } else { first }) as u16,
             ),
-            n => {
-                for i in 0..usize::from(n / 4) {
-                    region.store_u32(offset + 4 * i as u64, wave.v[data + i][lane]);
-                }
-            }
+            4 => region.store::<1>(offset, [first]),
+            8 => region.store::<2>(offset, get(wave, data, lane)),
+            12 => region.store::<3>(offset, get(wave, data, lane)),
+            _ => region.store::<4>(offset, get(wave, data, lane)),
         }
         region.mark_written(offset, bytes);
     }

@@ -19,16 +19,16 @@ mod wmma;
 
 use std::sync::Arc;
 
+use crate::code::Code;
 use crate::fault::{Exec, FaultKind, Trap};
 use crate::isa::{Inst, Kind, Sopp, Vector, Vop};
 use crate::lds::Lds;
 use crate::memory::Region;
-use crate::object::Kernel;
 use crate::wave::{State, Wave};
 
 /// What a wave's instructions can see beside the wave.
 pub(crate) struct Env<'a> {
-    pub kernel: &'a Kernel,
+    pub code: &'a Code,
     pub regions: &'a [Arc<Region>],
     pub lds: &'a mut Lds,
     pub checks: Checks,
@@ -219,7 +219,7 @@ fn sopp(wave: &mut Wave, env: &Env, inst: &Inst, op: Sopp, imm: u16) -> Exec {
 
 /// Continues at a dword of the code.
 pub(crate) fn jump(wave: &mut Wave, env: &Env, dword: i64) -> Exec {
-    let code = &env.kernel.code;
+    let code = env.code;
     match code.at_dword(dword) {
         Some(at) => {
             wave.pc = at;

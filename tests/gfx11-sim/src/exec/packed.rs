@@ -37,7 +37,7 @@ for_each_lane! {
         let ieee = wave.mode.ieee();
         match inst.op {
             Vop3p::Dot4I32Iu8 => dot4_i32_iu8(wave, inst),
-            Vop3p::PkFmaF16 => float3(wave, inst, fma_f16),
+            Vop3p::PkFmaF16 => fma_halves(wave, inst),
             Vop3p::PkAddF16 => float2(wave, inst, |a, b| f32_to_f16(f16_to_f32(a) + f16_to_f32(b))),
             Vop3p::PkMulF16 => float2(wave, inst, |a, b| f32_to_f16(f16_to_f32(a) * f16_to_f32(b))),
             Vop3p::PkMaxF16 => float2(wave, inst, |a, b| max_f16(a, b, ieee)),
@@ -137,22 +137,32 @@ fn flush_halves(x: u32) -> u32 {
 #[inline(always)]
 fn float2(wave: &mut Wave, inst: &Packed, f: impl Fn(u32, u32) -> u32) {
     let (a, b) = (halves(wave, inst, 0, true), halves(wave, inst, 1, true));
-    let out = map2(wave, a, b, |a, b| {
-        f(a & 0xffff, b & 0xffff) & 0xffff | f(a >> 16, b >> 16) << 16
-    });
+    // Loops of their own, not closures: those are compiled for any processor where they are not inlined.
+    let (a, b) = (&wave.v[a], &wave.v[b]);
+    let mut out = [0; WAVE];
+    for lane in 0..WAVE {
+        let low = f(a[lane] & 0xffff, b[lane] & 0xffff) & 0xffff;
+        out[lane] = low | f(a[lane] >> 16, b[lane] >> 16) << 16;
+    }
     put(wave, inst, out);
 }
 
+/// A fused multiply-add of halves.
 #[inline(always)]
-fn float3(wave: &mut Wave, inst: &Packed, f: impl Fn(u32, u32, u32) -> u32) {
-    let (a, b, c) = (
-        halves(wave, inst, 0, true),
-        halves(wave, inst, 1, true),
-        halves(wave, inst, 2, true),
-    );
-    let out = map3(wave, a, b, c, |a, b, c| {
-        f(a & 0xffff, b & 0xffff, c & 0xffff) & 0xffff | f(a >> 16, b >> 16, c >> 16) << 16
-    });
+fn fma_halves(wave: &mut Wave, inst: &Packed) {
+    let [a, b, c] = [0, 1, 2].map(|n| halves(wave, inst, n, true));
+    let (a, b, c) = (&wave.v[a], &wave.v[b], &wave.v[c]);
+    let (mut low, mut high) = ([0; WAVE], [0; WAVE]);
+    for lane in 0..WAVE {
+        low[lane] = fma_f16(a[lane] & 0xffff, b[lane] & 0xffff, c[lane] & 0xffff);
+    }
+    for lane in 0..WAVE {
+        high[lane] = fma_f16(a[lane] >> 16, b[lane] >> 16, c[lane] >> 16);
+    }
+    let mut out = [0; WAVE];
+    for lane in 0..WAVE {
+        out[lane] = low[lane] & 0xffff | high[lane] << 16;
+    }
     put(wave, inst, out);
 }
 

@@ -324,11 +324,11 @@ fn write_exec(wave: &mut Wave, dst: u8, f: impl Fn(u32) -> u32) {
 }
 
 fn address(env: &Env, dword: i64) -> u64 {
-    env.kernel.code.base().wrapping_add_signed(4 * dword)
+    env.code.base().wrapping_add_signed(4 * dword)
 }
 
 fn dword(env: &Env, address: u64) -> i64 {
-    let offset = address.wrapping_sub(env.kernel.code.base()) as i64;
+    let offset = address.wrapping_sub(env.code.base()) as i64;
     // An address between dwords is no instruction's.
     if offset % 4 == 0 { offset / 4 } else { -1 }
 }

@@ -61,12 +61,12 @@ for_each_lane! {
         let constant = if wide { wave.scalar(inst.src[2]) } else { wave.scalar16(inst.src[2]) };
         let shift = if inst.op_sel & 4 != 0 { 16 } else { 0 };
         let (negate, keep) = (u32::from(inst.neg_lo >> 2 & 1) << 31, !(u32::from(inst.neg_hi >> 2 & 1) << 31));
-        for v in 0..8 {
-            let from: Lanes = c.map_or([constant; 32], |first| wave.v[first + v]);
-            let mut out: Lanes = [0; 32];
-            for half in 0..2 {
-                let row = 2 * v + half;
-                let mut sum = [0f32; 16];
+        // Four rows at a time: as many sums as keep the multipliers of the host busy.
+        for pair in 0..4 {
+            let mut sums = [[0f32; 16]; 4];
+            for (r, sum) in sums.iter_mut().enumerate() {
+                let (v, half) = (2 * pair + r / 2, r % 2);
+                let from: Lanes = c.map_or([constant; 32], |first| wave.v[first + v]);
                 for (column, sum) in sum.iter_mut().enumerate() {
                     let x = from[16 * half + column];
                     let x = match (wide, bf16) {
@@ -76,26 +76,25 @@ for_each_lane! {
                     };
                     *sum = f32::from_bits(x & keep ^ negate);
                 }
-                for k in 0..16 {
-                    let left = a[k][row];
+            }
+            for k in 0..16 {
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    let left = a[k][4 * pair + r];
                     for column in 0..16 {
                         sum[column] = left.mul_add(b[k][column], sum[column]);
                     }
                 }
-                for (column, sum) in sum.into_iter().enumerate() {
-                    out[16 * half + column] = match (wide, bf16) {
-                        (true, _) => sum.to_bits(),
-                        (false, true) => f32_to_bf16(sum),
-                        (false, false) => f32_to_f16(sum),
-                    };
-                }
             }
-            let to = &mut wave.v[usize::from(inst.dst) + v];
-            if wide {
-                *to = out;
-            } else {
-                for lane in 0..32 {
-                    to[lane] = to[lane] & !(0xffff << shift) | (out[lane] & 0xffff) << shift;
+            for (r, sum) in sums.into_iter().enumerate() {
+                let (v, half) = (2 * pair + r / 2, r % 2);
+                let to = &mut wave.v[usize::from(inst.dst) + v];
+                for (column, sum) in sum.into_iter().enumerate() {
+                    let to = &mut to[16 * half + column];
+                    match (wide, bf16) {
+                        (true, _) => *to = sum.to_bits(),
+                        (false, true) => *to = *to & !(0xffff << shift) | (f32_to_bf16(sum) & 0xffff) << shift,
+                        (false, false) => *to = *to & !(0xffff << shift) | (f32_to_f16(sum) & 0xffff) << shift,
+                    }
                 }
             }
         }

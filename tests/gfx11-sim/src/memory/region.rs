@@ -119,6 +119,42 @@ impl Region {
         u32::from_le_bytes([0, 1, 2, 3].map(|i| self.load_u8(offset + i)))
     }
 
+    /// `N` dwords at an aligned offset; None when it isn't aligned.
+    #[inline(always)]
+    pub fn dwords<const N: usize>(&self, offset: u64) -> Option<&[AtomicU32; N]> {
+        let p = self.at(offset, 4 * N as u64);
+        // SAFETY: inside the region, aligned when it is used, and it lives as long as `self`.
+        p.addr()
+            .is_multiple_of(4)
+            .then(|| unsafe { &*p.cast::<[AtomicU32; N]>() })
+    }
+
+    /// Loads `N` dwords at any alignment.
+    #[inline(always)]
+    pub fn load<const N: usize>(&self, offset: u64) -> [u32; N] {
+        match self.dwords::<N>(offset) {
+            Some(dwords) => std::array::from_fn(|i| dwords[i].load(Relaxed)),
+            None => std::array::from_fn(|i| self.load_u32(offset + 4 * i as u64)),
+        }
+    }
+
+    /// Stores `N` dwords at any alignment.
+    #[inline(always)]
+    pub fn store<const N: usize>(&self, offset: u64, values: [u32; N]) {
+        match self.dwords::<N>(offset) {
+            Some(dwords) => {
+                for (dword, value) in dwords.iter().zip(values) {
+                    dword.store(value, Relaxed);
+                }
+            }
+            None => {
+                for (i, value) in values.into_iter().enumerate() {
+                    self.store_u32(offset + 4 * i as u64, value);
+                }
+            }
+        }
+    }
+
     /// Loads 2 bytes at any alignment.
     #[inline(always)]
     pub fn load_u16(&self, offset: u64) -> u16 {
@@ -193,8 +229,10 @@ impl Region {
     pub fn is_written(&self, offset: u64, len: u64) -> bool {
         match &self.written {
             Some(written) if !self.complete.load(Relaxed) => {
-                if offset.is_multiple_of(4) && len == 4 {
-                    return written[(offset / 4) as usize].load(Relaxed) == 15;
+                if offset.is_multiple_of(4) && len.is_multiple_of(4) {
+                    let first = (offset / 4) as usize;
+                    let dwords = &written[first..first + (len / 4) as usize];
+                    return dwords.iter().all(|bytes| bytes.load(Relaxed) == 15);
                 }
                 (offset..offset + len)
                     .all(|o| written[(o / 4) as usize].load(Relaxed) >> (o % 4) & 1 != 0)
@@ -210,8 +248,11 @@ impl Region {
         if self.complete.load(Relaxed) {
             return;
         }
-        if offset.is_multiple_of(4) && len == 4 {
-            written[(offset / 4) as usize].store(15, Relaxed);
+        if offset.is_multiple_of(4) && len.is_multiple_of(4) {
+            let first = (offset / 4) as usize;
+            for bytes in &written[first..first + (len / 4) as usize] {
+                bytes.store(15, Relaxed);
+            }
             return;
         }
         let mut o = offset;

@@ -9,9 +9,10 @@ use bundle_format::plan::{
     Buffer, DType, Dim, Encoding, Input, KvDType, KvGroup, Launch, Limits, Op, Output, Place, Plan,
     Role, Segment, Weight, WeightLayout,
 };
-use bundle_format::region::{ColMap, Inst, Operand, Region, RowMap};
+use bundle_format::region::{Binary, ColMap, Inst, Operand, Region, RowMap, Unary};
 use bundle_format::target::Target;
 use bundle_format::write::Contents;
+use fastc::driver::Options;
 use kernels::pack::{self, fragment};
 use kernels::quant;
 
@@ -27,8 +28,12 @@ pub struct Product {
     pub encoding: Encoding,
     pub features: u32,
     pub depth: u32,
+    /// Whose kernels.
+    pub target: Target,
     /// Whether the kernels are those that every chip could have.
     pub portable: bool,
+    /// Whether the rows are normed in the product's prologue, which gives them as hidden states, too.
+    pub normed: bool,
 }
 
 impl Product {
@@ -36,7 +41,8 @@ impl Product {
     pub fn name(&self) -> String {
         let kernels = if self.portable { "portable" } else { "own" };
         let (encoding, n, k) = (self.encoding, self.features, self.depth);
-        format!("{encoding:?}-{n}x{k}-{kernels}")
+        let normed = if self.normed { "-normed" } else { "" };
+        format!("{encoding:?}-{n}x{k}-{}-{kernels}{normed}", self.target)
     }
 
     /// The row-major bytes of the table and of the matrix, whose products are about as large as the table's numbers.
@@ -64,14 +70,18 @@ impl Product {
             .map(|(encoding, bytes)| self.pack(*encoding, bytes))
             .collect();
         let mut plan = self.plan();
-        let code = fastc::codegen::generate(&mut plan, Target::Sm90a, self.portable);
+        let options = Options {
+            portable: self.portable,
+            ..Options::new(self.target)
+        };
+        let code = fastc::codegen::generate(&mut plan, &options);
         let code = code.unwrap_or_else(|e| panic!("{self:?}: {e}")).bytes;
         let manifest = Manifest {
             compiler: "a test".into(),
             toolchain: vec![],
             zstd: bundle_format::codec::zstd_version().into(),
             source_hash: [0; 32],
-            target: Target::Sm90a,
+            target: self.target,
             features: vec![],
             kernel_abi: kernels::abi::VERSION,
             options: vec![],
@@ -135,6 +145,7 @@ impl Product {
             weights: vec![],
             launches: vec![],
             sampling: None,
+            stability: vec![],
         };
         let mut buffer = |name: &str, dtype, extent, cols, role| {
             let offset = plan.arena_bytes;
@@ -160,6 +171,10 @@ impl Product {
         let x = buffer("x", DType::F16, Dim::Rows, self.depth, Role::Scratch);
         let logits = Role::Output(Output::Logits);
         let logits = buffer("logits", DType::F32, Dim::Rows, self.features, logits);
+        let hidden = self.normed.then(|| {
+            let hidden = Role::Output(Output::Hidden);
+            buffer("hidden", DType::F32, Dim::Rows, self.depth, hidden)
+        });
 
         let mut offset = 0;
         for (name, encoding) in [("table", TABLE), ("matrix", self.encoding)] {
@@ -202,27 +217,33 @@ impl Product {
         let gather = region("gather_f16", self.depth, &[x, h, rows], gathered);
         let product = Inst::Tile { offset: 0 };
         let store = region("logits", self.features, &[logits], product);
+        let prologue = hidden.map(|hidden| norm(self.depth, [x, h, rows, hidden]));
+        let gather = match prologue {
+            Some(_) => None,
+            None => Some(Op::Region {
+                extent: Dim::Rows,
+                region: gather,
+            }),
+        };
         let ops = [
-            Op::Embed {
+            Some(Op::Embed {
                 tokens,
                 table: 0,
                 out: h,
                 scale: 1.0,
-            },
-            Op::Region {
-                extent: Dim::Rows,
-                region: gather,
-            },
-            Op::MatMul {
+            }),
+            gather,
+            Some(Op::MatMul {
                 x,
+                prologue,
                 segments: vec![Segment {
                     weight: 1,
                     epilogue: store,
                 }],
-            },
+            }),
         ];
         plan.launches = (0u32..)
-            .zip(ops)
+            .zip(ops.into_iter().flatten())
             .map(|(i, op)| Launch {
                 name: format!("launch {i}"),
                 deps: i.checked_sub(1).into_iter().collect(),
@@ -231,6 +252,50 @@ impl Product {
             })
             .collect();
         plan
+    }
+}
+
+/// out = h's rows, which are kept too, over the root of the mean of their squares.
+fn norm(depth: u32, [out, h, rows, kept]: [u32; 4]) -> Region {
+    let col = ColMap {
+        per_unit: 1,
+        offset: 0,
+    };
+    let operands = [out, h, rows, kept].map(Operand::Buffer).to_vec();
+    let binary = |op, a, b| Inst::Binary { op, a, b };
+    let store = |dst, x| Inst::Store { dst, col, x };
+    let body = vec![
+        Inst::Load {
+            src: 1,
+            row: RowMap::Via(2),
+            col,
+        },
+        store(3, 0),
+        binary(Binary::Mul, 0, 0),
+        Inst::RowSum { x: 2 },
+        Inst::Const {
+            value: 1.0 / depth as f32,
+        },
+        Inst::Const { value: 1e-5 },
+        Inst::Fma { a: 3, b: 4, c: 5 },
+        Inst::Unary {
+            op: Unary::Sqrt,
+            x: 6,
+        },
+        Inst::Unary {
+            op: Unary::Recip,
+            x: 7,
+        },
+        binary(Binary::Mul, 0, 8),
+        store(0, 9),
+    ];
+    Region {
+        name: "norm_f16".into(),
+        unit: 1,
+        width: 1,
+        cols: depth,
+        operands,
+        body,
     }
 }
 

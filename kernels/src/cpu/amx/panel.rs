@@ -1,0 +1,110 @@
+//! Weights of two groups, unpacked to tiles and to factors that scale their products.
+
+use std::arch::x86_64::*;
+
+use crate::cpu::avx2::quant::{Format, Scales};
+use crate::cpu::avx512::part::{holds_scales, join, join_floats};
+
+/// 32 k of sixteen rows of weights. What the format hasn't stays uninitialised.
+#[repr(C, align(64))]
+pub(super) struct Panel {
+    /// The words of a tile. Those of two halves with a scale each are two tiles, each filled up with zeros: the second begins
+    /// four words behind the first.
+    pub(super) words: [[u8; 64]; 12],
+    /// Integer minima in place of quants, another tile.
+    pub(super) mins: [[u8; 64]; 8],
+    /// Integer scales of the halves.
+    pub(super) scales: [[f32; 16]; 2],
+    pub(super) d: [f32; 16],
+    /// The factor of the integer minima.
+    pub(super) m: [f32; 16],
+    /// What is added to every weight.
+    pub(super) min: [f32; 16],
+}
+
+/// Tiles of weights of a panel.
+pub(super) const fn weights<F: Format>() -> usize {
+    if has_halves::<F>() || F::HAS_HALF_MINS {
+        2
+    } else {
+        1
+    }
+}
+
+/// Whether a panel's halves are tiles of their own.
+pub(super) const fn has_halves<F: Format>() -> bool {
+    matches!(F::SCALES, Scales::Halves) && !holds_scales::<F>()
+}
+
+/// Unpacks a block of two groups of weights to the panels of its parts. Whole lines are stored: halves of them cost twice the
+/// stores (NOTES.md).
+///
+/// # Safety
+/// Each of `at` points at a block, `panels` at as many panels as it has parts.
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+pub(super) unsafe fn unpack<F: Format>(at: [*const u8; 2], panels: *mut Panel) {
+    // SAFETY: the caller's promise; a panel's rows have sixteen columns of four bytes.
+    unsafe {
+        let heads = at.map(|at| F::head(at));
+        for i in 0..F::PARTS {
+            let part = at.map(|at| at.add(F::HEADER + i * F::PART));
+            let panel = panels.add(i);
+            let store = |to: *mut [u8; 64], x| _mm512_store_si512(to.cast(), x);
+            let floats = |to: *mut [f32; 16], x| _mm512_store_ps(to.cast(), x);
+            let words = (&raw mut (*panel).words).cast::<[u8; 64]>();
+            let low = (F::half::<0>(part[0]), F::half::<0>(part[1]));
+            let high = (F::half::<1>(part[0]), F::half::<1>(part[1]));
+            let first_scale = join(F::scale::<0>(part[0]), F::scale::<0>(part[1]));
+            let scales = match F::SCALES {
+                Scales::Halves => {
+                    let second_scale = join(F::scale::<1>(part[0]), F::scale::<1>(part[1]));
+                    [first_scale, second_scale]
+                }
+                _ => [first_scale; 2],
+            };
+            for (h, (half, scale)) in [low, high].into_iter().zip(scales).enumerate() {
+                let first = if has_halves::<F>() { 8 * h } else { 4 * h };
+                for (j, (one, other)) in half.0.into_iter().zip(half.1).enumerate() {
+                    let word = join(one, other);
+                    let word = match holds_scales::<F>() {
+                        // Both bytes of 16 bits at once: neither product leaves its byte.
+                        true => _mm512_mullo_epi16(word, scale),
+                        false => word,
+                    };
+                    store(words.add(first + j), word);
+                }
+                if F::SCALES != Scales::None && !holds_scales::<F>() {
+                    let scale = _mm512_cvtepi32_ps(_mm512_srai_epi32::<16>(scale));
+                    floats((&raw mut (*panel).scales).cast::<[f32; 16]>().add(h), scale);
+                }
+            }
+            if has_halves::<F>() {
+                for j in 4..8 {
+                    store(words.add(j), _mm512_setzero_si512());
+                }
+            }
+            for (h, min) in [
+                (F::half_min::<0>(part[0]), F::half_min::<0>(part[1])),
+                (F::half_min::<1>(part[0]), F::half_min::<1>(part[1])),
+            ]
+            .into_iter()
+            .enumerate()
+            {
+                let (Some(one), Some(other)) = min else { break };
+                let min = join(one, other);
+                let min = _mm512_or_si512(min, _mm512_slli_epi16::<8>(min));
+                let mins = (&raw mut (*panel).mins).cast::<[u8; 64]>();
+                for j in 0..4 {
+                    store(mins.add(4 * h + j), min);
+                }
+                floats(&raw mut (*panel).m, join_floats(heads[0].m, heads[1].m));
+            }
+            floats(&raw mut (*panel).d, join_floats(heads[0].d, heads[1].d));
+            if let (Some(one), Some(other)) =
+                (F::min(&heads[0], part[0]), F::min(&heads[1], part[1]))
+            {
+                floats(&raw mut (*panel).min, join_floats(one, other));
+            }
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! Weights of two groups, unpacked and joined to vectors of 512 bits, as products take them.
+
+use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
+
+use crate::cpu::avx2::quant::{Format, Head, Quants, Scales};
+
+/// 32 k of both groups, unpacked. What a format has no use for isn't written.
+pub(super) struct Part {
+    /// Eight of four bytes a lane, or, where they are multiplied in 16 bits, eight of the even ones and eight of the odd.
+    pub(super) words: [__m512i; 16],
+    /// What sums of each half start from.
+    pub(super) start: [__m512i; 2],
+    /// Integer scales of each half, in f32: with Q8 rows, whose scaled sums f32 holds exactly. Some processors multiply such twice
+    /// as fast as integers of 32 bits (NOTES.md).
+    pub(super) float_scales: [__m512; 2],
+    /// With Q16 rows the integer scale.
+    pub(super) scale: __m512i,
+    pub(super) d: __m512,
+    pub(super) m: __m512,
+    pub(super) min: __m512,
+    /// Integer minima of each half, in every byte.
+    pub(super) half_mins: [__m512i; 2],
+}
+
+/// Whether weights are the signed factor.
+pub(in crate::cpu) const fn is_signed<F: Format>() -> bool {
+    matches!(F::QUANTS, Quants::SignedLow | Quants::Signed)
+}
+
+/// Whether products of weights and integer scales fit a byte, so that they are what is multiplied: 3 * 15 does.
+pub(in crate::cpu) const fn holds_scales<F: Format>() -> bool {
+    matches!((F::QUANTS, F::SCALES), (Quants::Crumbs, Scales::Halves))
+}
+
+/// Whether weights are multiplied in 16 bits. With Q16 rows that takes as many products as two bytes apart do, but integer
+/// scales are multiplied into weights, once for all tokens, and signed weights need no raised activations.
+pub(super) const fn is_wide<F: Format, const BYTES: usize>() -> bool {
+    BYTES == 2 && is_signed::<F>()
+}
+
+/// Unpacks the parts of a block of both groups.
+///
+/// # Safety
+/// Each of `at` points at a block; `parts` are as many as a block has.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+pub(super) unsafe fn unpack_block<F: Format, const BYTES: usize>(
+    at: [*const u8; 2],
+    parts: &mut [MaybeUninit<Part>],
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let heads = at.map(|at| F::head(at));
+        for (i, to) in parts.iter_mut().enumerate() {
+            let at = at.map(|at| at.add(F::HEADER + i * F::PART));
+            Part::unpack::<F, BYTES>(&heads, at, to.as_mut_ptr());
+        }
+    }
+}
+
+impl Part {
+    /// Unpacks and joins parts of two groups, from their blocks' heads.
+    ///
+    /// # Safety
+    /// Each of `at` points at a part; `to` may be written.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+    pub(super) unsafe fn unpack<F: Format, const BYTES: usize>(
+        heads: &[Head; 2],
+        at: [*const u8; 2],
+        to: *mut Part,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let (low, high) = (
+                [F::half::<0>(at[0]), F::half::<0>(at[1])],
+                [F::half::<1>(at[0]), F::half::<1>(at[1])],
+            );
+            let mut words = [
+                join(low[0][0], low[1][0]),
+                join(low[0][1], low[1][1]),
+                join(low[0][2], low[1][2]),
+                join(low[0][3], low[1][3]),
+                join(high[0][0], high[1][0]),
+                join(high[0][1], high[1][1]),
+                join(high[0][2], high[1][2]),
+                join(high[0][3], high[1][3]),
+            ];
+            let scale = match F::SCALES {
+                Scales::None => _mm512_setzero_si512(),
+                _ => join(F::scale::<0>(at[0]), F::scale::<0>(at[1])),
+            };
+            let second_scale = match F::SCALES {
+                Scales::Halves => join(F::scale::<1>(at[0]), F::scale::<1>(at[1])),
+                _ => scale,
+            };
+            (*to).d = join_floats(heads[0].d, heads[1].d);
+            if let (Some(first), Some(second)) =
+                (F::min(&heads[0], at[0]), F::min(&heads[1], at[1]))
+            {
+                (*to).min = join_floats(first, second);
+            }
+            if let ([Some(low), Some(low_second)], [Some(high), Some(high_second)]) = (
+                [F::half_min::<0>(at[0]), F::half_min::<0>(at[1])],
+                [F::half_min::<1>(at[0]), F::half_min::<1>(at[1])],
+            ) {
+                (*to).m = join_floats(heads[0].m, heads[1].m);
+                (*to).half_mins = [
+                    in_every_byte(join(low, low_second)),
+                    in_every_byte(join(high, high_second)),
+                ];
+            }
+            if is_wide::<F, BYTES>() {
+                for (j, word) in words.into_iter().enumerate() {
+                    let even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(word));
+                    let odd = _mm512_srai_epi16::<8>(word);
+                    let scale = if j < 4 { scale } else { second_scale };
+                    (*to).words[j] = times::<F>(even, scale);
+                    (*to).words[8 + j] = times::<F>(odd, scale);
+                }
+                return;
+            }
+            if holds_scales::<F>() {
+                // Both bytes of 16 bits at once: neither product leaves its byte.
+                for (j, word) in words.iter_mut().enumerate() {
+                    *word = _mm512_mullo_epi16(*word, if j < 4 { scale } else { second_scale });
+                }
+            } else if !matches!(F::SCALES, Scales::None) {
+                let scale = _mm512_srai_epi32::<16>(scale);
+                match BYTES {
+                    1 => {
+                        let second = _mm512_srai_epi32::<16>(second_scale);
+                        (*to).float_scales =
+                            [_mm512_cvtepi32_ps(scale), _mm512_cvtepi32_ps(second)];
+                    }
+                    _ => (*to).scale = scale,
+                }
+            }
+            if is_signed::<F>() {
+                (*to).start = match F::SCALES {
+                    Scales::Halves => [start(&words[..4]), start(&words[4..])],
+                    _ => [start(&words); 2],
+                };
+            }
+            for (j, word) in words.into_iter().enumerate() {
+                (*to).words[j] = word;
+            }
+        }
+    }
+}
+
+/// Weights of 16 bits times their integer scales, which they hold: 32 * 128 is the most.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+fn times<F: Format>(words: __m512i, scale: __m512i) -> __m512i {
+    match F::SCALES {
+        Scales::None => words,
+        _ => _mm512_mullo_epi16(words, scale),
+    }
+}
+
+/// What sums of products with activations that are raised by 128 start from.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+fn start(words: &[__m512i]) -> __m512i {
+    let raised_by = _mm512_set1_epi8(-128);
+    // Chains of two: all products of the part wait for this.
+    let mut sum = _mm512_setzero_si512();
+    for w in words.chunks_exact(2) {
+        let first = _mm512_dpbusd_epi32(_mm512_setzero_si512(), raised_by, w[0]);
+        sum = _mm512_add_epi32(sum, _mm512_dpbusd_epi32(first, raised_by, w[1]));
+    }
+    _mm512_sub_epi32(_mm512_setzero_si512(), sum)
+}
+
+/// Numbers below 256 in 16 bits, in both bytes.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+fn in_every_byte(x: __m512i) -> __m512i {
+    _mm512_or_si512(x, _mm512_slli_epi16::<8>(x))
+}
+
+/// The rows of two groups in one vector.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+pub(in crate::cpu) fn join(first: __m256i, second: __m256i) -> __m512i {
+    _mm512_inserti64x4::<1>(_mm512_castsi256_si512(first), second)
+}
+
+/// As [`join`].
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+pub(in crate::cpu) fn join_floats(first: __m256, second: __m256) -> __m512 {
+    _mm512_insertf32x8::<1>(_mm512_castps256_ps512(first), second)
+}
