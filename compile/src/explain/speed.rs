@@ -142,10 +142,8 @@ pub struct Step {
 
 impl Step {
     fn rows(&self, dim: Dim) -> u32 {
-        match dim {
-            Dim::Tokens => self.tokens * self.sequences,
-            Dim::Rows => self.sequences,
-        }
+        let tokens = self.tokens * self.sequences;
+        dim.rows(tokens as usize, self.sequences as usize) as u32
     }
 }
 
@@ -382,6 +380,8 @@ fn extent(plan: &Plan, op: &Op) -> Dim {
         Op::Embed { .. } | Op::RopeTable { .. } | Op::Attention { .. } => Dim::Tokens,
         Op::Region { extent, .. } => *extent,
         Op::MatMul { x, .. } => plan.buffers[*x as usize].extent,
+        Op::Route { .. } => Dim::Tokens,
+        Op::ExpertMatMul { tokens, .. } => plan.buffers[*tokens as usize].extent,
     }
 }
 

@@ -12,7 +12,7 @@ use crate::codegen::gpu::work::Turns;
 use crate::error::Error;
 
 /// Features of an item of the kernel for many rows.
-const MANY_FEATURES: u32 = 128;
+pub const MANY_FEATURES: u32 = 128;
 
 /// Rows of a tile of it.
 const MANY_ROWS: u32 = 128;

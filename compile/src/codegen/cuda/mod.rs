@@ -13,6 +13,7 @@ mod sass;
 mod shapes;
 mod target;
 
+pub use matmul::MANY_FEATURES as EPILOGUE_FEATURES;
 pub use target::Chip;
 
 use std::collections::BTreeMap;
