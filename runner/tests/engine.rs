@@ -45,7 +45,7 @@ fn request(prompt: u32, max_tokens: Option<u32>) -> Request {
 }
 
 fn alone(request: &Request, choice: u32) -> Expected {
-    expected(request, choice, &LIMITS, 1, VOCAB, ROOMY * 16)
+    expected(request, choice, &LIMITS, &[None], VOCAB, ROOMY * 16)
 }
 
 /// Tokens, reason and cached tokens of each choice.
