@@ -62,6 +62,13 @@ pub struct Limits {
     pub context: u32,
 }
 
+impl Limits {
+    /// Rows of a buffer in the largest step.
+    pub fn rows(&self, dim: Dim) -> u32 {
+        dim.rows(self.max_tokens as usize, self.max_rows as usize) as u32
+    }
+}
+
 /// The symbolic first dimension of a buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Dim {
@@ -69,6 +76,22 @@ pub enum Dim {
     Tokens,
     /// R
     Rows,
+    /// T times so many: a row for each pair of a token and one of the experts that it goes to ([`Op::Route`]).
+    Pairs(u32),
+    /// 1, whatever the step.
+    One,
+}
+
+impl Dim {
+    /// Rows of a step of T tokens and R rows.
+    pub fn rows(self, tokens: usize, rows: usize) -> usize {
+        match self {
+            Dim::Tokens => tokens,
+            Dim::Rows => rows,
+            Dim::Pairs(each) => tokens * each as usize,
+            Dim::One => 1,
+        }
+    }
 }
 
 /// Element types of buffers.
@@ -399,10 +422,39 @@ pub enum Op {
         scale: f32,
         epilogue: Region,
     },
+    /// Sends each token to n of E experts, n the columns of `weights` and E those of `logits`: to those of the highest
+    /// logits, of equal ones to those with the lower index. They are the token's *slots*, by descending logit. The
+    /// weight of a slot is the softmax of its logit over all experts, with `renormalise` over the token's own, times
+    /// `scale`. Pairs of token and slot then stand in one list, by ascending expert and, of one expert, by ascending
+    /// token. A token with a logit that is not finite is an error of the step.
+    Route {
+        /// f32 `[T, E]`
+        logits: u32,
+        renormalise: bool,
+        scale: f32,
+        /// f32 `[T, n]`: of each slot.
+        weights: u32,
+        /// u32 `[T, n]`: each slot's place in the list.
+        places: u32,
+        /// u32 `[T n]`: the token at each place of the list.
+        tokens: u32,
+        /// u32 `[1, E + 1]`: where each expert's part of the list starts, and where the last one's ends.
+        starts: u32,
+    },
+    /// A matmul of the pairs of a token and one of its experts, each with the weights of its expert. At place p of the list
+    /// of [`Op::Route`], which is the row that the epilogues see: `y[p, i] = sum over k of x[r, k] * w[e * N + i, k]`, e
+    /// the expert of the place, N the columns of the segment's epilogue and E N the rows of its weight, r = `tokens[p]`
+    /// where x has rows of tokens, and p where it has rows of pairs.
+    ExpertMatMul {
+        x: u32,
+        tokens: u32,
+        starts: u32,
+        segments: Vec<Segment>,
+    },
 }
 
 /// Consecutive output features of a matmul that share a weight and an epilogue. The epilogue's columns are the rows of the
-/// weight.
+/// weight, or of one expert in it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Segment {
     pub weight: u32,

@@ -61,6 +61,8 @@ pub enum RowMap {
     Zero,
     /// The row that a u32 buffer of one column holds at the iteration's row: gathers.
     Via(OperandId),
+    /// The row that column `col` of a u32 buffer holds at the iteration's row.
+    At { index: OperandId, col: u32 },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -148,6 +150,11 @@ pub enum Inst {
         slots: OperandId,
         offset: u32,
         x: Val,
+    },
+    /// An f32 buffer's element at the iteration's row and column `col`: the same value for the whole row.
+    RowValue {
+        src: OperandId,
+        col: u32,
     },
 }
 

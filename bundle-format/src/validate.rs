@@ -25,6 +25,8 @@ const MAX_STEP_TOKENS: u32 = 1 << 20;
 const MAX_CONTEXT: u32 = 1 << 28;
 const MAX_KV_DIM: u32 = 1 << 12;
 const MAX_COLS: u32 = 1 << 28;
+const MAX_EXPERTS: u32 = 1 << 12;
+const MAX_EXPERTS_USED: u32 = 1 << 8;
 const MAX_ARENA: u64 = 1 << 42;
 const MAX_NAME: usize = 4096;
 const MAX_RULES: usize = 64;
@@ -301,15 +303,21 @@ fn kv_group(group: &KvGroup) -> Result<(), Invalid> {
 
 /// Rows of a buffer at the plan's limits.
 fn max_extent(plan: &Plan, extent: Dim) -> u32 {
+    plan.limits.rows(extent)
+}
+
+/// Checks a symbolic extent. With it, [`max_extent`] is below 2^28.
+fn extent(extent: Dim) -> Result<(), Invalid> {
     match extent {
-        Dim::Tokens => plan.limits.max_tokens,
-        Dim::Rows => plan.limits.max_rows,
+        Dim::Pairs(each) => within("experts of a token", each, MAX_EXPERTS_USED),
+        Dim::Tokens | Dim::Rows | Dim::One => Ok(()),
     }
 }
 
 fn buffer(plan: &Plan, buffer: &Buffer) -> Result<(), Invalid> {
     name(&buffer.name)?;
     within("cols", buffer.cols, MAX_COLS)?;
+    extent(buffer.extent)?;
     ensure!(
         !matches!(buffer.dtype, DType::Q8 | DType::Q16)
             || (buffer.cols as usize).is_multiple_of(Q8_BLOCK),
@@ -324,7 +332,7 @@ fn buffer(plan: &Plan, buffer: &Buffer) -> Result<(), Invalid> {
         format!("a multiple of {ALIGN}"),
         offset
     );
-    // Below 2^20 rows of 2^31 bytes.
+    // Below 2^28 rows of 2^31 bytes.
     let bytes = max_extent(plan, buffer.extent) as u64 * buffer.row_bytes();
     ensure!(
         offset

@@ -95,10 +95,7 @@ proptest! {
 
 /// Walks an accepted plan as an executor does, with plain indexing and every address computed one by one.
 fn executable(plan: &Plan, weights_len: u64, code_len: u64) {
-    let rows_of = |extent| match extent {
-        Dim::Tokens => plan.limits.max_tokens as u64,
-        Dim::Rows => plan.limits.max_rows as u64,
-    };
+    let rows_of = |extent| plan.limits.rows(extent) as u64;
     for b in &plan.buffers {
         assert!(b.place.offset + rows_of(b.extent) * b.row_bytes() <= plan.arena_bytes);
     }
@@ -110,7 +107,10 @@ fn executable(plan: &Plan, weights_len: u64, code_len: u64) {
         let extent = match &launch.op {
             Op::Region { extent, .. } => *extent,
             Op::MatMul { x, .. } => plan.buffers[*x as usize].extent,
-            Op::Embed { .. } | Op::RopeTable { .. } | Op::Attention { .. } => Dim::Tokens,
+            Op::ExpertMatMul { tokens, .. } => plan.buffers[*tokens as usize].extent,
+            Op::Embed { .. } | Op::RopeTable { .. } | Op::Attention { .. } | Op::Route { .. } => {
+                Dim::Tokens
+            }
         };
         for rows in 1..=rows_of(extent) {
             let fits = |v: &&Variant| (v.min_rows as u64..=v.max_rows as u64).contains(&rows);
@@ -128,6 +128,26 @@ fn executable(plan: &Plan, weights_len: u64, code_len: u64) {
                 let epilogues = segments.iter().map(|s| &s.epilogue);
                 let regions = prologue.iter().chain(epilogues);
                 regions.for_each(|region| columns(plan, region));
+            }
+            Op::ExpertMatMul {
+                starts, segments, ..
+            } => {
+                let experts = plan.buffers[*starts as usize].cols - 1;
+                for s in segments {
+                    columns(plan, &s.epilogue);
+                    let rows = plan.weights[s.weight as usize].rows;
+                    assert_eq!(rows, experts * s.epilogue.cols);
+                }
+            }
+            Op::Route {
+                logits,
+                weights,
+                places,
+                ..
+            } => {
+                let cols = |buffer: u32| plan.buffers[buffer as usize].cols;
+                assert_eq!(cols(*weights), cols(*places));
+                assert!(cols(*weights) <= cols(*logits));
             }
             Op::Attention { epilogue, .. } => columns(plan, epilogue),
             Op::Embed { table, out, .. } => assert_eq!(

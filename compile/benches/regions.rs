@@ -98,7 +98,7 @@ fn operand(layout: &Layout) -> Vec<f32> {
             numbers(TILE_ROWS * row_bytes as usize / 4)
         }
         Layout::Vector { cols } => numbers(cols as usize),
-        Layout::Indices => vec![0.0; TILE_ROWS],
+        Layout::Indices { .. } => vec![0.0; TILE_ROWS],
         Layout::Kv { .. } => vec![0.0; POOL / 4],
     }
 }

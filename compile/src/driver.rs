@@ -10,8 +10,8 @@ use bundle_format::target::Target;
 use crate::codegen::{self, Code};
 use crate::error::Error;
 use crate::gguf::Gguf;
-use crate::ir::Graph;
 use crate::ir::text::kv_dtype_name;
+use crate::ir::{Graph, Op};
 use crate::output::Output;
 use crate::passes::Activations;
 use crate::progress::Progress;
@@ -48,6 +48,7 @@ impl Options {
                 disabled: Vec::new(),
                 activations: Activations::Auto,
                 prologues: false,
+                epilogue_features: None,
             },
             portable: false,
             stability: Stability::Balanced,
@@ -82,6 +83,9 @@ pub fn compile_graph(
 ) -> Result<Compiled, Error> {
     let limits = limits(gguf, options)?;
     let mut graph = arch::build(gguf, limits.context)?;
+    if options.target.is_gpu() {
+        refuse_experts(&graph, options.target)?;
+    }
     store_kv_as(&mut graph, options.kv)?;
     imported(&graph);
     let mut settings = options.passes.clone();
@@ -89,6 +93,7 @@ pub fn compile_graph(
         settings.activations = Activations::F16;
     }
     settings.prologues = codegen::has_prologues(options.target);
+    settings.epilogue_features = codegen::epilogue_features(options.target);
     let graph = passes::run(graph, &settings, &mut seen)?;
     let mut plan = lower::lower(&graph, options.target, limits)?;
     let code = codegen::generate(&mut plan, options)?;
@@ -147,6 +152,18 @@ pub fn compile(
         progress,
     )?;
     Ok(output.to_path_buf())
+}
+
+/// Refuses a mixture of experts for targets that lack its kernels.
+fn refuse_experts(graph: &Graph, target: Target) -> Result<(), Error> {
+    match graph.nodes.iter().any(|n| matches!(n.op, Op::Route { .. })) {
+        false => Ok(()),
+        true => Err(Error::Unsupported(format!(
+            "a {} model with a mixture of experts for {target}: this target has no kernels yet that route tokens and \
+             multiply with the weights of experts; compile it for cpu",
+            graph.arch
+        ))),
+    }
 }
 
 /// Chooses the type of the cached keys and values.

@@ -1,8 +1,10 @@
 //! What the compiler decided and why: the graph after each pass, the plan's launches, and what one step costs.
 
+mod experts;
 mod page;
 pub mod speed;
 
+pub use experts::print_experts;
 pub use page::{page, write as write_page};
 
 use std::fmt::Write as _;
@@ -101,6 +103,7 @@ pub fn explain(gguf: &Gguf<'_>, options: &Options, scope: Scope) -> Result<Strin
     out.push_str(&print_variants(&compiled.plan, scope));
     out.push_str(&print_occupancy(&compiled.plan, options.target));
     out.push_str(&print_cost(&compiled.plan, scope));
+    out.push_str(&print_experts(&compiled.plan));
     if let Some(gpu) = speed::Gpu::of(options.target) {
         let model = speed::Model {
             plan: &compiled.plan,
@@ -175,7 +178,7 @@ pub fn print_memory(plan: &Plan, scope: Scope) -> String {
     let mut out =
         String::from("== memory_plan: buffers that are never alive together share memory\n");
     for b in plan.buffers.iter().filter(|b| in_scope(&b.name, scope)) {
-        let dim = dim_name(b.extent);
+        let dim = text::dim_name(b.extent);
         let _ = writeln!(
             out,
             "  {} {:?}[{dim},{}]: {} bytes a row at {}, {:?}",
@@ -340,6 +343,11 @@ fn op_name(op: &Op) -> String {
             format!("{first}matmul -> {}", names.join(" | "))
         }
         Op::Attention { epilogue, .. } => format!("attention -> {}", epilogue.name),
+        Op::Route { .. } => "route".to_string(),
+        Op::ExpertMatMul { segments, .. } => {
+            let names: Vec<&str> = segments.iter().map(|s| s.epilogue.name.as_str()).collect();
+            format!("matmul of experts -> {}", names.join(" | "))
+        }
     }
 }
 
@@ -354,12 +362,9 @@ pub struct Cost {
 }
 
 /// What a launch costs in a step of `tokens` tokens of one sequence whose cache then holds `depth` positions; logits of one
-/// row.
+/// row. Of a mixture's experts those count that tokens go to, were all equally likely.
 pub fn cost(plan: &Plan, op: &Op, tokens: u32, depth: u32) -> Cost {
-    let rows = |dim: Dim| match dim {
-        Dim::Tokens => tokens as u64,
-        Dim::Rows => 1,
-    };
+    let rows = |dim: Dim| dim.rows(tokens as usize, 1) as u64;
     let buffer = |index: u32| {
         let b = &plan.buffers[index as usize];
         rows(b.extent) * b.row_bytes()
@@ -437,6 +442,42 @@ pub fn cost(plan: &Plan, op: &Op, tokens: u32, depth: u32) -> Cost {
                 ..Cost::default()
             }
         }
+        Op::Route {
+            logits,
+            weights,
+            places,
+            tokens,
+            starts,
+            ..
+        } => Cost {
+            buffer_bytes: [logits, weights, places, tokens, starts]
+                .into_iter()
+                .map(|&b| buffer(b))
+                .sum(),
+            ..Cost::default()
+        },
+        Op::ExpertMatMul {
+            x,
+            tokens: list,
+            starts,
+            segments,
+        } => {
+            let (experts, used) = experts::of(plan, *list, *starts);
+            let touched = experts::touched(experts, used, tokens);
+            let mut total = Cost {
+                buffer_bytes: buffer(*x) + buffer(*list) + buffer(*starts),
+                ..Cost::default()
+            };
+            for segment in segments {
+                let w = &plan.weights[segment.weight as usize];
+                let each = w.len as f64 / experts as f64;
+                let features = (w.rows / experts) as u64;
+                total.weight_bytes += (each * touched) as u64;
+                total.buffer_bytes += operands(&segment.epilogue);
+                total.operations += 2 * tokens as u64 * used as u64 * features * w.cols as u64;
+            }
+            total
+        }
     }
 }
 
@@ -477,15 +518,5 @@ pub fn print_cost(plan: &Plan, scope: Scope) -> String {
 }
 
 fn rows(plan: &Plan, dim: Dim) -> u32 {
-    match dim {
-        Dim::Tokens => plan.limits.max_tokens,
-        Dim::Rows => plan.limits.max_rows,
-    }
-}
-
-fn dim_name(dim: Dim) -> &'static str {
-    match dim {
-        Dim::Tokens => "T",
-        Dim::Rows => "R",
-    }
+    plan.limits.rows(dim)
 }

@@ -64,7 +64,10 @@ impl<'a> WeightsSection<'a> {
 /// One slice of a weight: its rows in the model file.
 struct SourceRows<'a> {
     tensor: &'a Tensor,
-    data: &'a [u8],
+    /// The bytes of the slice, or of as many rows of it each.
+    data: Vec<&'a [u8]>,
+    /// Rows of each of `data`.
+    rows_each: usize,
 }
 
 /// Packs one weight.
@@ -112,7 +115,28 @@ impl<'a> Packer<'a> {
                     let data = gguf.data(info).get(rows.clone());
                     let data =
                         data.ok_or_else(|| bug(format!("no bytes {rows:?} in tensor '{name}'")))?;
-                    packer.slices.push(SourceRows { tensor, data });
+                    packer.slices.push(SourceRows {
+                        tensor,
+                        data: vec![data],
+                        rows_each: tensor.rows as usize,
+                    });
+                }
+                TensorSource::Stack { tensors } => {
+                    let rows_each = tensor.rows as usize / tensors.len().max(1);
+                    let bytes = rows_each * packer.row_bytes;
+                    let mut data = Vec::with_capacity(tensors.len());
+                    for name in tensors {
+                        let found = gguf.tensor(name).map(|info| gguf.data(info));
+                        let found = found.filter(|data| data.len() == bytes);
+                        data.push(found.ok_or_else(|| {
+                            bug(format!("tensor '{name}' has not {bytes} bytes"))
+                        })?);
+                    }
+                    packer.slices.push(SourceRows {
+                        tensor,
+                        data,
+                        rows_each,
+                    });
                 }
                 TensorSource::RopeFreqs(freqs) => packer.computed = Some(rope_freqs(freqs, gguf)?),
             }
@@ -188,8 +212,13 @@ impl<'a> Packer<'a> {
             let (first, end) = own.fold((usize::MAX, 0), |(first, end), row| {
                 (first.min(row), end.max(row + 1))
             });
-            if first < end {
-                source.forget(&slice.data[first * self.row_bytes..end * self.row_bytes]);
+            for (i, data) in slice.data.iter().enumerate() {
+                let own = i * slice.rows_each..(i + 1) * slice.rows_each;
+                let (first, end) = (first.max(own.start), end.min(own.end));
+                if first < end {
+                    let rows = first - own.start..end - own.start;
+                    source.forget(&data[rows.start * self.row_bytes..rows.end * self.row_bytes]);
+                }
             }
         }
     }
@@ -198,7 +227,8 @@ impl<'a> Packer<'a> {
     fn row(&self, row: u32) -> &'a [u8] {
         let (slice, row) = self.locate(row);
         let row = slice.tensor.transform.source_row(row) as usize;
-        &slice.data[row * self.row_bytes..(row + 1) * self.row_bytes]
+        let (data, row) = (slice.data[row / slice.rows_each], row % slice.rows_each);
+        &data[row * self.row_bytes..(row + 1) * self.row_bytes]
     }
 
     /// The slice of a packed row and its row in it.

@@ -14,9 +14,13 @@ use fastc::synth;
 
 /// A two-layer model with grouped-query attention and a head of its own.
 fn model(folder: &Path) -> Vec<u8> {
+    model_of(folder, "tiny")
+}
+
+fn model_of(folder: &Path, shape: &str) -> Vec<u8> {
     let path = folder.join("tiny.gguf");
     let options = synth::Options {
-        shape: synth::Shape::named("tiny").unwrap(),
+        shape: synth::Shape::named(shape).unwrap(),
         encoding: Encoding::Q4_1,
         layers: None,
         vocab: None,
@@ -161,6 +165,39 @@ fn each_optional_pass_can_be_left_out() {
     );
 }
 
+/// Each kind of mixture: the graph with and without the optional passes, in text that parses back, and what explain says of
+/// its experts.
+#[test]
+fn mixtures_have_their_golden_texts() {
+    let all: Vec<&str> = PASSES
+        .iter()
+        .filter(|p| p.optional)
+        .map(|p| p.name)
+        .collect();
+    for shape in ["tiny-qwen2moe", "tiny-qwen3moe", "tiny-mixtral"] {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = model_of(folder.path(), shape);
+        for (disabled, name) in [(&[][..], "fused"), (&all, "plain")] {
+            let story = compile(&bytes, disabled);
+            for graph in story.stages.iter().map(|s| &s.graph) {
+                assert_eq!(&text::parse(&text::print(graph)).unwrap(), graph);
+            }
+            let printed = text::print(&story.compiled.graph);
+            let gathers = printed
+                .lines()
+                .filter(|l| l.contains("gather_exps"))
+                .count();
+            assert_eq!(gathers, if name == "fused" { 0 } else { 2 }, "{printed}");
+            golden(&format!("{shape}-{name}.txt"), &printed);
+        }
+        let plan = compile(&bytes, &[]).compiled.plan;
+        golden(
+            &format!("{shape}-experts.txt"),
+            &explain::print_experts(&plan),
+        );
+    }
+}
+
 /// As for NVIDIA's GPUs, whose matmuls have prologues: each norm goes into the product behind it but the last, whose result is
 /// wanted without the head's.
 #[test]
@@ -172,6 +209,7 @@ fn norms_in_prologues_have_their_golden_text() {
             disabled: disabled.iter().map(|d| d.to_string()).collect(),
             activations: Activations::F16,
             prologues,
+            epilogue_features: None,
         };
         passes::run(imported.clone(), &settings, |_| {}).unwrap()
     };
@@ -207,6 +245,63 @@ fn norms_in_prologues_have_their_golden_text() {
     verify::verify(&text::parse(&broken).unwrap()).unwrap_err();
 }
 
+/// Gemma's heads of 256: more than some targets' epilogues have together.
+#[test]
+fn heads_that_an_epilogue_has_no_room_for_are_normed_apart() {
+    let text_of = |kv: &str| {
+        format!(
+            "graph gemma3
+kv {kv} layers=1 heads=1 dim=256
+tensor @e q4_0 [64, 64] file
+tensor @f f32 [1, 128] rope_freqs base=10000.0 dim=256
+tensor @q q4_0 [512, 64] file
+tensor @k q4_0 [256, 64] file
+tensor @v q4_0 [256, 64] file
+tensor @n f32 [1, 256] file
+tensor @o q4_0 [64, 512] file
+%0:u32[T,1] = input tokens # tokens
+%1:u32[T,1] = input positions # positions
+%2:u32[T,1] = input slots=0 # slots
+%3:u32[R,1] = input rows # rows
+%4:f32[T,64] = embed %0 @e scale=1.0 # embed
+%5:f32[T,256] = rope_table %1 @f mscale=1.0 # rope
+%6:f32[T,512] = matmul %4 {{ @q -> store }} # blk.0.q
+%7:f32[T,512] = head_norm %6 @n eps=1e-6 # blk.0.q_norm
+%8:f32[T,512] = rope %7 %5 head_dim=256 halves # blk.0.q_rope
+%9:f32[T,256] = matmul %4 {{ @k -> store }} # blk.0.k
+%10:f32[T,256] = head_norm %9 @n eps=1e-6 # blk.0.k_norm
+%11:f32[T,256] = rope %10 %5 head_dim=256 halves # blk.0.k_rope
+%12:kv = kv_write %11 %2 kv=0.0.key # blk.0.k_write
+%13:f32[T,256] = matmul %4 {{ @v -> store }} # blk.0.v
+%14:kv = kv_write %13 %2 kv=0.0.value # blk.0.v_write
+%15:f32[T,512] = attention %8 %12 %14 group=0 layer=0 heads=2 scale=0.0625 # blk.0.attention
+%16:f32[T,64] = matmul %15 {{ @o -> store }} # blk.0.o
+%17:f32[R,64] = gather_rows %16 %3 # last
+%18:f32[R,64] = matmul %17 {{ @e -> store }} # head
+logits %18
+"
+        )
+    };
+    let nodes = |kv: &str, epilogue_features| {
+        let settings = Settings {
+            disabled: Vec::new(),
+            activations: Activations::F16,
+            prologues: false,
+            epilogue_features,
+        };
+        let graph = text::parse(&text_of(kv)).unwrap();
+        let graph = passes::run(graph, &settings, |_| {}).unwrap();
+        let count = |name: &str| graph.nodes.iter().filter(|n| n.op.name() == name).count();
+        ["head_norm", "rope", "kv_write"].map(count)
+    };
+    assert_eq!(nodes("f16", None), [0, 0, 0]);
+    assert_eq!(nodes("f16", Some(256)), [0, 0, 0]);
+    // Values need no norm.
+    assert_eq!(nodes("f16", Some(128)), [2, 2, 1]);
+    // But a scale for some of a head.
+    assert_eq!(nodes("q8_0", Some(128)), [2, 2, 2]);
+}
+
 #[test]
 fn a_pass_that_is_needed_or_unknown_cant_be_disabled() {
     for (name, expected) in [("fold-rope", "needed"), ("fuse-everything", "no such pass")] {
@@ -220,9 +315,14 @@ fn a_pass_that_is_needed_or_unknown_cant_be_disabled() {
 /// Buffers that share memory are never both alive: no launch may see a byte that another live buffer owns.
 #[test]
 fn live_buffers_do_not_overlap() {
-    use bundle_format::plan::{Dim, Op, Role};
-    let folder = tempfile::tempdir().unwrap();
-    let plan = compile(&model(folder.path()), &[]).compiled.plan;
+    for shape in ["tiny", "tiny-qwen2moe"] {
+        let folder = tempfile::tempdir().unwrap();
+        check_lives(&compile(&model_of(folder.path(), shape), &[]).compiled.plan);
+    }
+}
+
+fn check_lives(plan: &bundle_format::plan::Plan) {
+    use bundle_format::plan::{Op, Role};
     let used_by = |op: &Op| -> Vec<u32> {
         use bundle_format::region::{Operand, Region};
         let of = |r: &Region| {
@@ -250,14 +350,29 @@ fn live_buffers_do_not_overlap() {
                 .chain([*x])
                 .collect(),
             Op::Attention { q, epilogue, .. } => of(epilogue).into_iter().chain([*q]).collect(),
+            Op::Route {
+                logits,
+                weights,
+                places,
+                tokens,
+                starts,
+                ..
+            } => vec![*logits, *weights, *places, *tokens, *starts],
+            Op::ExpertMatMul {
+                x,
+                tokens,
+                starts,
+                segments,
+            } => segments
+                .iter()
+                .flat_map(|s| of(&s.epilogue))
+                .chain([*x, *tokens, *starts])
+                .collect(),
         }
     };
     let range = |b: u32| {
         let buffer = &plan.buffers[b as usize];
-        let rows = match buffer.extent {
-            Dim::Tokens => plan.limits.max_tokens,
-            Dim::Rows => plan.limits.max_rows,
-        };
+        let rows = plan.limits.rows(buffer.extent);
         (
             buffer.place.offset,
             buffer.place.offset + rows as u64 * buffer.row_bytes(),

@@ -37,10 +37,12 @@ pub type RegionFn = region_fn!("C");
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct MatMulArgs {
-    /// The first of the tile's rows of activations: Q8, Q16 or f32 rows, as the microkernel says.
+    /// Rows of activations: Q8, Q16 or f32 rows, as the microkernel says.
     pub x: *const u8,
     /// Bytes between rows of `x`.
     pub x_stride: u64,
+    /// Which row of `x` each of the tile's rows is; null: they are the first ones, in order.
+    pub index: *const u32,
     /// The packed weight, from its first row.
     pub w: *const u8,
     /// Output, row-major. The microkernel writes `cols` rounded up to 8 columns.
@@ -55,6 +57,33 @@ pub struct MatMulArgs {
     pub col0: u64,
     /// Output features of the tile.
     pub cols: u64,
+}
+
+impl MatMulArgs {
+    /// Row `row` of the tile's activations.
+    ///
+    /// # Safety
+    /// `row` is one of the tile's, and `index`, unless it is null, has an element for it.
+    #[inline(always)]
+    pub unsafe fn x_row(&self, row: usize) -> *const u8 {
+        let at = match self.index.is_null() {
+            true => row,
+            // SAFETY: the caller's promise.
+            false => unsafe { *self.index.add(row) as usize },
+        };
+        self.x.wrapping_add(at * self.x_stride as usize)
+    }
+
+    /// N rows from `row` on; behind the tile's last, that one again.
+    ///
+    /// # Safety
+    /// As [`MatMulArgs::x_row`].
+    #[inline(always)]
+    pub unsafe fn x_rows<const N: usize>(&self, row: usize) -> [*const u8; N] {
+        let last = self.rows as usize - 1;
+        // SAFETY: the caller's promise.
+        std::array::from_fn(|i| unsafe { self.x_row((row + i).min(last)) })
+    }
 }
 
 /// Attention of some query heads of one token, or of consecutive tokens of one sequence.
@@ -122,6 +151,34 @@ pub struct RopeTableArgs {
     pub mscale: f32,
 }
 
+/// The experts that tokens go to, and their weights: `bundle_format::plan::Op::Route` up to the list.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct RouteArgs {
+    /// Rows of `experts` logits.
+    pub logits: *const f32,
+    /// Elements between rows of `logits`.
+    pub logits_stride: u64,
+    /// Rows of `used` weights.
+    pub weights: *mut f32,
+    /// Elements between rows of `weights`.
+    pub weights_stride: u64,
+    /// Rows of `used` experts.
+    pub chosen: *mut u32,
+    /// Elements between rows of `chosen`.
+    pub chosen_stride: u64,
+    pub rows: u64,
+    pub experts: u64,
+    /// Experts of a token, at most `experts`.
+    pub used: u64,
+    /// Whether the weights of a token are to sum to 1 before they are scaled.
+    pub renormalise: bool,
+    pub scale: f32,
+    /// Where the number of the first row goes that has a logit which is not finite; left alone where there is none. Such a
+    /// row goes to the first experts with weights of 0.
+    pub bad: *mut u64,
+}
+
 /// A microkernel's entry point, by what it takes.
 #[derive(Clone, Copy, Debug)]
 pub enum MicroFn {
@@ -129,6 +186,7 @@ pub enum MicroFn {
     Attention(unsafe fn(&AttentionArgs)),
     Embed(unsafe fn(&EmbedArgs)),
     RopeTable(unsafe fn(&RopeTableArgs)),
+    Route(unsafe fn(&RouteArgs)),
 }
 
 /// Ids of microkernels: what a plan's `Part::micro` holds. They are the same at every instruction-set level.
@@ -185,6 +243,7 @@ pub mod id {
     pub const ATTENTION_F16: u32 = 0x301;
     pub const ATTENTION_Q8_0: u32 = 0x302;
     pub const ROPE_TABLE: u32 = 0x401;
+    pub const ROUTE: u32 = 0x501;
 
     /// Multiplies packed weights of an encoding with rows of activations of a type; none where the type is not one of
     /// [`activation_types`](crate::quant::activation_types).

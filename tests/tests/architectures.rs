@@ -94,6 +94,10 @@ architectures! {
     qwen2: "qwen2",
     qwen3: "qwen3",
     gemma3: "gemma3",
+    qwen2moe: "qwen2moe",
+    qwen3moe: "qwen3moe",
+    mixtral: "mixtral",
+    mixtral_with_a_tensor_for_each_expert: "mixtral-split",
     phi3: "phi3",
     phi3_beyond_its_first_context: "phi3-long",
 }

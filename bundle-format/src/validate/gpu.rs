@@ -281,6 +281,28 @@ impl Own {
                 own.pools.push((*group, *layer));
                 own.region(epilogue);
             }
+            Op::Route {
+                logits,
+                weights,
+                places,
+                tokens,
+                starts,
+                ..
+            } => own
+                .buffers
+                .extend([*logits, *weights, *places, *tokens, *starts]),
+            Op::ExpertMatMul {
+                x,
+                tokens,
+                starts,
+                segments,
+            } => {
+                own.buffers.extend([*x, *tokens, *starts]);
+                for segment in segments {
+                    own.weights.push(segment.weight);
+                    own.region(&segment.epilogue);
+                }
+            }
         }
         own
     }

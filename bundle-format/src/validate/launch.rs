@@ -1,5 +1,7 @@
 //! Checks of one launch: its operands, its variants and its code.
 
+mod experts;
+
 use super::arena::{Effects, Pool};
 use super::gpu;
 use super::region::{self, Footprint, Tile};
@@ -16,6 +18,8 @@ const MAX_TILE: u64 = 1 << 26;
 /// Output features that matmul microkernels write at a time; tiles are a multiple.
 const MATMUL_COLS: u32 = 8;
 const MAX_SEGMENTS: usize = 256;
+/// Rows of a weight that lie together in some layout.
+const PACKED_ROWS: u32 = 16;
 
 /// What the variants of a launch must fit.
 struct Shape {
@@ -81,6 +85,21 @@ fn op(plan: &Plan, op: &Op) -> Result<(Shape, Effects), Invalid> {
             scale,
             epilogue,
         } => attention(plan, *q, (*group, *layer), *heads, *scale, epilogue),
+        Op::Route {
+            logits,
+            scale,
+            weights,
+            places,
+            tokens,
+            starts,
+            renormalise: _,
+        } => experts::route(plan, *logits, *scale, [*weights, *places, *tokens, *starts]),
+        Op::ExpertMatMul {
+            x,
+            tokens,
+            starts,
+            segments,
+        } => experts::matmul(plan, *x, *tokens, *starts, segments),
     }
 }
 
@@ -147,6 +166,25 @@ fn matmul(
     segments: &[Segment],
 ) -> Result<(Shape, Effects), Invalid> {
     let input = buffer(plan, "x", x)?;
+    let (shape, epilogues) = product(plan, (x, input), segments, input.extent, 1, &[x])?;
+    let Some(region) = prologue else {
+        return Ok((shape, epilogues));
+    };
+    let own = self::prologue(plan, x, region).map_err(|e| e.within("prologue"))?;
+    Ok((shape, epilogues.behind(own, x)?))
+}
+
+/// Checks a matmul over rows of `extent`, each with one of `experts` parts of the weights' rows. `inputs` are buffers that it
+/// reads besides those of its epilogues.
+fn product(
+    plan: &Plan,
+    (x, input): (u32, &Buffer),
+    segments: &[Segment],
+    extent: Dim,
+    experts: u32,
+    inputs: &[u32],
+) -> Result<(Shape, Effects), Invalid> {
+    debug_assert!(inputs.contains(&x));
     ensure!(
         (1..=MAX_SEGMENTS).contains(&segments.len()),
         "segments",
@@ -176,27 +214,29 @@ fn matmul(
                 one_of(types),
                 format!("{:?}", input.dtype)
             );
+            // A group of packed rows is one expert's.
+            ensure!(
+                experts == 1 || weight.rows.is_multiple_of(experts * PACKED_ROWS),
+                "rows of the weight",
+                format!("a multiple of {PACKED_ROWS} for each of {experts} experts"),
+                weight.rows
+            );
             let epilogue = &segment.epilogue;
-            let tile = Tile::Cols(weight.rows as u64);
-            region::check(plan, epilogue, input.extent, tile, &mut footprint)
+            let tile = Tile::Cols((weight.rows / experts) as u64);
+            region::check(plan, epilogue, extent, tile, &mut footprint)
         };
         check().map_err(|e| e.within(format_args!("segment {i}")))?;
         multiples.push(segment.epilogue.unit);
     }
     let shape = Shape {
-        extent: input.extent,
+        extent,
         parts: segments.len(),
         code: true,
         tile: true,
         multiples,
         min_tile_cols: 1,
     };
-    let Some(region) = prologue else {
-        return Ok((shape, footprint.effects(&[x])?));
-    };
-    let epilogues = footprint.effects(&[x])?;
-    let own = self::prologue(plan, x, region).map_err(|e| e.within("prologue"))?;
-    Ok((shape, epilogues.behind(own, x)?))
+    Ok((shape, footprint.effects(inputs)?))
 }
 
 /// Checks the region that makes x, and gives what it does but for that.

@@ -247,6 +247,14 @@ fn shape(region: &Region, tile: Tile) -> Result<(), Invalid> {
     Ok(())
 }
 
+/// Whether a buffer is of indices that a route alone writes, so that they are in range: nothing else stores u32.
+fn is_list(buffer: &Buffer, extent: Dim, cols: u32) -> bool {
+    buffer.dtype == DType::U32
+        && buffer.place.role == Role::Scratch
+        && buffer.extent == extent
+        && buffer.cols == cols
+}
+
 fn operand(plan: &Plan, operand: &Operand) -> Result<(), Invalid> {
     match *operand {
         Operand::Buffer(index) => buffer(plan, "buffer", index).map(drop),
@@ -322,6 +330,7 @@ impl Body<'_> {
                 self.uses(&[x])?;
                 self.store_kv(dst, slots, offset)?
             }
+            Inst::RowValue { src, col } => self.row_value(src, col)?,
         };
         self.yields.push(yields);
         Ok(())
@@ -428,20 +437,39 @@ impl Body<'_> {
                 format!("{from:?}")
             ),
             RowMap::Via(id) => {
-                // Only the host's rows are known to be rows of the step.
-                let (rows, role) = self.buffer(id).map(|(i, b)| (i, b.place.role))?;
+                // Only the host's rows and a route's tokens are known to be rows of the step.
+                let (rows, by) = self.buffer(id)?;
+                let known = match self.extent {
+                    Dim::Rows => by.place.role == Role::Input(Input::Rows),
+                    Dim::Pairs(_) => is_list(by, self.extent, 1),
+                    Dim::Tokens | Dim::One => false,
+                };
                 ensure!(
-                    role == Role::Input(Input::Rows)
-                        && self.extent == Dim::Rows
-                        && from == Dim::Tokens,
+                    known && from == Dim::Tokens,
                     "gathered rows",
-                    "rows of a buffer of Tokens by the input Rows",
+                    "rows of a buffer of Tokens by the input Rows, or by the tokens of a route",
                     format!(
-                        "rows of {from:?} by {role:?} in a region over {:?}",
-                        self.extent
+                        "rows of {from:?} by {:?} in a region over {:?}",
+                        by.place.role, self.extent
                     )
                 );
                 self.footprint.indices.push(rows);
+            }
+            RowMap::At { index: id, col } => {
+                let (places, by) = self.buffer(id)?;
+                ensure!(
+                    self.extent == Dim::Tokens
+                        && is_list(by, Dim::Tokens, by.cols)
+                        && from == Dim::Pairs(by.cols)
+                        && col < by.cols,
+                    "rows by a column of indices",
+                    "rows of a buffer of Pairs by one of as many columns of the places of a route",
+                    format!(
+                        "rows of {from:?} by column {col} of {:?} [{:?}, {}] in a region over {:?}",
+                        by.dtype, by.extent, by.cols, self.extent
+                    )
+                );
+                self.footprint.indices.push(places);
             }
         }
         let own_row = row == RowMap::Same;
@@ -453,6 +481,26 @@ impl Body<'_> {
             format!("{span:?}")
         );
         self.touch(index, span, own_row, false)?;
+        Ok(true)
+    }
+
+    /// A value of the row.
+    fn row_value(&mut self, src: OperandId, col: u32) -> Result<bool, Invalid> {
+        let (index, b) = self.buffer(src)?;
+        ensure!(
+            b.dtype == DType::F32 && b.extent == self.extent && col < b.cols,
+            "value of the row",
+            format!("a column of an F32 buffer over {:?}", self.extent),
+            format!("column {col} of {:?} [{:?}, {}]", b.dtype, b.extent, b.cols)
+        );
+        let span = Span {
+            units: 1,
+            per_unit: 0,
+            offset: col,
+            width: 1,
+        };
+        // Other columns' iterations read it: whatever stores there would race.
+        self.touch(index, span, false, false)?;
         Ok(true)
     }
 

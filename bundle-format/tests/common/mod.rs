@@ -152,10 +152,7 @@ fn add_buffers(plan: &mut Plan, vocab: u32) {
             cols,
             place: Place { offset, role },
         };
-        let rows = match extent {
-            Dim::Tokens => MAX_TOKENS,
-            Dim::Rows => MAX_ROWS,
-        };
+        let rows = plan.limits.rows(extent);
         let end = offset + buffer.row_bytes() * rows as u64;
         plan.arena_bytes = plan.arena_bytes.max(end.next_multiple_of(ALIGN as u64));
         plan.buffers.push(buffer);
@@ -315,7 +312,7 @@ fn add_launches(plan: &mut Plan, vocab: u32) {
     }
 }
 
-fn variant((min_rows, max_rows): (u32, u32), tile_cols: u32, parts: usize) -> Variant {
+pub fn variant((min_rows, max_rows): (u32, u32), tile_cols: u32, parts: usize) -> Variant {
     Variant {
         min_rows,
         max_rows,

@@ -1,10 +1,12 @@
 //! Reading the sizes that all architectures share out of a GGUF's metadata.
 
+use bundle_format::plan::Q8_BLOCK;
+
 use crate::error::Error;
 use crate::gguf::Gguf;
 use crate::ir::{RopeFreqs, RopeScaling};
 
-use super::decoder::Rope;
+use super::decoder::{Mixture, Rope};
 
 /// Metadata under an architecture's prefix.
 pub struct Config<'a, 'g> {
@@ -26,6 +28,9 @@ pub struct Sizes {
 
 /// Sizes above which a value is a mistake; real models are far below.
 const LIMIT: u32 = 1 << 20;
+
+/// The most experts of a layer.
+const EXPERTS: u32 = 1024;
 
 impl Config<'_, '_> {
     fn key(&self, key: &str) -> String {
@@ -97,13 +102,6 @@ impl Config<'_, '_> {
                 "rotation of {rope} of a head's {head_dim} dimensions"
             )));
         }
-        if let Some(experts) = self.optional("expert_count")?.filter(|&n| n > 0) {
-            return Err(Error::Unsupported(format!(
-                "{} {experts}: a mixture of experts; this build compiles dense models, of {}",
-                self.key("expert_count"),
-                super::known()
-            )));
-        }
         let eps: f32 = self
             .gguf
             .metadata
@@ -126,7 +124,7 @@ impl Config<'_, '_> {
         Ok(Sizes {
             layers: self.size("block_count")?,
             embedding,
-            feed_forward: self.size("feed_forward_length")?,
+            feed_forward: self.feed_forward()?,
             heads,
             kv_heads,
             head_dim,
@@ -135,7 +133,100 @@ impl Config<'_, '_> {
         })
     }
 
-    fn size(&self, key: &str) -> Result<u32, Error> {
+    /// Hidden features of a dense feed forward; files of mixtures may leave them out, whose layers have none.
+    fn feed_forward(&self) -> Result<u32, Error> {
+        let mixture = self.optional("expert_count")?.is_some_and(|n| n > 0);
+        match self.optional("feed_forward_length")? {
+            None | Some(0) if mixture => Ok(0),
+            _ => self.size("feed_forward_length"),
+        }
+    }
+
+    /// The experts that the metadata describe; none: the model is dense. `renormalise`: what the architecture does where a
+    /// file doesn't say.
+    pub fn mixture(&self, sizes: &Sizes, renormalise: bool) -> Result<Option<Mixture>, Error> {
+        let Some(count) = self.optional("expert_count")?.filter(|&n| n > 0) else {
+            return Ok(None);
+        };
+        let used = self.size("expert_used_count")?;
+        if count > EXPERTS || used > count {
+            return Err(Error::User(format!(
+                "{} {count} and {} {used}: expected up to {EXPERTS}, and no more of a token than there are",
+                self.key("expert_count"),
+                self.key("expert_used_count")
+            )));
+        }
+        if let Some(function) = self.optional("expert_gating_func")?.filter(|&f| f > 1) {
+            return Err(Error::Unsupported(format!(
+                "{} {function}; supported: 1, softmax",
+                self.key("expert_gating_func")
+            )));
+        }
+        if let Some(step) = self
+            .optional("interleave_moe_layer_step")?
+            .filter(|&n| n > 1)
+        {
+            return Err(Error::Unsupported(format!(
+                "{} {step}: dense layers among those of experts",
+                self.key("interleave_moe_layer_step")
+            )));
+        }
+        let feed_forward = match self.optional("expert_feed_forward_length")? {
+            Some(_) => self.size("expert_feed_forward_length")?,
+            None => sizes.feed_forward,
+        };
+        hidden_features(feed_forward, sizes)?;
+        let renormalise = self
+            .gguf
+            .metadata
+            .optional::<bool>(&self.key("expert_weights_norm"))?
+            .unwrap_or(renormalise);
+        Ok(Some(Mixture {
+            count,
+            used,
+            feed_forward,
+            shared: None,
+            renormalise,
+            scale: match self.optional_f32("expert_weights_scale")? {
+                // Files of models that have none say 0.
+                None | Some(0.0) => 1.0,
+                Some(scale) => scale,
+            },
+        }))
+    }
+
+    /// Refuses a mixture in an architecture that is known without.
+    pub fn refuse_mixture(&self) -> Result<(), Error> {
+        match self.optional("expert_count")?.filter(|&n| n > 0) {
+            None => Ok(()),
+            Some(experts) => Err(Error::Unsupported(format!(
+                "{} {experts}: {} with a mixture of experts; this build compiles those of llama, qwen2moe and qwen3moe",
+                self.key("expert_count"),
+                self.arch
+            ))),
+        }
+    }
+
+    /// As [`Config::mixture`], of an architecture that has no dense models.
+    pub fn required_mixture(&self, sizes: &Sizes, renormalise: bool) -> Result<Mixture, Error> {
+        let mut mixture = self.mixture(sizes, renormalise)?;
+        if let Some(mixture) = &mut mixture
+            && self.optional("expert_feed_forward_length")?.is_none()
+        {
+            // The dense model's size is there, of which each of a token's experts has a part.
+            mixture.feed_forward = sizes.feed_forward / mixture.used;
+            hidden_features(mixture.feed_forward, sizes)?;
+        }
+        mixture.ok_or_else(|| {
+            let key = self.key("expert_count");
+            Error::User(format!(
+                "{key} is missing or 0; a {} model has experts",
+                self.arch
+            ))
+        })
+    }
+
+    pub fn size(&self, key: &str) -> Result<u32, Error> {
         match self.required(key)? {
             size @ 1..=LIMIT => Ok(size),
             other => Err(Error::User(format!(
@@ -214,5 +305,17 @@ impl Config<'_, '_> {
             },
             mscale,
         })
+    }
+}
+
+/// Checks the size of an expert: blocks of gate and up interleave within it, and its rows are whole groups of packed ones.
+fn hidden_features(feed_forward: u32, sizes: &Sizes) -> Result<(), Error> {
+    let whole = |n: u32| n > 0 && n.is_multiple_of(Q8_BLOCK as u32);
+    match whole(feed_forward) && whole(sizes.embedding) {
+        true => Ok(()),
+        false => Err(Error::Unsupported(format!(
+            "experts of {feed_forward} hidden features for embeddings of {}; supported: multiples of {Q8_BLOCK}",
+            sizes.embedding
+        ))),
     }
 }

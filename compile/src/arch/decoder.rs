@@ -1,8 +1,12 @@
 //! The decoder-only transformer that every architecture here is a variant of: x + attention(norm(x)), then
 //! x + feed_forward(norm(x)), a number of times. Architectures say how theirs differs ([`Decoder`]); this file builds it.
 
+mod mixture;
+
 use bundle_format::plan::{DType, Dim, Encoding, Input, KvDType, KvGroup};
 use bundle_format::region::KvPart;
+
+pub use mixture::Mixture;
 
 use super::config::Sizes;
 use super::import::Importer;
@@ -46,6 +50,8 @@ pub struct Decoder {
     /// Whether the file has one tensor for query, key and value, and one for gate and up.
     pub joined: bool,
     pub activation: Activation,
+    /// The experts in place of every layer's feed forward.
+    pub mixture: Option<Mixture>,
     /// Tensors of the file that this model, for its context, does without.
     pub unused: &'static [&'static str],
 }
@@ -104,6 +110,7 @@ impl Decoder {
             post_norms: false,
             joined: false,
             activation: Activation::Silu,
+            mixture: None,
             unused: &[],
         }
     }
@@ -366,56 +373,61 @@ impl Builder<'_, '_, '_> {
     fn feed_forward_block(&mut self, layer: u32, x: ValueId) -> Result<ValueId, Error> {
         let model = self.model;
         let name = |part: &str| format!("blk.{layer}.{part}");
-        let (embedding, feed_forward) = (model.embedding, model.feed_forward);
-
         let normed = self.norm(&name("ffn_norm"), &name("ffn_norm.weight"), x)?;
-        let [gate, up] = if model.joined {
-            self.joined(
-                &name("ffn_up.weight"),
-                ["gate", "up"],
-                [feed_forward, feed_forward],
-            )?
-        } else {
-            [
-                self.import.matrix(
-                    &mut self.graph,
-                    &name("ffn_gate.weight"),
-                    feed_forward,
-                    embedding,
-                )?,
-                self.import.matrix(
-                    &mut self.graph,
-                    &name("ffn_up.weight"),
-                    feed_forward,
-                    embedding,
-                )?,
-            ]
+        let mut fed = match &model.mixture {
+            Some(mixture) => self.mixture(layer, mixture, normed)?,
+            None => self.gated(layer, "", model.feed_forward, normed)?,
         };
-        let gate = self.matmul(&name("ffn_gate"), gate, normed);
-        let up = self.matmul(&name("ffn_up"), up, normed);
-        let glu = Op::Glu {
-            activation: model.activation,
-            to: DType::F32,
-        };
-        let product = self.graph.push(
-            &name(model.activation.glu_name()),
-            glu,
-            &[gate, up],
-            self.graph.ty(gate),
-        );
-        let down = self.import.matrix(
-            &mut self.graph,
-            &name("ffn_down.weight"),
-            embedding,
-            feed_forward,
-        )?;
-        let mut fed = self.matmul(&name("ffn_down"), down, product);
         if model.post_norms {
             fed = self.norm(&name("post_ffw_norm"), &name("post_ffw_norm.weight"), fed)?;
         }
         Ok(self
             .graph
             .push(&name("ffn_residual"), Op::Add, &[x, fed], self.graph.ty(x)))
+    }
+
+    /// down(activation(gate(x)) * up(x)), of tensors whose names have `kind` behind them.
+    fn gated(
+        &mut self,
+        layer: u32,
+        kind: &str,
+        feed_forward: u32,
+        x: ValueId,
+    ) -> Result<ValueId, Error> {
+        let model = self.model;
+        let embedding = model.embedding;
+        let name = |part: &str| format!("blk.{layer}.{part}{kind}");
+        let weight = |part: &str| format!("blk.{layer}.{part}{kind}.weight");
+        let [gate, up] = if model.joined {
+            self.joined(
+                &weight("ffn_up"),
+                ["gate", "up"],
+                [feed_forward, feed_forward],
+            )?
+        } else {
+            let mut matrix = |part: &str| {
+                let name = weight(part);
+                self.import
+                    .matrix(&mut self.graph, &name, feed_forward, embedding)
+            };
+            [matrix("ffn_gate")?, matrix("ffn_up")?]
+        };
+        let gate = self.matmul(&name("ffn_gate"), gate, x);
+        let up = self.matmul(&name("ffn_up"), up, x);
+        let product = self.glu(&name(model.activation.glu_name()), gate, up);
+        let down = weight("ffn_down");
+        let down = self
+            .import
+            .matrix(&mut self.graph, &down, embedding, feed_forward)?;
+        Ok(self.matmul(&name("ffn_down"), down, product))
+    }
+
+    fn glu(&mut self, name: &str, gate: ValueId, up: ValueId) -> ValueId {
+        let glu = Op::Glu {
+            activation: self.model.activation,
+            to: DType::F32,
+        };
+        self.graph.push(name, glu, &[gate, up], self.graph.ty(gate))
     }
 
     fn input(&mut self, name: &str, input: Input, dim: Dim) -> ValueId {
@@ -468,9 +480,12 @@ impl Builder<'_, '_, '_> {
         };
         let ty = Type::f32(dim, self.graph.tensor(weight).rows);
         let parts = vec![Part::plain(weight)];
-        let prologue = None;
-        self.graph
-            .push(name, Op::MatMul { prologue, parts }, &[x], ty)
+        let op = Op::MatMul {
+            prologue: None,
+            parts,
+            experts: None,
+        };
+        self.graph.push(name, op, &[x], ty)
     }
 
     /// The parts of a tensor that holds several, one after the other.

@@ -22,6 +22,7 @@ pub fn build(gguf: &Gguf<'_>, _context: u32) -> Result<Graph, Error> {
     let arch = "gemma3";
     let config = Config { gguf, arch };
     let sizes = config.sizes()?;
+    config.refuse_mixture()?;
     let window = config
         .optional("attention.sliding_window")?
         .filter(|&w| w > 0);

@@ -35,16 +35,75 @@ impl<'a, 'g> Importer<'a, 'g> {
         rows: u32,
         cols: u32,
     ) -> Result<TensorId, Error> {
+        let dims: &[u64] = match rows {
+            1 => &[cols as u64],
+            _ => &[cols as u64, rows as u64],
+        };
+        self.tensor(graph, name, dims, rows, cols)
+    }
+
+    /// The matrices of all experts of a layer, one after the other, `rows` times `cols` each: one tensor
+    /// `blk.0.ffn_gate_exps.weight`, or, in older files, `blk.0.ffn_gate.0.weight` and so on.
+    ///
+    /// # Errors
+    /// As [`Importer::matrix`].
+    pub fn experts(
+        &mut self,
+        graph: &mut Graph,
+        (layer, part): (u32, &str),
+        count: u32,
+        rows: u32,
+        cols: u32,
+    ) -> Result<TensorId, Error> {
+        let name = format!("blk.{layer}.{part}_exps.weight");
+        let of_one = |expert: u32| format!("blk.{layer}.{part}.{expert}.weight");
+        if self.has(&name) || !self.has(&of_one(0)) {
+            let dims = [cols as u64, rows as u64, count as u64];
+            return self.tensor(graph, &name, &dims, rows * count, cols);
+        }
+        let mut tensors = Vec::new();
+        let mut encoding = None;
+        for expert in 0..count {
+            let id = self.matrix(&mut Graph::new(&graph.arch), &of_one(expert), rows, cols)?;
+            debug_assert_eq!(id, TensorId(0));
+            let found = self.gguf.tensor(&of_one(expert)).map(|t| t.encoding());
+            let found = found.transpose()?;
+            if *encoding.get_or_insert(found) != found {
+                return Err(Error::Unsupported(format!(
+                    "tensor '{}' has another type than '{}'",
+                    of_one(expert),
+                    of_one(0)
+                )));
+            }
+            tensors.push(of_one(expert));
+        }
+        let encoding = encoding
+            .flatten()
+            .ok_or_else(|| Error::Bug(format!("no encoding of '{}'", of_one(0))))?;
+        Ok(graph.new_tensor(Tensor {
+            name,
+            encoding,
+            rows: rows * count,
+            cols,
+            source: TensorSource::Stack { tensors },
+            transform: Transform::None,
+        }))
+    }
+
+    /// A tensor of these dimensions, innermost first, as `rows` rows of `cols` columns.
+    fn tensor(
+        &mut self,
+        graph: &mut Graph,
+        name: &str,
+        expected: &[u64],
+        rows: u32,
+        cols: u32,
+    ) -> Result<TensorId, Error> {
         let arch = &graph.arch;
         let Some(info) = self.gguf.tensor(name) else {
             return Err(Error::User(format!(
-                "tensor '{name}' is missing; a {arch} model needs it as [{cols}, {rows}] (is the file complete?)"
+                "tensor '{name}' is missing; a {arch} model needs it as {expected:?} (is the file complete?)"
             )));
-        };
-        let expected: &[u64] = if rows == 1 {
-            &[cols as u64]
-        } else {
-            &[cols as u64, rows as u64]
         };
         let mut found = info.dims().to_vec();
         while found.len() > expected.len() && found.last() == Some(&1) {

@@ -7,7 +7,9 @@ mod import;
 mod llama;
 mod phi3;
 mod qwen2;
+mod qwen2moe;
 mod qwen3;
+mod qwen3moe;
 
 use bundle_format::model::Model;
 
@@ -35,6 +37,14 @@ const ARCHS: &[Arch] = &[
     Arch {
         name: "qwen3",
         build: qwen3::build,
+    },
+    Arch {
+        name: "qwen2moe",
+        build: qwen2moe::build,
+    },
+    Arch {
+        name: "qwen3moe",
+        build: qwen3moe::build,
     },
     Arch {
         name: "gemma3",

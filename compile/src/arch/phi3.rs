@@ -12,6 +12,7 @@ pub fn build(gguf: &Gguf<'_>, context: u32) -> Result<Graph, Error> {
     let arch = "phi3";
     let config = Config { gguf, arch };
     let sizes = config.sizes()?;
+    config.refuse_mixture()?;
     let original = config.optional("rope.scaling.original_context_length")?;
     let factors = match original.is_some_and(|original| context > original) {
         true => "rope_factors_long.weight",

@@ -11,6 +11,7 @@ pub fn build(gguf: &Gguf<'_>, _context: u32) -> Result<Graph, Error> {
     let arch = "qwen3";
     let config = Config { gguf, arch };
     let sizes = config.sizes()?;
+    config.refuse_mixture()?;
     let rope = config.rope(sizes.head_dim, None)?;
     let decoder = Decoder {
         qk_norm: true,

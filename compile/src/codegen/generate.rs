@@ -23,6 +23,11 @@ pub struct Code {
     pub work: BTreeMap<String, Work>,
 }
 
+/// Features that an epilogue of a target's matmuls has together, where they are bounded.
+pub fn epilogue_features(target: Target) -> Option<u32> {
+    cuda::Chip::of(target, false).map(|_| cuda::EPILOGUE_FEATURES)
+}
+
 /// Whether a target's matmuls may have prologues. On gfx1151 they don't: its stability profiles want norms apart.
 pub fn has_prologues(target: Target) -> bool {
     cuda::Chip::of(target, false).is_some()
@@ -41,10 +46,12 @@ pub fn generate(plan: &mut Plan, options: &Options) -> Result<Code, Error> {
     let mut refs: Vec<Vec<Vec<Option<CodeRef>>>> = Vec::new();
     for launch in &plan.launches {
         let regions: Vec<Option<&Region>> = match &launch.op {
-            Op::Embed { .. } | Op::RopeTable { .. } => vec![None],
+            Op::Embed { .. } | Op::RopeTable { .. } | Op::Route { .. } => vec![None],
             Op::Region { region, .. } => vec![Some(region)],
             // Processors' plans have no prologues.
-            Op::MatMul { segments, .. } => segments.iter().map(|s| Some(&s.epilogue)).collect(),
+            Op::MatMul { segments, .. } | Op::ExpertMatMul { segments, .. } => {
+                segments.iter().map(|s| Some(&s.epilogue)).collect()
+            }
             Op::Attention { epilogue, .. } => vec![Some(epilogue)],
         };
         let mut launch_refs = Vec::new();

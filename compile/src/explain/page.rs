@@ -9,7 +9,7 @@ use std::path::Path;
 use bundle_format::plan::{KV_BLOCK, Launch, Op, Plan, Role};
 use serde_json::{Value, json};
 
-use super::{Cost, cost, dim_name, op_name, part_names, rows};
+use super::{Cost, cost, op_name, part_names, rows};
 use crate::driver::{self, Compiled, Options};
 use crate::error::Error;
 use crate::gguf::Gguf;
@@ -467,8 +467,10 @@ fn weights_of<'a>(plan: &'a Plan, op: &Op) -> Vec<&'a str> {
     let indices: Vec<u32> = match op {
         Op::Embed { table, .. } => vec![*table],
         Op::RopeTable { freqs, .. } => vec![*freqs],
-        Op::MatMul { segments, .. } => segments.iter().map(|s| s.weight).collect(),
-        Op::Region { .. } | Op::Attention { .. } => Vec::new(),
+        Op::MatMul { segments, .. } | Op::ExpertMatMul { segments, .. } => {
+            segments.iter().map(|s| s.weight).collect()
+        }
+        Op::Region { .. } | Op::Attention { .. } | Op::Route { .. } => Vec::new(),
     };
     let names = indices.iter().filter_map(|&i| plan.weights.get(i as usize));
     names.map(|w| w.name.as_str()).collect()
@@ -512,7 +514,7 @@ fn buffers(plan: &Plan) -> Value {
         let ty = format!(
             "{}[{},{}]",
             text::dtype_name(b.dtype),
-            dim_name(b.extent),
+            text::dim_name(b.extent),
             b.cols
         );
         listed.push(Row {

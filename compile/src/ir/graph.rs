@@ -32,6 +32,8 @@ pub struct Tensor {
 pub enum TensorSource {
     /// A GGUF tensor, from a row on.
     File { tensor: String, first_row: u32 },
+    /// GGUF tensors of as many rows each, one after the other.
+    Stack { tensors: Vec<String> },
     /// The rotary embedding's frequencies: see [`RopeFreqs`].
     RopeFreqs(RopeFreqs),
 }

@@ -1,6 +1,7 @@
 //! Operations and the types of their values.
 //!
-//! Shapes are `[rows, cols]` with symbolic rows: T (tokens of the step) or R (rows of which logits are wanted).
+//! Shapes are `[rows, cols]` with symbolic rows: T (tokens of the step), R (rows of which logits are wanted), T n (pairs of
+//! a token and one of its n experts) or 1.
 
 use bundle_format::plan::{DType, Dim, Input};
 use bundle_format::region::KvPart;
@@ -36,6 +37,14 @@ impl Type {
         }
     }
 
+    pub fn indices(dim: Dim, cols: u32) -> Type {
+        Type::Rows {
+            dtype: DType::U32,
+            dim,
+            cols,
+        }
+    }
+
     /// The same shape with another element type.
     pub fn with_dtype(self, dtype: DType) -> Type {
         match self {
@@ -55,7 +64,7 @@ pub enum Op {
     Embed { table: TensorId, scale: f32 },
     /// `positions -> f32[T, 2n]`: n cosines, then n sines, of position times frequency.
     RopeTable { freqs: TensorId, mscale: f32 },
-    /// `x (f32[T]), rows -> f32[R]`
+    /// `x (f32[T]), rows -> f32[R]`, or `x (f32[T]), tokens (u32[T n]) -> f32[T n]`
     GatherRows,
     /// `a, b -> f32`: a + b.
     Add,
@@ -80,10 +89,26 @@ pub enum Op {
     Quantise { to: DType },
     /// `x (, residual) (, rope table) (, slots) -> (sum,) one value a part`: x times the transposed weight of each part. With a
     /// prologue, x is normed first and becomes f16. The table is an input if a part rotates, the slots if a part writes KV.
+    ///
+    /// With `experts`, each part's tensors are those of so many experts, one after the other: `x (T or T n rows), tokens,
+    /// starts -> one value of T n rows a part`, a row for each place in the list of a [`Op::Route`], times the weights of its
+    /// expert. It is the row of the place's token where x has T rows.
     MatMul {
         prologue: Option<Prologue>,
         parts: Vec<Part>,
+        experts: Option<u32>,
     },
+    /// `logits (f32[T, E]) -> weights (f32[T, n]), places (u32[T, n]), tokens (u32[T n]), starts (u32[1, E + 1])`: see
+    /// [`bundle_format::plan::Op::Route`].
+    Route {
+        /// n
+        used: u32,
+        renormalise: bool,
+        scale: f32,
+    },
+    /// `y (f32[T n, cols]), places, weights (, shared (f32[T, cols]), gate (f32[T, 1])) -> f32[T, cols]`: the sum over the slots
+    /// of a token, ascending, of weight times the row of y at the slot's place; with `shared`, and sigmoid(gate) * shared.
+    Combine { shared: bool },
     /// `x, rope table -> f32`: rotates the heads of x. `halves`: dimension i pairs with i + head_dim / 2; otherwise 2i with
     /// 2i + 1.
     Rope { head_dim: u32, halves: bool },
@@ -224,6 +249,8 @@ impl Op {
             Op::KvWrite { .. } => "kv_write",
             Op::Attention { .. } => "attention",
             Op::Glu { activation, .. } => activation.glu_name(),
+            Op::Route { .. } => "route",
+            Op::Combine { .. } => "combine",
         }
     }
 }

@@ -45,6 +45,7 @@ pub fn print(graph: &Graph) -> String {
             TensorSource::File { tensor, first_row } => {
                 format!("file tensor={tensor} first={first_row}")
             }
+            TensorSource::Stack { tensors } => format!("stack tensors={}", tensors.join("+")),
             TensorSource::RopeFreqs(freqs) => print_rope_freqs(freqs),
         };
         let transform = match t.transform {
@@ -114,7 +115,14 @@ pub fn print_node(graph: &Graph, node: &Node) -> String {
         }
         Op::Bias { bias } => flag(true, &tensor(*bias)),
         Op::HeadNorm { norm } => flag(true, &format!("{} eps={:?}", tensor(norm.weight), norm.eps)),
-        Op::MatMul { prologue, parts } => {
+        Op::MatMul {
+            prologue,
+            parts,
+            experts,
+        } => {
+            if let Some(experts) = experts {
+                flag(true, &format!("experts={experts}"));
+            }
             if let Some(norm) = prologue {
                 let weight = &graph.tensor(norm.weight).name;
                 flag(true, &format!("norm={weight} eps={:?}", norm.eps));
@@ -166,6 +174,15 @@ pub fn print_node(graph: &Graph, node: &Node) -> String {
             flag(*to != DType::F32, dtype_name(*to));
         }
         Op::Glu { to, .. } => flag(*to != DType::F32, dtype_name(*to)),
+        Op::Route {
+            used,
+            renormalise,
+            scale,
+        } => {
+            flag(true, &format!("used={used} scale={scale:?}"));
+            flag(*renormalise, "renormalise");
+        }
+        Op::Combine { shared } => flag(*shared, "shared"),
     }
     let _ = write!(out, " # {}", node.name);
     out
@@ -206,12 +223,18 @@ fn print_type(ty: Type) -> String {
     match ty {
         Type::Kv => "kv".to_string(),
         Type::Rows { dtype, dim, cols } => {
-            let dim = match dim {
-                Dim::Tokens => "T",
-                Dim::Rows => "R",
-            };
-            format!("{}[{dim},{cols}]", dtype_name(dtype))
+            format!("{}[{},{cols}]", dtype_name(dtype), dim_name(dim))
         }
+    }
+}
+
+/// A symbolic extent in text form.
+pub fn dim_name(dim: Dim) -> String {
+    match dim {
+        Dim::Tokens => "T".to_string(),
+        Dim::Rows => "R".to_string(),
+        Dim::Pairs(each) => format!("T*{each}"),
+        Dim::One => "1".to_string(),
     }
 }
 
@@ -350,6 +373,12 @@ impl Parser {
                         tensor: optional(rest, "tensor")?.unwrap_or_else(|| name.clone()),
                         first_row: optional(rest, "first")?.unwrap_or(0),
                     },
+                    "stack" => TensorSource::Stack {
+                        tensors: number::<String>(rest, "tensors")?
+                            .split('+')
+                            .map(str::to_string)
+                            .collect(),
+                    },
                     "rope_freqs" => TensorSource::RopeFreqs(parse_rope_freqs(rest)?),
                     other => return Err(format!("unknown source '{other}'")),
                 };
@@ -471,6 +500,7 @@ impl Parser {
                 Op::MatMul {
                     prologue,
                     parts: groups.map(|g| self.part(g)).collect::<Result<_, _>>()?,
+                    experts: optional(before, "experts")?,
                 }
             }
             "rope" => Op::Rope {
@@ -491,6 +521,14 @@ impl Parser {
             "swiglu" | "geglu" => Op::Glu {
                 activation: glu(name),
                 to: result_type(args),
+            },
+            "route" => Op::Route {
+                used: number(args, "used")?,
+                renormalise: flag("renormalise"),
+                scale: number(args, "scale")?,
+            },
+            "combine" => Op::Combine {
+                shared: flag("shared"),
             },
             other => return Err(format!("unknown operation '{other}'")),
         })
@@ -584,7 +622,8 @@ fn parse_type(text: &str) -> Result<Type, String> {
     let dim = match dim {
         "T" => Dim::Tokens,
         "R" => Dim::Rows,
-        _ => return Err(bad()),
+        "1" => Dim::One,
+        _ => Dim::Pairs(plain(dim.strip_prefix("T*").ok_or_else(bad)?)?),
     };
     Ok(Type::Rows {
         dtype,

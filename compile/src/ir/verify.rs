@@ -87,10 +87,12 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
                     dim: Dim::Tokens,
                     cols,
                 },
-                rows,
-            ] if *rows == Type::u32(Dim::Rows) => {
-                vec![Type::f32(Dim::Rows, *cols)]
-            }
+                Type::Rows {
+                    dtype: DType::U32,
+                    dim: dim @ (Dim::Rows | Dim::Pairs(_)),
+                    cols: 1,
+                },
+            ] => vec![Type::f32(*dim, *cols)],
             _ => return wrong(),
         },
         Op::Add => match inputs {
@@ -182,13 +184,41 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
             }
             _ => return wrong(),
         },
-        Op::MatMul { prologue, parts } => {
+        Op::MatMul {
+            prologue,
+            parts,
+            experts,
+        } => {
             let [x @ Type::Rows { dtype, dim, cols }, rest @ ..] = inputs else {
                 return wrong();
+            };
+            let (dim, rest, experts) = match (experts, rest) {
+                (None, rest) => (dim, rest, 1),
+                // Its rows are pairs.
+                (
+                    Some(experts),
+                    [
+                        Type::Rows {
+                            dtype: DType::U32,
+                            dim: pairs @ Dim::Pairs(_),
+                            cols: 1,
+                        },
+                        starts,
+                        rest @ ..,
+                    ],
+                ) if *starts == Type::indices(Dim::One, experts + 1)
+                    && (dim == pairs || *dim == Dim::Tokens) =>
+                {
+                    (pairs, rest, *experts)
+                }
+                _ => return wrong(),
             };
             let mut rest = rest.iter();
             let mut outputs = Vec::new();
             if let Some(norm) = prologue {
+                if experts != 1 {
+                    return Err("norms the rows of experts".into());
+                }
                 if *dtype != DType::F32 || norm.add && rest.next() != Some(x) {
                     return wrong();
                 }
@@ -235,7 +265,10 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
                             graph.tensor(t).name
                         ));
                     }
-                    rows += n;
+                    if n % experts != 0 {
+                        return Err(format!("{n} rows of {experts} experts"));
+                    }
+                    rows += n / experts;
                 }
                 let features = match part.epilogue {
                     Epilogue::Glu { .. } if part.bias.is_some() || part.norm.is_some() => {
@@ -350,6 +383,45 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
                 },
                 up,
             ] if gate == up => vec![gate.with_dtype(*to)],
+            _ => return wrong(),
+        },
+        Op::Route { used, .. } => match inputs {
+            [
+                Type::Rows {
+                    dtype: DType::F32,
+                    dim: Dim::Tokens,
+                    cols: experts,
+                },
+            ] if (1..=*experts).contains(used) => vec![
+                Type::f32(Dim::Tokens, *used),
+                Type::indices(Dim::Tokens, *used),
+                Type::u32(Dim::Pairs(*used)),
+                Type::indices(Dim::One, experts + 1),
+            ],
+            _ => return wrong(),
+        },
+        Op::Combine { shared } => match inputs {
+            [
+                Type::Rows {
+                    dtype: DType::F32,
+                    dim: Dim::Pairs(used),
+                    cols,
+                },
+                places,
+                weights,
+                rest @ ..,
+            ] if *places == Type::indices(Dim::Tokens, *used)
+                && *weights == Type::f32(Dim::Tokens, *used) =>
+            {
+                let sum = Type::f32(Dim::Tokens, *cols);
+                match (shared, rest) {
+                    (false, []) => {}
+                    (true, [other, gate])
+                        if *other == sum && *gate == Type::f32(Dim::Tokens, 1) => {}
+                    _ => return wrong(),
+                }
+                vec![sum]
+            }
             _ => return wrong(),
         },
     })

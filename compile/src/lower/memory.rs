@@ -1,6 +1,6 @@
 //! The memory plan: where buffers lie in the arena, and which launches must wait for which.
 
-use bundle_format::plan::{ALIGN, Dim, Op, Plan, Role};
+use bundle_format::plan::{ALIGN, Op, Plan, Role};
 use bundle_format::region::{Inst, Operand, OperandId, Region};
 
 use crate::error::Error;
@@ -33,7 +33,8 @@ fn touches(op: &Op) -> (Vec<Place>, Vec<Place>) {
                 | Inst::Binary { .. }
                 | Inst::Fma { .. }
                 | Inst::RowSum { .. }
-                | Inst::UnitSum { .. } => {}
+                | Inst::UnitSum { .. }
+                | Inst::RowValue { .. } => {}
             }
         }
         for (id, operand) in region.operands.iter().enumerate() {
@@ -80,6 +81,26 @@ fn touches(op: &Op) -> (Vec<Place>, Vec<Place>) {
                 layer: *layer,
             });
         }
+        Op::Route {
+            logits,
+            weights,
+            places,
+            tokens,
+            starts,
+            ..
+        } => {
+            reads.push(Place::Buffer(*logits));
+            writes.extend([*weights, *places, *tokens, *starts].map(Place::Buffer));
+        }
+        Op::ExpertMatMul {
+            x,
+            tokens,
+            starts,
+            segments,
+        } => {
+            segments.iter().for_each(|s| region(&s.epilogue));
+            reads.extend([*x, *tokens, *starts].map(Place::Buffer));
+        }
     }
     (reads, writes)
 }
@@ -111,10 +132,7 @@ pub fn place(plan: &mut Plan) -> Result<(), Error> {
     let lives = lives(plan);
     let size = |index: usize| {
         let buffer = &plan.buffers[index];
-        let rows = match buffer.extent {
-            Dim::Tokens => plan.limits.max_tokens,
-            Dim::Rows => plan.limits.max_rows,
-        };
+        let rows = plan.limits.rows(buffer.extent);
         (rows as u64)
             .checked_mul(buffer.row_bytes())
             .map(|b| b.next_multiple_of(ALIGN as u64))
@@ -162,10 +180,7 @@ pub fn depend(plan: &mut Plan) {
     let range = |place: Place| match place {
         Place::Buffer(buffer) => {
             let b = &plan.buffers[buffer as usize];
-            let rows = match b.extent {
-                Dim::Tokens => plan.limits.max_tokens,
-                Dim::Rows => plan.limits.max_rows,
-            };
+            let rows = plan.limits.rows(b.extent);
             Some((b.place.offset, b.place.offset + rows as u64 * b.row_bytes()))
         }
         Place::Kv { .. } => None,

@@ -359,7 +359,51 @@ fn lower_node(
                 epilogue,
             }))
         }
-        Op::MatMul { prologue, parts } => {
+        Op::Route {
+            used: _,
+            renormalise,
+            scale,
+        } => {
+            let [weights, places, tokens, starts] = node.outputs[..] else {
+                return Err(Error::Bug(format!(
+                    "node '{}' has {} results, expected 4",
+                    node.name,
+                    node.outputs.len()
+                )));
+            };
+            Ok(Some(PlanOp::Route {
+                logits: input(0)?,
+                renormalise: *renormalise,
+                scale: *scale,
+                weights: of(weights, ".weights")?,
+                places: of(places, ".places")?,
+                tokens: of(tokens, ".tokens")?,
+                starts: of(starts, ".starts")?,
+            }))
+        }
+        Op::Combine { shared } => {
+            let (dim, cols) = rows_of(node.outputs[0])?;
+            let (_, used) = rows_of(node.inputs[2])?;
+            let combine = regions::Combine {
+                y: input(0)?,
+                places: input(1)?,
+                weights: input(2)?,
+                used,
+                shared: match shared {
+                    true => Some((input(3)?, input(4)?)),
+                    false => None,
+                },
+                out: of(node.outputs[0], "")?,
+                cols,
+            };
+            region(dim, combine.build())
+        }
+        Op::MatMul {
+            prologue,
+            parts,
+            experts,
+        } => {
+            let each = experts.unwrap_or(1);
             let rotates = parts.iter().any(|p| p.epilogue.rotates());
             // Behind x and the residual: the table, then the slots.
             let adds = prologue.is_some_and(|norm| norm.add);
@@ -387,7 +431,8 @@ fn lower_node(
             let results = &node.outputs[adds as usize..];
             let mut segments = Vec::new();
             for (part, &result) in parts.iter().zip(results) {
-                let cols = part.tensors.iter().map(|&t| graph.tensor(t).rows).sum();
+                let rows: u32 = part.tensors.iter().map(|&t| graph.tensor(t).rows).sum();
+                let cols = rows / each;
                 let suffix = suffix(graph, part.tensors[0], parts.len());
                 let mut out = || of(result, &suffix);
                 let slots = || input(table + rotates as usize);
@@ -443,13 +488,22 @@ fn lower_node(
                     epilogue,
                 });
             }
-            Ok(Some(PlanOp::MatMul {
-                x: match normed {
-                    Some(x) => x,
-                    None => input(0)?,
+            let x = match normed {
+                Some(x) => x,
+                None => input(0)?,
+            };
+            Ok(Some(match experts {
+                None => PlanOp::MatMul {
+                    x,
+                    prologue: first,
+                    segments,
                 },
-                prologue: first,
-                segments,
+                Some(_) => PlanOp::ExpertMatMul {
+                    x,
+                    tokens: input(1)?,
+                    starts: input(2)?,
+                    segments,
+                },
             }))
         }
     }

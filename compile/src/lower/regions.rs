@@ -88,6 +88,11 @@ impl Builder {
         })
     }
 
+    fn row_value(&mut self, buffer: u32, col: u32) -> Val {
+        let src = self.operand(Operand::Buffer(buffer));
+        self.push(Inst::RowValue { src, col })
+    }
+
     fn tile(&mut self, offset: u32) -> Val {
         self.push(Inst::Tile { offset })
     }
@@ -406,6 +411,68 @@ pub fn attention_epilogue(out: u32, cols: u32, head_dim: u32, to: DType) -> Regi
     let x = builder.tile(0);
     builder.store(out, own, x, to);
     builder.region
+}
+
+/// The sum of what a token's experts made of it.
+pub struct Combine {
+    /// f32, a row for each pair.
+    pub y: u32,
+    /// The rows of each token's slots.
+    pub places: u32,
+    /// The factors of each token's slots.
+    pub weights: u32,
+    /// Slots of a token.
+    pub used: u32,
+    /// What the expert of every token made, and the logit of its factor.
+    pub shared: Option<(u32, u32)>,
+    pub out: u32,
+    pub cols: u32,
+}
+
+impl Combine {
+    /// The slots' products are added in ascending order, whatever expert each is of.
+    pub fn build(&self) -> Region {
+        let name = match self.shared {
+            Some(_) => "combine_shared",
+            None => "combine",
+        };
+        let mut builder = Builder::new(name, Units::FLAT, self.cols);
+        let own = builder.own();
+        let index = builder.operand(Operand::Buffer(self.places));
+        let mut sum = None;
+        for slot in 0..self.used {
+            let weight = builder.row_value(self.weights, slot);
+            let y = builder.load(self.y, RowMap::At { index, col: slot }, own);
+            sum = Some(match sum {
+                None => builder.binary(Binary::Mul, y, weight),
+                Some(sum) => builder.push(Inst::Fma {
+                    a: y,
+                    b: weight,
+                    c: sum,
+                }),
+            });
+        }
+        if let Some((shared, gate)) = self.shared {
+            let gate = builder.row_value(gate, 0);
+            let minus = builder.unary(Unary::Neg, gate);
+            let exp = builder.unary(Unary::Exp, minus);
+            let one = builder.constant(1.0);
+            let below = builder.binary(Binary::Add, one, exp);
+            let factor = builder.unary(Unary::Recip, below);
+            let shared = builder.load(shared, RowMap::Same, own);
+            sum = Some(match sum {
+                None => builder.binary(Binary::Mul, shared, factor),
+                Some(sum) => builder.push(Inst::Fma {
+                    a: shared,
+                    b: factor,
+                    c: sum,
+                }),
+            });
+        }
+        let sum = sum.unwrap_or_else(|| builder.constant(0.0));
+        builder.store(self.out, own, sum, DType::F32);
+        builder.region
+    }
 }
 
 /// A norm with all that may be fused into it.

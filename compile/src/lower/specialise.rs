@@ -10,7 +10,7 @@ use crate::error::Error;
 const DECODE_ROWS: u32 = 4;
 
 /// Rows of a prefill tile: results of 32 tokens and 64 features are 8 KiB, a quarter of a first-level cache.
-const PREFILL_ROWS: u32 = 64;
+const PREFILL_ROWS: u32 = 32;
 
 /// Columns of a matmul's tile: eight groups of eight weight rows.
 const WIDE: u32 = 64;
@@ -42,10 +42,7 @@ pub fn specialise(plan: &mut Plan, target: Target) -> Result<(), Error> {
 
 fn variants(plan: &Plan, index: usize) -> Result<Vec<Variant>, Error> {
     let launch = &plan.launches[index];
-    let limit = |dim: Dim| match dim {
-        Dim::Tokens => plan.limits.max_tokens,
-        Dim::Rows => plan.limits.max_rows,
-    };
+    let limit = |dim: Dim| plan.limits.rows(dim);
     let extent_of = |buffer: u32| limit(plan.buffers[buffer as usize].extent);
     let cols_of = |buffer: u32| plan.buffers[buffer as usize].cols;
     let rowwise = |max_rows: u32, tile_cols: u32, micro: Option<u32>, reason: &str| {
@@ -121,23 +118,7 @@ fn variants(plan: &Plan, index: usize) -> Result<Vec<Variant>, Error> {
                 .map(|s| plan.weights[s.weight as usize].rows)
                 .sum();
             let units = segments.iter().map(|s| s.epilogue.unit).fold(8, lcm);
-            let activations = plan.buffers[*x as usize].dtype;
-            let part = |segment: &Segment| {
-                let weight = &plan.weights[segment.weight as usize];
-                let micro = kernels::abi::id::matmul(weight.encoding, activations);
-                let name = &weight.name;
-                let missing = || {
-                    Error::Bug(format!(
-                        "'{name}': no kernel for {:?} x {activations:?}",
-                        weight.encoding
-                    ))
-                };
-                Ok(Part {
-                    micro: Some(micro.ok_or_else(missing)?),
-                    code: None,
-                })
-            };
-            let parts: Vec<Part> = segments.iter().map(part).collect::<Result<_, Error>>()?;
+            let parts = matmul_parts(plan, *x, segments)?;
             let encodings = encodings(plan, *x, segments.iter().map(|s| s.weight));
             split(extent_of(*x), |decode| {
                 let narrow = decode && features < FEW_FEATURES;
@@ -159,7 +140,60 @@ fn variants(plan: &Plan, index: usize) -> Result<Vec<Variant>, Error> {
                 )
             })
         }
+        Op::Route { weights, .. } => rowwise(
+            plan.limits.max_tokens,
+            cols_of(*weights),
+            Some(kernels::abi::id::ROUTE),
+            "by tokens; then one thread lists the pairs",
+        ),
+        Op::ExpertMatMul {
+            x,
+            tokens,
+            segments,
+            ..
+        } => {
+            let units = segments.iter().map(|s| s.epilogue.unit).fold(8, lcm);
+            let encodings = encodings(plan, *x, segments.iter().map(|s| s.weight));
+            let how = match plan.buffers[*x as usize].extent {
+                Dim::Tokens => "found by an index",
+                _ => "one after the other",
+            };
+            vec![Variant {
+                min_rows: 1,
+                max_rows: extent_of(*tokens),
+                tile_rows: PREFILL_ROWS,
+                tile_cols: WIDE.next_multiple_of(units),
+                parts: matmul_parts(plan, *x, segments)?,
+                kernels: Vec::new(),
+                profiles: Profiles::NONE,
+                reason: format!(
+                    "{encodings}, expert by expert that has any tokens: weights stay in cache for {PREFILL_ROWS} of its \
+                     rows, {how}"
+                ),
+            }]
+        }
     })
+}
+
+/// The microkernel of each segment.
+fn matmul_parts(plan: &Plan, x: u32, segments: &[Segment]) -> Result<Vec<Part>, Error> {
+    let activations = plan.buffers[x as usize].dtype;
+    let part = |segment: &Segment| {
+        let weight = &plan.weights[segment.weight as usize];
+        let micro = kernels::abi::id::matmul(weight.encoding, activations);
+        let name = &weight.name;
+        let missing = || {
+            Error::Bug(format!(
+                "'{name}': no kernel for {:?} x {activations:?}",
+                weight.encoding
+            ))
+        };
+        Ok(Part {
+            micro: Some(micro.ok_or_else(missing)?),
+            code: None,
+        })
+    };
+    segments.iter().map(part).collect()
 }
 
 /// A variant for decode and one for what is above it, as far as `max_rows` goes.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bundle_format::plan::{ALIGN, Encoding, Slice, Weight, WeightLayout};
+use bundle_format::plan::{ALIGN, Slice, Weight, WeightLayout};
 
 use bundle_format::target::Target;
 
@@ -53,29 +53,31 @@ impl Weights {
         };
         for node in &graph.nodes {
             match &node.op {
-                Op::Embed { table, .. } => weights.add(graph, &[*table])?,
-                Op::RopeTable { freqs, .. } => weights.add(graph, &[*freqs])?,
+                Op::Embed { table, .. } => weights.add_matrix(graph, &[*table])?,
+                Op::RopeTable { freqs, .. } => weights.add_vector(graph, &[*freqs])?,
                 Op::RmsNorm { weight, post, .. } => {
                     for weight in post.iter().chain([weight]) {
-                        weights.add(graph, &[*weight])?;
+                        weights.add_vector(graph, &[*weight])?;
                     }
                 }
-                Op::Bias { bias } => weights.add(graph, &[*bias])?,
-                Op::HeadNorm { norm } => weights.add(graph, &[norm.weight])?,
-                Op::MatMul { prologue, parts } => {
+                Op::Bias { bias } => weights.add_vector(graph, &[*bias])?,
+                Op::HeadNorm { norm } => weights.add_vector(graph, &[norm.weight])?,
+                Op::MatMul {
+                    prologue, parts, ..
+                } => {
                     if let Some(norm) = prologue {
                         for weight in norm.post.iter().chain([&norm.weight]) {
-                            weights.add(graph, &[*weight])?;
+                            weights.add_vector(graph, &[*weight])?;
                         }
                     }
                     for part in parts {
-                        weights.add(graph, &part.tensors)?;
+                        weights.add_matrix(graph, &part.tensors)?;
                         for vector in part
                             .bias
                             .iter()
                             .chain(part.norm.as_ref().map(|n| &n.weight))
                         {
-                            weights.add(graph, &[*vector])?;
+                            weights.add_vector(graph, &[*vector])?;
                         }
                     }
                 }
@@ -86,7 +88,9 @@ impl Weights {
                 | Op::Rope { .. }
                 | Op::KvWrite { .. }
                 | Op::Attention { .. }
-                | Op::Glu { .. } => {}
+                | Op::Glu { .. }
+                | Op::Route { .. }
+                | Op::Combine { .. } => {}
             }
         }
         let mut offset = 0;
@@ -108,7 +112,20 @@ impl Weights {
         self.layout.interleave
     }
 
-    fn add(&mut self, graph: &Graph, tensors: &[TensorId]) -> Result<(), Error> {
+    fn add_vector(&mut self, graph: &Graph, tensors: &[TensorId]) -> Result<(), Error> {
+        self.add(graph, tensors, WeightLayout::RowMajor)
+    }
+
+    fn add_matrix(&mut self, graph: &Graph, tensors: &[TensorId]) -> Result<(), Error> {
+        self.add(graph, tensors, self.layout.matrix)
+    }
+
+    fn add(
+        &mut self,
+        graph: &Graph,
+        tensors: &[TensorId],
+        layout: WeightLayout,
+    ) -> Result<(), Error> {
         if self.index.contains_key(tensors) {
             return Ok(());
         }
@@ -121,12 +138,6 @@ impl Weights {
             })
             .collect();
         let rows = slices.iter().map(|s| s.rows).sum();
-        let vector = rows == 1 && first.encoding == Encoding::F32;
-        let layout = if vector {
-            WeightLayout::RowMajor
-        } else {
-            self.layout.matrix
-        };
         let name = slices
             .iter()
             .map(|s| s.tensor.as_str())

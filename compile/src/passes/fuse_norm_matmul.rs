@@ -37,6 +37,7 @@ pub fn fuse_norm_matmul(graph: &mut Graph) {
         let node = &mut graph.nodes[user];
         let Op::MatMul {
             prologue: prologue @ None,
+            experts: None,
             ..
         } = &mut node.op
         else {

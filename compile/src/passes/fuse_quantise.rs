@@ -1,11 +1,11 @@
 //! Quantisation of activations in the node that makes them.
 
-use bundle_format::plan::Q8_BLOCK;
+use bundle_format::plan::{DType, Q8_BLOCK};
 
 use crate::ir::{Epilogue, Graph, Op};
 
-/// A `quantise` that is the only user of a norm, an attention or a SwiGLU moves into it. A norm may be a result of the graph
-/// besides: then it gives both.
+/// A `quantise` that is the only user of a norm, an attention or a SwiGLU moves into it. A norm may have other users (a router,
+/// for one) or be a result of the graph besides: then it gives both.
 pub fn fuse_quantise(graph: &mut Graph) {
     let mut dead = Vec::new();
     for index in 0..graph.nodes.len() {
@@ -16,18 +16,18 @@ pub fn fuse_quantise(graph: &mut Graph) {
         let Some(maker) = graph.nodes.iter().position(|n| n.outputs.contains(&x)) else {
             continue;
         };
-        if graph.users(x) != [index] {
-            continue;
-        }
-        let keeps = graph.is_result(x);
+        let keeps = graph.is_result(x) || graph.users(x) != [index];
         let Some(at) = graph.nodes[maker].outputs.iter().position(|&v| v == x) else {
             continue;
         };
         let kv = graph.kv.clone();
         let fused = match &mut graph.nodes[maker].op {
             Op::RmsNorm { to, keep, .. } => {
-                (*to, *keep) = (wanted, keeps);
-                true
+                let plain = *to == DType::F32;
+                if plain {
+                    (*to, *keep) = (wanted, keeps);
+                }
+                plain
             }
             _ if keeps => false,
             Op::Glu { to, .. } => {
@@ -58,7 +58,9 @@ pub fn fuse_quantise(graph: &mut Graph) {
             | Op::HeadNorm { .. }
             | Op::Quantise { .. }
             | Op::Rope { .. }
-            | Op::KvWrite { .. } => false,
+            | Op::KvWrite { .. }
+            | Op::Route { .. }
+            | Op::Combine { .. } => false,
         };
         if fused {
             let outputs = &mut graph.nodes[maker].outputs;

@@ -32,20 +32,21 @@ pub fn fuse_gate_up(graph: &mut Graph) {
     });
 }
 
-/// Joins consecutive single matmuls of one input whose results satisfy `wanted`, at the place of the first.
+/// Joins consecutive single matmuls of the same inputs whose results satisfy `wanted`, at the place of the first.
 fn join(graph: &mut Graph, name: &str, wanted: impl Fn(&Graph, ValueId) -> bool) {
     let candidate = |graph: &Graph, index: usize| {
         let node = &graph.nodes[index];
-        matches!(&node.op, Op::MatMul { prologue: None, .. })
-            && node.inputs.len() == 1
+        // Without a rope table or slots: with an input, or that and the list of pairs.
+        matches!(&node.op, Op::MatMul { prologue: None, experts, .. }
+            if node.inputs.len() == if experts.is_some() { 3 } else { 1 })
             && wanted(graph, node.outputs[0])
     };
     let mut index = 0;
     while index < graph.nodes.len() {
         if candidate(graph, index) {
-            let x = graph.nodes[index].inputs[0];
-            let same_input = |&i: &usize| graph.nodes[i].inputs[..] == [x] && candidate(graph, i);
-            let others: Vec<usize> = (index + 1..graph.nodes.len()).filter(same_input).collect();
+            let inputs = &graph.nodes[index].inputs;
+            let same = |&i: &usize| graph.nodes[i].inputs == *inputs && candidate(graph, i);
+            let others: Vec<usize> = (index + 1..graph.nodes.len()).filter(same).collect();
             for &other in &others {
                 let Op::MatMul { parts: more, .. } = graph.nodes[other].op.clone() else {
                     continue;
@@ -58,12 +59,13 @@ fn join(graph: &mut Graph, name: &str, wanted: impl Fn(&Graph, ValueId) -> bool)
                 }
             }
             if !others.is_empty() {
-                let stem = graph.nodes[index]
-                    .name
-                    .rsplit_once('.')
-                    .map_or("", |(stem, _)| stem)
-                    .to_string();
-                graph.nodes[index].name = format!("{stem}.{name}");
+                let first = &graph.nodes[index].name;
+                let stem = first.rsplit_once('.').map_or("", |(stem, _)| stem);
+                // Of a mixture: all of the experts, or the one that every token goes to.
+                let kinds = ["_exps", "_shexp"];
+                let kind = kinds.iter().find(|kind| first.ends_with(**kind));
+                let joined = format!("{stem}.{name}{}", kind.unwrap_or(&""));
+                graph.nodes[index].name = joined;
             }
             graph.remove_nodes(&others);
         }

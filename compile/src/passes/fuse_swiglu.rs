@@ -19,6 +19,7 @@ pub fn fuse_swiglu(graph: &mut Graph) {
         let Op::MatMul {
             prologue: None,
             parts,
+            experts,
         } = &graph.nodes[maker].op
         else {
             continue;
@@ -29,7 +30,10 @@ pub fn fuse_swiglu(graph: &mut Graph) {
         }
         let tensors = vec![a.tensors[0], b.tensors[0]];
         let (gate, up) = (graph.tensor(tensors[0]), graph.tensor(tensors[1]));
-        if gate.encoding != up.encoding || gate.rows % 32 != 0 {
+        let experts = *experts;
+        // Of one expert: blocks of both interleave within it.
+        let rows = gate.rows / experts.unwrap_or(1);
+        if gate.encoding != up.encoding || rows % 32 != 0 {
             continue;
         }
         let outputs = graph.nodes[index].outputs.clone();
@@ -42,6 +46,7 @@ pub fn fuse_swiglu(graph: &mut Graph) {
                 norm: None,
                 epilogue: Epilogue::Glu { activation, to },
             }],
+            experts,
         };
         node.outputs = outputs;
         dead.push(index);

@@ -9,6 +9,7 @@ mod fuse_quantise;
 mod fuse_rope_kv;
 mod fuse_siblings;
 mod fuse_swiglu;
+mod index_experts;
 mod quantise;
 
 pub use quantise::Activations;
@@ -24,6 +25,9 @@ pub struct Settings {
     pub activations: Activations,
     /// Whether the target's matmuls have prologues.
     pub prologues: bool,
+    /// Features that an epilogue of the target's matmuls has together; none: as many as there are. What adds over heads that
+    /// do not divide them is a launch of its own.
+    pub epilogue_features: Option<u32>,
 }
 
 /// A rewriting of the graph.
@@ -43,6 +47,12 @@ pub const PASSES: &[Pass] = &[
         about: "permute the rows of query and key weights so that rotated pairs are half a head apart",
         optional: false,
         run: |graph, _| fold::fold_rope(graph),
+    },
+    Pass {
+        name: "index-experts",
+        about: "read the rows of each expert's tokens where they lie, without gathering them first",
+        optional: true,
+        run: |graph, _| index_experts::index_experts(graph),
     },
     Pass {
         name: "quantise",
@@ -72,7 +82,7 @@ pub const PASSES: &[Pass] = &[
         name: "fuse-rope-kv",
         about: "bias, head norm, rotation and KV write in the epilogues of query, key and value",
         optional: true,
-        run: |graph, _| fuse_rope_kv::fuse_rope_kv(graph),
+        run: |graph, settings| fuse_rope_kv::fuse_rope_kv(graph, settings.epilogue_features),
     },
     Pass {
         name: "fuse-add-norm",

@@ -153,6 +153,40 @@ impl Shape {
             feed_forward: 512,
             ..TINY
         },
+        // The least mixtures of each kind.
+        Shape {
+            name: "tiny-qwen2moe",
+            family: QWEN2_MOE,
+            experts: Some(Experts {
+                count: 10,
+                used: 3,
+                feed_forward: Some(64),
+                shared: Some(96),
+            }),
+            ..TINY
+        },
+        Shape {
+            name: "tiny-qwen3moe",
+            family: QWEN3_MOE,
+            head_dim: 64,
+            experts: Some(Experts {
+                count: 16,
+                used: 4,
+                feed_forward: Some(96),
+                shared: None,
+            }),
+            ..TINY
+        },
+        Shape {
+            name: "tiny-mixtral",
+            experts: Some(Experts {
+                count: 4,
+                used: 2,
+                feed_forward: None,
+                shared: None,
+            }),
+            ..TINY
+        },
         Shape {
             name: "smollm2-135m",
             layers: 30,

@@ -55,6 +55,7 @@ impl Product {
         let args = MatMulArgs {
             x: x.as_ptr().cast(),
             x_stride: x_stride as u64,
+            index: std::ptr::null(),
             w: w.as_ptr().cast(),
             out: out.as_mut_ptr(),
             out_stride: features as u64,

@@ -64,6 +64,16 @@ macro_rules! compiled_for {
             // SAFETY: the caller's promise.
             unsafe { crate::cpu::scalar::rope(args) }
         }
+
+        /// Chooses each token's experts: the portable body, compiled for this level.
+        ///
+        /// # Safety
+        /// As `scalar::route`, and the processor has the level.
+        #[target_feature(enable = $features)]
+        pub unsafe fn route(args: &crate::abi::RouteArgs) {
+            // SAFETY: the caller's promise.
+            unsafe { crate::cpu::scalar::choose(args) }
+        }
     };
     (@embed $features:literal, $($name:ident: $encoding:ident,)*) => {$(
         /// Looks up and dequantises packed rows: the portable body, compiled for this level.

@@ -21,6 +21,7 @@ pub mod exp_constants {
 }
 
 /// e^x for x <= 0; 0 below [`exp_constants::MIN`] and for NaN.
+#[inline(always)]
 pub fn exp(x: f32) -> f32 {
     use exp_constants::*;
     if x.is_nan() || x < MIN {

@@ -24,6 +24,8 @@
 //!   [`LEAST`]. A score is, from +0, `s = fma(isum as f32, dq * dk, s)` over ascending 32 dimensions, isum the exact int32 inner
 //!   product, dq and dk the scales. For the values a tile's w = p * dv, 0 where p is 0, are quantised alike, all 64
 //!   positions of 32 dimensions together, and o = fma(isum as f32, dw, o) with the exact int32 sum over the tile.
+//! - **Route.** Weights are e^(logit - the highest), divided by their sum from +0, ascending over all experts or, renormalised,
+//!   over the token's slots; then they are scaled.
 //! - **exp, sin, cos** are polynomials of our own ([`math`]), so that nothing depends on a system's library.
 //!
 //! None of it depends on the tile's size, the number of tokens or heads in a call, or the number of threads.
@@ -216,6 +218,7 @@ macro_rules! microkernels {
             Attention ATTENTION_F16 attention_f16,
             Attention ATTENTION_Q8_0 attention_q8_0,
             RopeTable ROPE_TABLE rope_table,
+            Route ROUTE route,
         }
     };
     ($level:expr, $module:ident, $($kind:ident $id:ident $func:ident,)*) => {
@@ -228,10 +231,10 @@ macro_rules! microkernels {
     };
 }
 
-static SCALAR: [MicroKernel; 48] = microkernels!(Level::Scalar, scalar);
+static SCALAR: [MicroKernel; 49] = microkernels!(Level::Scalar, scalar);
 #[cfg(target_arch = "x86_64")]
-static AVX2: [MicroKernel; 48] = microkernels!(Level::Avx2, avx2);
+static AVX2: [MicroKernel; 49] = microkernels!(Level::Avx2, avx2);
 #[cfg(target_arch = "x86_64")]
-static AVX512: [MicroKernel; 48] = microkernels!(Level::Avx512, avx512);
+static AVX512: [MicroKernel; 49] = microkernels!(Level::Avx512, avx512);
 #[cfg(target_arch = "x86_64")]
-static AMX: [MicroKernel; 48] = microkernels!(Level::Amx, amx);
+static AMX: [MicroKernel; 49] = microkernels!(Level::Amx, amx);

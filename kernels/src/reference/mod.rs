@@ -9,9 +9,11 @@ mod matmul;
 pub mod q16;
 pub mod q8;
 mod region;
+mod route;
 mod rows;
 
 pub use attention::{Attention, KvSource, attention};
 pub use matmul::{WeightView, matmul};
 pub use region::{Operands, Tile, TileRange, run_region};
+pub use route::{PairList, RouteSpec, choose, list_pairs};
 pub use rows::{embed_row, rope_row};

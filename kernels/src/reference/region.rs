@@ -12,8 +12,8 @@ use bundle_format::region::{Binary, ColMap, Inst, OperandId, Region, RowMap, Una
 pub trait Operands {
     /// An element of an f32 buffer or weight.
     fn load(&self, operand: OperandId, row: usize, col: usize) -> f32;
-    /// An element of a u32 buffer of one column.
-    fn index(&self, operand: OperandId, row: usize) -> u32;
+    /// An element of a u32 buffer.
+    fn index(&self, operand: OperandId, row: usize, col: usize) -> u32;
     /// Stores an element of an f32 buffer.
     fn store(&mut self, operand: OperandId, row: usize, col: usize, value: f32);
     /// Stores 32 elements from column `col` (a multiple of 32) of a Q8 buffer.
@@ -103,12 +103,19 @@ impl Row<'_> {
                 let row = match row {
                     RowMap::Same => self.row,
                     RowMap::Zero => 0,
-                    RowMap::Via(index) => operands.index(index, self.row) as usize,
+                    RowMap::Via(index) => operands.index(index, self.row, 0) as usize,
+                    RowMap::At { index, col } => {
+                        operands.index(index, self.row, col as usize) as usize
+                    }
                 };
                 out.extend(
                     self.points()
                         .map(|(unit, c)| operands.load(src, row, column(col, unit, c))),
                 );
+            }
+            Inst::RowValue { src, col } => {
+                let value = operands.load(src, self.row, col as usize);
+                out.extend(self.points().map(|_| value));
             }
             Inst::Unary { op, x } => out.extend(value(x).iter().map(|x| unary(op, *x))),
             Inst::Binary { op, a, b } => {
@@ -146,7 +153,7 @@ impl Row<'_> {
                 offset,
                 x,
             } => {
-                let slot = operands.index(slots, self.row);
+                let slot = operands.index(slots, self.row, 0);
                 for ((unit, c), x) in self.points().zip(value(x)) {
                     operands.store_kv(dst, slot, unit, offset as usize + c, *x);
                 }
@@ -230,7 +237,7 @@ mod tests {
                 }
             }
         }
-        fn index(&self, _: OperandId, row: usize) -> u32 {
+        fn index(&self, _: OperandId, row: usize, _: usize) -> u32 {
             7 - row as u32
         }
         fn store(&mut self, _: OperandId, row: usize, col: usize, value: f32) {

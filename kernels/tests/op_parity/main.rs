@@ -6,6 +6,7 @@ mod data;
 mod embed;
 mod matmul;
 mod rope;
+mod route;
 
 use bundle_format::plan::{DType, Encoding, KvDType};
 use kernels::abi::id;
@@ -73,6 +74,7 @@ rows! {
     attention_f16: id::ATTENTION_F16 => |k| attention::check(k, KvDType::F16),
     attention_q8_0: id::ATTENTION_Q8_0 => |k| attention::check(k, KvDType::Q8_0),
     rope_table: id::ROPE_TABLE => rope::check,
+    route: id::ROUTE => route::check,
 }
 
 fn at_every_level(id: u32, check: impl Fn(&MicroKernel)) {

@@ -58,6 +58,13 @@ enum Inputs {
     ExtremeLow,
 }
 
+/// Rows of activations.
+enum Rows<'a> {
+    /// The first, and how many.
+    From(usize, usize),
+    Index(&'a [u32]),
+}
+
 /// A product and its inputs.
 struct Case {
     encoding: Encoding,
@@ -135,6 +142,18 @@ impl Case {
             "{what}: not as the scalar kernel"
         );
 
+        // Rows where an index says, some twice, some not at all.
+        let index: Vec<u32> = (0..self.tokens)
+            .map(|i| ((i * 7 + 3) % self.tokens / 2 * 2 % self.tokens) as u32)
+            .collect();
+        let indexed = self.run_rows(kernel, Rows::Index(&index), col0, cols, stride);
+        for (i, &row) in index.iter().enumerate() {
+            assert_eq!(
+                bits(&indexed[i * stride..][..stride]),
+                bits(&found[row as usize * stride..][..stride]),
+                "{what}: row {row} differs by an index"
+            );
+        }
         for row in 0..self.tokens {
             let alone = self.run(kernel, row, 1, col0, cols, stride);
             assert_eq!(
@@ -155,13 +174,29 @@ impl Case {
         cols: usize,
         stride: usize,
     ) -> Vec<f32> {
+        self.run_rows(kernel, Rows::From(row, tokens), col0, cols, stride)
+    }
+
+    fn run_rows(
+        &self,
+        kernel: &MicroKernel,
+        rows: Rows<'_>,
+        col0: usize,
+        cols: usize,
+        stride: usize,
+    ) -> Vec<f32> {
         let MicroFn::MatMul(func) = kernel.func else {
             panic!("{} is no matmul", kernel.name)
         };
+        let (first, tokens, index) = match rows {
+            Rows::From(first, tokens) => (first, tokens, std::ptr::null()),
+            Rows::Index(index) => (0, index.len(), index.as_ptr()),
+        };
         let mut out = vec![f32::NAN; tokens * stride];
         let args = MatMulArgs {
-            x: self.x[row * self.x_stride..].as_ptr(),
+            x: self.x[first * self.x_stride..].as_ptr(),
             x_stride: self.x_stride as u64,
+            index,
             w: self.packed.as_ptr(),
             out: out.as_mut_ptr(),
             out_stride: stride as u64,

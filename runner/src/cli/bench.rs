@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use bundle_format::plan::Limits;
 use fastrun::Error;
-use fastrun::device::cpu::{CpuDevice, LaunchTime};
+use fastrun::device::cpu::LaunchTime;
 use fastrun::device::{Device, TokenSource};
 use serde_json::{Map, Value, json};
 
@@ -62,6 +62,15 @@ struct Figure {
     /// Tokens a second.
     rate: f64,
     profile: Option<Profile>,
+    /// Bytes of experts that a decoding step read, on average; none where the device doesn't count them.
+    expert_bytes: Option<f64>,
+}
+
+/// What a device has done so far.
+#[derive(Default)]
+struct Done {
+    times: Option<Vec<LaunchTime>>,
+    expert_bytes: Option<u64>,
 }
 
 pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Failure> {
@@ -84,7 +93,10 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Failure> {
             let device = session.cpu_device(args.profile)?;
             let threads = device.threads();
             let mut forward = Forward::new(device, limits);
-            let figures = measure(&mut forward, &work, CpuDevice::profile)?;
+            let figures = measure(&mut forward, &work, |device| Done {
+                times: device.profile(),
+                expert_bytes: Some(device.expert_bytes()),
+            })?;
             (threads, memory::read_rate(threads)?, figures)
         }
         DeviceKind::Gpu | DeviceKind::Sim | DeviceKind::Reference if args.profile => {
@@ -95,7 +107,7 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Failure> {
         }
         DeviceKind::Gpu | DeviceKind::Sim => {
             let mut forward = Forward::new(session.gpu_device()?, limits);
-            let figures = measure(&mut forward, &work, |_| None)?;
+            let figures = measure(&mut forward, &work, |_| Done::default())?;
             if let Some(why) = forward.device().eager() {
                 note!("fastrun: kernels were launched one by one, without graphs: {why}");
             }
@@ -104,13 +116,14 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Failure> {
         DeviceKind::Reference => {
             let mut forward = Forward::new(session.reference_device()?, limits);
             let threads = session.reference_threads();
-            let figures = measure(&mut forward, &work, |_| None)?;
+            let figures = measure(&mut forward, &work, |_| Done::default())?;
             (threads, memory::read_rate(threads)?, figures)
         }
     };
     let roof = Roof {
         read_rate,
         weight_bytes: roof::weight_bytes(session.plan()),
+        expert_bytes: expert_bytes(&figures),
         kv_bytes: roof::kv_bytes(&session.plan().kv, WARM_UP, work.generate),
     };
     if let Some(svg) = svg {
@@ -165,11 +178,11 @@ impl Work {
     }
 }
 
-/// Measures everything. `times` are the times that the device has spent on each launch so far, if it tells.
+/// Measures everything. `done` is what the device has done so far.
 fn measure<D: Device>(
     forward: &mut Forward<D>,
     work: &Work,
-    times: impl Fn(&D) -> Option<Vec<LaunchTime>>,
+    done: impl Fn(&D) -> Done,
 ) -> Result<Vec<Figure>, Error> {
     let runs = (1 + work.batches.len() as u64) * u64::from(work.repeat);
     let bar = progress::steps("bench", runs);
@@ -188,7 +201,7 @@ fn measure<D: Device>(
     let cases = std::iter::once(None).chain(work.batches.iter().copied().map(Some));
     let mut figures = Vec::new();
     for batch in cases {
-        let before = times(forward.device());
+        let before = done(forward.device());
         let mut seconds = Vec::new();
         for _ in 0..work.repeat {
             let time = match batch {
@@ -198,7 +211,7 @@ fn measure<D: Device>(
             seconds.push(time.as_secs_f64());
             bar.inc(1);
         }
-        let after = times(forward.device());
+        let after = done(forward.device());
         let (key, tokens) = match batch {
             None => (format!("pp{}", work.prompt), f64::from(work.prompt)),
             Some(b) => (
@@ -210,7 +223,14 @@ fn measure<D: Device>(
             key,
             batch,
             rate: tokens / median(seconds),
-            profile: before.zip(after).map(|(b, a)| Profile::new(&b, &a)),
+            profile: before
+                .times
+                .zip(after.times)
+                .map(|(b, a)| Profile::new(&b, &a)),
+            expert_bytes: before.expert_bytes.zip(after.expert_bytes).map(|(b, a)| {
+                let steps = work.repeat * (WARM_UP + work.generate);
+                (a - b) as f64 / f64::from(steps)
+            }),
         });
     }
     bar.finish_and_clear();
@@ -282,9 +302,21 @@ fn median(mut values: Vec<f64>) -> f64 {
     (values[(n - 1) / 2] + values[n / 2]) / 2.0
 }
 
+/// What steps read of experts by batch, for models that have any.
+fn expert_bytes(figures: &[Figure]) -> Vec<(f64, f64)> {
+    let measured = figures
+        .iter()
+        .filter_map(|f| Some((f64::from(f.batch?), f.expert_bytes?)));
+    let mut measured: Vec<_> = measured.filter(|m| m.1 > 0.0).collect();
+    measured.sort_by(|a, b| a.0.total_cmp(&b.0));
+    measured.dedup_by_key(|m| m.0);
+    measured
+}
+
 /// Gigabytes of weights a second, where each of `batch` sequences gets `rate / batch` tokens a second.
-fn bandwidth(step_bytes: u64, batch: u32, rate: f64) -> f64 {
-    step_bytes as f64 * rate / f64::from(batch) / 1e9
+fn bandwidth(roof: &Roof, batch: u32, rate: f64) -> f64 {
+    let batch = f64::from(batch);
+    roof.weights(batch) * rate / batch / 1e9
 }
 
 fn chart(
@@ -347,10 +379,13 @@ fn to_json(model: String, threads: usize, figures: &[Figure], roof: &Roof) -> Va
     for figure in figures {
         if let Some(batch) = figure.batch {
             let key = format!("weights_gb_s_b{batch}");
-            let gb = bandwidth(roof.weight_bytes, batch, figure.rate);
+            let gb = bandwidth(roof, batch, figure.rate);
             json.insert(key, json!(gb));
             let limit = roof.rate(f64::from(batch));
             json.insert(format!("limit_b{batch}"), json!(limit));
+            if let Some(bytes) = figure.expert_bytes.filter(|&bytes| bytes > 0.0) {
+                json.insert(format!("expert_bytes_b{batch}"), json!(bytes));
+            }
         }
     }
     let profiles: Map<String, Value> = figures
@@ -369,7 +404,7 @@ fn print(out: &mut dyn Write, figures: &[Figure], roof: &Roof) -> std::io::Resul
         match figure.batch {
             None => writeln!(out)?,
             Some(batch) => {
-                let gb = bandwidth(roof.weight_bytes, batch, figure.rate);
+                let gb = bandwidth(roof, batch, figure.rate);
                 let share = roof.share(batch, figure.rate) * 100.0;
                 writeln!(out, " {gb:>8.1} GB/s of weights {share:>5.0}% of the limit")?;
             }
@@ -446,6 +481,7 @@ mod tests {
             batch,
             rate,
             profile: None,
+            expert_bytes: None,
         };
         let figures = [
             figure("pp512", None, 900.0),
@@ -454,6 +490,7 @@ mod tests {
         let roof = Roof {
             read_rate: 2e10,
             weight_bytes: 1_000_000_000,
+            expert_bytes: Vec::new(),
             kv_bytes: 0.0,
         };
         let json = to_json("m.fib".into(), 2, &figures, &roof);

@@ -231,6 +231,8 @@ fn describe(plan: &Plan, op: &Op) -> String {
         Some(w) => format!("{} [{} x {} {:?}]", w.name, w.rows, w.cols, w.encoding),
         None => "?".to_string(),
     };
+    let segment =
+        |s: &bundle_format::plan::Segment| format!("{} -> {}", weight(s.weight), s.epilogue.name);
     match op {
         Op::Embed {
             tokens, table, out, ..
@@ -258,15 +260,37 @@ fn describe(plan: &Plan, op: &Op) -> String {
             prologue,
             segments,
         } => {
-            let segment = |s: &bundle_format::plan::Segment| {
-                format!("{} -> {}", weight(s.weight), s.epilogue.name)
-            };
             let segments: Vec<String> = segments.iter().map(segment).collect();
             let x = match prologue {
                 Some(region) => format!("{} of {}", buffer(*x), region.name),
                 None => buffer(*x),
             };
             format!("{x} times {}", segments.join(" and "))
+        }
+        Op::Route {
+            logits,
+            weights,
+            tokens,
+            ..
+        } => format!(
+            "{} and {} = the experts of the highest {}",
+            buffer(*weights),
+            buffer(*tokens),
+            buffer(*logits)
+        ),
+        Op::ExpertMatMul {
+            x,
+            tokens,
+            segments,
+            ..
+        } => {
+            let segments: Vec<String> = segments.iter().map(segment).collect();
+            format!(
+                "{} by {} times those of their experts: {}",
+                buffer(*x),
+                buffer(*tokens),
+                segments.join(" and ")
+            )
         }
         Op::Attention {
             q,

@@ -206,6 +206,17 @@ pub struct LogProbs {
     pub top: Vec<(u32, f32)>,
 }
 
+/// The error of a step in which a token can't be sent to experts.
+fn router_error(launch: &str, step: &Step, token: usize) -> crate::Error {
+    let position = step.positions.get(token).copied().unwrap_or_default();
+    let sequence = step.sequences.get(token).copied().unwrap_or_default();
+    crate::Error::User(format!(
+        "launch {launch}: the router's logits of token {token} of the step (position {position} of its sequence {sequence}) \
+         are not all finite numbers, so that it goes to no expert; the model's weights may be damaged, which `fastrun \
+         verify` shows, or their values too large"
+    ))
+}
+
 /// Runs the steps of one bundle.
 pub trait Device {
     /// Starts a step. Steps run in the order of submission. A step that breaks the plan's limits or names a block, row or

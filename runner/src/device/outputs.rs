@@ -152,11 +152,12 @@ fn stores(op: &Op, buffer: Option<usize>) -> bool {
         })
     };
     match op {
-        Op::Embed { .. } | Op::RopeTable { .. } => false,
+        Op::Embed { .. } | Op::RopeTable { .. } | Op::Route { .. } => false,
         Op::Region { region: body, .. } => region(body),
         Op::MatMul {
             prologue, segments, ..
         } => prologue.iter().any(region) || segments.iter().any(|s| region(&s.epilogue)),
+        Op::ExpertMatMul { segments, .. } => segments.iter().any(|s| region(&s.epilogue)),
         Op::Attention { epilogue, .. } => region(epilogue),
     }
 }

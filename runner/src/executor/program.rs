@@ -3,12 +3,15 @@
 
 use std::ops::Range;
 
-use kernels::abi::{AttentionArgs, EmbedArgs, MatMulArgs, RegionFn, RopeTableArgs};
+use std::sync::atomic::AtomicU64;
+
+use kernels::abi::{AttentionArgs, EmbedArgs, MatMulArgs, RegionFn, RopeTableArgs, RouteArgs};
 
 pub type MatMulFn = unsafe fn(&MatMulArgs);
 pub type AttentionFn = unsafe fn(&AttentionArgs);
 pub type EmbedFn = unsafe fn(&EmbedArgs);
 pub type RopeTableFn = unsafe fn(&RopeTableArgs);
+pub type RouteFn = unsafe fn(&RouteArgs);
 
 /// The launches of a plan, in order.
 ///
@@ -20,6 +23,31 @@ pub struct Program {
     pub chunkings: Vec<Chunking>,
     /// Elements of the largest tile.
     pub tile_len: usize,
+    /// What its routes found.
+    pub routed: Routed,
+}
+
+/// What the routes of a program tell of its steps.
+#[derive(Debug)]
+pub struct Routed {
+    /// The first launch, and of it the lowest token, with a logit that is not finite: the launch's index times 2^32 plus the
+    /// token; [`Routed::NONE`] where there is none.
+    pub bad: AtomicU64,
+    /// Bytes of weights of experts that launches had tokens for, over all steps.
+    pub expert_bytes: AtomicU64,
+}
+
+impl Routed {
+    pub const NONE: u64 = u64::MAX;
+}
+
+impl Default for Routed {
+    fn default() -> Self {
+        Self {
+            bad: AtomicU64::new(Self::NONE),
+            expert_bytes: AtomicU64::new(0),
+        }
+    }
 }
 
 // SAFETY: the pointers are shared among threads on purpose. Each launch divides what it writes among the threads without
@@ -33,6 +61,9 @@ unsafe impl Sync for Program {}
 pub enum Extent {
     Tokens,
     Rows,
+    /// So many for each token.
+    Pairs(usize),
+    One,
 }
 
 pub struct Launch {
@@ -51,6 +82,8 @@ pub enum Work {
     Region(Region),
     MatMul(MatMul),
     Attention(Attention),
+    Route(Route),
+    ExpertMatMul(ExpertMatMul),
 }
 
 pub struct Embed {
@@ -85,7 +118,7 @@ pub struct MatMul {
 
 pub struct Segment {
     pub w: *const u8,
-    /// Output features.
+    /// Output features, of one expert.
     pub features: u64,
     /// Features that can't be cut apart: whole units of the epilogue, and eight.
     pub granule: u64,
@@ -118,6 +151,24 @@ pub struct Attention {
     /// KV group: whose block tables to use.
     pub group: usize,
     pub operands: Box<[*mut u8]>,
+}
+
+pub struct Route {
+    pub variants: Vec<Variant<RouteFn>>,
+    /// `rows` is 0: a call covers some of the step's. Experts go where their places will be.
+    pub args: RouteArgs,
+    pub tokens: *mut u32,
+    pub starts: *mut u32,
+}
+
+pub struct ExpertMatMul {
+    /// Its rows are tokens', or pairs'.
+    pub product: MatMul,
+    /// The token at each place, where x has rows of tokens.
+    pub index: Option<*const u32>,
+    /// Where each expert's part of the list starts, and where the last one's ends.
+    pub starts: *const u32,
+    pub experts: usize,
 }
 
 /// Code of an attention variant.

@@ -4,13 +4,15 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use kernels::abi::{AttentionArgs, EmbedArgs, MatMulArgs, RegionFn, RopeTableArgs};
+use kernels::abi::{AttentionArgs, EmbedArgs, MatMulArgs, RegionFn, RopeTableArgs, RouteArgs};
 
 use super::barrier::Poisoned;
 use super::partition::{bound_in_groups, bound_in_run, even};
 use super::program::{
-    Attention, Embed, Extent, MatMul, Program, Region, RopeTable, Segment, Work, pieces, variant,
+    Attention, Embed, ExpertMatMul, Extent, MatMul, Program, Region, RopeTable, Route, Routed,
+    Segment, SegmentCode, Variant, Work, pieces, variant,
 };
+use super::route::{Rows, list_pairs};
 use super::team::Member;
 
 /// What a program needs to know of a step.
@@ -76,6 +78,8 @@ pub unsafe fn walk(
         let rows = match launch.extent {
             Extent::Tokens => step.tokens,
             Extent::Rows => step.rows,
+            Extent::Pairs(each) => step.tokens * each,
+            Extent::One => 1,
         };
         if rows == 0 || launch.only_logits && !step.logits {
             continue;
@@ -94,6 +98,8 @@ pub unsafe fn walk(
                 Work::Region(op) => part.region(op),
                 Work::MatMul(op) => part.matmul(op),
                 Work::Attention(op) => part.attention(op, program, step),
+                Work::Route(op) => part.route(op, i, &member, &program.routed)?,
+                Work::ExpertMatMul(op) => part.expert_matmul(op, &program.routed),
             }
         }
     }
@@ -232,31 +238,189 @@ impl Part {
                 let cols = (rectangle.granules.end * segment.granule).min(segment.features) - col0;
                 for row_tile in rectangle.row_tiles {
                     let row0 = row_tile as usize * variant.tile_rows;
-                    let rows = (self.rows - row0).min(variant.tile_rows) as u64;
-                    let args = MatMulArgs {
-                        x: op.x.wrapping_add(row0 * op.x_stride as usize),
-                        x_stride: op.x_stride,
-                        w: segment.w,
-                        out: self.tile,
-                        out_stride: variant.tile_cols,
-                        k: op.k,
-                        rows,
+                    let tile = Tile {
+                        row0,
+                        rows: (self.rows - row0).min(variant.tile_rows),
                         col0,
                         cols,
+                        weight_row: col0,
+                        index: None,
                     };
-                    // SAFETY: rows and columns are the launch's; the tile is this thread's and holds
-                    // tile_rows * tile_cols elements; the epilogue stores what belongs to these rows and columns,
-                    // which are this thread's alone.
-                    unsafe {
-                        (code.micro)(&args);
-                        (code.epilogue)(
-                            segment.operands.as_ptr(),
-                            self.tile,
-                            row0 as u64,
-                            rows,
+                    // SAFETY: rows and columns are the launch's, and this thread's alone.
+                    unsafe { self.tile(op, variant, (segment, code), &tile) };
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// The tile's rows and columns are the launch's, and its variant's size at most; the epilogue stores what belongs to
+    /// them, which is this thread's alone. Rows by an index are rows of x.
+    unsafe fn tile(
+        &self,
+        op: &MatMul,
+        variant: &Variant<Box<[SegmentCode]>>,
+        (segment, code): (&Segment, &SegmentCode),
+        tile: &Tile,
+    ) {
+        let (x, index) = match tile.index {
+            None => (tile.row0, std::ptr::null()),
+            Some(index) if tile.rows == 1 => {
+                // SAFETY: the caller's promise: the index has the tile's row.
+                (unsafe { *index.add(tile.row0) as usize }, std::ptr::null())
+            }
+            Some(index) => (0, index.wrapping_add(tile.row0)),
+        };
+        let args = MatMulArgs {
+            x: op.x.wrapping_add(x * op.x_stride as usize),
+            x_stride: op.x_stride,
+            index,
+            w: segment.w,
+            out: self.tile,
+            out_stride: variant.tile_cols,
+            k: op.k,
+            rows: tile.rows as u64,
+            col0: tile.weight_row,
+            cols: tile.cols,
+        };
+        // SAFETY: the tile is this thread's memory and holds tile_rows * tile_cols elements; the caller's promise.
+        unsafe {
+            (code.micro)(&args);
+            (code.epilogue)(
+                segment.operands.as_ptr(),
+                self.tile,
+                tile.row0 as u64,
+                tile.rows as u64,
+                tile.col0,
+                tile.cols,
+            );
+        }
+    }
+
+    /// Chooses the experts of this part's tokens. Who is last lists the pairs: with few tokens the first thread alone does
+    /// all.
+    ///
+    /// # Safety
+    /// As for [`walk`].
+    unsafe fn route(
+        &self,
+        op: &Route,
+        launch: usize,
+        member: &Member<'_>,
+        routed: &Routed,
+    ) -> Result<(), Poisoned> {
+        let alone = self.rows <= ROUTED_ALONE || self.of == 1;
+        let mine = match alone {
+            true if self.index == 0 => 0..self.rows,
+            true => return Ok(()),
+            false => self.even(self.rows),
+        };
+        let mut bad = u64::MAX;
+        let args = RouteArgs {
+            logits: op
+                .args
+                .logits
+                .wrapping_add(mine.start * op.args.logits_stride as usize),
+            weights: op
+                .args
+                .weights
+                .wrapping_add(mine.start * op.args.weights_stride as usize),
+            chosen: op
+                .args
+                .chosen
+                .wrapping_add(mine.start * op.args.chosen_stride as usize),
+            rows: mine.len() as u64,
+            bad: &mut bad,
+            ..op.args
+        };
+        // SAFETY: the rows are the step's, and this thread's alone.
+        unsafe { (variant(&op.variants, self.rows).code)(&args) };
+        if bad != u64::MAX {
+            let token = mine.start as u64 + bad;
+            let found = (launch as u64) << 32 | token;
+            routed.bad.fetch_min(found, Ordering::Relaxed);
+        }
+        if !alone {
+            member.meet()?;
+        }
+        if self.index != 0 {
+            return Ok(());
+        }
+        let used = op.args.used as usize;
+        let slots = Rows {
+            start: op.args.chosen,
+            stride: op.args.chosen_stride as usize,
+            cols: used,
+        };
+        // SAFETY: the buffers are of these sizes, all rows have been written, and the other threads wait for what depends
+        // on this launch; experts are below their number.
+        unsafe {
+            let tokens = std::slice::from_raw_parts_mut(op.tokens, self.rows * used);
+            let starts = std::slice::from_raw_parts_mut(op.starts, op.args.experts as usize + 1);
+            list_pairs(&slots, self.rows, tokens, starts);
+        }
+        Ok(())
+    }
+
+    /// Units of work are those of a matmul for each expert that has any rows.
+    ///
+    /// # Safety
+    /// As for [`walk`].
+    unsafe fn expert_matmul(&self, op: &ExpertMatMul, routed: &Routed) {
+        let variant = variant(&op.product.variants, self.rows);
+        // SAFETY: a launch before has written them.
+        let starts = unsafe { std::slice::from_raw_parts(op.starts, op.experts + 1) };
+        let experts = || {
+            let parts = starts.windows(2).enumerate();
+            parts
+                .filter(|(_, part)| part[0] < part[1])
+                .map(|(e, part)| Expert {
+                    index: e as u64,
+                    first: part[0] as usize,
+                    rows: (part[1] - part[0]) as usize,
+                })
+        };
+        let row_tiles = |expert: &Expert| expert.rows.div_ceil(variant.tile_rows) as u64;
+        let unit_cost = |segment: &Segment, expert: &Expert| {
+            segment.unit_cost(op.product.k, expert.rows.min(variant.tile_rows) as u64)
+        };
+        let cost = |expert: Expert| -> u64 {
+            let of = |s: &Segment| s.units(row_tiles(&expert)) * unit_cost(s, &expert);
+            op.product.segments.iter().map(of).sum()
+        };
+        let total = experts().map(cost).sum();
+        if self.index == 0 {
+            let bytes: u64 = op.product.segments.iter().map(Segment::bytes).sum();
+            let read = bytes * experts().count() as u64;
+            routed.expert_bytes.fetch_add(read, Ordering::Relaxed);
+        }
+        let mut before = 0;
+        for expert in experts() {
+            let tiles = row_tiles(&expert);
+            for (segment, code) in op.product.segments.iter().zip(&variant.code) {
+                let (units, cost) = (segment.units(tiles), unit_cost(segment, &expert));
+                let bound = |part: usize| {
+                    bound_in_run(units, cost, before, part as u64, self.of as u64, total)
+                };
+                let mine = bound(self.index)..bound(self.index + 1);
+                before += units * cost;
+                for rectangle in rectangles(mine, tiles, variant.tile_cols / segment.granule) {
+                    let col0 = rectangle.granules.start * segment.granule;
+                    let cols =
+                        (rectangle.granules.end * segment.granule).min(segment.features) - col0;
+                    for row_tile in rectangle.row_tiles {
+                        let done = row_tile as usize * variant.tile_rows;
+                        let tile = Tile {
+                            row0: expert.first + done,
+                            rows: (expert.rows - done).min(variant.tile_rows),
                             col0,
                             cols,
-                        );
+                            weight_row: expert.index * segment.features + col0,
+                            index: op.index,
+                        };
+                        // SAFETY: rows and columns are the launch's, and this thread's alone; tokens of the list are
+                        // rows of x.
+                        unsafe { self.tile(&op.product, variant, (segment, code), &tile) };
                     }
                 }
             }
@@ -313,6 +477,31 @@ impl Part {
     }
 }
 
+/// Tokens up to which one thread routes alone: less than the others' waiting once more would take.
+const ROUTED_ALONE: usize = 4;
+
+/// An expert with any rows: its part of the list of pairs.
+#[derive(Clone, Copy)]
+struct Expert {
+    index: u64,
+    first: usize,
+    rows: usize,
+}
+
+/// A tile of a product.
+struct Tile {
+    /// First row, as the epilogue counts them, and how many.
+    row0: usize,
+    rows: usize,
+    /// First column, as the epilogue counts them, and how many.
+    col0: u64,
+    cols: u64,
+    /// The weight's row of the first column.
+    weight_row: u64,
+    /// The rows of x, by row; none: they are the same.
+    index: Option<*const u32>,
+}
+
 impl Region {
     /// # Safety
     /// As for [`walk`].
@@ -338,6 +527,11 @@ impl Segment {
     /// Units of work: a granule's features for a tile's rows.
     fn units(&self, row_tiles: u64) -> u64 {
         self.features.div_ceil(self.granule) * row_tiles
+    }
+
+    /// Bytes of packed weights, of one expert.
+    fn bytes(&self) -> u64 {
+        self.features.div_ceil(self.granule) * self.granule_bytes
     }
 
     /// What a unit costs, about: fetching the weights, and multiplying them. In KiB of weights, so that sums stay small.

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Makes the models of this folder and their logits: small random ones, run by transformers in f32, written as GGUF.
 
-  python3 make.py FOLDER        needs torch, transformers 5 and gguf
+  python3 make.py FOLDER [NAME...]      needs torch, transformers 5 and gguf
 
-For each case NAME it writes NAME.gguf (F16 matrices, F32 vectors; the same values went into the run) and NAME.logits: u32 count
-of tokens T, u32 size of the vocabulary V, T u32 ids, then T x V f32 logits, little endian.
+For each case NAME it writes NAME.gguf (F16 matrices, F32 vectors and routers; the same values went into the run) and NAME.logits:
+u32 count of tokens T, u32 size of the vocabulary V, T u32 ids, then T x V f32 logits, little endian.
 """
 import math, struct, sys
 
@@ -40,6 +40,15 @@ CASES = [
     ('qwen3', 'qwen3', tf.Qwen3Config, tf.Qwen3ForCausalLM, dict(head_dim=32)),
     ('gemma3', 'gemma3', tf.Gemma3TextConfig, tf.Gemma3ForCausalLM, GEMMA),
     ('phi3', 'phi3', tf.Phi3Config, tf.Phi3ForCausalLM, dict(hidden_size=128, intermediate_size=64)),
+    ('qwen2moe', 'qwen2moe', tf.Qwen2MoeConfig, tf.Qwen2MoeForCausalLM,
+     dict(hidden_size=128, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=32, shared_expert_intermediate_size=64,
+          norm_topk_prob=False, qkv_bias=True)),
+    ('qwen3moe', 'qwen3moe', tf.Qwen3MoeConfig, tf.Qwen3MoeForCausalLM,
+     dict(head_dim=32, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=True)),
+    ('mixtral', 'llama', tf.MixtralConfig, tf.MixtralForCausalLM,
+     dict(head_dim=32, intermediate_size=64, num_local_experts=4, num_experts_per_tok=2, sliding_window=None)),
+    ('mixtral-split', 'llama', tf.MixtralConfig, tf.MixtralForCausalLM,
+     dict(head_dim=32, intermediate_size=32, num_local_experts=4, num_experts_per_tok=2, sliding_window=None)),
     ('phi3-long', 'phi3', tf.Phi3Config, tf.Phi3ForCausalLM,
      dict(hidden_size=128, intermediate_size=64, rope_parameters=LONGROPE, original_max_position_embeddings=24)),
 ]
@@ -49,6 +58,9 @@ NAMES = {
     'self_attn.k_proj': 'attn_k', 'self_attn.v_proj': 'attn_v', 'self_attn.o_proj': 'attn_output',
     'self_attn.q_norm': 'attn_q_norm', 'self_attn.k_norm': 'attn_k_norm', 'self_attn.qkv_proj': 'attn_qkv',
     'mlp.gate_proj': 'ffn_gate', 'mlp.up_proj': 'ffn_up', 'mlp.down_proj': 'ffn_down', 'mlp.gate_up_proj': 'ffn_up',
+    'mlp.gate': 'ffn_gate_inp', 'mlp.shared_expert_gate': 'ffn_gate_inp_shexp',
+    'mlp.shared_expert.gate_proj': 'ffn_gate_shexp', 'mlp.shared_expert.up_proj': 'ffn_up_shexp',
+    'mlp.shared_expert.down_proj': 'ffn_down_shexp',
 }
 GEMMA_NAMES = {'post_attention_layernorm': 'post_attention_norm', 'pre_feedforward_layernorm': 'ffn_norm',
                'post_feedforward_layernorm': 'post_ffw_norm'}
@@ -61,6 +73,19 @@ def gguf_name(name, arch):
         names = {**NAMES, **GEMMA_NAMES} if arch == 'gemma3' else NAMES
         return f"blk.{parts[2]}.{names['.'.join(parts[3:])]}.{kind}"
     return f'{NAMES[stem]}.{kind}'
+
+
+def experts(key, value, split):
+    """The tensors of the experts that a parameter [expert, rows, columns] holds: `blk.0.ffn_up_exps.weight`, or one each."""
+    layer, part = key.split('.')[2], key.split('.')[-1]
+    half = value.shape[1] // 2
+    parts = dict(ffn_gate=value[:, :half], ffn_up=value[:, half:]) if part == 'gate_up_proj' else dict(ffn_down=value)
+    for name, stack in parts.items():
+        if split:
+            for i, one in enumerate(stack):
+                yield f'blk.{layer}.{name}.{i}.weight', one
+        else:
+            yield f'blk.{layer}.{name}_exps.weight', stack
 
 
 def neighbours(weight, heads):
@@ -82,8 +107,8 @@ def make(name, arch, config_class, model_class, changes, folder):
     model = model_class(config).eval()
     with torch.no_grad():
         for key, p in model.named_parameters():
-            if p.dim() == 2:
-                p.copy_((torch.randn_like(p) / math.sqrt(p.shape[1])).half().float())
+            if p.dim() >= 2:
+                p.copy_((torch.randn_like(p) / math.sqrt(p.shape[-1])).half().float())
             elif key.endswith('bias'):
                 p.copy_(torch.randn_like(p) * 0.5)
             else:
@@ -109,6 +134,13 @@ def make(name, arch, config_class, model_class, changes, folder):
     w.add_value_length(head_dim)
     w.add_layer_norm_rms_eps(config.rms_norm_eps)
     w.add_rope_dimension_count(head_dim)
+    if used := getattr(config, 'num_experts_per_tok', None):
+        w.add_expert_count(getattr(config, 'num_experts', None) or config.num_local_experts)
+        w.add_expert_used_count(used)
+    if hidden := getattr(config, 'moe_intermediate_size', None):
+        w.add_expert_feed_forward_length(hidden)
+    if hidden := getattr(config, 'shared_expert_intermediate_size', None):
+        w.add_expert_shared_feed_forward_length(hidden)
     rope = config.rope_parameters
     if arch == 'gemma3':
         w.add_sliding_window(config.sliding_window)
@@ -152,7 +184,14 @@ def make(name, arch, config_class, model_class, changes, folder):
             value = neighbours(value, kv_heads)
         if arch == 'gemma3' and value.ndim == 1:
             value = value + 1
-        w.add_tensor(gguf_name(key, arch), value.astype(np.float16 if value.ndim == 2 else np.float32))
+        if value.ndim == 3:
+            for tensor, stack in experts(key, value, name.endswith('-split')):
+                w.add_tensor(tensor, stack.astype(np.float16))
+            continue
+        if key.endswith('shared_expert_gate.weight'):
+            value = value[0]
+        router = 'gate.weight' in key
+        w.add_tensor(gguf_name(key, arch), value.astype(np.float16 if value.ndim == 2 and not router else np.float32))
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()
@@ -165,4 +204,5 @@ def make(name, arch, config_class, model_class, changes, folder):
 
 
 for case in CASES:
-    make(*case, sys.argv[1])
+    if case[0] in sys.argv[2:] or len(sys.argv) == 2:
+        make(*case, sys.argv[1])

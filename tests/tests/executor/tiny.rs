@@ -499,10 +499,7 @@ impl<'a> Builder<'a> {
                 role,
             },
         };
-        let rows = match extent {
-            Dim::Tokens => self.shape.max_tokens,
-            Dim::Rows => self.shape.max_rows,
-        };
+        let rows = extent.rows(self.shape.max_tokens as usize, self.shape.max_rows as usize);
         let bytes = buffer.row_bytes() * rows as u64;
         self.plan.arena_bytes += bytes.next_multiple_of(64);
         self.plan.buffers.push(buffer);
@@ -574,6 +571,7 @@ impl<'a> Builder<'a> {
                 let group = self.shape.heads / self.shape.kv_heads;
                 (group * self.shape.head_dim, vec![epilogue], Some(micro))
             }
+            other => unreachable!("this model has no {other:?}"),
         };
         let mut codes = Vec::new();
         for region in &regions {

@@ -29,7 +29,9 @@ pub fn check(region: &Region, context: &RegionContext) -> Result<(), Error> {
 /// The values that an instruction uses.
 pub fn operands_of(inst: &Inst) -> Vec<Val> {
     match *inst {
-        Inst::Const { .. } | Inst::Tile { .. } | Inst::Load { .. } => vec![],
+        Inst::Const { .. } | Inst::Tile { .. } | Inst::Load { .. } | Inst::RowValue { .. } => {
+            vec![]
+        }
         Inst::Unary { x, .. }
         | Inst::RowSum { x }
         | Inst::UnitSum { x }
@@ -125,10 +127,17 @@ fn check_inst(
                 (other, _) => return fail(format!("can't load from {other:?} this way")),
             };
             check_cols(region, index, col, cols)?;
-            if let RowMap::Via(rows) = row
-                && layout(rows)? != Layout::Indices
+            let indices = match row {
+                RowMap::Same | RowMap::Zero => None,
+                RowMap::Via(rows) => Some((rows, 0)),
+                RowMap::At { index, col } => Some((index, col)),
+            };
+            if let Some((rows, col)) = indices
+                && !matches!(layout(rows)?, Layout::Indices { cols, .. } if col < cols)
             {
-                return fail(format!("operand {rows} holds no indices"));
+                return fail(format!(
+                    "operand {rows} holds no indices, or no column {col}"
+                ));
             }
         }
         Inst::Store { dst, col, .. } => match layout(dst)? {
@@ -175,13 +184,23 @@ fn check_inst(
                     region.width
                 ));
             }
-            if layout(slots)? != Layout::Indices {
+            if !matches!(layout(slots)?, Layout::Indices { cols: 1, .. }) {
                 return fail(format!("operand {slots} holds no indices"));
             }
             if region.cols / region.unit > heads
                 || offset as u64 + region.width as u64 > head_dim as u64
             {
                 return fail(format!("stores past {heads} heads of {head_dim}"));
+            }
+        }
+        Inst::RowValue { src, col } => {
+            if !matches!(layout(src)?, Layout::F32 { cols, .. } if col < cols.min(MAX_COLS)) {
+                return fail(format!("no column {col} of f32 in operand {src}"));
+            }
+            let stores =
+                |inst: &Inst| destination(inst).is_some_and(|d| same_memory(region, d, src));
+            if region.body.iter().any(stores) {
+                return fail("reads a value of the row that the region stores to".into());
             }
         }
         Inst::Const { .. }

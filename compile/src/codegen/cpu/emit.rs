@@ -203,13 +203,16 @@ impl Emitter<'_> {
         let stores_blocks = |inst: &Inst| matches!(inst, Inst::StoreQuant { .. });
         let by_offset = self.region.body.iter().all(|inst| match *inst {
             Inst::Load { src, row, .. } => {
-                !matches!(row, RowMap::Via(_)) && self.row_stride(src, row) <= NEAR
+                matches!(row, RowMap::Same | RowMap::Zero) && self.row_stride(src, row) <= NEAR
             }
             Inst::Store { dst, .. } | Inst::StoreQuant { dst, .. } => {
                 self.row_stride(dst, RowMap::Same) <= NEAR
             }
             Inst::Tile { .. } => self.tile_stride() <= NEAR,
-            Inst::StoreKv { .. } | Inst::RowSum { .. } | Inst::UnitSum { .. } => false,
+            Inst::StoreKv { .. }
+            | Inst::RowSum { .. }
+            | Inst::UnitSum { .. }
+            | Inst::RowValue { .. } => false,
             _ => true,
         });
         if !by_offset || !self.region.reads_tile() || !self.region.body.iter().any(stores_blocks) {
@@ -223,8 +226,12 @@ impl Emitter<'_> {
     pub fn row_stride(&self, operand: OperandId, map: RowMap) -> u64 {
         match (map, self.context.operands[operand as usize]) {
             (RowMap::Zero, _) => 0,
-            (_, Layout::F32 { row_bytes, .. } | Layout::Quant { row_bytes, .. }) => row_bytes,
-            (_, Layout::Indices) => 4,
+            (
+                _,
+                Layout::F32 { row_bytes, .. }
+                | Layout::Quant { row_bytes, .. }
+                | Layout::Indices { row_bytes, .. },
+            ) => row_bytes,
             (_, Layout::Vector { .. } | Layout::Kv { .. }) => 0,
         }
     }
@@ -276,6 +283,7 @@ impl Emitter<'_> {
         for (index, inst) in self.region.body.iter().enumerate() {
             let (operand, map) = match *inst {
                 Inst::Load { src, row, .. } => (src, row),
+                Inst::RowValue { src, .. } => (src, RowMap::Same),
                 Inst::Store { dst, .. } | Inst::StoreQuant { dst, .. } => (dst, RowMap::Same),
                 Inst::StoreKv { dst, slots, .. } => {
                     let slot = self.kv_slot(dst, slots, row);
@@ -302,7 +310,8 @@ impl Emitter<'_> {
         let row = match map {
             RowMap::Same => row,
             RowMap::Zero => return base,
-            RowMap::Via(indices) => self.index(indices, row),
+            RowMap::Via(indices) => self.index(indices, row, 0),
+            RowMap::At { index, col } => self.index(index, row, col),
         };
         let offset = self.b.ins().imul_imm_s(row, stride as i64);
         self.b.ins().iadd(base, offset)
@@ -320,7 +329,7 @@ impl Emitter<'_> {
         else {
             unreachable!("the check found a KV pool");
         };
-        let slot = self.index(slots, row);
+        let slot = self.index(slots, row, 0);
         let block_log2 = KV_BLOCK.trailing_zeros() as i64;
         let block = self.b.ins().ushr_imm_u(slot, block_log2);
         let position = self.b.ins().band_imm_u(slot, KV_BLOCK as i64 - 1);
@@ -349,11 +358,12 @@ impl Emitter<'_> {
     }
 
     /// The u32 that an operand of indices holds for a row.
-    fn index(&mut self, indices: OperandId, row: Value) -> Value {
+    fn index(&mut self, indices: OperandId, row: Value, col: u32) -> Value {
         let base = self.base(indices);
-        let offset = self.b.ins().ishl_imm_u(row, 2);
+        let stride = self.row_stride(indices, RowMap::Same) as u32;
+        let offset = self.scaled(row, stride);
         let address = self.b.ins().iadd(base, offset);
-        let index = self.b.ins().load(I32, flags(), address, 0);
+        let index = self.b.ins().load(I32, flags(), address, col as i32 * 4);
         self.b.ins().uextend(I64, index)
     }
 

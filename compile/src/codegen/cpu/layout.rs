@@ -25,8 +25,8 @@ pub enum Layout {
     F32 { cols: u32, row_bytes: u64 },
     /// One row of f32, whatever the iteration's row.
     Vector { cols: u32 },
-    /// A dense column of u32.
-    Indices,
+    /// Rows of u32; one column is dense.
+    Indices { cols: u32, row_bytes: u64 },
     /// Rows of quantised blocks.
     Quant {
         ty: QuantType,
@@ -124,11 +124,7 @@ fn buffer_layout(buffer: &Buffer) -> Result<Layout, String> {
         DType::Q8 => Ok(quant_layout(QuantType::Q8, cols, row_bytes)),
         DType::Q16 => Ok(quant_layout(QuantType::Q16, cols, row_bytes)),
         DType::F16 => Err(format!("buffer {} is f16, for GPUs", buffer.name)),
-        DType::U32 if cols == 1 => Ok(Layout::Indices),
-        DType::U32 => Err(format!(
-            "u32 buffer {} has {cols} columns, expected 1",
-            buffer.name
-        )),
+        DType::U32 => Ok(Layout::Indices { cols, row_bytes }),
     }
 }
 

@@ -167,6 +167,11 @@ impl Emitter<'_> {
                     .map(|i| self.b.ins().fma(a[i], b[i], c[i]))
                     .collect()
             }
+            Inst::RowValue { src, col } => {
+                let row = self.row_of(src, RowMap::Same);
+                let x = self.b.ins().load(F32, flags(), row.first, col as i32 * 4);
+                vec![self.b.ins().splat(F32X4, x); group.points.len()]
+            }
             ref other => unreachable!("{other:?} is no value of a column"),
         }
     }

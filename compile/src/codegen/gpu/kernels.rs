@@ -129,10 +129,7 @@ pub type Parameters = Vec<(&'static str, Arg)>;
 impl Writer<'_> {
     /// The most rows of an extent.
     pub fn limit(&self, dim: Dim) -> u32 {
-        match dim {
-            Dim::Tokens => self.plan.limits.max_tokens,
-            Dim::Rows => self.plan.limits.max_rows,
-        }
+        self.plan.limits.rows(dim)
     }
 
     fn launch(&mut self, op: &Op) -> Result<Vec<Variant>, Error> {
@@ -212,6 +209,9 @@ impl Writer<'_> {
                 };
                 self.chip.attention(self, &attend)
             }
+            Op::Route { .. } | Op::ExpertMatMul { .. } => Err(Error::Bug(
+                "a mixture of experts got as far as the kernels of a GPU".to_string(),
+            )),
         }
     }
 

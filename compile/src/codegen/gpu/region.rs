@@ -175,6 +175,7 @@ impl Writer<'_> {
                 Binary::Div => format!("__fdividef(v{a}[j], v{b}[j])"),
             },
             Inst::Fma { a, b, c } => format!("fmaf(v{a}[j], v{b}[j], v{c}[j])"),
+            Inst::RowValue { src, col } => self.row_element(src, col)?,
             Inst::RowSum { x } => return self.sum(index, "row", x),
             Inst::UnitSum { x } => return self.sum(index, "unit", x),
             Inst::Store { dst, col, x } => return self.store(dst, col, x),
@@ -205,6 +206,17 @@ impl Writer<'_> {
         Ok(())
     }
 
+    /// A column of the row of a buffer.
+    fn row_element(&self, src: OperandId, col: u32) -> Result<String, Error> {
+        match self.region.operands[src as usize] {
+            Operand::Buffer(index) => {
+                let stride = stride(&self.plan.buffers[index as usize]);
+                Ok(format!("o{src}[(u64)row * {stride} + {col}]"))
+            }
+            _ => Err(self.bug("a value of the row of what is no buffer")),
+        }
+    }
+
     fn load(&self, src: OperandId, row: RowMap, col: ColMap) -> Result<String, Error> {
         let stride = match self.region.operands[src as usize] {
             Operand::Buffer(index) => stride(&self.plan.buffers[index as usize]),
@@ -216,6 +228,10 @@ impl Writer<'_> {
             RowMap::Same => format!("(u64)row * {stride} + "),
             RowMap::Zero => String::new(),
             RowMap::Via(index) => format!("(u64)o{index}[row] * {stride} + "),
+            RowMap::At { index, col } => {
+                let place = self.row_element(index, col)?;
+                format!("(u64){place} * {stride} + ")
+            }
         };
         Ok(format!("live[j] ? o{src}[{at}{}] : 0.f", column(col)))
     }

@@ -266,7 +266,9 @@ fn is_store(inst: &Inst) -> bool {
 /// The values that an instruction uses.
 fn inputs(inst: &Inst) -> impl Iterator<Item = Val> {
     let all = match *inst {
-        Inst::Const { .. } | Inst::Tile { .. } | Inst::Load { .. } => [None; 3],
+        Inst::Const { .. } | Inst::Tile { .. } | Inst::Load { .. } | Inst::RowValue { .. } => {
+            [None; 3]
+        }
         Inst::Unary { x, .. }
         | Inst::RowSum { x }
         | Inst::UnitSum { x }
@@ -314,7 +316,7 @@ impl<'r> Stage<'r> {
         }
         let mut inst = self.whole.body[of as usize];
         match &mut inst {
-            Inst::Const { .. } | Inst::Tile { .. } | Inst::Load { .. } => {}
+            Inst::Const { .. } | Inst::Tile { .. } | Inst::Load { .. } | Inst::RowValue { .. } => {}
             Inst::Unary { x, .. }
             | Inst::RowSum { x }
             | Inst::UnitSum { x }
@@ -362,10 +364,11 @@ fn without_unused_operands(mut region: Region) -> Region {
         match inst {
             Inst::Load { src, row, .. } => {
                 keep(src);
-                if let RowMap::Via(rows) = row {
+                if let RowMap::Via(rows) | RowMap::At { index: rows, .. } = row {
                     keep(rows);
                 }
             }
+            Inst::RowValue { src, .. } => keep(src),
             Inst::Store { dst, .. } | Inst::StoreQuant { dst, .. } => keep(dst),
             Inst::StoreKv { dst, slots, .. } => {
                 keep(dst);

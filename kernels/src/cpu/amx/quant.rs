@@ -63,9 +63,14 @@ struct Factors {
     sums: [f32; 16],
 }
 
+/// The quants of a chunk of each token of a tile, byte after byte: a tile's rows must lie at one distance, which those of an
+/// index don't.
+type Rows = [[[u8; PANELS * BLOCK]; 2]; 16];
+
 /// Memory of a call.
 struct Scratch {
     panels: MaybeUninit<[Panel; PANELS]>,
+    rows: MaybeUninit<[Rows; TILES]>,
     factors: MaybeUninit<[[Factors; PANELS]; TILES]>,
     results: MaybeUninit<[[Sums; RESULTS]; STORED]>,
 }
@@ -96,6 +101,7 @@ unsafe fn tiled<M: Tiles, F: Format, const BYTES: usize, const T: usize>(args: &
     };
     let mut scratch = Scratch {
         panels: MaybeUninit::uninit(),
+        rows: MaybeUninit::uninit(),
         factors: MaybeUninit::uninit(),
         results: MaybeUninit::uninit(),
     };
@@ -152,7 +158,14 @@ impl Call<'_> {
                 for (i, tile) in tiles.clone().enumerate() {
                     let (row, _) = self.rows_of::<T>(tile);
                     let to = factors.add(i).cast::<Factors>();
-                    self.gather::<F, BYTES, T>(row, first_part..first_part + count, to);
+                    let parts = first_part..first_part + count;
+                    match args.index.is_null() {
+                        true => self.gather::<F, BYTES, T>(row, parts, to),
+                        false => {
+                            let rows = scratch.rows.as_mut_ptr().cast::<Rows>().add(i);
+                            self.collect::<F, BYTES, T>(row, parts, to, rows);
+                        }
+                    }
                 }
                 for g in (0..groups).step_by(2) {
                     let pair = g + 1 < groups;
@@ -169,12 +182,17 @@ impl Call<'_> {
                     for (i, tile) in tiles.clone().enumerate() {
                         let (row, done) = self.rows_of::<T>(tile);
                         let run = Run {
-                            x: Activations {
-                                at: args
-                                    .x
-                                    .add(row * args.x_stride as usize + first_part * BLOCK),
-                                token: args.x_stride as usize,
-                                byte: args.k as usize,
+                            x: match args.index.is_null() {
+                                true => Activations {
+                                    at: args.x_row(row).add(first_part * BLOCK),
+                                    token: args.x_stride as usize,
+                                    byte: args.k as usize,
+                                },
+                                false => Activations {
+                                    at: scratch.rows.as_ptr().cast::<Rows>().add(i).cast(),
+                                    token: 2 * PANELS * BLOCK,
+                                    byte: PANELS * BLOCK,
+                                },
                             },
                             out: args.out.add(row * args.out_stride as usize + g * GROUP),
                             out_stride: args.out_stride as usize,
@@ -219,6 +237,42 @@ impl Call<'_> {
                     let at = at.add(k / BLOCK * 4);
                     let sums = _mm512_mask_i32gather_ps::<1>(zero, lanes, rows, at.cast());
                     _mm512_store_ps((&raw mut (*to).sums).cast(), sums);
+                }
+            }
+        }
+    }
+}
+
+impl Call<'_> {
+    /// As [`Call::gather`], of rows by an index, whose quants are laid side by side in `rows`, too.
+    ///
+    /// # Safety
+    /// As there.
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+    unsafe fn collect<F: Format, const BYTES: usize, const T: usize>(
+        &self,
+        row: usize,
+        parts: std::ops::Range<usize>,
+        to: *mut Factors,
+        rows: *mut Rows,
+    ) {
+        let k = self.args.k as usize;
+        for t in 0..T {
+            // SAFETY: the quants of a row are followed by a scale and a sum for each 32; a chunk has no more than PANELS parts.
+            unsafe {
+                let x = self.args.x_row(row + t);
+                for byte in 0..BYTES {
+                    let to = (&raw mut (*rows)[t][byte]).cast::<u8>();
+                    let from = x.add(byte * k + parts.start * BLOCK);
+                    to.copy_from_nonoverlapping(from, parts.len() * BLOCK);
+                }
+                let factors = x.add(BYTES * k).cast::<f32>();
+                for (i, part) in parts.clone().enumerate() {
+                    let to = to.add(i);
+                    (*to).scales[t] = *factors.add(part);
+                    if F::HAS_MIN {
+                        (*to).sums[t] = *factors.add(k / BLOCK + part);
+                    }
                 }
             }
         }
@@ -512,6 +566,7 @@ mod tests {
                     let args = MatMulArgs {
                         x: x.as_ptr(),
                         x_stride: row_bytes(dtype, k as u32),
+                        index: std::ptr::null(),
                         w: w.as_ptr(),
                         out: out.as_mut_ptr(),
                         out_stride: stride as u64,

@@ -125,14 +125,15 @@ unsafe fn all_groups<E: Element, const G: usize, const H: usize, const T: usize>
     let k = args.k as usize;
     let first = args.col0 as usize / GROUP;
     let groups = (args.cols as usize).div_ceil(GROUP);
+    // SAFETY: the caller's promise.
+    let x = unsafe { args.x_rows(row) };
     let tile = |g: usize| {
         // SAFETY: the caller promises the groups from `col0` on, and rows of x and out.
         unsafe {
             Tile {
                 w: args.w.add((first + g) * k * GROUP * E::SIZE),
                 k,
-                x: args.x.add(row * args.x_stride as usize),
-                x_stride: args.x_stride as usize,
+                x,
                 out: args.out.add(row * args.out_stride as usize + g * GROUP),
                 out_stride: args.out_stride as usize,
             }
@@ -159,8 +160,8 @@ unsafe fn all_groups<E: Element, const G: usize, const H: usize, const T: usize>
 struct Tile {
     w: *const u8,
     k: usize,
-    x: *const u8,
-    x_stride: usize,
+    /// The tokens' activations.
+    x: [*const u8; TOKENS],
     out: *mut f32,
     out_stride: usize,
 }
@@ -180,7 +181,7 @@ impl Tile {
             for (t, acc) in acc.iter_mut().enumerate() {
                 // SAFETY: element i of row t of x.
                 let x = unsafe {
-                    let row = self.x.add(t * self.x_stride).cast::<f32>();
+                    let row = self.x[t].cast::<f32>();
                     _mm256_broadcast_ss(&*row.add(i))
                 };
                 for (acc, w) in acc.iter_mut().zip(w) {

@@ -213,11 +213,8 @@ unsafe fn all_tokens<W: Weights, const V: usize, const MOST: usize>(
                 len: some.len(),
                 resumes: some.start > 0,
                 x: args
-                    .x
-                    .add(row * args.x_stride as usize)
-                    .cast::<f32>()
-                    .add(some.start),
-                x_stride: args.x_stride as usize,
+                    .x_rows(row)
+                    .map(|x| x.cast::<f32>().wrapping_add(some.start)),
                 out: Out {
                     at: out.at.add(row * args.out_stride as usize),
                     ..out
@@ -242,9 +239,8 @@ struct Tile {
     len: usize,
     /// Whether sums start from `out`.
     resumes: bool,
-    x: *const f32,
-    /// In bytes.
-    x_stride: usize,
+    /// The tokens' activations.
+    x: [*const f32; TOKENS],
     out: Out,
     out_stride: usize,
 }
@@ -278,7 +274,7 @@ impl Tile {
                     *w = weights.load(v, i);
                 }
                 for (t, acc) in acc.iter_mut().enumerate() {
-                    let row = self.x.byte_add(t * self.x_stride);
+                    let row = self.x[t];
                     let x = _mm512_set1_ps(*row.add(i));
                     for (acc, w) in acc.iter_mut().zip(w) {
                         *acc = _mm512_fmadd_ps(w, x, *acc);
@@ -324,6 +320,7 @@ mod tests {
                         let args = MatMulArgs {
                             x: x.as_ptr().cast(),
                             x_stride: 300 * 4,
+                            index: std::ptr::null(),
                             w: w.as_ptr().cast(),
                             out: out.as_mut_ptr(),
                             out_stride: 96,

@@ -52,7 +52,8 @@ unsafe fn run<F: Format, const BYTES: usize, const AMD: bool>(args: &MatMulArgs)
     let block_bytes = F::HEADER + F::PARTS * F::PART;
     let first = args.col0 as usize / GROUP;
     let row = Row {
-        quants: args.x,
+        // SAFETY: the call has a row.
+        quants: unsafe { args.x_row(0) },
         k: args.k as usize,
     };
     for g in 0..(args.cols as usize).div_ceil(GROUP) {

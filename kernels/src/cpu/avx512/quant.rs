@@ -69,8 +69,7 @@ pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
                         first: block * F::PARTS,
                         pair,
                         k: args.k as usize,
-                        x: args.x.add(row * args.x_stride as usize),
-                        x_stride: args.x_stride as usize,
+                        x: args.x_rows(row),
                         out: args.out.add(row * args.out_stride as usize + g * GROUP),
                         out_stride: args.out_stride as usize,
                     };
@@ -103,8 +102,8 @@ struct Tile {
     /// Whether there is a second group; where there is none, the first is taken twice.
     pair: bool,
     k: usize,
-    x: *const u8,
-    x_stride: usize,
+    /// The tokens' activations.
+    x: [*const u8; TOKENS],
     out: *mut f32,
     out_stride: usize,
 }
@@ -187,8 +186,7 @@ impl Tile {
                 false => [_mm512_setzero_si512(); T],
             };
             for (t, acc) in acc.iter_mut().enumerate() {
-                let row = self.x.add(t * self.x_stride);
-                let factors = row.add(BYTES * self.k).cast::<f32>();
+                let factors = self.x[t].add(BYTES * self.k).cast::<f32>();
                 let scale = _mm512_set1_ps(*factors.add(b));
                 let factor = _mm512_mul_ps((*part).d, scale);
                 *acc = _mm512_fmadd_ps(isums[t], factor, *acc);
@@ -213,8 +211,7 @@ impl Tile {
     unsafe fn quants(&self, b: usize) -> XBlock {
         XBlock {
             // SAFETY: the caller's promise.
-            at: unsafe { self.x.add(b * BLOCK) },
-            token: self.x_stride,
+            at: self.x.map(|x| unsafe { x.add(b * BLOCK) }),
             byte: self.k,
         }
     }
@@ -223,10 +220,8 @@ impl Tile {
 /// Where a block of 32 quants of some tokens is.
 #[derive(Clone, Copy)]
 struct XBlock {
-    /// The first token's.
-    at: *const u8,
-    /// Bytes from a token to the next.
-    token: usize,
+    /// Of each token.
+    at: [*const u8; TOKENS],
     /// Bytes from the high bytes of Q16 to the low ones.
     byte: usize,
 }
@@ -246,7 +241,7 @@ impl<const BYTES: usize, const T: usize> Raised<BYTES, T> {
             for (byte, quants) in token.iter_mut().enumerate() {
                 // SAFETY: 32 quants each.
                 unsafe {
-                    let x = _mm256_loadu_si256(x.at.add(t * x.token + byte * x.byte).cast());
+                    let x = _mm256_loadu_si256(x.at[t].add(byte * x.byte).cast());
                     let x = _mm256_xor_si256(x, _mm256_set1_epi8(-128));
                     _mm256_storeu_si256(quants.as_mut_ptr().cast(), x);
                 }
@@ -256,10 +251,11 @@ impl<const BYTES: usize, const T: usize> Raised<BYTES, T> {
     }
 
     fn quants(&self) -> XBlock {
+        // Hidden, so that words are loaded to all lanes at once: the compiler would rather shuffle what was stored.
+        let first: *const u8 = std::hint::black_box(self.0.as_ptr().cast());
         XBlock {
-            // Hidden, so that words are loaded to all lanes at once: the compiler would rather shuffle what was stored.
-            at: std::hint::black_box(self.0.as_ptr().cast()),
-            token: BYTES * BLOCK,
+            // Beyond the T tokens the pointers lead nowhere, and nobody follows them.
+            at: std::array::from_fn(|t| first.wrapping_add(t * BYTES * BLOCK)),
             byte: BLOCK,
         }
     }
@@ -379,7 +375,7 @@ impl XBlock {
                     for (t, sum) in sums.iter_mut().enumerate() {
                         // SAFETY: the caller's promise; word j is 4 j bytes on.
                         let x = unsafe {
-                            let at = self.at.add($byte * self.byte + t * self.token + 4 * $j);
+                            let at = self.at[t].add($byte * self.byte + 4 * $j);
                             _mm512_set1_epi32(at.cast::<i32>().read_unaligned())
                         };
                         *sum = match SIGNED {
@@ -445,8 +441,7 @@ impl<const T: usize> Pairs<T> {
             // taken twice.
             unsafe {
                 let both = |byte: usize| {
-                    let load =
-                        |t: usize| _mm256_loadu_si256(x.at.add(t * x.token + byte * x.byte).cast());
+                    let load = |t: usize| _mm256_loadu_si256(x.at[t].add(byte * x.byte).cast());
                     join(load(t), load((t + 1).min(T - 1)))
                 };
                 let (high, low) = (both(0), both(1));

@@ -76,7 +76,7 @@ unsafe fn groups<'a>(args: &MatMulArgs, group_bytes: usize) -> impl Iterator<Ite
 /// Row `row` of the activations and its outputs of group `g`.
 ///
 /// # Safety
-/// `rows` rows of `x` have `x_bytes` bytes, and rows of `out` have `cols` elements rounded up to 8; no other reference to
+/// The tile's rows of `x` have `x_bytes` bytes, and rows of `out` have `cols` elements rounded up to 8; no other reference to
 /// these outputs lives.
 unsafe fn row<'a>(
     args: &MatMulArgs,
@@ -86,7 +86,7 @@ unsafe fn row<'a>(
 ) -> (&'a [u8], &'a mut [f32]) {
     // SAFETY: the caller's promise.
     unsafe {
-        let x = args.x.add(row * args.x_stride as usize);
+        let x = args.x_row(row);
         let out = args.out.add(row * args.out_stride as usize + g * GROUP);
         (
             slice::from_raw_parts(x, x_bytes),

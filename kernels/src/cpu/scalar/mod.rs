@@ -6,6 +6,7 @@ mod attention_q8_0;
 mod embed;
 mod matmul;
 mod rope;
+mod route;
 
 pub use attention_f16::attention_f16;
 pub use attention_q8_0::attention_q8_0;
@@ -22,6 +23,8 @@ pub use matmul::{
     matmul_q5_k_q16, matmul_q6_k, matmul_q6_k_q16, matmul_q8_0, matmul_q8_0_q16,
 };
 pub use rope::rope_table;
+pub use route::route;
 
 pub(super) use embed::embed;
 pub(super) use rope::rope;
+pub(super) use route::choose;

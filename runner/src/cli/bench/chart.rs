@@ -372,6 +372,7 @@ mod tests {
             roof: Roof {
                 read_rate: 12.34e9,
                 weight_bytes: 98_000_000,
+                expert_bytes: Vec::new(),
                 kv_bytes: 1_510_000.0,
             },
         }

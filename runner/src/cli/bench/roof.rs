@@ -9,8 +9,10 @@ use bundle_format::region::Operand;
 pub struct Roof {
     /// Bytes a second that the machine's memory gives.
     pub read_rate: f64,
-    /// Bytes of weights that a step reads.
+    /// Bytes of weights that every step reads.
     pub weight_bytes: u64,
+    /// Batches, ascending, and the bytes that a step of so many sequences read of experts, on average.
+    pub expert_bytes: Vec<(f64, f64)>,
     /// Bytes of keys and values that a step reads for each sequence, on average over the steps measured.
     pub kv_bytes: f64,
 }
@@ -18,7 +20,26 @@ pub struct Roof {
 impl Roof {
     /// The most tokens a second that `batch` sequences can get together.
     pub fn rate(&self, batch: f64) -> f64 {
-        batch * self.read_rate / (self.weight_bytes as f64 + batch * self.kv_bytes)
+        batch * self.read_rate / (self.weights(batch) + batch * self.kv_bytes)
+    }
+
+    /// Bytes of weights that a step of `batch` sequences reads; of experts, between batches that were measured, in
+    /// proportion.
+    pub fn weights(&self, batch: f64) -> f64 {
+        let measured = &self.expert_bytes;
+        let above = measured.partition_point(|m| m.0 < batch);
+        let experts = match (
+            above.checked_sub(1).map(|i| measured[i]),
+            measured.get(above),
+        ) {
+            (None, None) => 0.0,
+            (Some(low), None) => low.1,
+            (None, Some(high)) => high.1,
+            (Some(low), Some(high)) => {
+                low.1 + (high.1 - low.1) * (batch - low.0) / (high.0 - low.0)
+            }
+        };
+        self.weight_bytes as f64 + experts
     }
 
     /// The part of the most that `rate` tokens a second of `batch` sequences are.
@@ -27,7 +48,7 @@ impl Roof {
     }
 }
 
-/// Bytes of weights that a decoding step reads: all but embedding tables that only give rows.
+/// Bytes of weights that every decoding step reads: all but embedding tables that only give rows, and experts.
 pub fn weight_bytes(plan: &Plan) -> u64 {
     let mut read = vec![false; plan.weights.len()];
     let mut mark = |weight: u32| {
@@ -59,6 +80,12 @@ pub fn weight_bytes(plan: &Plan) -> u64 {
                 }
             }
             Op::Attention { epilogue, .. } => mark_operands(&epilogue.operands),
+            Op::Route { .. } => {}
+            Op::ExpertMatMul { segments, .. } => {
+                for segment in segments {
+                    mark_operands(&segment.epilogue.operands);
+                }
+            }
         }
     }
     let used = plan.weights.iter().zip(read).filter(|(_, read)| *read);
@@ -87,11 +114,24 @@ mod tests {
         let roof = Roof {
             read_rate: 1e10,
             weight_bytes: 90_000_000,
+            expert_bytes: Vec::new(),
             kv_bytes: 1e7,
         };
         assert_eq!(roof.rate(1.0), 100.0);
         assert_eq!(roof.rate(11.0), 550.0);
         assert_eq!(roof.share(1, 25.0), 0.25);
+    }
+
+    #[test]
+    fn experts_are_read_as_measured() {
+        let roof = Roof {
+            read_rate: 1e10,
+            weight_bytes: 100,
+            expert_bytes: vec![(1.0, 10.0), (8.0, 80.0), (32.0, 200.0)],
+            kv_bytes: 0.0,
+        };
+        let weights = [0.5, 1.0, 4.5, 8.0, 20.0, 64.0].map(|batch| roof.weights(batch));
+        assert_eq!(weights, [110.0, 110.0, 145.0, 180.0, 240.0, 300.0]);
     }
 
     #[test]

@@ -21,9 +21,9 @@ use self::resolve::Memory;
 use super::check::{Bounds, check};
 use super::outputs::Outputs;
 use super::tickets::Tickets;
-use super::{Device, Outcome, RowOutcome, Step, Ticket};
+use super::{Device, Outcome, RowOutcome, Step, Ticket, router_error};
 use crate::Error;
-use crate::executor::program::Program;
+use crate::executor::program::{Program, Routed};
 use crate::executor::team::Team;
 use crate::executor::walk::{Profile, StepView, walk};
 use crate::load::Loaded;
@@ -196,6 +196,11 @@ impl CpuDevice {
         )
     }
 
+    /// Bytes of weights of experts that steps have read so far: of each expert that any token went to, once a launch.
+    pub fn expert_bytes(&self) -> u64 {
+        self.program.routed.expert_bytes.load(Ordering::Relaxed)
+    }
+
     /// Bytes of the arena: what a step's buffers take at the plan's limits.
     pub fn arena_bytes(&self) -> usize {
         self.arena.len()
@@ -280,6 +285,11 @@ impl CpuDevice {
             }
             Ok(())
         })?;
+        let bad = program.routed.bad.swap(Routed::NONE, Ordering::Relaxed);
+        if bad != Routed::NONE {
+            let launch = &program.launches[(bad >> 32) as usize].name;
+            return Err(router_error(launch, step, bad as u32 as usize));
+        }
         let rows = rows
             .into_iter()
             .map(|row| row.into_inner().unwrap_or_else(PoisonError::into_inner))

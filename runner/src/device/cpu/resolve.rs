@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 use bundle_format::Bundle;
 use bundle_format::plan::{self, CodeRef, Dim, Op, Part, Plan, WeightLayout};
 use bundle_format::region::{self, KvPart, Operand};
-use kernels::abi::{EmbedArgs, MicroFn, RegionFn, RopeTableArgs, id};
+use kernels::abi::{EmbedArgs, MicroFn, RegionFn, RopeTableArgs, RouteArgs, id};
 
 use super::memory::{Code, Mapping};
 use super::pools::Pools;
@@ -16,8 +16,9 @@ use crate::Error;
 use crate::device::outputs::Outputs;
 use crate::executor::partition::MAX_COST;
 use crate::executor::program::{
-    Attention, AttentionCode, AttentionFn, Chunking, Embed, EmbedFn, Extent, Launch, MatMul,
-    MatMulFn, Program, Region, RopeTable, RopeTableFn, Segment, SegmentCode, Variant, Work,
+    Attention, AttentionCode, AttentionFn, Chunking, Embed, EmbedFn, ExpertMatMul, Extent, Launch,
+    MatMul, MatMulFn, Program, Region, RopeTable, RopeTableFn, Route, RouteFn, Routed, Segment,
+    SegmentCode, Variant, Work,
 };
 
 /// Features that matmul microkernels write at a time.
@@ -67,6 +68,7 @@ pub fn resolve(
         launches,
         chunkings: resolver.chunkings,
         tile_len: resolver.tile_len,
+        routed: Routed::default(),
     })
 }
 
@@ -173,7 +175,60 @@ impl Resolver<'_> {
                 Ok((extent_of(*extent), Work::Region(work)))
             }
             // The reader has checked that only kernels of GPUs have a prologue.
-            Op::MatMul { x, segments, .. } => self.matmul(launch, *x, segments),
+            Op::MatMul { x, segments, .. } => {
+                let work = self.matmul(launch, *x, segments, 1)?;
+                let extent = self.plan.buffers[*x as usize].extent;
+                Ok((extent_of(extent), Work::MatMul(work)))
+            }
+            Op::Route {
+                logits,
+                renormalise,
+                scale,
+                weights,
+                places,
+                tokens,
+                starts,
+            } => {
+                let args = RouteArgs {
+                    logits: self.buffer(*logits).cast_const().cast(),
+                    logits_stride: self.row_floats(*logits),
+                    weights: self.buffer(*weights).cast(),
+                    weights_stride: self.row_floats(*weights),
+                    chosen: self.buffer(*places).cast(),
+                    chosen_stride: self.row_floats(*places),
+                    rows: 0,
+                    experts: self.plan.buffers[*logits as usize].cols as u64,
+                    used: self.plan.buffers[*weights as usize].cols as u64,
+                    renormalise: *renormalise,
+                    scale: *scale,
+                    bad: std::ptr::null_mut(),
+                };
+                let variants = self.variants(launch, |_, parts| route_fn(micro(&parts[0])?))?;
+                let route = Route {
+                    variants,
+                    args,
+                    tokens: self.buffer(*tokens).cast(),
+                    starts: self.buffer(*starts).cast(),
+                };
+                Ok((Extent::Tokens, Work::Route(route)))
+            }
+            Op::ExpertMatMul {
+                x,
+                tokens,
+                starts,
+                segments,
+            } => {
+                let experts = self.plan.buffers[*starts as usize].cols - 1;
+                let by_token = self.plan.buffers[*x as usize].extent == Dim::Tokens;
+                let work = ExpertMatMul {
+                    product: self.matmul(launch, *x, segments, experts)?,
+                    index: by_token.then(|| self.buffer(*tokens).cast_const().cast()),
+                    starts: self.buffer(*starts).cast_const().cast(),
+                    experts: experts as usize,
+                };
+                let extent = self.plan.buffers[*tokens as usize].extent;
+                Ok((extent_of(extent), Work::ExpertMatMul(work)))
+            }
             Op::Attention {
                 q,
                 group,
@@ -190,7 +245,8 @@ impl Resolver<'_> {
         launch: &plan::Launch,
         x: u32,
         segments: &[plan::Segment],
-    ) -> Result<(Extent, Work), Refusal> {
+        experts: u32,
+    ) -> Result<MatMul, Refusal> {
         let input = &self.plan.buffers[x as usize];
         let variants = self.variants(launch, |this, parts| {
             this.tile(launch);
@@ -210,7 +266,7 @@ impl Resolver<'_> {
         })?;
         let segments: Box<[Segment]> = segments
             .iter()
-            .map(|segment| self.segment(segment))
+            .map(|segment| self.segment(segment, experts))
             .collect();
         let work = MatMul {
             variants,
@@ -226,7 +282,9 @@ impl Resolver<'_> {
             .map(|s| s.features.div_ceil(s.granule) * s.granule_bytes)
             .sum();
         let features: u64 = work.segments.iter().map(|s| s.features + s.granule).sum();
-        let rows = self.plan.limits.max_tokens.max(self.plan.limits.max_rows) as u64;
+        let pairs = launch.variants.last().map_or(1, |v| v.max_rows);
+        let limits = &self.plan.limits;
+        let rows = limits.max_tokens.max(limits.max_rows).max(pairs) as u64;
         let macs = features
             .checked_mul(work.k)
             .and_then(|macs| macs.checked_mul(2 * rows));
@@ -239,18 +297,18 @@ impl Resolver<'_> {
                 work.k
             )));
         }
-        Ok((extent_of(input.extent), Work::MatMul(work)))
+        Ok(work)
     }
 
-    fn segment(&self, segment: &plan::Segment) -> Segment {
+    fn segment(&self, segment: &plan::Segment, experts: u32) -> Segment {
         let weight = &self.plan.weights[segment.weight as usize];
-        let features = weight.rows as u64;
+        let features = (weight.rows / experts) as u64;
         let granule = least_common_multiple(segment.epilogue.unit as u64, MATMUL_COLS);
         Segment {
             w: self.weight(segment.weight),
             features,
             granule,
-            granule_bytes: (weight.len * granule).div_ceil(features),
+            granule_bytes: (weight.len * granule).div_ceil(weight.rows as u64),
             operands: self.operands(&segment.epilogue),
         }
     }
@@ -364,7 +422,7 @@ impl Resolver<'_> {
         self.memory.arena.start().wrapping_add(offset as usize)
     }
 
-    /// Elements between rows of an f32 buffer.
+    /// Elements between rows of an f32 or u32 buffer.
     fn row_floats(&self, index: u32) -> u64 {
         self.plan.buffers[index as usize].row_bytes() / 4
     }
@@ -401,6 +459,8 @@ fn extent_of(dim: Dim) -> Extent {
     match dim {
         Dim::Tokens => Extent::Tokens,
         Dim::Rows => Extent::Rows,
+        Dim::Pairs(each) => Extent::Pairs(each as usize),
+        Dim::One => Extent::One,
     }
 }
 
@@ -452,6 +512,7 @@ entry_point!(embed_fn, Embed, EmbedFn);
 entry_point!(rope_table_fn, RopeTable, RopeTableFn);
 entry_point!(matmul_fn, MatMul, MatMulFn);
 entry_point!(attention_fn, Attention, AttentionFn);
+entry_point!(route_fn, Route, RouteFn);
 
 fn least_common_multiple(a: u64, b: u64) -> u64 {
     let (mut x, mut y) = (a, b);

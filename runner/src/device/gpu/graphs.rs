@@ -66,10 +66,8 @@ impl GpuDevice {
         let plan = self.loaded.plan();
         let mut dependent = false;
         for (launch, &only_logits) in plan.launches.iter().zip(&self.outputs.only_logits) {
-            let rows = match extent(plan, &launch.op) {
-                Dim::Tokens => bucket.tokens,
-                Dim::Rows => bucket.rows,
-            };
+            let extent = extent(plan, &launch.op);
+            let rows = extent.rows(bucket.tokens as usize, bucket.rows as usize) as u32;
             if rows == 0 || bucket.no_logits && only_logits {
                 continue;
             }
@@ -146,6 +144,8 @@ fn extent(plan: &Plan, op: &Op) -> Dim {
         Op::Embed { .. } | Op::RopeTable { .. } | Op::Attention { .. } => Dim::Tokens,
         Op::Region { extent, .. } => *extent,
         Op::MatMul { x, .. } => plan.buffers[*x as usize].extent,
+        Op::Route { .. } => Dim::Tokens,
+        Op::ExpertMatMul { tokens, .. } => plan.buffers[*tokens as usize].extent,
     }
 }
 

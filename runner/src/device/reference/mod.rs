@@ -13,15 +13,15 @@ use std::sync::Arc;
 use bundle_format::plan::{Dim, Encoding, Input, Op, Plan, Role, Segment, Weight};
 use bundle_format::region::{KvPart, Region};
 use kernels::reference::{
-    Attention, KvSource, Tile, TileRange, WeightView, attention, embed_row, matmul, rope_row,
-    run_region,
+    Attention, KvSource, RouteSpec, Tile, TileRange, WeightView, attention, choose, embed_row,
+    list_pairs, matmul, rope_row, run_region,
 };
 
 use self::operands::{Memory, Pool, RegionOperands};
 use super::check::{Bounds, check};
 use super::outputs::Outputs;
 use super::tickets::Tickets;
-use super::{Device, Outcome, Step, Ticket};
+use super::{Device, Outcome, Step, Ticket, router_error};
 use crate::Error;
 use crate::load::Loaded;
 use crate::sampler::Sampler;
@@ -91,10 +91,7 @@ impl ReferenceDevice {
         let mut ids = Vec::with_capacity(step.tokens.len());
         self.tickets.resolve(step, vocab, |_, id| ids.push(id))?;
         for (buffer, memory) in plan.buffers.iter().zip(&mut self.memory.buffers) {
-            let rows = match buffer.extent {
-                Dim::Tokens => step.tokens.len(),
-                Dim::Rows => step.rows.len(),
-            };
+            let rows = buffer.extent.rows(step.tokens.len(), step.rows.len());
             memory.reset(rows);
             match buffer.place.role {
                 Role::Scratch | Role::Output(_) => {}
@@ -110,7 +107,7 @@ impl ReferenceDevice {
         Ok(())
     }
 
-    fn run(&mut self, step: &Step) {
+    fn run(&mut self, step: &Step) -> Result<(), Error> {
         let loaded = Arc::clone(&self.loaded);
         let mut run = Run {
             loaded: &loaded,
@@ -128,9 +125,11 @@ impl ReferenceDevice {
         let without_logits = Outputs::without_logits(step);
         for (launch, &only_logits) in launches {
             if !(only_logits && without_logits) {
-                run.launch(&launch.op);
+                run.launch(&launch.op)
+                    .map_err(|token| router_error(&launch.name, step, token))?;
             }
         }
+        Ok(())
     }
 
     fn finish(&mut self, step: &Step) -> Outcome {
@@ -161,7 +160,7 @@ impl Device for ReferenceDevice {
         check(&step, &bounds)?;
         self.outputs.check(&step)?;
         self.place(&step)?;
-        self.run(&step);
+        self.run(&step)?;
         let outcome = self.finish(&step);
         Ok(self.tickets.file(outcome))
     }
@@ -189,7 +188,8 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn launch(&mut self, op: &Op) {
+    /// Fails with a token that can't be routed.
+    fn launch(&mut self, op: &Op) -> Result<(), usize> {
         match op {
             Op::Embed {
                 tokens,
@@ -216,10 +216,7 @@ impl Run<'_> {
                 }
             }
             Op::Region { extent, region } => {
-                let rows = match extent {
-                    Dim::Tokens => self.step.tokens.len(),
-                    Dim::Rows => self.step.rows.len(),
-                };
+                let rows = extent.rows(self.step.tokens.len(), self.step.rows.len());
                 self.region(region, rows, None);
             }
             Op::MatMul {
@@ -243,7 +240,96 @@ impl Run<'_> {
                 scale,
                 epilogue,
             } => self.attention(*q, (*group, *layer), *heads, *scale, epilogue),
+            Op::Route {
+                logits,
+                renormalise,
+                scale,
+                weights,
+                places,
+                tokens,
+                starts,
+            } => {
+                let spec = RouteSpec {
+                    used: self.memory.buffers[*weights as usize].cols,
+                    renormalise: *renormalise,
+                    scale: *scale,
+                };
+                self.route(*logits, &spec, [*weights, *places, *tokens, *starts])?;
+            }
+            Op::ExpertMatMul {
+                x,
+                tokens,
+                starts,
+                segments,
+            } => {
+                for segment in segments {
+                    self.expert_segment(*x, *tokens, *starts, segment);
+                }
+            }
         }
+        Ok(())
+    }
+
+    fn route(
+        &mut self,
+        logits: u32,
+        spec: &RouteSpec,
+        [weights, places, tokens, starts]: [u32; 4],
+    ) -> Result<(), usize> {
+        let buffers = &mut self.memory.buffers;
+        let experts = buffers[logits as usize].cols;
+        let rows = buffers[logits as usize].rows;
+        let mut factors = Vec::new();
+        let mut chosen = Vec::new();
+        for token in 0..rows {
+            let slots = choose(buffers[logits as usize].row(token), spec).ok_or(token)?;
+            chosen.extend(slots.iter().map(|slot| slot.0));
+            factors.extend(slots.iter().map(|slot| slot.1));
+        }
+        let list = list_pairs(&chosen, spec.used, experts);
+        buffers[weights as usize].floats = factors;
+        buffers[places as usize].indices = list.places;
+        buffers[tokens as usize].indices = list.tokens;
+        buffers[starts as usize].indices = list.starts;
+        Ok(())
+    }
+
+    /// The products of each expert's rows, one expert after the other.
+    fn expert_segment(&mut self, x: u32, tokens: u32, starts: u32, segment: &Segment) {
+        let weight = &self.plan.weights[segment.weight as usize];
+        let view = weight_view(self.loaded, weight);
+        let buffers = &self.memory.buffers;
+        let (x, tokens) = (&buffers[x as usize], &buffers[tokens as usize]);
+        let starts = &buffers[starts as usize].indices;
+        let features = segment.epilogue.cols as usize;
+        let places = tokens.indices.len();
+        let by_token = x.extent == Dim::Tokens;
+        let mut product = vec![0.0; places * features];
+        for (expert, part) in starts.windows(2).enumerate() {
+            let own = part[0] as usize..part[1] as usize;
+            if own.is_empty() {
+                continue;
+            }
+            let row = |place: usize| match by_token {
+                true => x.row(tokens.indices[place] as usize),
+                false => x.row(place),
+            };
+            let rows: Vec<f32> = own.clone().flat_map(|p| row(p).to_vec()).collect();
+            let parts = parallel::map(features, self.threads, |range| {
+                let mut part = vec![0.0; own.len() * range.len()];
+                let rows_of_w = expert * features + range.start..expert * features + range.end;
+                matmul(&rows, &view, rows_of_w, &mut part);
+                part
+            });
+            let product = &mut product[own.start * features..own.end * features];
+            for (range, part) in parts {
+                let rows = product.chunks_exact_mut(features);
+                for (to, from) in rows.zip(part.chunks_exact(range.len())) {
+                    to[range.clone()].copy_from_slice(from);
+                }
+            }
+        }
+        self.region(&segment.epilogue, places, Some(&product));
     }
 
     /// Runs a region over all its columns of `rows` rows; for an epilogue with the whole product as its tile.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bundle_format::plan::{Buffer as PlanBuffer, DType, KV_BLOCK, KvGroup, Q8_BLOCK};
+use bundle_format::plan::{Buffer as PlanBuffer, DType, Dim, KV_BLOCK, KvGroup, Q8_BLOCK};
 use bundle_format::region::{KvPart, Operand, OperandId, Region};
 use kernels::reference::Operands;
 
@@ -22,12 +22,13 @@ pub struct Memory {
 /// One buffer of the plan.
 pub struct Buffer {
     dtype: DType,
+    pub extent: Dim,
     pub cols: usize,
     /// Rows of the present step.
     pub rows: usize,
     /// `[rows, cols]`, for F32 and quantised buffers.
     pub floats: Vec<f32>,
-    /// `[rows]`, for U32 buffers.
+    /// `[rows, cols]`, for U32 buffers.
     pub indices: Vec<u32>,
 }
 
@@ -99,7 +100,7 @@ fn part_index(part: KvPart) -> usize {
 fn regions(op: &bundle_format::plan::Op) -> Vec<&Region> {
     use bundle_format::plan::Op;
     match op {
-        Op::Embed { .. } | Op::RopeTable { .. } => vec![],
+        Op::Embed { .. } | Op::RopeTable { .. } | Op::Route { .. } => vec![],
         Op::Region { region, .. } => vec![region],
         Op::MatMul {
             prologue, segments, ..
@@ -107,6 +108,7 @@ fn regions(op: &bundle_format::plan::Op) -> Vec<&Region> {
             let epilogues = segments.iter().map(|s| &s.epilogue);
             prologue.iter().chain(epilogues).collect()
         }
+        Op::ExpertMatMul { segments, .. } => segments.iter().map(|s| &s.epilogue).collect(),
         Op::Attention { epilogue, .. } => vec![epilogue],
     }
 }
@@ -115,6 +117,7 @@ impl Buffer {
     fn new(buffer: &PlanBuffer) -> Self {
         Self {
             dtype: buffer.dtype,
+            extent: buffer.extent,
             cols: buffer.cols as usize,
             rows: 0,
             floats: Vec::new(),
@@ -193,9 +196,12 @@ impl Operands for RegionOperands<'_> {
         }
     }
 
-    fn index(&self, operand: OperandId, row: usize) -> u32 {
+    fn index(&self, operand: OperandId, row: usize, col: usize) -> u32 {
         match self.region.operands[operand as usize] {
-            Operand::Buffer(index) => self.memory.buffers[index as usize].indices[row],
+            Operand::Buffer(index) => {
+                let buffer = &self.memory.buffers[index as usize];
+                buffer.indices[row * buffer.cols + col]
+            }
             other => unreachable!("operand {operand} is {other:?}, not indices"),
         }
     }

@@ -53,8 +53,8 @@ impl Memory {
                     Layout::Vector { cols } => floats(cols as usize * 4, &mut next),
                     Layout::Quant { row_bytes, .. } => vec![0x15; ROWS * row_bytes as usize],
                     Layout::Kv { block_bytes, .. } => vec![0x55; BLOCKS * block_bytes as usize],
-                    Layout::Indices => (0..ROWS as u32)
-                        .flat_map(|row| ((row * 7 + 3) % ROWS as u32).to_le_bytes())
+                    Layout::Indices { row_bytes, .. } => (0..ROWS as u32 * row_bytes as u32 / 4)
+                        .flat_map(|i| ((i * 7 + 3) % ROWS as u32).to_le_bytes())
                         .collect(),
                 };
                 assert!(
@@ -173,7 +173,9 @@ impl Memory {
             } => differ(a, b, row_bytes as usize, |a, b| {
                 block_difference(ty, a, b, cols, tolerance)
             }),
-            Layout::Vector { .. } | Layout::Indices => (a != b).then(|| "an input changed".into()),
+            Layout::Vector { .. } | Layout::Indices { .. } => {
+                (a != b).then(|| "an input changed".into())
+            }
         }
     }
 
@@ -328,8 +330,11 @@ impl Operands for Memory {
         as_floats(&self.operand(operand)[row * row_bytes + col * 4..][..4])[0]
     }
 
-    fn index(&self, operand: OperandId, row: usize) -> u32 {
-        as_floats(&self.operand(operand)[row * 4..][..4])[0].to_bits()
+    fn index(&self, operand: OperandId, row: usize, col: usize) -> u32 {
+        let Layout::Indices { row_bytes, .. } = self.context.operands[operand as usize] else {
+            panic!("operand {operand} holds no indices");
+        };
+        as_floats(&self.operand(operand)[row * row_bytes as usize + col * 4..][..4])[0].to_bits()
     }
 
     fn store(&mut self, operand: OperandId, row: usize, col: usize, value: f32) {

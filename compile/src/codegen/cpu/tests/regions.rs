@@ -519,6 +519,8 @@ pub fn model() -> Vec<Case> {
             rms_norm_quant(dtype, 32),
             add_rms_norm_quant(dtype, 576),
             final_norm_quant(dtype, 576),
+            combine(3, 576),
+            combine(1, 13),
             quantise(dtype, 576),
             quantise(dtype, 1536),
             swiglu_quant(dtype, 1536),
@@ -552,4 +554,37 @@ pub fn cancelling() -> Vec<Case> {
 
 pub fn all() -> Vec<Case> {
     model().into_iter().chain(cancelling()).collect()
+}
+
+/// The weighted sum of the rows of a token's slots, and of a row with a gate.
+pub fn combine(used: u32, cols: u32) -> Case {
+    let mut case = Case::new("combine", 1, 1, cols);
+    let (y, places) = (case.buffer(DType::F32, cols), case.buffer(DType::U32, used));
+    let (weights, gate) = (case.buffer(DType::F32, used), case.buffer(DType::F32, 1));
+    let (shared, out) = (case.buffer(DType::F32, cols), case.buffer(DType::F32, cols));
+    let mut sum = case.constant(0.0);
+    for col in 0..used {
+        let weight = case.push(Inst::RowValue { src: weights, col });
+        let index = places;
+        let y = case.load_row(y, RowMap::At { index, col }, at(1, 0));
+        sum = case.push(Inst::Fma {
+            a: y,
+            b: weight,
+            c: sum,
+        });
+    }
+    let gate = case.push(Inst::RowValue { src: gate, col: 0 });
+    let negative = case.unary(Unary::Neg, gate);
+    let e = case.unary(Unary::Exp, negative);
+    let one = case.constant(1.0);
+    let below = case.binary(Binary::Add, e, one);
+    let factor = case.unary(Unary::Recip, below);
+    let shared = case.load(shared, at(1, 0));
+    let sum = case.push(Inst::Fma {
+        a: shared,
+        b: factor,
+        c: sum,
+    });
+    case.store(out, at(1, 0), sum);
+    case
 }

@@ -195,7 +195,7 @@ impl Tile {
         let (words, x) = unsafe {
             let words = F::words(part, &mut scratch);
             let x: [WideBlock; T] = std::array::from_fn(|t| {
-                let high = self.x.add(t * self.x_stride + b * BLOCK);
+                let high = self.x[t].add(b * BLOCK);
                 WideBlock::new(high, high.add(self.k))
             });
             (words, x)

@@ -134,8 +134,7 @@ pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
                     w: args.w.add((first + g) * group_bytes),
                     blocks,
                     k: args.k as usize,
-                    x: args.x.add(row * args.x_stride as usize),
-                    x_stride: args.x_stride as usize,
+                    x: args.x_rows(row),
                     out: args.out.add(row * args.out_stride as usize + g * GROUP),
                     out_stride: args.out_stride as usize,
                 };
@@ -158,15 +157,15 @@ struct Tile {
     /// Blocks of a row of weights.
     blocks: usize,
     k: usize,
-    x: *const u8,
-    x_stride: usize,
+    /// The tokens' activations.
+    x: [*const u8; TOKENS],
     out: *mut f32,
     out_stride: usize,
 }
 
 impl Tile {
     /// # Safety
-    /// `w` is a packed group of `blocks` blocks, `x` has T rows of k quants of BYTES bytes, `out` T rows of 8 columns.
+    /// `w` is a packed group of `blocks` blocks, the first T of `x` are rows of k quants of BYTES bytes, `out` T rows of 8 columns.
     #[inline]
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
     unsafe fn run<F: Format, const BYTES: usize, const T: usize>(&self) {
@@ -212,7 +211,7 @@ impl Tile {
             let imins = self.imins::<F, BYTES, T>(part, b);
             let min = F::min(head, part);
             for (t, acc) in acc.iter_mut().enumerate() {
-                let factors = self.x.add(t * self.x_stride + BYTES * self.k).cast::<f32>();
+                let factors = self.x[t].add(BYTES * self.k).cast::<f32>();
                 let scale = _mm256_broadcast_ss(&*factors.add(b));
                 let factor = _mm256_mul_ps(head.d, scale);
                 *acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(isums[t]), factor, *acc);
@@ -237,7 +236,7 @@ impl Tile {
     unsafe fn word(&self, t: usize, byte: usize, b: usize, j: usize) -> __m256i {
         // SAFETY: the caller's promise.
         unsafe {
-            let quants = self.x.add(t * self.x_stride + byte * self.k + b * BLOCK);
+            let quants = self.x[t].add(byte * self.k + b * BLOCK);
             _mm256_set1_epi32(quants.cast::<i32>().add(j).read_unaligned())
         }
     }
