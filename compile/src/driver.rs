@@ -48,6 +48,7 @@ impl Options {
                 disabled: Vec::new(),
                 activations: Activations::Auto,
                 prologues: false,
+                epilogue_features: None,
             },
             portable: false,
             stability: Stability::Balanced,
@@ -92,6 +93,7 @@ pub fn compile_graph(
         settings.activations = Activations::F16;
     }
     settings.prologues = codegen::has_prologues(options.target);
+    settings.epilogue_features = codegen::epilogue_features(options.target);
     let graph = passes::run(graph, &settings, &mut seen)?;
     let mut plan = lower::lower(&graph, options.target, limits)?;
     let code = codegen::generate(&mut plan, options)?;

@@ -235,6 +235,7 @@ impl Shape {
             disabled: self.disable_pass,
             activations,
             prologues: false,
+            epilogue_features: None,
         };
         Ok(Options {
             target,

@@ -209,6 +209,7 @@ fn norms_in_prologues_have_their_golden_text() {
             disabled: disabled.iter().map(|d| d.to_string()).collect(),
             activations: Activations::F16,
             prologues,
+            epilogue_features: None,
         };
         passes::run(imported.clone(), &settings, |_| {}).unwrap()
     };
@@ -242,6 +243,63 @@ fn norms_in_prologues_have_their_golden_text() {
     let broken = found.replacen(" add {", " {", 1);
     assert!(broken != found);
     verify::verify(&text::parse(&broken).unwrap()).unwrap_err();
+}
+
+/// Gemma's heads of 256: more than some targets' epilogues have together.
+#[test]
+fn heads_that_an_epilogue_has_no_room_for_are_normed_apart() {
+    let text_of = |kv: &str| {
+        format!(
+            "graph gemma3
+kv {kv} layers=1 heads=1 dim=256
+tensor @e q4_0 [64, 64] file
+tensor @f f32 [1, 128] rope_freqs base=10000.0 dim=256
+tensor @q q4_0 [512, 64] file
+tensor @k q4_0 [256, 64] file
+tensor @v q4_0 [256, 64] file
+tensor @n f32 [1, 256] file
+tensor @o q4_0 [64, 512] file
+%0:u32[T,1] = input tokens # tokens
+%1:u32[T,1] = input positions # positions
+%2:u32[T,1] = input slots=0 # slots
+%3:u32[R,1] = input rows # rows
+%4:f32[T,64] = embed %0 @e scale=1.0 # embed
+%5:f32[T,256] = rope_table %1 @f mscale=1.0 # rope
+%6:f32[T,512] = matmul %4 {{ @q -> store }} # blk.0.q
+%7:f32[T,512] = head_norm %6 @n eps=1e-6 # blk.0.q_norm
+%8:f32[T,512] = rope %7 %5 head_dim=256 halves # blk.0.q_rope
+%9:f32[T,256] = matmul %4 {{ @k -> store }} # blk.0.k
+%10:f32[T,256] = head_norm %9 @n eps=1e-6 # blk.0.k_norm
+%11:f32[T,256] = rope %10 %5 head_dim=256 halves # blk.0.k_rope
+%12:kv = kv_write %11 %2 kv=0.0.key # blk.0.k_write
+%13:f32[T,256] = matmul %4 {{ @v -> store }} # blk.0.v
+%14:kv = kv_write %13 %2 kv=0.0.value # blk.0.v_write
+%15:f32[T,512] = attention %8 %12 %14 group=0 layer=0 heads=2 scale=0.0625 # blk.0.attention
+%16:f32[T,64] = matmul %15 {{ @o -> store }} # blk.0.o
+%17:f32[R,64] = gather_rows %16 %3 # last
+%18:f32[R,64] = matmul %17 {{ @e -> store }} # head
+logits %18
+"
+        )
+    };
+    let nodes = |kv: &str, epilogue_features| {
+        let settings = Settings {
+            disabled: Vec::new(),
+            activations: Activations::F16,
+            prologues: false,
+            epilogue_features,
+        };
+        let graph = text::parse(&text_of(kv)).unwrap();
+        let graph = passes::run(graph, &settings, |_| {}).unwrap();
+        let count = |name: &str| graph.nodes.iter().filter(|n| n.op.name() == name).count();
+        ["head_norm", "rope", "kv_write"].map(count)
+    };
+    assert_eq!(nodes("f16", None), [0, 0, 0]);
+    assert_eq!(nodes("f16", Some(256)), [0, 0, 0]);
+    // Values need no norm.
+    assert_eq!(nodes("f16", Some(128)), [2, 2, 1]);
+    // But a scale for some of a head.
+    assert_eq!(nodes("q8_0", Some(128)), [2, 2, 2]);
 }
 
 #[test]

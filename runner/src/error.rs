@@ -22,3 +22,16 @@ pub enum Error {
     #[error("bug in fastrun: {0}; please report it")]
     Bug(String),
 }
+
+impl Error {
+    /// What happened, without whose fault it is: for errors that say so in their own words.
+    pub(crate) fn text(&self) -> &str {
+        match self {
+            Error::User(text)
+            | Error::Unsupported(text)
+            | Error::Busy(text)
+            | Error::Fault(text)
+            | Error::Bug(text) => text,
+        }
+    }
+}

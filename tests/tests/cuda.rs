@@ -222,13 +222,14 @@ fn another_gpu_is_named_with_what_to_compile_for() {
 #[test]
 fn too_little_memory_is_told_with_numbers() {
     let driver = Driver::new();
-    let lines = driver.log(&[], &["--kv-memory", "2M"]);
+    let loaded = Loaded::open(bundle()).expect("the bundle is whole");
+    let block: u64 = loaded.plan().kv.iter().map(|kv| kv.block_bytes()).sum();
+    let asked = (5 * block).to_string();
+    let lines = driver.log(&[], &["--kv-memory", &asked]);
     let [all] = counts(&lines, "memory")[..] else {
         panic!("everything is in one piece: {lines:?}");
     };
-    let loaded = Loaded::open(bundle()).expect("the bundle is whole");
-    let block: u64 = loaded.plan().kv.iter().map(|kv| kv.block_bytes()).sum();
-    let fixed = all - (2 << 20) / block * block;
+    let fixed = all - 5 * block;
     let error = |free: u64, options: &[&str]| {
         let memory = (SPARE + free).to_string();
         driver.error(&[("FAKE_CUDA_MEMORY", &memory)], options)
@@ -243,31 +244,23 @@ fn too_little_memory_is_told_with_numbers() {
         ],
     );
     // Weights and buffers fit, but no block.
-    let text = error(fixed + block - 1, &[]);
+    let free = fixed + block - 1;
+    let text = error(free, &[]);
     contains(
         &text,
-        &[
-            &(fixed + block - 1).to_string(),
-            &fixed.to_string(),
-            &block.to_string(),
-        ],
+        &[&free.to_string(), &fixed.to_string(), &block.to_string()],
     );
-    let text = error(fixed + (1 << 20), &["--kv-memory", "2M"]);
+    let text = error(fixed + 2 * block, &["--kv-memory", &asked]);
+    let told = format!("{asked} bytes of KV memory are asked for");
     contains(
         &text,
-        &[
-            "2097152 bytes of KV memory are asked for",
-            "1048576 left",
-            "ask for less",
-        ],
+        &[&told, &format!("{} left", 2 * block), "ask for less"],
     );
     let text = error(1 << 30, &["--kv-memory", "100"]);
+    let least = format!("at least {block} bytes");
     contains(
         &text,
-        &[
-            "100 bytes of KV memory hold no block of 16",
-            &format!("at least {block} bytes"),
-        ],
+        &["100 bytes of KV memory hold no block of 16", &least],
     );
 }
 

@@ -23,6 +23,11 @@ pub struct Code {
     pub work: BTreeMap<String, Work>,
 }
 
+/// Features that an epilogue of a target's matmuls has together, where they are bounded.
+pub fn epilogue_features(target: Target) -> Option<u32> {
+    cuda::Chip::of(target, false).map(|_| cuda::EPILOGUE_FEATURES)
+}
+
 /// Whether a target's matmuls may have prologues. On gfx1151 they don't: its stability profiles want norms apart.
 pub fn has_prologues(target: Target) -> bool {
     cuda::Chip::of(target, false).is_some()

@@ -4,8 +4,10 @@ use bundle_format::plan::KvGroup;
 
 use crate::ir::{Epilogue, Graph, Op, ValueId};
 
-/// Follows each plain part of a matmul into what its result alone goes through: bias, head norm, rotation, KV write.
-pub fn fuse_rope_kv(graph: &mut Graph) {
+/// Follows each plain part of a matmul into what its result alone goes through: bias, head norm, rotation, KV write. Norms of heads,
+/// and writes with a scale for some of a head, only of heads that divide `together` features, where that is given.
+pub fn fuse_rope_kv(graph: &mut Graph, together: Option<u32>) {
+    let whole = |head_dim: u32| together.is_none_or(|features| features.is_multiple_of(head_dim));
     let mut dead = Vec::new();
     for index in 0..graph.nodes.len() {
         let Op::MatMul {
@@ -32,6 +34,7 @@ pub fn fuse_rope_kv(graph: &mut Graph) {
             }
             if let Some(user) = graph.only_user(value)
                 && let Op::HeadNorm { norm } = graph.nodes[user].op
+                && whole(graph.tensor(norm.weight).cols)
             {
                 part.norm = Some(norm);
                 value = graph.nodes[user].outputs[0];
@@ -57,6 +60,8 @@ pub fn fuse_rope_kv(graph: &mut Graph) {
                 } = graph.nodes[user].op
                 && slots.is_none_or(|s| s == graph.nodes[user].inputs[1])
                 && stores_whole_blocks(&graph.kv[group as usize], part.epilogue)
+                && (graph.kv[group as usize].dtype.block() == 1
+                    || whole(graph.kv[group as usize].head_dim))
             {
                 slots = Some(graph.nodes[user].inputs[1]);
                 let rope = match part.epilogue {

@@ -25,6 +25,9 @@ pub struct Settings {
     pub activations: Activations,
     /// Whether the target's matmuls have prologues.
     pub prologues: bool,
+    /// Features that an epilogue of the target's matmuls has together; none: as many as there are. What adds over heads that
+    /// do not divide them is a launch of its own.
+    pub epilogue_features: Option<u32>,
 }
 
 /// A rewriting of the graph.
@@ -79,7 +82,7 @@ pub const PASSES: &[Pass] = &[
         name: "fuse-rope-kv",
         about: "bias, head norm, rotation and KV write in the epilogues of query, key and value",
         optional: true,
-        run: |graph, _| fuse_rope_kv::fuse_rope_kv(graph),
+        run: |graph, settings| fuse_rope_kv::fuse_rope_kv(graph, settings.epilogue_features),
     },
     Pass {
         name: "fuse-add-norm",

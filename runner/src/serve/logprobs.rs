@@ -35,10 +35,12 @@ pub fn of_completion(tokenizer: Tokenizer<'_>, tokens: &[TokenInfo], offset: usi
     let mut at = offset;
     let (mut texts, mut values, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
     for token in tokens {
-        let top = token.top.iter();
-        let top: Map<String, Value> = top
-            .map(|a| (text(&a.bytes), finite(Some(a.logprob))))
-            .collect();
+        let mut top = Map::new();
+        for a in &token.top {
+            // Several may be parts of characters, and show alike: the likeliest, which comes first, counts.
+            top.entry(text(&a.bytes))
+                .or_insert_with(|| finite(Some(a.logprob)));
+        }
         offsets.push(at);
         at += width(tokenizer, token);
         values.push(finite(token.logprob));

@@ -7,15 +7,12 @@ use std::sync::Arc;
 use bundle_format::target::Target;
 use cudarc::driver::sys;
 
-use super::driver::{About, Address, Driver, Function, Raw, Shape};
+use super::driver::{About, Address, Driver, Function, NO_GRAPHS, Raw, Shape, pointers};
 use super::read_rate;
 use crate::Error;
 
 /// What cubins are made with: the least version of the driver that loads them.
 const DRIVER: c_int = 13000;
-
-/// What a driver answers that can't capture streams (cuda.h: not supported, and all about captures).
-const NO_GRAPHS: [u32; 10] = [801, 900, 901, 902, 903, 904, 905, 906, 907, 908];
 
 /// What a GPU reports whose context is lost: an uncorrectable memory error, illegal addresses, timeouts, instructions and
 /// stacks, misaligned addresses, failed launches (cuda.h).
@@ -160,7 +157,8 @@ impl Cuda {
         unsafe {
             if let Err(error) = check(sys::cuInit(0), "cuInit") {
                 return no(format!(
-                    "this bundle is for an NVIDIA GPU, and none can be used here: {error}"
+                    "this bundle is for an NVIDIA GPU, and none can be used here: {}",
+                    error.text()
                 ));
             }
             let mut version = 0;
@@ -399,10 +397,7 @@ impl Driver for Cuda {
         args: &[u64],
         dependent: bool,
     ) -> Result<(), Error> {
-        let mut pointers: Vec<*mut c_void> = args
-            .iter()
-            .map(|arg| ptr::from_ref(arg).cast_mut().cast())
-            .collect();
+        let mut pointers = pointers(args);
         let mut attribute = sys::CUlaunchAttribute {
             id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
             pad: [0; 4],

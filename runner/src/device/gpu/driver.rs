@@ -23,6 +23,17 @@ unsafe impl Sync for Raw {}
 /// A function of a module.
 pub type Function = Raw;
 
+/// What either driver answers that can't capture streams, by the numbers that both have for it: not supported, and all about
+/// captures (`CUDA_ERROR_STREAM_CAPTURE_…`, `hipErrorStreamCapture…`).
+pub const NO_GRAPHS: [u32; 10] = [801, 900, 901, 902, 903, 904, 905, 906, 907, 908];
+
+/// A launch's arguments as either driver takes them: a pointer to each, of use as long as they are.
+pub fn pointers(args: &[u64]) -> Vec<*mut c_void> {
+    args.iter()
+        .map(|arg| std::ptr::from_ref(arg).cast_mut().cast())
+        .collect()
+}
+
 /// How wide a kernel is launched.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bundle_format::target::Target;
 use libloading::Library;
 
-use super::driver::{About, Address, Driver, Function, Raw, Shape};
+use super::driver::{About, Address, Driver, Function, NO_GRAPHS, Raw, Shape, pointers};
 use crate::Error;
 
 /// Names the library, instead of the usual places.
@@ -34,9 +34,6 @@ const OUT_OF_MEMORY: Status = 2;
 const NO_DEVICE: Status = 100;
 const NO_BINARY_FOR_GPU: Status = 209;
 const NOT_READY: Status = 600;
-
-/// What a runtime answers that can't capture streams: not supported, and all about captures (`hipErrorStreamCapture…`).
-const NO_GRAPHS: [Status; 10] = [801, 900, 901, 902, 903, 904, 905, 906, 907, 908];
 
 /// What a GPU reports that reached for memory that isn't there, or that stopped in the middle of a kernel: illegal address,
 /// launch out of resources, launch timeout, assert, launch failure; HSA's memory and other failures.
@@ -188,7 +185,8 @@ impl Hip {
         unsafe {
             if let Err(error) = self.check((f.init)(0), "hipInit") {
                 return no(format!(
-                    "this bundle is for an AMD GPU, and none can be used here: {error}; fastrun doctor looks further"
+                    "this bundle is for an AMD GPU, and none can be used here: {}; fastrun doctor looks further",
+                    error.text()
                 ));
             }
             self.check((f.version)(&mut version), "hipRuntimeGetVersion")?;
@@ -268,7 +266,7 @@ impl Hip {
                 "{text}: the bundle's kernels are not for this GPU ({}); compile the model for it",
                 self.about.chip
             )),
-            status if NO_GRAPHS.contains(&status) => Error::Unsupported(text),
+            status if NO_GRAPHS.contains(&status.cast_unsigned()) => Error::Unsupported(text),
             status if FAULTS.contains(&status) => Error::Fault(match self.simulated_fault() {
                 Some(fault) => format!("{text}: {fault}"),
                 None => text,
@@ -425,10 +423,7 @@ impl Driver for Hip {
         args: &[u64],
         _dependent: bool,
     ) -> Result<(), Error> {
-        let mut pointers: Vec<*mut c_void> = args
-            .iter()
-            .map(|arg| ptr::from_ref(arg).cast_mut().cast())
-            .collect();
+        let mut pointers = pointers(args);
         let [x, y, z] = shape.grid;
         // SAFETY: see above.
         let status = unsafe {
