@@ -9,11 +9,11 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use bundle_format::gpu::{Arg, Extent, Kernel};
-use bundle_format::plan::{Dim, Encoding, Op, Plan, Variant, WeightLayout};
+use bundle_format::plan::{Dim, Op, Plan, Variant, WeightLayout};
 use bundle_format::stability::Stability;
 use bundle_format::target::Target;
 
-use crate::codegen::{Turns, Work};
+use crate::codegen::{Count, Turns, Work};
 
 /// What a GPU does in a second.
 pub struct Gpu {
@@ -37,22 +37,24 @@ pub struct Gpu {
     registers: (u32, u32),
     /// Vector units and bytes of shared memory of a processor, and granules of the latter.
     processor: (u32, u32, u32),
-    /// Where instructions are not counted in the machine code, what stands for that.
-    coarse: Option<Coarse>,
+    /// Operations of a matrix instruction, how many of them a second, and whether the vector unit goes on meanwhile.
+    product: f64,
+    products: f64,
+    apart: bool,
+    /// Bytes a second of the last cache that all processors share, where that is known.
+    cache: Option<f64>,
+    /// Where instructions of products of many rows are not counted in the machine code, what stands for that.
+    tiles: Option<Tiles>,
 }
 
-/// A model without counts.
-pub struct Coarse {
-    /// The share of memory's rate that products of few rows reach with weights that must be unpacked.
-    unpacking: f64,
-    /// Rows and features of a tile of products of many rows, the fewest rows of those, and how many tiles there are at a time.
-    tile: u32,
+/// Products of many rows in tiles, of which one is under way on each processor.
+pub struct Tiles {
+    /// Rows and features of a tile, and the fewest rows of such products.
+    size: u32,
     many: u32,
-    tiles: u32,
+    /// Tiles at a time.
+    together: u32,
 }
-
-/// Operations of a matrix instruction of gfx1151: 16 by 16 by 16.
-const MATRIX: f64 = 8192.0;
 
 /// Strix Halo. Memory's rate is measured, as is what matrix products reach of 59.4 TFLOPS; latency and gap are assumptions.
 const GFX1151: Gpu = Gpu {
@@ -67,11 +69,16 @@ const GFX1151: Gpu = Gpu {
     warps: 16,
     registers: (1536, 24),
     processor: (4, 128 << 10, 1 << 10),
-    coarse: None,
+    product: 8192.0,
+    products: 36.9e12,
+    apart: false,
+    cache: None,
+    tiles: None,
 };
 
 /// H100 (SXM). The read rate is that of a kernel that only reads, the gap that between launches of a graph, both measured; what
-/// tiles of matrix products and unpacking reach is fitted to llama2-7b's prefill and to its products of one row.
+/// tiles of matrix products reach is fitted to llama2-7b's prefill. Products of few rows are by `mma.sync`, at 62% of the unit's
+/// rate; the second cache's rate is as published.
 const H100: Gpu = Gpu {
     name: "H100",
     read: 3.04e12,
@@ -84,11 +91,14 @@ const H100: Gpu = Gpu {
     warps: 16,
     registers: (512, 8),
     processor: (4, 228 << 10, 1 << 10),
-    coarse: Some(Coarse {
-        unpacking: 0.81,
-        tile: 128,
+    product: 4096.0,
+    products: 613e12,
+    apart: true,
+    cache: Some(5.5e12),
+    tiles: Some(Tiles {
+        size: 128,
         many: 65,
-        tiles: 132,
+        together: 132,
     }),
 };
 
@@ -227,61 +237,75 @@ impl Model<'_> {
         let warp = work.of_warp(positions);
         // A warp is no faster than the unit that it has to itself.
         let spread = |of_warp: f64| of_warp * (warps / gpu.units).max(1.0) / gpu.clock;
-        let resident = self.resident(kernel, warps);
         let loaded = work
             .turn
             .loaded_bytes
             .max(work.once.loaded_bytes.min(2048.0));
+        let resident = self.resident(kernel, warps);
         let under_way = resident * gpu.units * loaded;
         // What a warp has loaded it uses before it loads as much again, and the others of its unit take turns with it.
-        let matrix_cycles = MATRIX * gpu.units * gpu.clock / gpu.matrix;
-        let turn = work.turn.vector + work.turn.matrix * matrix_cycles;
-        let wait = gpu.latency + resident * turn / gpu.clock;
-        let issued = MATRIX * warp.matrix * warps;
-        let (rate, matrix) = match &gpu.coarse {
-            None => (gpu.read.min(under_way / wait), issued / gpu.matrix),
-            Some(coarse) => self.coarse(coarse, op, kernel, (rows, operations)),
+        let wait = gpu.latency + resident * self.cycles(&work.turn) / gpu.clock;
+        let counted = work.turns != Turns::Once || gpu.tiles.is_none();
+        let (rate, matrix) = match (&gpu.tiles, counted) {
+            (Some(tiles), _) if rows >= tiles.many && matches!(op, Op::MatMul { .. }) => {
+                let filled = self.filled(tiles, kernel, rows);
+                (gpu.read, operations / gpu.matrix / filled)
+            }
+            (_, true) => {
+                let matrix = gpu.product * warp.matrix * warps / gpu.products;
+                (gpu.read.min(under_way / wait), matrix)
+            }
+            (_, false) => (gpu.read, operations / gpu.matrix),
+        };
+        let cache = match gpu.cache {
+            Some(rate) if counted => warp.loaded_bytes * warps / rate,
+            _ => 0.0,
         };
         let mut time = Time {
             bytes,
             operations,
-            memory: bytes / rate,
+            memory: (bytes / rate).max(cache),
             vector: spread(warp.vector),
             matrix,
             shared: spread(warp.shared_bytes / gpu.shared),
             all: 0.0,
         };
-        // Matrix and vector instructions are of one unit.
-        let busy = (time.vector + time.matrix).max(time.shared);
+        let busy = match gpu.apart {
+            true => time.vector.max(time.matrix),
+            false => time.vector + time.matrix,
+        };
+        let busy = busy.max(time.shared);
         time.all = gpu.gap + time.memory.max(busy);
         time
     }
 
-    /// The rate of memory, and the time of matrix products, where instructions are not counted: tiles of many rows go in rounds.
-    fn coarse(
-        &self,
-        coarse: &Coarse,
-        op: &Op,
-        kernel: &Kernel,
-        (rows, operations): (u32, f64),
-    ) -> (f64, f64) {
+    /// Cycles that a vector unit is busy with what a warp executes.
+    fn cycles(&self, count: &Count) -> f64 {
         let gpu = self.gpu;
-        let weights = kernel.args.iter().filter_map(|arg| match (*arg, op) {
-            (Arg::Weight(index), Op::MatMul { .. }) => Some(&self.plan.weights[index as usize]),
-            _ => None,
-        });
-        let matrices = weights.filter(|w| w.layout == WeightLayout::Fragment16);
-        let plain = |e: Encoding| matches!(e, Encoding::F16 | Encoding::BF16);
-        let packed = matrices.clone().any(|w| !plain(w.encoding));
-        if rows < coarse.many || !matches!(op, Op::MatMul { .. }) {
-            let share = if packed { coarse.unpacking } else { 1.0 };
-            return (gpu.read * share, operations / gpu.matrix);
+        let matrix = count.matrix * gpu.product * gpu.units * gpu.clock / gpu.products;
+        match gpu.apart {
+            true => count.vector.max(matrix),
+            false => count.vector + matrix,
         }
-        let features: u32 = matrices.map(|w| w.rows.div_ceil(coarse.tile)).sum();
-        let tiles = features * rows.div_ceil(coarse.tile);
-        let full = tiles.next_multiple_of(coarse.tiles);
-        let filled = f64::from(tiles) / f64::from(full.max(1));
-        (gpu.read, operations / gpu.matrix / filled)
+    }
+
+    /// The share of a product's tiles that are not waited for by idle processors: they go in rounds.
+    fn filled(&self, tiles: &Tiles, kernel: &Kernel, rows: u32) -> f64 {
+        let features = |arg: &Arg| match *arg {
+            Arg::Weight(index) => {
+                let w = &self.plan.weights[index as usize];
+                let matrix = w.layout == WeightLayout::Fragment16;
+                if matrix {
+                    w.rows.div_ceil(tiles.size)
+                } else {
+                    0
+                }
+            }
+            _ => 0,
+        };
+        let across: u32 = kernel.args.iter().map(features).sum();
+        let all = (across * rows.div_ceil(tiles.size)).max(1);
+        f64::from(all) / f64::from(all.next_multiple_of(tiles.together))
     }
 
     /// Warps of a kernel on a vector unit: those that fit, or that there are.

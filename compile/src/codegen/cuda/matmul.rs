@@ -8,6 +8,7 @@ use super::target::Chip;
 use super::{RANGES, one};
 use crate::codegen::gpu::kernels::{Product, Writer, variant};
 use crate::codegen::gpu::segments::{by_format, form, format};
+use crate::codegen::gpu::work::Turns;
 use crate::error::Error;
 
 /// Features of an item of the kernel for many rows.
@@ -144,12 +145,17 @@ impl Products<'_, '_> {
         self.writer
             .depths
             .insert(kernel.symbol.clone(), (product, depth));
+        // Of all items that a block takes in turn.
+        let grid = items.min(self.chip.processors * ctas_per_sm);
+        let of_block = f64::from(items) / f64::from(grid);
+        let turns = Turns::Product {
+            turns: f64::from((fragments / along).div_ceil(depth)) * of_block,
+            alternatives: run.len() as u32,
+            stores: of_block,
+        };
+        self.writer.turns.insert(kernel.symbol.clone(), turns);
         let rows = 8 * groups;
-        kernel.grid = [
-            Extent::Fixed(items.min(self.chip.processors * ctas_per_sm)),
-            Extent::Rows(rows),
-            Extent::Fixed(1),
-        ];
+        kernel.grid = [Extent::Fixed(grid), Extent::Rows(rows), Extent::Fixed(1)];
         kernel.shared = 2 * along * rows * (group * 16 + 4) * 4;
         Ok((kernel, rows))
     }

@@ -16,6 +16,8 @@ mod target;
 pub use matmul::MANY_FEATURES as EPILOGUE_FEATURES;
 pub use target::Chip;
 
+use std::collections::BTreeMap;
+
 use bundle_format::plan::{Plan, Variant};
 
 use super::generate::Code;
@@ -82,11 +84,15 @@ pub fn generate(plan: &mut Plan, chip: &Chip) -> Result<Code, Error> {
         .flat_map(|v| &mut v.kernels)
         .chain(plan.sampling.iter_mut().flat_map(|s| s.kernels_mut()));
     gate::check(&compiled, chip, kernels, |symbol| shape(&source, symbol))?;
+    let work = match chip.hopper {
+        true => sass::work(&compiled.cubin, &chosen.turns),
+        false => BTreeMap::new(),
+    };
     Ok(Code {
         functions: chosen.symbols.len(),
         bytes: compiled.cubin,
         toolchain: vec![compiled.version],
-        work: Default::default(),
+        work,
     })
 }
 

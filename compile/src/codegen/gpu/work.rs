@@ -1,4 +1,10 @@
 //! What a kernel executes, counted in its machine code: the input of the performance model.
+//!
+//! The count is of code, not of a run: what is not in the main loop counts once, whichever way branches go. A test holds it
+//! against what a simulator executed.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// Instructions of a warp (a wavefront), by the unit that they occupy.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -50,7 +56,7 @@ pub enum Turns {
     Once,
     /// A product's main loop, and those that store: of so many alternatives, each so often.
     Product {
-        turns: u32,
+        turns: f64,
         alternatives: u32,
         stores: f64,
     },
@@ -86,7 +92,7 @@ impl Work {
                 turns,
                 alternatives,
                 stores,
-            } => (f64::from(turns), stores / f64::from(alternatives)),
+            } => (turns, stores / f64::from(alternatives)),
             Turns::Attention(context) => ((positions / f64::from(context.turn)).ceil(), 1.0),
         };
         let mut all = self.once;
@@ -94,4 +100,110 @@ impl Work {
         all.add(&self.store, stores);
         all
     }
+}
+
+/// An instruction: where it is, what unit it occupies, and where it may go on, if it is a branch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Instruction {
+    pub offset: u32,
+    pub unit: Unit,
+    pub target: Option<u32>,
+}
+
+/// The unit of a processor that an instruction occupies. Bytes are a lane's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unit {
+    Vector,
+    /// A vector instruction at a quarter of the rate.
+    Transcendental,
+    Matrix,
+    Scalar,
+    Shared {
+        bytes: u32,
+    },
+    Load {
+        bytes: u32,
+    },
+    Store,
+    /// Branches, waits, barriers.
+    Control,
+}
+
+/// Counts a function whose loops turn so often.
+pub fn count(instructions: &[Instruction], turns: Turns) -> Work {
+    let loops = loops(instructions);
+    let main = main_loop(instructions, &loops);
+    let behind = main.as_ref().map_or(u32::MAX, |m| m.end);
+    let stores = |l: &&Range<u32>| {
+        let mut inside = instructions.iter().filter(|i| l.contains(&i.offset));
+        l.start >= behind && inside.any(|i| i.unit == Unit::Store)
+    };
+    let stores: Vec<&Range<u32>> = loops.iter().filter(stores).collect();
+    let mut work = Work {
+        turns,
+        ..Work::default()
+    };
+    for instruction in instructions {
+        let at = &instruction.offset;
+        let count = match () {
+            () if main.as_ref().is_some_and(|m| m.contains(at)) => &mut work.turn,
+            () if stores.iter().any(|l| l.contains(at)) => &mut work.store,
+            () => &mut work.once,
+        };
+        add(count, instruction.unit);
+    }
+    work
+}
+
+fn add(count: &mut Count, unit: Unit) {
+    count.instructions += 1.0;
+    match unit {
+        Unit::Vector => count.vector += 1.0,
+        // A quarter of the rate.
+        Unit::Transcendental => count.vector += 4.0,
+        Unit::Matrix => count.matrix += 1.0,
+        Unit::Scalar => count.scalar += 1.0,
+        Unit::Shared { bytes } => count.shared_bytes += f64::from(32 * bytes),
+        Unit::Load { bytes } => {
+            count.loads += 1.0;
+            count.loaded_bytes += f64::from(32 * bytes);
+        }
+        Unit::Store | Unit::Control => {}
+    }
+}
+
+/// The words of each loop: from where branches go back to, to the last of them.
+fn loops(instructions: &[Instruction]) -> Vec<Range<u32>> {
+    let mut ends: BTreeMap<u32, u32> = BTreeMap::new();
+    for i in instructions {
+        if let Some(start) = i.target.filter(|&t| t <= i.offset) {
+            // In the order of instructions: the last one counts.
+            ends.insert(start, i.offset + 1);
+        }
+    }
+    ends.into_iter().map(|(start, end)| start..end).collect()
+}
+
+/// The loop that does a kernel's work: of those that have no other loop in them, the one with the most products and loads.
+fn main_loop(instructions: &[Instruction], loops: &[Range<u32>]) -> Option<Range<u32>> {
+    let weight = |l: &Range<u32>| {
+        let inside = instructions.iter().filter(|i| l.contains(&i.offset));
+        let worth = |i: &Instruction| match i.unit {
+            Unit::Matrix => 16,
+            Unit::Load { .. } => 4,
+            _ => 0,
+        };
+        inside.map(worth).sum::<u32>()
+    };
+    let has_inner = |l: &Range<u32>| {
+        let inner = |o: &Range<u32>| {
+            o != l && l.start <= o.start && o.end <= l.end && 2 * weight(o) >= weight(l)
+        };
+        loops.iter().any(inner)
+    };
+    loops
+        .iter()
+        .filter(|l| !has_inner(l) && weight(l) > 0)
+        .max_by_key(|l| weight(l))
+        .cloned()
 }

@@ -3,6 +3,8 @@
 //! An instruction is one, two or three words of 32 bits. The highest bits of the first word tell the encoding, and the
 //! encoding where operands lie, one of which may say that another word follows: a constant, or how lanes are permuted.
 
+use crate::codegen::gpu::work::{self, Unit};
+
 /// What the instructions of a function are, as far as kernels promise some and must not have others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Mix {
@@ -21,34 +23,11 @@ pub struct Mix {
     pub barriers: u32,
 }
 
-/// An instruction: where it is, in words, what unit it occupies, and where it may go on, if it is a branch.
+/// An instruction, and its first word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Instruction {
-    pub offset: u32,
     pub word: u32,
-    pub unit: Unit,
-    pub target: Option<u32>,
-}
-
-/// The unit of a processor that an instruction occupies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unit {
-    Vector,
-    /// A vector instruction at a quarter of the rate.
-    Transcendental,
-    Matrix,
-    Scalar,
-    /// Shared memory, by the bytes of a lane.
-    Shared {
-        bytes: u32,
-    },
-    /// Global memory, by the bytes of a lane.
-    Load {
-        bytes: u32,
-    },
-    Store,
-    /// Branches, waits, barriers.
-    Control,
+    pub does: work::Instruction,
 }
 
 /// The instructions of a function. None where a word begins no instruction that is known, or the last one is cut short.
@@ -70,10 +49,12 @@ pub fn instructions(code: &[u8]) -> Option<Vec<Instruction>> {
         }
         let offset = at as u32;
         all.push(Instruction {
-            offset,
             word,
-            unit: unit(word),
-            target: branch(word).and_then(|by| (offset + 1).checked_add_signed(by)),
+            does: work::Instruction {
+                offset,
+                unit: unit(word),
+                target: branch(word).and_then(|by| (offset + 1).checked_add_signed(by)),
+            },
         });
         at += len;
     }

@@ -252,7 +252,7 @@ impl Products<'_, '_> {
         let mean = run.iter().map(|s| elements(s)).sum::<f64>() / run.len() as f64;
         let stores = f64::from(at_once * features) * mean / f64::from(threads);
         let turns = Turns::Product {
-            turns,
+            turns: f64::from(turns),
             alternatives: run.len() as u32,
             stores: stores.max(1.0),
         };
