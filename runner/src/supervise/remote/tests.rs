@@ -151,11 +151,11 @@ fn finished(key: u64) -> News {
 }
 
 fn submitted(orders: &[Order]) -> Vec<&Task> {
-    let task = |order| match order {
-        &Order::Submit(ref task) => Some(&**task),
+    let tasks = orders.iter().filter_map(|order| match order {
+        Order::Submit(task) => Some(&**task),
         _ => None,
-    };
-    orders.iter().filter_map(task).collect()
+    });
+    tasks.collect()
 }
 
 fn tokens(told: &[Told]) -> Vec<u32> {
