@@ -151,7 +151,7 @@ pub struct Engine<D> {
 impl<D: Device> Engine<D> {
     /// An engine that has all KV blocks of `device` to itself.
     pub fn new(device: D, config: Config) -> Engine<D> {
-        let kv = KvCache::new(device.kv_blocks());
+        let kv = KvCache::with_windows(device.kv_blocks(), device.kv_windows());
         let policy = Policy {
             limits: config.limits,
             // Without blocks there is nothing to be found.
@@ -357,10 +357,10 @@ impl<D: Device> Engine<D> {
     }
 
     fn build(&mut self, chunks: &[Chunk]) -> Step {
-        let mut builder = StepBuilder::new(self.device.kv_blocks().len());
+        let mut builder = StepBuilder::of(self.scheduler.kv().groups());
         for chunk in chunks {
-            if let Some(copy) = self.scheduler.take_copy(chunk.key) {
-                builder.copy(copy);
+            if let Some(copies) = self.scheduler.take_copies(chunk.key) {
+                builder.copy(&copies);
             }
             let Some(s) = self.scheduler.get_mut(chunk.key) else {
                 continue;
@@ -681,5 +681,9 @@ impl<D: Device + ?Sized> Device for Box<D> {
 
     fn kv_blocks(&self) -> &[u32] {
         (**self).kv_blocks()
+    }
+
+    fn kv_windows(&self) -> &[Option<u32>] {
+        (**self).kv_windows()
     }
 }

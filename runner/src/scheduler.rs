@@ -9,8 +9,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use bundle_format::plan::{KV_BLOCK, Limits};
 
-use crate::device::BlockCopy;
-use crate::kv::{BlockKey, KvCache, blocks_for};
+use crate::kv::{BlockKey, BlockTable, Copies, KvCache, blocks_for};
 use crate::pace::Pace;
 use crate::sequence::{Key, Part, Sequence};
 use crate::spec::NgramSpec;
@@ -149,11 +148,11 @@ impl Scheduler {
         schedule
     }
 
-    /// The copy that has to precede the first step of a sequence, which is about to be submitted.
-    pub fn take_copy(&mut self, key: Key) -> Option<BlockCopy> {
-        let copy = self.get_mut(key)?.copy.take()?;
-        self.kv.copied(copy);
-        Some(copy)
+    /// The copies that have to precede the first step of a sequence, which is about to be submitted.
+    pub fn take_copies(&mut self, key: Key) -> Option<Copies> {
+        let copies = self.get_mut(key)?.copies.take()?;
+        self.kv.copied(&copies);
+        Some(copies)
     }
 
     /// A step that computes a promised block has ended, one way or another.
@@ -180,6 +179,8 @@ impl Scheduler {
             let prefix = self.kv.publish(&mut sequence.table, index, block);
             sequence.published(prefix);
         }
+        let settled = sequence.settled();
+        self.kv.slide(&mut sequence.table, settled);
     }
 
     /// Checks what must always hold. For tests.
@@ -188,13 +189,13 @@ impl Scheduler {
             return Err("those that run are not in the order of age".into());
         }
         let waiting = self.waiting.values();
-        let mut owners = waiting.filter(|s| !s.table.blocks().is_empty() || s.copy.is_some());
+        let mut owners = waiting.filter(|s| !s.table.blocks().is_empty() || s.copies.is_some());
         if let Some(s) = owners.next() {
             return Err(format!("{:?} waits and has blocks", s.key));
         }
-        let tables = self.running.iter().flat_map(|s| s.table.blocks());
-        let copies = self.running.iter().filter_map(|s| s.copy);
-        self.kv.check(tables.copied().chain(copies.map(|c| c.from)))
+        let tables = self.running.iter().map(|s| &s.table);
+        let copies = self.running.iter().filter_map(|s| s.copies.as_ref());
+        self.kv.check(tables, copies)
     }
 
     /// Sequences that may run together: each of them may want a token and a row of one step.
@@ -217,9 +218,9 @@ impl Scheduler {
             for mut other in self.running[at].fork() {
                 let from = &self.running[at];
                 if self.running.len() < self.max_running()
-                    && let Some((table, copy)) = self.kv.fork(&from.table, from.fed())
+                    && let Some((table, copies)) = self.kv.fork(&from.table, from.fed())
                 {
-                    other.continue_from(from, table, copy);
+                    other.continue_from(from, table, copies);
                     // Younger than the one at `at`, which stays there.
                     self.insert_running(other);
                 } else {
@@ -237,7 +238,12 @@ impl Scheduler {
             let alone = self.running.len() == 1;
             let sequence = &mut self.running[i];
             let positions = sequence.feedable();
-            if self.kv.grow(&mut sequence.table, positions) {
+            let whole = self.kv.grow(&mut sequence.table, positions);
+            let (next, most) = (sequence.fed() + 1, self.policy.limits.max_tokens);
+            if whole && grow_windows(&mut self.kv, &mut sequence.table, next, positions, most) {
+                i += 1;
+            } else if whole && sequence.fed() > sequence.settled() {
+                // Its windows move on when its steps have ended.
                 i += 1;
             } else if !alone {
                 self.preempt_youngest();
@@ -268,26 +274,36 @@ impl Scheduler {
                 return;
             };
             let positions = sequence.feedable();
-            let found = match self.policy.prefix_cache {
+            let mut found = match self.policy.prefix_cache {
                 true => sequence.matching(|key| self.kv.find(key)),
                 false => Vec::new(),
             };
+            let mut blocks: Vec<u32> = found.iter().map(|(block, _)| *block).collect();
+            found.truncate(self.kv.usable(&blocks));
+            blocks.truncate(found.len());
             // Blocks that are found take nothing where others hold them.
             let held = found.iter().filter(|(b, _)| !self.kv.is_free(*b)).count() as u32;
             let needed = blocks_for(positions) - held;
             let spare = (self.running.len() + sequence.forks().len()) as u32;
             let free = self.kv.free_blocks();
+            let next = (found.len() * KV_BLOCK) as u32 + 1;
+            let most = self.policy.limits.max_tokens;
+            let ahead = positions.min(next - 1 + most);
             let fits = needed.saturating_add(spare) <= free
+                && self.kv.windows_have_room(&blocks, ahead, spare)
                 // Alone, it may have all.
-                || self.running.is_empty() && needed <= free;
+                || self.running.is_empty()
+                    && needed <= free
+                    && self.kv.windows_have_room(&blocks, positions.min(next), 0);
             if fits {
                 self.count_prefix(&sequence, found.len());
-                for (index, (block, prefix)) in found.into_iter().enumerate() {
-                    self.kv.adopt(&mut sequence.table, index, block);
+                self.kv.adopt_all(&mut sequence.table, &blocks);
+                for (_, prefix) in found {
                     sequence.found(prefix);
                 }
                 // It fits: that is what was counted above.
                 let _ = self.kv.grow(&mut sequence.table, positions);
+                grow_windows(&mut self.kv, &mut sequence.table, next, positions, most);
                 self.insert_running(sequence);
             } else if self.running.is_empty() && !sequence.is_drawing() {
                 if let Some(heir) = sequence.heir() {
@@ -323,7 +339,9 @@ impl Scheduler {
         for (i, s) in self.running.iter().enumerate() {
             // An answer whose beginning is computed anew has nothing to be held up.
             answering += u32::from(s.is_answering() && s.todo() <= 1);
-            if s.todo() == 0 || s.feedable() > s.table.capacity() {
+            let has_room =
+                s.feedable() <= s.table.capacity() && s.fed() < s.table.window_capacity();
+            if s.todo() == 0 || !has_room {
                 continue;
             }
             if s.todo() == 1 && !s.task.hidden && !s.is_scoring() {
@@ -371,9 +389,10 @@ impl Scheduler {
         let sequence = &mut self.running[i];
         let (fed, draws) = (sequence.fed(), sequence.fed() + 1 == sequence.len());
         let mut guesses = if most > 0 { sequence.guess(most) } else { 0 };
-        if guesses > 0 && !self.kv.grow(&mut sequence.table, fed + 1 + guesses) {
+        let (end, table) = (fed + 1 + guesses, &mut sequence.table);
+        if guesses > 0 && !(self.kv.grow(table, end) && self.kv.grow_windows(table, end)) {
             // Nobody loses blocks for a guess.
-            guesses = guesses.min(sequence.table.capacity().saturating_sub(fed + 1));
+            guesses = guesses.min(table.window_capacity().saturating_sub(fed + 1));
             sequence.drop_guesses(guesses);
         }
         Chunk {
@@ -394,10 +413,13 @@ impl Scheduler {
         {
             if sequence.may_find_next()
                 && let Some((block, prefix)) = self.kv.find(&key)
+                && self.kv.has_windows(block)
             {
                 let index = sequence.fed() as usize / KV_BLOCK;
                 self.kv.adopt(&mut sequence.table, index, block);
                 sequence.found(prefix);
+                let settled = sequence.settled();
+                self.kv.slide(&mut sequence.table, settled);
                 if sequence.epoch == 0 {
                     self.counts.hit_tokens += KV_BLOCK as u64;
                 }
@@ -410,12 +432,17 @@ impl Scheduler {
             promise = Some(key);
             break;
         }
-        let todo = sequence.todo();
+        let fed = sequence.fed();
+        let end = fed + sequence.todo().min(room.tokens);
+        let table = &mut sequence.table;
+        // Where there is none for all of it, a part is fed.
+        let _ = self.kv.grow_windows(table, end);
+        let tokens = end.min(table.window_capacity()).saturating_sub(fed);
         let Part {
             count,
             rows,
             scored,
-        } = sequence.part(todo.min(room.tokens), room.rows);
+        } = sequence.part(tokens, room.rows);
         if count == 0 {
             return None;
         }
@@ -433,10 +460,17 @@ impl Scheduler {
 
 /// Takes all blocks of a sequence.
 fn release(kv: &mut KvCache, sequence: &mut Sequence) {
-    if let Some(copy) = sequence.copy.take() {
-        kv.copied(copy);
+    if let Some(copies) = sequence.copies.take() {
+        kv.copied(&copies);
     }
     kv.release(&mut sequence.table);
+}
+
+/// Room in the groups that see a window: for `most` positions from the one before `next` on, none beyond `end`, or at least for
+/// that one.
+fn grow_windows(kv: &mut KvCache, table: &mut BlockTable, next: u32, end: u32, most: u32) -> bool {
+    let ahead = (next - 1).saturating_add(most);
+    kv.grow_windows(table, end.min(ahead)) || kv.grow_windows(table, end.min(next))
 }
 
 #[cfg(test)]

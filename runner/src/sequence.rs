@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use bundle_format::plan::KV_BLOCK;
 
-use crate::device::{BlockCopy, SampleParams, Ticket, TokenSource};
+use crate::device::{SampleParams, Ticket, TokenSource};
 use crate::grammar::{Constraint, Matching};
-use crate::kv::{BlockKey, BlockTable, Prefix};
+use crate::kv::{BlockKey, BlockTable, Copies, Prefix};
 use crate::request::{FinishReason, Request, RequestId};
 use crate::spec::{Drafter, NgramSpec};
 
@@ -80,8 +80,8 @@ pub(crate) struct Sequence {
     pub task: Arc<Task>,
     pub sampling: SampleParams,
     pub table: BlockTable,
-    /// The copy of the table's last block that its first step has to make.
-    pub copy: Option<BlockCopy>,
+    /// The copies of the table's last block that its first step has to make.
+    pub copies: Option<Copies>,
     /// Choices that go on from the prompt's last token but one, once it is reached.
     forks: Vec<u32>,
     known: Vec<u32>,
@@ -163,7 +163,7 @@ impl Sequence {
             key,
             sampling,
             table: BlockTable::default(),
-            copy: None,
+            copies: None,
             forks: Vec::new(),
             known,
             drawing: VecDeque::new(),
@@ -215,6 +215,11 @@ impl Sequence {
             false => self.len(),
         };
         given.min(self.limit - 1)
+    }
+
+    /// Positions that are computed for sure.
+    pub fn settled(&self) -> u32 {
+        self.computed
     }
 
     /// Tokens that can be fed and were not.
@@ -269,9 +274,9 @@ impl Sequence {
     }
 
     /// The sequence goes on from where `from`, whose blocks `table` shares, has come to.
-    pub fn continue_from(&mut self, from: &Sequence, table: BlockTable, copy: Option<BlockCopy>) {
+    pub fn continue_from(&mut self, from: &Sequence, table: BlockTable, copies: Option<Copies>) {
         self.table = table;
-        self.copy = copy;
+        self.copies = copies;
         self.fed = from.fed;
         self.computed = from.computed;
         self.published = from.published;

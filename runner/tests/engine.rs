@@ -45,7 +45,7 @@ fn request(prompt: u32, max_tokens: Option<u32>) -> Request {
 }
 
 fn alone(request: &Request, choice: u32) -> Expected {
-    expected(request, choice, &LIMITS, 1, VOCAB, ROOMY * 16)
+    expected(request, choice, &LIMITS, &[None], VOCAB, ROOMY * 16)
 }
 
 /// Tokens, reason and cached tokens of each choice.
@@ -534,4 +534,34 @@ fn what_a_cancelled_request_leaves_behind_is_right() {
         }
     }
     assert!(rejected > 0);
+}
+
+#[test]
+fn groups_that_see_a_window_need_room_for_that_alone() {
+    // Whole sequences would take 8 blocks each.
+    let (windows, blocks) = (vec![Some(20), None], vec![20, ROOMY]);
+    let device = NullDevice::new(LIMITS, VOCAB, blocks, vec![0]).with_windows(windows.clone());
+    let mut engine = Engine::new(device, config());
+    assert_eq!(engine.stats().kv_blocks_total, ROOMY);
+    let asked = |first: u32| Request {
+        prompt: (0..90).map(|i| (i * first + 1) % VOCAB).collect(),
+        ..request(1, Some(38))
+    };
+    let expected =
+        |request: &Request| expected(request, 0, &LIMITS, &windows, VOCAB, ROOMY * 16).tokens;
+    let ids = [1, 2, 3, 5].map(|first| (engine.add(asked(first)).expect("it fits"), asked(first)));
+    let answers = drain(&mut engine);
+    for (id, request) in &ids {
+        assert_eq!(answers[&(*id, 0)].0, expected(request));
+    }
+    assert_eq!(engine.stats().preemptions, 0);
+    // What the window sees of the last answers is still there for what follows them.
+    let (id, request) = &ids[3];
+    let mut next = asked(1);
+    next.prompt = [&request.prompt[..], &answers[&(*id, 0)].0[..30]].concat();
+    next.max_tokens = Some(4);
+    let id = engine.add(next.clone()).expect("it fits");
+    let answers = drain(&mut engine);
+    assert_eq!(answers[&(id, 0)].0, expected(&next));
+    assert_eq!(answers[&(id, 0)].2, 112);
 }

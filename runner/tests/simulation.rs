@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use bundle_format::plan::{KV_BLOCK, Limits};
 use fastrun::device::{LogProbs, Penalties, SampleParams};
+use fastrun::kv::KvCache;
 use fastrun::spec::NgramSpec;
 use fastrun::{Config, Engine, Error, Event, FinishReason, Progress, Request, RequestId, Stats};
 use null_device::{Expected, NullDevice, expected};
@@ -21,6 +22,7 @@ const VOCAB: u32 = 23;
 struct Setup {
     config: Config,
     blocks: Vec<u32>,
+    windows: Vec<Option<u32>>,
     polls: Vec<u32>,
 }
 
@@ -31,11 +33,11 @@ impl Setup {
 
     fn device(&self) -> NullDevice {
         let (blocks, polls) = (self.blocks.clone(), self.polls.clone());
-        NullDevice::new(self.config.limits, VOCAB, blocks, polls)
+        NullDevice::new(self.config.limits, VOCAB, blocks, polls).with_windows(self.windows.clone())
     }
 
     fn pool(&self) -> u32 {
-        *self.blocks.iter().min().expect("every setup has a group")
+        KvCache::with_windows(&self.blocks, &self.windows).total_blocks()
     }
 
     /// KV positions that a sequence may take.
@@ -44,8 +46,8 @@ impl Setup {
     }
 
     fn expected(&self, request: &Request, choice: u32) -> Expected {
-        let (limits, groups) = (&self.config.limits, self.blocks.len());
-        expected(request, choice, limits, groups, VOCAB, self.positions())
+        let (limits, windows) = (&self.config.limits, &self.windows);
+        expected(request, choice, limits, windows, VOCAB, self.positions())
     }
 
     fn fits(&self, request: &Request) -> bool {
@@ -83,10 +85,11 @@ fn setups() -> impl Strategy<Value = Setup> {
         queue,
         budget,
     );
-    let blocks = prop::collection::vec(prop_oneof![1u32..12, 12u32..30], 1..3);
+    let group = (prop_oneof![1u32..12, 12u32..30], prop::option::of(1u32..90));
+    let groups = prop::collection::vec(group, 1..4);
     let polls = prop::collection::vec(0u32..3, 1..4);
-    (limits, serving, blocks, 1usize..4, polls).prop_map(
-        |(limits, (prefix_cache, spec, queue, token_budget), blocks, in_flight, polls)| Setup {
+    (limits, serving, groups, 1usize..4, polls).prop_map(
+        |(limits, (prefix_cache, spec, queue, token_budget), groups, in_flight, polls)| Setup {
             config: Config {
                 in_flight,
                 queue,
@@ -95,7 +98,8 @@ fn setups() -> impl Strategy<Value = Setup> {
                 token_budget,
                 ..Config::new(limits, VOCAB)
             },
-            blocks,
+            blocks: groups.iter().map(|(blocks, _)| *blocks).collect(),
+            windows: groups.iter().map(|(_, window)| *window).collect(),
             polls,
         },
     )

@@ -87,26 +87,6 @@ DEVICE u64 __float2ull_rn(float a) {
     return (u64)(u32)high << 32 | (u32)__builtin_fmaf(high, -4294967296.f, whole);
 }
 
-// Sine and cosine for up to 2^20 radians. Quarter turns are taken off by a constant of three parts: the first subtraction is
-// exact, the others leave less than a unit in the last place of the remainder's largest value.
-DEVICE void sincosf(float x, float* sine, float* cosine) {
-    const float turns = __builtin_rintf(x * 0.636619772f);
-    float r = fmaf(turns, -1.57079637f, x);
-    r = fmaf(turns, 4.37113883e-8f, r);
-    r = fmaf(turns, 1.71512475e-15f, r);
-    const float z = r * r;
-    float s = fmaf(z, -1.9515296e-4f, 8.3321609e-3f);
-    s = fmaf(z, s, -1.6666655e-1f);
-    s = fmaf(z * r, s, r);
-    float c = fmaf(z, 2.4433157e-5f, -1.3887316e-3f);
-    c = fmaf(z, c, 4.1666646e-2f);
-    c = fmaf(z * z, c, fmaf(z, -0.5f, 1.f));
-    const int quarter = (int)turns;
-    const float a = quarter & 1 ? c : s, b = quarter & 1 ? s : c;
-    *sine = quarter & 2 ? -a : a;
-    *cosine = (quarter + 1) & 2 ? -b : b;
-}
-
 // f16 pairs, as a register holds them.
 DEVICE H2 halves(u32 v) { return __builtin_bit_cast(H2, v); }
 DEVICE u32 half2_sub(u32 a, u32 b) { return __builtin_bit_cast(u32, halves(a) - halves(b)); }

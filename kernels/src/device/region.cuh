@@ -194,6 +194,27 @@ DEVICE void embed(const Counts* counts, const u32* tokens, const U2* drawn, cons
     }
 }
 
+// Sine and cosine for up to 2^20 radians. Quarter turns are taken off by a constant of three parts: the first subtraction is
+// exact, the others leave less than a unit in the last place of the remainder's largest value. (A compiler's own may keep a table of
+// its in local memory.)
+DEVICE void sine_and_cosine(float x, float& sine, float& cosine) {
+    const int quarter = __float2int_rn(x * 0.636619772f);
+    const float turns = (float)quarter;
+    float r = fmaf(turns, -1.57079637f, x);
+    r = fmaf(turns, 4.37113883e-8f, r);
+    r = fmaf(turns, 1.71512475e-15f, r);
+    const float z = r * r;
+    float s = fmaf(z, -1.9515296e-4f, 8.3321609e-3f);
+    s = fmaf(z, s, -1.6666655e-1f);
+    s = fmaf(z * r, s, r);
+    float c = fmaf(z, 2.4433157e-5f, -1.3887316e-3f);
+    c = fmaf(z, c, 4.1666646e-2f);
+    c = fmaf(z * z, c, fmaf(z, -0.5f, 1.f));
+    const float a = quarter & 1 ? c : s, b = quarter & 1 ? s : c;
+    sine = quarter & 2 ? -a : a;
+    cosine = (quarter + 1) & 2 ? -b : b;
+}
+
 // Cosines and sines of each position: N angles.
 template <int N, int THREADS = 0>
 DEVICE void rope_table(const Counts* counts, const u32* positions, const float* freqs, float* out, float mscale) {
@@ -203,7 +224,7 @@ DEVICE void rope_table(const Counts* counts, const u32* positions, const float* 
     if (row >= (int)counts->tokens) return;
     for (int i = threadIdx.x; i < N; i += block_threads<THREADS>()) {
         float s, c;
-        sincosf((float)positions[row] * freqs[i], &s, &c);
+        sine_and_cosine((float)positions[row] * freqs[i], s, c);
         out[(u64)row * 2 * N + i] = mscale * c;
         out[(u64)row * 2 * N + N + i] = mscale * s;
     }

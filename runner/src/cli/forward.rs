@@ -28,7 +28,7 @@ pub struct Lane {
 
 impl<D: Device> Forward<D> {
     pub fn new(device: D, limits: Limits) -> Forward<D> {
-        let kv = KvCache::new(device.kv_blocks());
+        let kv = KvCache::with_windows(device.kv_blocks(), device.kv_windows());
         Forward { device, limits, kv }
     }
 
@@ -118,7 +118,7 @@ impl<D: Device> Forward<D> {
     }
 
     fn builder(&self) -> StepBuilder {
-        StepBuilder::new(self.device.kv_blocks().len())
+        StepBuilder::of(self.kv.groups())
     }
 
     fn push(
@@ -145,7 +145,10 @@ impl<D: Device> Forward<D> {
                 self.limits.context
             )));
         }
-        if !self.kv.grow(&mut lane.table, end) {
+        // Steps end one behind the other: the ones before are done with what this one doesn't see.
+        self.kv.slide(&mut lane.table, lane.position);
+        let has_room = self.kv.grow(&mut lane.table, end);
+        if !has_room || !self.kv.grow_windows(&mut lane.table, end) {
             return Err(Error::User(format!(
                 "the device's KV memory of {} positions is too small for this; use fewer tokens or sequences",
                 self.kv.total_blocks() as usize * KV_BLOCK

@@ -228,4 +228,10 @@ pub trait Device {
 
     /// Blocks of each KV group.
     fn kv_blocks(&self) -> &[u32];
+
+    /// Of each KV group, how many positions a query sees, its own included; none: all, as of groups that are not listed. Blocks
+    /// that no query sees any more may be others' in a later step: in a table they are any blocks.
+    fn kv_windows(&self) -> &[Option<u32>] {
+        &[]
+    }
 }

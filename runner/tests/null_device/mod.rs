@@ -93,7 +93,7 @@ pub fn expected(
     request: &Request,
     choice: u32,
     limits: &Limits,
-    groups: usize,
+    windows: &[Option<u32>],
     vocab: u32,
     pool: u32,
 ) -> Expected {
@@ -102,12 +102,19 @@ pub fn expected(
         ..request.sampling.clone()
     };
     let mut tokens = Vec::new();
-    let mut chains = vec![0; groups];
+    let mut chains = vec![0; windows.len()];
     let mut feed = |tokens: &mut Vec<u32>, token| {
-        for (group, chain) in chains.iter_mut().enumerate() {
-            *chain = mix(*chain, entry(group, token, tokens.len() as u32));
-        }
         tokens.push(token);
+        for (group, chain) in chains.iter_mut().enumerate() {
+            let at = |p: usize| entry(group, tokens[p], p as u32);
+            *chain = match windows[group] {
+                None => mix(*chain, at(tokens.len() - 1)),
+                Some(window) => {
+                    let first = tokens.len().saturating_sub(window as usize);
+                    (first..tokens.len()).fold(0, |chain, p| mix(chain, at(p)))
+                }
+            };
+        }
         see(&chains)
     };
     let contexts: Vec<u64> = request
@@ -165,6 +172,7 @@ pub struct NullDevice {
     limits: Limits,
     vocab: u32,
     blocks: Vec<u32>,
+    windows: Vec<Option<u32>>,
     /// By group and slot.
     memory: Vec<Vec<u64>>,
     /// Tokens that past steps drew, by ticket.
@@ -195,6 +203,7 @@ impl NullDevice {
                 .collect(),
             limits,
             vocab,
+            windows: vec![None; blocks.len()],
             blocks,
             drawn: HashMap::new(),
             running: HashMap::new(),
@@ -206,6 +215,12 @@ impl NullDevice {
             fail_rows: None,
             largest: (0, 0, 0),
         }
+    }
+
+    /// Positions that each group sees.
+    pub fn with_windows(mut self, windows: Vec<Option<u32>>) -> NullDevice {
+        self.windows = windows;
+        self
     }
 
     fn check(&self, step: &Step) -> Result<(), String> {
@@ -296,13 +311,16 @@ impl NullDevice {
 
     fn row(&self, step: &Step, ids: &[u32], row: usize, want: &Want) -> RowOutcome {
         let position = step.positions[row];
-        let chain = |(kv, memory): (&fastrun::device::StepKv, &Vec<u64>)| {
-            let table = &kv.tables[step.sequences[row] as usize];
-            let slots = (0..=position as usize)
-                .map(|p| table[p / KV_BLOCK] as usize * KV_BLOCK + p % KV_BLOCK);
-            slots.fold(0, |chain, slot| mix(chain, memory[slot]))
-        };
-        let chains: Vec<u64> = step.kv.iter().zip(&self.memory).map(chain).collect();
+        let groups = step.kv.iter().zip(&self.memory).zip(&self.windows);
+        let chain =
+            |((kv, memory), window): ((&fastrun::device::StepKv, &Vec<u64>), &Option<u32>)| {
+                let table = &kv.tables[step.sequences[row] as usize];
+                let first = window.map_or(0, |window| (position + 1).saturating_sub(window));
+                let slots = (first as usize..=position as usize)
+                    .map(|p| table[p / KV_BLOCK] as usize * KV_BLOCK + p % KV_BLOCK);
+                slots.fold(0, |chain, slot| mix(chain, memory[slot]))
+            };
+        let chains: Vec<u64> = groups.map(chain).collect();
         let context = see(&chains);
         let mut outcome = RowOutcome {
             hidden: want.hidden.then(|| hidden(context)),
@@ -394,5 +412,9 @@ impl Device for NullDevice {
 
     fn kv_blocks(&self) -> &[u32] {
         &self.blocks
+    }
+
+    fn kv_windows(&self) -> &[Option<u32>] {
+        &self.windows
     }
 }

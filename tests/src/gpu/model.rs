@@ -115,7 +115,7 @@ pub struct Run<D> {
 
 impl<D: Device> Run<D> {
     pub fn new(device: D) -> Run<D> {
-        let kv = KvCache::new(device.kv_blocks());
+        let kv = KvCache::with_windows(device.kv_blocks(), device.kv_windows());
         Run {
             device,
             kv,
@@ -125,13 +125,15 @@ impl<D: Device> Run<D> {
 
     /// A step that feeds `tokens[i]` to sequence i, with the wants of its last rows.
     pub fn step(&mut self, tokens: &[Vec<TokenSource>], wants: &[Vec<Want>]) -> Step {
-        let mut builder = StepBuilder::new(self.device.kv_blocks().len());
+        let mut builder = StepBuilder::of(self.kv.groups());
         self.sequences
             .resize_with(tokens.len().max(self.sequences.len()), Default::default);
         for ((sequence, tokens), wants) in self.sequences.iter_mut().zip(tokens).zip(wants) {
             let (table, position) = sequence;
             let end = *position + tokens.len() as u32;
-            assert!(self.kv.grow(table, end));
+            // Steps run one after the other: those before need not have ended.
+            self.kv.slide(table, *position);
+            assert!(self.kv.grow(table, end) && self.kv.grow_windows(table, end));
             let row = builder.push(tokens.iter().copied(), *position, table);
             *position = end;
             for (i, want) in (0..).zip(wants) {
@@ -318,7 +320,8 @@ pub const RAGGED: [[u32; 4]; 8] = [
 /// They differ by more.
 pub fn logits_are_the_references<const N: usize>(model: &Model, steps: &[[u32; N]], error: f32) {
     let mut gpu = model.run();
-    let mut reference = model.reference(gpu.device.kv_blocks()[0]);
+    let blocks = gpu.device.kv_blocks().iter().copied().max();
+    let mut reference = model.reference(blocks.expect("the model has keys and values"));
     let want = Want {
         logits: true,
         ..Want::default()

@@ -340,6 +340,10 @@ impl Device for CpuDevice {
     fn kv_blocks(&self) -> &[u32] {
         self.pools.blocks()
     }
+
+    fn kv_windows(&self) -> &[Option<u32>] {
+        self.pools.windows()
+    }
 }
 
 impl Inputs {

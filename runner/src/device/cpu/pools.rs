@@ -6,6 +6,7 @@ use bundle_format::region::KvPart;
 use super::memory::Mapping;
 use crate::Error;
 use crate::device::BlockCopy;
+use crate::kv::{most_blocks, share_out};
 
 /// The pools of a plan.
 #[derive(Debug)]
@@ -13,6 +14,7 @@ pub struct Pools {
     mapping: Mapping,
     groups: Vec<Group>,
     blocks: Vec<u32>,
+    windows: Vec<Option<u32>>,
 }
 
 #[derive(Debug)]
@@ -34,17 +36,17 @@ impl Pools {
     /// [`Error::User`] where `bytes` holds no block or can't be mapped.
     pub fn new(plan: &Plan, bytes: Option<u64>) -> Result<Self, Error> {
         let blocks = match bytes {
-            Some(bytes) => blocks_in(&plan.kv, bytes).ok_or_else(|| {
+            Some(bytes) => share_out(&plan.kv, &plan.limits, bytes).ok_or_else(|| {
+                let all: u64 = plan.kv.iter().map(KvGroup::block_bytes).sum();
                 Error::User(format!(
-                    "{bytes} bytes of KV memory hold no block of {KV_BLOCK} positions; give at least {} bytes",
-                    block_bytes(&plan.kv)
+                    "{bytes} bytes of KV memory hold no block of {KV_BLOCK} positions; give at least {all} bytes"
                 ))
             })?,
             None => default_blocks(plan),
         };
         let mut groups = Vec::with_capacity(plan.kv.len());
         let mut end = 0u64;
-        for group in &plan.kv {
+        for (group, &blocks) in plan.kv.iter().zip(&blocks) {
             // Pools start on pages of their own, so that no two share a cache line.
             let part_bytes = (group.part_bytes() * blocks as u64).next_multiple_of(4096);
             groups.push(Group {
@@ -57,7 +59,8 @@ impl Pools {
         }
         Ok(Self {
             mapping: Mapping::new(end, "the KV pools")?,
-            blocks: vec![blocks; groups.len()],
+            blocks,
+            windows: plan.kv.iter().map(|group| group.window).collect(),
             groups,
         })
     }
@@ -65,6 +68,11 @@ impl Pools {
     /// Blocks of each group.
     pub fn blocks(&self) -> &[u32] {
         &self.blocks
+    }
+
+    /// Positions that each group sees.
+    pub fn windows(&self) -> &[Option<u32>] {
+        &self.windows
     }
 
     /// The pool of a layer's keys or values, at its block 0. Group and layer are the plan's.
@@ -104,28 +112,20 @@ impl Pools {
     }
 }
 
-/// Bytes of one block in every group.
-fn block_bytes(groups: &[KvGroup]) -> u64 {
-    groups.iter().map(KvGroup::block_bytes).sum()
-}
-
-/// Blocks that fit some memory, in every group; none where not even one does. Slots are 32 bits wide, which bounds them.
-fn blocks_in(groups: &[KvGroup], bytes: u64) -> Option<u32> {
-    let most = (u32::MAX as usize / KV_BLOCK) as u64;
-    let blocks = bytes / block_bytes(groups).max(1);
-    (blocks > 0).then(|| blocks.min(most) as u32)
-}
-
 /// Blocks for every sequence of a full step to fill the context, or for what fits half of the memory that is free, but for
 /// one sequence at least: pages are only taken when they are used.
-pub fn default_blocks(plan: &Plan) -> u32 {
-    let one = (plan.limits.context as usize).div_ceil(KV_BLOCK) as u64;
-    let all = one * plan.limits.max_seqs as u64;
-    let fitting = available_memory()
-        .and_then(|bytes| blocks_in(&plan.kv, bytes / 2))
-        .map_or(one, u64::from);
-    let most = (u32::MAX as usize / KV_BLOCK) as u64;
-    all.min(fitting.max(one)).min(most) as u32
+pub fn default_blocks(plan: &Plan) -> Vec<u32> {
+    let one = u64::from(plan.limits.context).div_ceil(KV_BLOCK as u64);
+    let fitting = available_memory().and_then(|bytes| share_out(&plan.kv, &plan.limits, bytes / 2));
+    let most = most_blocks(&plan.kv, &plan.limits).into_iter();
+    most.enumerate()
+        .map(|(group, most)| {
+            let fitting = fitting
+                .as_ref()
+                .map_or(0, |blocks| u64::from(blocks[group]));
+            most.min(fitting.max(one)) as u32
+        })
+        .collect()
 }
 
 /// Bytes of memory that the system could give; none where it doesn't say.
@@ -178,6 +178,25 @@ mod tests {
             .unwrap_err()
             .to_string();
         assert!(error.contains(&bytes.to_string()), "{error}");
+    }
+
+    #[test]
+    fn a_group_that_sees_a_window_has_fewer_blocks() {
+        let mut plan = plan(4);
+        plan.limits.max_tokens = 2;
+        let mut windowed = plan.kv[0].clone();
+        windowed.window = Some(10);
+        plan.kv.push(windowed);
+        // 10 positions and those of three steps, and two blocks.
+        let pools = Pools::new(&plan, None).unwrap();
+        assert_eq!(pools.blocks(), [7 * 4, 3 * 4]);
+        assert_eq!(pools.windows(), [None, Some(10)]);
+        let bytes = plan.kv[0].block_bytes();
+        let pools = Pools::new(&plan, Some(32 * bytes)).unwrap();
+        assert_eq!(pools.blocks(), [20, 12]);
+        let part = plan.kv[0].part_bytes() as usize;
+        let end = pools.part(1, 1, KvPart::Value) as usize + 12 * part;
+        assert!(end <= pools.mapping.start() as usize + pools.mapping.len());
     }
 
     #[test]

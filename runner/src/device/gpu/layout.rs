@@ -6,6 +6,7 @@ use bundle_format::plan::{Input, KV_BLOCK, Plan, Role, WeightLayout};
 use bundle_format::region::KvPart;
 
 use crate::Error;
+use crate::kv::{most_blocks, share_out};
 
 /// Alignment of everything.
 const ALIGN: u64 = 256;
@@ -50,8 +51,8 @@ pub struct Layout {
     pub tickets: u64,
     pub tickets_bytes: u64,
     pub pools: u64,
-    /// Blocks of every KV group.
-    pub blocks: u32,
+    /// Blocks of each KV group.
+    pub blocks: Vec<u32>,
     pub bytes: u64,
 }
 
@@ -82,8 +83,9 @@ impl Layout {
         let tickets_bytes = counters.unwrap_or(0) * 4;
         let tickets = place(tickets_bytes);
         let pools = place(0);
-        let block_bytes: u64 = plan.kv.iter().map(|kv| kv.block_bytes()).sum();
         let blocks = blocks(plan, available, pools, kv_bytes)?;
+        let groups = plan.kv.iter().zip(&blocks);
+        let pool_bytes: u64 = groups.map(|(kv, &n)| kv.block_bytes() * u64::from(n)).sum();
         Ok(Layout {
             weights,
             arena,
@@ -95,19 +97,20 @@ impl Layout {
             tickets_bytes,
             pools,
             blocks,
-            bytes: pools + u64::from(blocks) * block_bytes,
+            bytes: pools + pool_bytes,
         })
     }
 
     /// Block 0 of the keys or values of a layer, and the bytes of a block.
     pub fn pool(&self, plan: &Plan, group: u32, layer: u32, part: KvPart) -> (u64, u64) {
         let mut start = self.pools;
-        for kv in &plan.kv[..group as usize] {
-            start += kv.block_bytes() * u64::from(self.blocks);
+        let group = group as usize;
+        for (kv, &blocks) in plan.kv[..group].iter().zip(&self.blocks) {
+            start += kv.block_bytes() * u64::from(blocks);
         }
-        let bytes = plan.kv[group as usize].part_bytes();
+        let bytes = plan.kv[group].part_bytes();
         let index = 2 * u64::from(layer) + u64::from(part == KvPart::Value);
-        (start + index * bytes * u64::from(self.blocks), bytes)
+        (start + index * bytes * u64::from(self.blocks[group]), bytes)
     }
 
     /// What a kernel's argument is in steps of a turn: an offset from the memory's start, or a number.
@@ -135,19 +138,35 @@ impl Layout {
             Arg::Tickets => Argument::At(self.tickets),
             Arg::Draws => input(self.inputs.draws),
             Arg::Drawn => Argument::At(self.drawn),
-            Arg::KvBlocks => Argument::Number(u64::from(self.blocks)),
+            // All groups have as many where a kernel asks: see `blocks`.
+            Arg::KvBlocks => Argument::Number(self.blocks.first().map_or(0, |&n| u64::from(n))),
         }
     }
 }
 
-/// Blocks of KV pools that lie behind `fixed` other bytes.
-fn blocks(plan: &Plan, available: u64, fixed: u64, kv_bytes: Option<u64>) -> Result<u32, Error> {
-    let limits = &plan.limits;
-    let per_sequence = u64::from(limits.context).div_ceil(KV_BLOCK as u64);
-    // Never more than all sequences can fill, nor than slots can number.
-    let most =
-        (per_sequence * u64::from(limits.max_seqs)).min(u64::from(u32::MAX) / KV_BLOCK as u64);
+/// Blocks of each KV group, in pools that lie behind `fixed` other bytes.
+fn blocks(
+    plan: &Plan,
+    available: u64,
+    fixed: u64,
+    kv_bytes: Option<u64>,
+) -> Result<Vec<u32>, Error> {
     let block: u64 = plan.kv.iter().map(|kv| kv.block_bytes()).sum();
+    // Never more than all sequences can fill. `Arg::KvBlocks` is one number for all groups: where a kernel takes it, they have
+    // as many blocks as one another.
+    let mut args = plan.kernels().flat_map(|kernel| &kernel.args);
+    let alike = args.any(|&arg| arg == Arg::KvBlocks);
+    let mut most = most_blocks(&plan.kv, &plan.limits);
+    if alike {
+        let largest = most.iter().copied().max().unwrap_or(0);
+        most.fill(largest);
+    }
+    let all: u64 = plan
+        .kv
+        .iter()
+        .zip(&most)
+        .map(|(kv, n)| kv.block_bytes() * n)
+        .sum();
     let short = |text: String| Err(Error::User(text));
     let Some(left) = available.checked_sub(fixed) else {
         return short(format!(
@@ -161,7 +180,7 @@ fn blocks(plan: &Plan, available: u64, fixed: u64, kv_bytes: Option<u64>) -> Res
                 "{bytes} bytes of KV memory hold no block of {KV_BLOCK} positions; give at least {block} bytes"
             ));
         }
-        Some(bytes) if bytes.min(most * block) > left => {
+        Some(bytes) if bytes.min(all) > left => {
             return short(format!(
                 "{bytes} bytes of KV memory are asked for, but the GPU has {left} left beside this bundle's weights and buffers \
                  of {fixed} bytes; ask for less, or free some of its memory"
@@ -176,7 +195,19 @@ fn blocks(plan: &Plan, available: u64, fixed: u64, kv_bytes: Option<u64>) -> Res
         }
         None => left,
     };
-    Ok(room.checked_div(block).unwrap_or(most).min(most) as u32)
+    let shares = match alike {
+        true => room
+            .checked_div(block)
+            .map(|n| vec![n.min(u64::from(u32::MAX)) as u32; most.len()]),
+        false => share_out(&plan.kv, &plan.limits, room),
+    };
+    let shares = shares
+        .unwrap_or_else(|| vec![u32::MAX; most.len()])
+        .into_iter();
+    let shares = shares
+        .zip(most)
+        .map(|(share, most)| u64::from(share).min(most) as u32);
+    Ok(shares.collect())
 }
 
 /// What a kernel is given.
@@ -291,15 +322,34 @@ mod tests {
         let new = |available, kv_bytes| Layout::new(&plan(), 5000, available, kv_bytes).unwrap();
         // 7 blocks a sequence.
         let all = new(1 << 30, None);
-        assert_eq!(all.blocks, 28);
+        assert_eq!(all.blocks, [28]);
         assert_eq!(all.bytes, all.pools + 28 * block);
-        assert_eq!(new(all.pools + 5 * block + 1, None).blocks, 5);
-        assert_eq!(new(1 << 30, Some(3 * block)).blocks, 3);
-        assert_eq!(new(1 << 30, Some(1 << 40)).blocks, 28);
+        assert_eq!(new(all.pools + 5 * block + 1, None).blocks, [5]);
+        assert_eq!(new(1 << 30, Some(3 * block)).blocks, [3]);
+        assert_eq!(new(1 << 30, Some(1 << 40)).blocks, [28]);
         let (keys, bytes) = all.pool(&plan(), 0, 1, KvPart::Key);
         assert_eq!((keys, bytes), (all.pools + 28 * block / 2, block / 4));
         let (values, _) = all.pool(&plan(), 0, 1, KvPart::Value);
         assert_eq!(values + 28 * bytes, all.bytes);
+    }
+
+    #[test]
+    fn a_group_that_sees_a_window_has_fewer_blocks() {
+        let mut plan = plan();
+        plan.limits.max_tokens = 2;
+        plan.kv.push(KvGroup {
+            window: Some(10),
+            ..plan.kv[0].clone()
+        });
+        let layout = Layout::new(&plan, 5000, 1 << 30, None).unwrap();
+        assert_eq!(layout.blocks, [28, 12]);
+        let block = plan.kv[0].block_bytes();
+        assert_eq!(layout.bytes, layout.pools + 40 * block);
+        let (values, bytes) = layout.pool(&plan, 1, 1, KvPart::Value);
+        assert_eq!(values + 12 * bytes, layout.bytes);
+        // What the window leaves is the other's.
+        let asked = Layout::new(&plan, 5000, 1 << 30, Some(32 * block)).unwrap();
+        assert_eq!(asked.blocks, [20, 12]);
     }
 
     #[test]

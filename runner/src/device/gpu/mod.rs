@@ -112,6 +112,7 @@ pub struct GpuDevice {
     next: u64,
     sampler: Sampler,
     kv_blocks: Vec<u32>,
+    kv_windows: Vec<Option<u32>>,
     memory: Memory,
     _module: Module,
     gpu: Gpu,
@@ -226,7 +227,8 @@ impl GpuDevice {
             tickets: Tickets::default(),
             next: 0,
             sampler: Sampler::default(),
-            kv_blocks: vec![layout.blocks; plan.kv.len()],
+            kv_blocks: layout.blocks.clone(),
+            kv_windows: plan.kv.iter().map(|group| group.window).collect(),
             layout,
             memory,
             _module: module,
@@ -518,6 +520,10 @@ impl Device for GpuDevice {
 
     fn kv_blocks(&self) -> &[u32] {
         &self.kv_blocks
+    }
+
+    fn kv_windows(&self) -> &[Option<u32>] {
+        &self.kv_windows
     }
 }
 

@@ -41,6 +41,7 @@ pub struct ReferenceDevice {
     threads: usize,
     memory: Memory,
     kv_blocks: Vec<u32>,
+    kv_windows: Vec<Option<u32>>,
     outputs: Outputs,
     sampler: Sampler,
     tickets: Tickets,
@@ -75,6 +76,7 @@ impl ReferenceDevice {
             threads,
             memory: Memory::new(&loaded, blocks as usize),
             kv_blocks: vec![blocks; plan.kv.len()],
+            kv_windows: plan.kv.iter().map(|group| group.window).collect(),
             outputs: Outputs::find(plan)?,
             sampler: Sampler::default(),
             tickets: Tickets::default(),
@@ -169,6 +171,10 @@ impl Device for ReferenceDevice {
 
     fn kv_blocks(&self) -> &[u32] {
         &self.kv_blocks
+    }
+
+    fn kv_windows(&self) -> &[Option<u32>] {
+        &self.kv_windows
     }
 }
 
