@@ -404,12 +404,12 @@ fn a_prologue_and_what_it_may_touch() {
     let at = "launch 2 (qkv): prologue";
     // Nobody else reads what it makes.
     refused(&["launch 4 (o)", "read of buffer 7 (normed)"], &|p| {
-        if let Op::MatMul { x, .. } = &mut p.launches[FUSED_O].op {
+        let launch = &mut p.launches[FUSED_O];
+        if let Op::MatMul { x, .. } = &mut launch.op {
             *x = buf::NORMED;
         }
-        for variant in &mut p.launches[FUSED_O].variants {
-            variant.kernels[0].args.clear();
-        }
+        let kernels = launch.variants.iter_mut().flat_map(|v| &mut v.kernels);
+        kernels.for_each(|k| k.args[1] = Arg::Buffer(buf::NORMED));
     });
     // All of it is made.
     refused(&[at, "all 64 columns of x"], &|p| prologue(p).cols = 32);
