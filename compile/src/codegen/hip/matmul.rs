@@ -249,7 +249,7 @@ impl Products<'_, '_> {
             true => 0.5,
             false => 1.0,
         };
-        let mean = run.iter().map(|s| elements(s)).sum::<f64>() / run.len() as f64;
+        let mean = run.iter().map(elements).sum::<f64>() / run.len() as f64;
         let stores = f64::from(at_once * features) * mean / f64::from(threads);
         let turns = Turns::Product {
             turns: f64::from(turns),

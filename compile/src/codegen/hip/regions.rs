@@ -98,13 +98,16 @@ fn apart(writer: &mut Writer, extent: Dim, region: &Region) -> Result<Option<Vec
     Ok(Some(kernels))
 }
 
+/// A product's segments, and the kernels that run behind it.
+pub type Apart = (Vec<Segment>, Vec<Kernel>);
+
 /// A product's segments, and what runs behind it: those that rotate or write keys and values leave sums in the workspace. None
 /// where there are none.
 pub fn behind(
     writer: &mut Writer,
     extent: Dim,
     segments: &[Segment],
-) -> Result<Option<(Vec<Segment>, Vec<Kernel>)>, Error> {
+) -> Result<Option<Apart>, Error> {
     let work = stages::workspace(writer.plan);
     let (mut sums, mut kernels) = (segments.to_vec(), Vec::new());
     let mut stores: Vec<KvStore> = Vec::new();
