@@ -293,8 +293,8 @@ DEVICE void finish_items(const Segments& segments, const float* sums, float* tot
                 totals[i] = v;
             }
         }
+        arrive(full + 16 * set + 8);
         __syncwarp();
-        if (lane == 0) arrive(full + 16 * set + 8);
         segments.finish(item, 0, totals, S::FEATURES, 1);
         __syncwarp();
     }
@@ -327,7 +327,7 @@ DEVICE void matmul_one(const Counts* counts, const u16* x, const Segments& segme
         for (int i = 0; i < S::SLOTS; i++)
             ring[j][i] = there && (S::EVEN || i < count) ? M::load(p + i * S::STEP_BYTES, begin + i, lane) : M::none();
     }
-    if (threadIdx.x < 2 * S::SETS) make_barrier(barriers + 8 * threadIdx.x, threadIdx.x % 2 ? 1 : S::WARPS);
+    if (threadIdx.x < 2 * S::SETS) make_barrier(barriers + 8 * threadIdx.x, threadIdx.x % 2 ? 32 : 8 * S::WARPS);
     let_next_start();
     if constexpr (Prologue::IS)
         make_row<S::K, S::WORKERS>(prologue, (u16*)shared);
@@ -370,10 +370,10 @@ DEVICE void matmul_one(const Counts* counts, const u16* x, const Segments& segme
             if (lane % 4 == 0) {
                 float* to = sums + set * S::SUMS + along * S::FEATURES + across * 16 + lane / 4;
                 to[0] = acc[0], to[8] = acc[2];
+                // Each lane for itself: racecheck does not follow one that arrives for others.
+                arrive(barriers + 16 * set);
             }
             acc[0] = acc[1] = acc[2] = acc[3] = 0;
-            __syncwarp();
-            if (lane == 0) arrive(barriers + 16 * set);
         }
     }
 }

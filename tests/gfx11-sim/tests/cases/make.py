@@ -415,6 +415,7 @@ def vector_integers():
         'v_mul_hi_i32': lambda x, y: i32(x) * i32(y) >> 32, 'v_mul_u32_u24': lambda x, y: (x & 0xffffff) * (y & 0xffffff),
         'v_mul_hi_u32_u24': lambda x, y: (x & 0xffffff) * (y & 0xffffff) >> 32,
         'v_mul_i32_i24': lambda x, y: (i32(x << 8) >> 8) * (i32(y << 8) >> 8),
+        'v_mul_hi_i32_i24': lambda x, y: (i32(x << 8) >> 8) * (i32(y << 8) >> 8) >> 32,
         'v_min_u32': min, 'v_max_u32': max, 'v_min_i32': lambda x, y: min(i32(x), i32(y)), 'v_max_i32': lambda x, y: max(i32(x), i32(y)),
         'v_bfm_b32': lambda x, y: ((1 << (x & 31)) - 1) << (y & 31), 'v_bcnt_u32_b32': lambda x, y: bin(x).count('1') + y,
     }
@@ -451,6 +452,8 @@ def vector_integers():
         'v_min3_i32': lambda x, y, z: min(map(i32, (x, y, z))), 'v_max3_i32': lambda x, y, z: max(map(i32, (x, y, z))),
         'v_med3_i32': lambda x, y, z: sorted(map(i32, (x, y, z)))[1],
         'v_med3_u32': lambda x, y, z: sorted((x, y, z))[1],
+        'v_minmax_u32': lambda x, y, z: max(min(x, y), z), 'v_maxmin_u32': lambda x, y, z: min(max(x, y), z),
+        'v_minmax_i32': lambda x, y, z: max(min(i32(x), i32(y)), i32(z)), 'v_maxmin_i32': lambda x, y, z: min(max(i32(x), i32(y)), i32(z)),
     }
     for op, fn in three.items():
         ternary(op, fn, a, b, c)
@@ -458,6 +461,16 @@ def vector_integers():
     ternary('v_perm_b32', perm, [0x80112233, 0xffeeddcc, 0x12345678, 0], [0x44558677, 0xbbaa9988, 0x9abcdef0, MASK],
             [0x07060504, 0x03020100, 0x080c0d09, 0x0b0a0a01])
     ternary('v_perm_b32', perm, a, b, [0x05040100] * 32)
+    # Of 16 bits: the upper half of the result's register stays.
+    halves = {
+        'v_lshlrev_b16': lambda x, y: y << (x & 15), 'v_lshrrev_b16': lambda x, y: (y & 0xffff) >> (x & 15),
+        'v_ashrrev_i16': lambda x, y: i16(y) >> (x & 15), 'v_mul_lo_u16': lambda x, y: x * y,
+        'v_add_nc_u16': lambda x, y: x + y, 'v_sub_nc_u16': lambda x, y: x - y,
+        'v_min_u16': lambda x, y: min(x & 0xffff, y & 0xffff), 'v_max_u16': lambda x, y: max(x & 0xffff, y & 0xffff),
+        'v_min_i16': lambda x, y: min(i16(x), i16(y)), 'v_max_i16': lambda x, y: max(i16(x), i16(y)),
+    }
+    for op, fn in halves.items():
+        case(f'{op} v0, v1, v2', {'v0': 0xabcd1234, 'v1': a, 'v2': b}, {'v0': [0xabcd0000 | fn(x, y) & 0xffff for x, y in zip(a, b)]})
     unary('v_not_b32', lambda x: ~x, US)
     unary('v_mov_b32', lambda x: x, US)
     unary('v_bfrev_b32', lambda x: int(f'{x:032b}'[::-1], 2), US)
@@ -517,6 +530,10 @@ def comparisons():
             case(f'v_cmp_{name}_{ty} vcc_lo, v1, v2', {'v1': a, 'v2': b}, {'vcc': want})
             case(f'v_cmp_{name}_{ty} s4, v1, v2', {'v1': a, 'v2': b, 'exec': 0x0ff0ffff}, {'s4': want & 0x0ff0ffff})
             case(f'v_cmpx_{name}_{ty} v1, v2', {'v1': a, 'v2': b, 'exec': 0x0ff0ffff}, {'exec': want & 0x0ff0ffff})
+    for ty, view in [('u16', lambda x: x & 0xffff), ('i16', i16)]:
+        for name, test in tests.items():
+            want = mask([test(view(x), view(y)) for x, y in zip(a, b)])
+            case(f'v_cmp_{name}_{ty} vcc_lo, v1, v2', {'v1': a, 'v2': b}, {'vcc': want})
     a, b = cross(U64)
     for ty, view in [('u64', lambda x: x), ('i64', i64)]:
         for name, test in tests.items():

@@ -182,6 +182,19 @@ fn columns() {
         },
         "stores past 2 heads of 64",
     );
+    refused(
+        "index",
+        |case| {
+            let rows = case.buffer(DType::U32, 2);
+            let x = case.buffer(DType::F32, 64);
+            let row = RowMap::At {
+                index: rows,
+                col: 2,
+            };
+            case.load_row(x, row, at(64, 0));
+        },
+        "or no column 2",
+    );
 }
 
 #[test]
@@ -266,8 +279,12 @@ fn tables() {
         table(&case)
     );
     let mut case = Case::new("tables", 1, 1, 8);
-    case.buffer(DType::U32, 2);
-    assert!(table(&case).contains("has 2 columns"), "{}", table(&case));
+    case.buffer(DType::F16, 2);
+    assert!(
+        table(&case).contains("is f16, for GPUs"),
+        "{}",
+        table(&case)
+    );
     let mut case = Case::new("tables", 1, 1, 8);
     case.pool(KvPart::Key, 1, 8);
     case.kv[0].layers = 1;
