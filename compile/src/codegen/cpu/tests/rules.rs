@@ -186,7 +186,7 @@ fn columns() {
         "index",
         |case| {
             let rows = case.buffer(DType::U32, 2);
-            let x = case.buffer(DType::F32, 64);
+            let x = case.buffer(DType::F32, 128);
             let row = RowMap::At {
                 index: rows,
                 col: 2,
