@@ -47,6 +47,18 @@ impl Plan {
         let drawing = self.sampling.iter().flat_map(|s| s.kernels());
         variants.flat_map(|v| &v.kernels).chain(drawing)
     }
+
+    /// What a launch that does `op` has rows of. Buffers are looked up: the plan is a valid one.
+    pub fn extent(&self, op: &Op) -> Dim {
+        match op {
+            Op::Embed { .. } | Op::RopeTable { .. } | Op::Attention { .. } | Op::Route { .. } => {
+                Dim::Tokens
+            }
+            Op::Region { extent, .. } => *extent,
+            Op::MatMul { x, .. } => self.buffers[*x as usize].extent,
+            Op::ExpertMatMul { tokens, .. } => self.buffers[*tokens as usize].extent,
+        }
+    }
 }
 
 /// The largest step that the plan's buffers hold.

@@ -189,7 +189,7 @@ impl Model<'_> {
     pub fn step(&self, step: Step) -> Vec<(&str, &Kernel, Time)> {
         let mut all = Vec::new();
         for launch in &self.plan.launches {
-            let rows = step.rows(extent(self.plan, &launch.op));
+            let rows = step.rows(self.plan.extent(&launch.op));
             let kernels = self.variant(&launch.variants, rows);
             for kernel in kernels.iter().flat_map(|v| &v.kernels) {
                 let time = self.time(&launch.op, kernel, rows, step);
@@ -371,17 +371,6 @@ impl Model<'_> {
             }
             _ => 0.0,
         }
-    }
-}
-
-/// What a launch has rows of.
-fn extent(plan: &Plan, op: &Op) -> Dim {
-    match op {
-        Op::Embed { .. } | Op::RopeTable { .. } | Op::Attention { .. } => Dim::Tokens,
-        Op::Region { extent, .. } => *extent,
-        Op::MatMul { x, .. } => plan.buffers[*x as usize].extent,
-        Op::Route { .. } => Dim::Tokens,
-        Op::ExpertMatMul { tokens, .. } => plan.buffers[*tokens as usize].extent,
     }
 }
 

@@ -1,7 +1,7 @@
 //! The launches of a step as one graph, captured once for each *bucket* of steps.
 
 use bundle_format::gpu::{Extent, Kernel, Sampling, draw_kind};
-use bundle_format::plan::{Dim, Limits, Op, Plan, Variant};
+use bundle_format::plan::{Limits, Variant};
 
 use bundle_format::stability::Stability;
 
@@ -66,7 +66,7 @@ impl GpuDevice {
         let plan = self.loaded.plan();
         let mut dependent = false;
         for (launch, &only_logits) in plan.launches.iter().zip(&self.outputs.only_logits) {
-            let extent = extent(plan, &launch.op);
+            let extent = plan.extent(&launch.op);
             let rows = extent.rows(bucket.tokens as usize, bucket.rows as usize) as u32;
             if rows == 0 || bucket.no_logits && only_logits {
                 continue;
@@ -135,17 +135,6 @@ fn drawing(sampling: &Sampling, kind: u32) -> Vec<&Kernel> {
         draw_kind::LIKELIEST => vec![&sampling.likeliest],
         draw_kind::ANY => vec![&sampling.likeliest, &sampling.draw],
         _ => all.to_vec(),
-    }
-}
-
-/// What a launch has rows of.
-fn extent(plan: &Plan, op: &Op) -> Dim {
-    match op {
-        Op::Embed { .. } | Op::RopeTable { .. } | Op::Attention { .. } => Dim::Tokens,
-        Op::Region { extent, .. } => *extent,
-        Op::MatMul { x, .. } => plan.buffers[*x as usize].extent,
-        Op::Route { .. } => Dim::Tokens,
-        Op::ExpertMatMul { tokens, .. } => plan.buffers[*tokens as usize].extent,
     }
 }
 
