@@ -71,8 +71,8 @@ struct ManyShape {
     static constexpr int K = K_, FRAGMENTS = K / 64;
     static constexpr int ROWS = ROWS_, FEATURES = 128;
     static constexpr int STAGES = STAGES_, STAGE_BYTES = ROWS * 128;
-    // Fragments on their way: as many as registers allow.
-    static constexpr int DEPTH = !F::AS_READ && sizeof(typename F::Fragment) > 48 ? 2 : 4;
+    // Fragments on their way: as many as registers allow. Of fewer rows there are fewer sums.
+    static constexpr int DEPTH = (!F::AS_READ && sizeof(typename F::Fragment) > 48 ? 2 : 4) * (ROWS < 128 ? 2 : 1);
     static constexpr int THREADS = 256 + 32;
     static constexpr int STRIDE = FEATURES + 4;
     static constexpr int SUMS_BYTES = ROWS * STRIDE * 4;

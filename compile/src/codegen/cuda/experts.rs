@@ -279,12 +279,11 @@ impl Products<'_, '_> {
              {SUMS_ROW}, \"as the plan says\");\n    matmul_many_experts<S, {experts}, {blocks}, {by_tokens}>(p0, {tokens}, {starts}, \
              {segments});"
         );
-        let ctas = if rows == 64 { 2 } else { 1 };
-        let bounds = format!("__launch_bounds__({threads}, {ctas}) ");
+        let bounds = format!("__launch_bounds__({threads}, 1) ");
         let mut kernel = self
             .writer
             .kernel("experts_many", parameters, &body, &bounds, threads, 1);
-        kernel.grid[0] = Extent::Fixed(self.chip.processors * ctas);
+        kernel.grid[0] = Extent::Fixed(self.chip.processors);
         kernel.shared = shared + blocks * 8;
         Ok((kernel, rows))
     }

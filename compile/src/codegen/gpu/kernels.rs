@@ -51,6 +51,13 @@ pub struct Product<'a> {
     pub segments: &'a [Segment],
 }
 
+/// A region that each block of a kernel executes.
+pub struct Prologue<'a> {
+    pub region: &'a Region,
+    /// Whether a block of this kernel stores what is not for the kernel alone.
+    pub stores: bool,
+}
+
 /// [`Op::ExpertMatMul`].
 pub struct ExpertProduct<'a> {
     pub x: u32,
@@ -387,14 +394,23 @@ impl Writer<'_> {
         Ok((self.named_struct("Region", source.text), source.pointers))
     }
 
-    /// The struct of a region that each block executes, to keep `x` to itself.
-    pub fn prologue_struct(
+    /// An expression that makes the prologue that keeps `x` to each block, whose pointers it adds to the parameters.
+    pub fn prologue(
         &mut self,
-        region: &Region,
         x: u32,
-    ) -> Result<(String, Parameters), Error> {
+        prologue: Option<Prologue>,
+        parameters: &mut Parameters,
+    ) -> Result<String, Error> {
+        let Some(Prologue { region, stores }) = prologue else {
+            return Ok("NoPrologue{}".to_string());
+        };
         let source = region::source("@", region, self.plan, Some(x))?;
-        Ok((self.named_struct("Prologue", source.text), source.pointers))
+        let name = self.named_struct("Prologue", source.text);
+        let first = parameters.len();
+        parameters.extend(source.pointers);
+        let made_of: Vec<String> = (first..parameters.len()).map(|i| format!("p{i}")).collect();
+        let stores = if stores { "blockIdx.x == 0" } else { "false" };
+        Ok(format!("{name}<false>{{{}, {stores}}}", made_of.join(", ")))
     }
 
     /// A struct that is written once for each text.
