@@ -67,6 +67,8 @@ pub struct ExpertProduct<'a> {
     /// Experts, and how many of them a token goes to.
     pub experts: u32,
     pub used: u32,
+    /// Whether the launch before multiplies pairs of the same list.
+    pub follows: bool,
 }
 
 /// [`Op::Attention`].
@@ -111,9 +113,11 @@ pub fn choose(plan: &Plan, chip: &dyn Chip, most: &Depths) -> Result<Kernels, Er
     let variants = plan
         .launches
         .iter()
-        .map(|launch| {
+        .enumerate()
+        .map(|(i, launch)| {
+            let before = i.checked_sub(1).map(|i| &plan.launches[i].op);
             writer
-                .launch(&launch.op)
+                .launch(&launch.op, before)
                 .map_err(|e| e.context(format_args!("launch '{}'", launch.name)))
         })
         .collect::<Result<Vec<_>, Error>>()?;
@@ -153,7 +157,8 @@ impl Writer<'_> {
         self.plan.limits.rows(dim)
     }
 
-    fn launch(&mut self, op: &Op) -> Result<Vec<Variant>, Error> {
+    /// The variants of a launch that does `op`; the launch before it does `before`.
+    fn launch(&mut self, op: &Op, before: Option<&Op>) -> Result<Vec<Variant>, Error> {
         match op {
             Op::Embed {
                 tokens,
@@ -259,6 +264,7 @@ impl Writer<'_> {
                     segments,
                     experts: buffers[*starts as usize].cols - 1,
                     used,
+                    follows: before.is_some_and(|before| lists(before) == Some(*starts)),
                 };
                 self.chip.experts(self, &product)
             }
@@ -467,6 +473,14 @@ impl Writer<'_> {
                 .chain(parameters.into_iter().map(|(_, arg)| arg))
                 .collect(),
         }
+    }
+}
+
+/// The starts of the list whose pairs a launch multiplies.
+fn lists(op: &Op) -> Option<u32> {
+    match op {
+        Op::ExpertMatMul { starts, .. } => Some(*starts),
+        _ => None,
     }
 }
 
