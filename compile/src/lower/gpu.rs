@@ -1,7 +1,7 @@
 //! What a plan for a GPU has otherwise: the layout of KV blocks, and the order of rows that a rotation pairs.
 
-use bundle_format::plan::{KvDType, KvGroup, Op, Plan};
-use bundle_format::region::{Inst, Operand, Region};
+use bundle_format::plan::{Dim, KvDType, KvGroup, Op, Plan};
+use bundle_format::region::{Inst, Operand, Region, RowMap};
 
 /// Arranges KV pools and weights for matrix units.
 pub fn arrange(plan: &mut Plan) {
@@ -37,4 +37,30 @@ pub fn goes_together(region: &Region, kv: &[KvGroup]) -> bool {
         },
         _ => false,
     })
+}
+
+/// The buffer through which a product of experts hands pairs' results to the launch behind it that sums them for each token, where
+/// those are all that it gives: kernels may do both, without the buffer.
+pub fn summed(product: &Op, sum: &Op) -> Option<u32> {
+    let (Op::ExpertMatMul { segments, .. }, Op::Region { extent, region }) = (product, sum) else {
+        return None;
+    };
+    let [segment] = &segments[..] else {
+        return None;
+    };
+    let epilogue = &segment.epilogue;
+    let [Inst::Tile { offset: 0 }, Inst::Store { dst, x: 0, .. }] = epilogue.body[..] else {
+        return None;
+    };
+    let Operand::Buffer(y) = epilogue.operands[dst as usize] else {
+        return None;
+    };
+    let is_y = |src: u32| region.operands[src as usize] == Operand::Buffer(y);
+    let loads = region.body.iter().filter_map(|inst| match *inst {
+        Inst::Load { src, row, .. } if is_y(src) => Some(matches!(row, RowMap::At { .. })),
+        _ => None,
+    });
+    let by_place = loads.clone().count() > 0 && loads.into_iter().all(|at| at);
+    let flat = epilogue.is_flat() && region.is_flat() && *extent == Dim::Tokens;
+    (by_place && flat && !region.has_row_sum()).then_some(y)
 }
