@@ -120,7 +120,7 @@ pub fn lives(plan: &Plan) -> Vec<Option<(usize, usize)>> {
         }
         // What is read by the kernels of the next launch, which may do this one's work.
         let next = plan.launches.get(index + 1);
-        if next.is_some_and(|next| super::gpu::summed(&launch.op, &next.op).is_some()) {
+        if next.is_some_and(|next| super::gpu::may_join(plan, &launch.op, &next.op)) {
             for place in touches(&launch.op).0 {
                 if let Place::Buffer(buffer) = place
                     && let Some(life) = &mut lives[buffer as usize]

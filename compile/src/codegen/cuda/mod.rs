@@ -48,7 +48,12 @@ impl kernels::Chip for Chip {
     }
 
     fn join(&self, writer: &mut Writer, index: usize) -> Result<Option<Kernel>, Error> {
-        experts::join(self, writer, index)
+        let plan = writer.plan;
+        let (first, second) = (&plan.launches[index - 1].op, &plan.launches[index].op);
+        match writer.route_behind(first, second)? {
+            Some(kernel) => Ok(Some(kernel)),
+            None => experts::join(self, writer, index),
+        }
     }
 
     fn attention(&self, writer: &mut Writer, attend: &Attend) -> Result<Vec<Variant>, Error> {

@@ -3,14 +3,14 @@
 use bundle_format::gpu::{Extent, Kernel};
 use bundle_format::plan::{Dim, Segment};
 
-use super::kernels::{Prologue, Writer};
+use super::kernels::{Parameters, Prologue, Writer};
 use super::segments::Items;
 use crate::error::Error;
 
 /// Rows that are multiplied at a time, where there are several.
 pub const FLOAT_ROWS: u32 = 8;
 
-const THREADS: u32 = 256;
+pub const THREADS: u32 = 256;
 
 /// Features of a block: one a warp.
 const FEATURES: u32 = THREADS / 32;
@@ -26,6 +26,22 @@ impl Writer<'_> {
         rows: u32,
         prologue: Option<Prologue>,
     ) -> Result<Kernel, Error> {
+        let (body, parameters, blocks) = self.floats_of(x, run, tiled, rows, prologue)?;
+        let mut kernel = self.kernel("matmul_floats", parameters, &body, "", THREADS, 1);
+        kernel.grid[0] = Extent::Fixed(blocks);
+        kernel.grid[1] = Extent::Rows(rows);
+        Ok(kernel)
+    }
+
+    /// What that kernel does, its parameters, and its blocks for so many rows.
+    pub fn floats_of(
+        &mut self,
+        x: u32,
+        run: &[&Segment],
+        tiled: bool,
+        rows: u32,
+        prologue: Option<Prologue>,
+    ) -> Result<(String, Parameters, u32), Error> {
         let input = &self.plan.buffers[x as usize];
         let (cols, of_rows) = (input.cols, input.extent == Dim::Rows);
         for segment in run {
@@ -45,12 +61,9 @@ impl Writer<'_> {
         let body = format!(
             "matmul_floats<{cols}, {rows}, {tiled}, {THREADS}>(counts, p0, {segments}, {prologue});"
         );
-        let mut kernel = self.kernel("matmul_floats", parameters, &body, "", THREADS, 1);
         let features = run
             .iter()
             .map(|s| self.plan.weights[s.weight as usize].rows.div_ceil(FEATURES));
-        kernel.grid[0] = Extent::Fixed(features.sum());
-        kernel.grid[1] = Extent::Rows(rows);
-        Ok(kernel)
+        Ok((body, parameters, features.sum()))
     }
 }
