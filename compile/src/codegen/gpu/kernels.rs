@@ -153,9 +153,14 @@ pub fn choose(plan: &Plan, chip: &dyn Chip, most: &Depths) -> Result<Kernels, Er
                 .map_err(|e| e.context(format_args!("launch '{}'", launch.name)))
         })
         .collect::<Result<Vec<_>, Error>>()?;
+    let mut last = 0;
     for index in 1..plan.launches.len() {
-        if let Some(kernel) = chip.join(&mut writer, index)? {
+        // One kernel does the work of two launches, not of more.
+        if index > last + 1
+            && let Some(kernel) = chip.join(&mut writer, index)?
+        {
             join(&mut variants, index, kernel);
+            last = index;
         }
     }
     let sampling = writer.sampling()?;
