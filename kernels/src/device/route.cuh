@@ -39,11 +39,12 @@ struct Rank {
     bool is_chosen, finite;
 };
 
-// Ranks the experts of the block's token number `own`, of which this thread has one with the logit v, if it is `there`; writes down
+// Ranks the experts of the block's token number `own`, of which this thread has one with the logit v, if it is there; writes down
 // and weighs those that are chosen, weights from `weights` on.
 template <class S, bool RENORMALISE>
-DEVICE Rank choose(float v, bool there, int own, int expert, Chosen<S>& chosen, float* weights, float scale) {
+DEVICE Rank choose(float v, bool token_there, int own, int expert, Chosen<S>& chosen, float* weights, float scale) {
     constexpr int USED = S::USED, GROUP = S::GROUP;
+    const bool there = token_there && expert < S::E;
     __shared__ __align__(16) float values[S::TOKENS][GROUP];
     __shared__ __align__(16) float shares[S::TOKENS][GROUP];
     __shared__ float slots[S::TOKENS][USED];
@@ -53,18 +54,22 @@ DEVICE Rank choose(float v, bool there, int own, int expert, Chosen<S>& chosen, 
     __syncthreads();
 
     int rank = 0;
-    float most = -3.40282347e38f;
-    bool finite = true;
+    // Not zero where a logit is not finite.
+    float most = -3.40282347e38f, zero = 0;
+    // A warp is of one token.
+    if (token_there)
 #pragma unroll 4
-    for (int j = 0; j < GROUP; j += 4) {
-        const float4 w = *(const float4*)&values[own][j];
-        auto meet = [&](float other, int at) {
-            finite = finite && fabsf(other) <= 3.40282347e38f;
-            most = fmaxf(most, other);
-            rank += other > v || (other == v && at < expert);
-        };
-        meet(w.x, j), meet(w.y, j + 1), meet(w.z, j + 2), meet(w.w, j + 3);
-    }
+        for (int j = 0; j < GROUP; j += 4) {
+            const float4 w = *(const float4*)&values[own][j];
+            auto meet = [&](float other, int at) {
+                zero = fmaf(other, 0.f, zero);
+                most = fmaxf(most, other);
+                const bool before = at < expert ? other >= v : other > v;
+                rank += before ? 1 : 0;
+            };
+            meet(w.x, j), meet(w.y, j + 1), meet(w.z, j + 2), meet(w.w, j + 3);
+        }
+    const bool finite = zero == 0.f;
     // Such a token goes somewhere, so that there is a list; what comes of it is not used.
     if (!finite) rank = expert;
     const float share = there && finite ? __expf(v - most) : 0.f;
@@ -119,9 +124,8 @@ DEVICE void send_behind(const Counts* counts, const float* logits, float* weight
     __syncthreads();
     if (taken + 1 < BLOCKS) return;
     const int expert = threadIdx.x % S::GROUP, own = threadIdx.x / S::GROUP;
-    const bool there = own == 0 && expert < S::E;
-    const float v = there ? __uint_as_float(load_fresh((const u32*)logits + expert)) : 0.f;
-    const Rank rank = choose<S, RENORMALISE>(v, there, own, expert, chosen, weights, scale);
+    const float v = own == 0 && expert < S::E ? __uint_as_float(load_fresh((const u32*)logits + expert)) : 0.f;
+    const Rank rank = choose<S, RENORMALISE>(v, own == 0, own, expert, chosen, weights, scale);
     if (own == 0) list_one<S>((Counts*)counts, chosen, rank, expert, places, tokens, starts);
 }
 
@@ -137,9 +141,8 @@ DEVICE void send(const Counts* counts, const float* logits, float* weights, u32*
     const int count = (int)counts->tokens, blocks = (count + S::TOKENS - 1) / S::TOKENS;
     if ((int)blockIdx.x >= blocks) return;
     const int expert = threadIdx.x % GROUP, own = threadIdx.x / GROUP, token = blockIdx.x * S::TOKENS + own;
-    const bool there = expert < E && token < count;
-    const float v = there ? logits[(u64)token * LOGITS + expert] : 0.f;
-    const Rank rank = choose<S, RENORMALISE>(v, there, own, expert, chosen, weights + (u64)token * ROW, scale);
+    const float v = expert < E && token < count ? logits[(u64)token * LOGITS + expert] : 0.f;
+    const Rank rank = choose<S, RENORMALISE>(v, token < count, own, expert, chosen, weights + (u64)token * ROW, scale);
     if (count == 1) {
         if (own == 0) list_one<S>((Counts*)counts, chosen, rank, expert, places, tokens, starts);
         return;

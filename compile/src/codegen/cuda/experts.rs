@@ -235,8 +235,9 @@ impl<'a, 'w> Products<'a, 'w> {
         let fragments = cols / FRAGMENT as u32;
         let tiles: Vec<u32> = run.iter().map(|s| self.tiles(s)).collect();
         let whole = unit_tiles(self.writer, run);
-        // Warps divide columns as long as each has some fragments of an item, then its tiles.
-        let along = prev_power_of_two((fragments / 3).max(1)).min(most);
+        // Warps divide columns as long as each has some fragments of an item, then its tiles: an item costs a warp as much as three
+        // fragments do.
+        let along = prev_power_of_two((fragments / 6).max(1)).min(most);
         let possible = |&group: &u32| {
             group.is_multiple_of(whole) && tiles.iter().all(|t| t.is_multiple_of(group))
         };

@@ -12,8 +12,8 @@ pub const FLOAT_ROWS: u32 = 8;
 
 pub const THREADS: u32 = 256;
 
-/// Features of a block: one a warp.
-const FEATURES: u32 = THREADS / 32;
+/// Warps that share a feature's columns, of several rows.
+const SPLIT: u32 = 4;
 
 impl Writer<'_> {
     /// The kernel of a run of segments of f32, which takes so many rows of x at a time; of one row, blocks may make it.
@@ -55,15 +55,22 @@ impl Writer<'_> {
             }
         }
         let told = self.chip.tells_threads().then_some(THREADS);
-        let items = Items::of(FEATURES, tiled, of_rows).by(told);
+        let at_once = match rows {
+            1 => THREADS / 32,
+            _ => THREADS / 32 / SPLIT,
+        };
+        let items = Items::of(at_once, tiled, of_rows).by(told);
         let (segments, mut parameters) = self.segments(x, run, &items)?;
-        let prologue = self.prologue(x, prologue, &mut parameters)?;
-        let body = format!(
-            "matmul_floats<{cols}, {rows}, {tiled}, {THREADS}>(counts, p0, {segments}, {prologue});"
-        );
+        let prologue = self.prologue(x, prologue.filter(|_| rows == 1), &mut parameters)?;
+        let body = match rows {
+            1 => format!("matmul_floats<{cols}, {THREADS}>(counts, p0, {segments}, {prologue});"),
+            _ => format!(
+                "matmul_floats_rows<{cols}, {rows}, {tiled}, {SPLIT}, {THREADS}>(counts, p0, {segments});"
+            ),
+        };
         let features = run
             .iter()
-            .map(|s| self.plan.weights[s.weight as usize].rows.div_ceil(FEATURES));
+            .map(|s| self.plan.weights[s.weight as usize].rows.div_ceil(at_once));
         Ok((body, parameters, features.sum()))
     }
 }
