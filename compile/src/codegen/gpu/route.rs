@@ -42,8 +42,6 @@ impl Shape {
 /// What a route is made of, in the order in which its kernels take it.
 struct Route<'a> {
     logits: u32,
-    renormalise: bool,
-    scale: f32,
     /// Weights, places, tokens, starts.
     outputs: &'a [u32; 4],
 }
@@ -100,8 +98,6 @@ impl Writer<'_> {
     ) -> Result<Vec<Variant>, Error> {
         let route = Route {
             logits,
-            renormalise,
-            scale,
             outputs: &outputs,
         };
         let (shape, text) = self.route_shape(&route)?;
@@ -160,8 +156,6 @@ impl Writer<'_> {
         }
         let route = Route {
             logits: *logits,
-            renormalise: *renormalise,
-            scale: *scale,
             outputs: &[*weights, *places, *tokens, *starts],
         };
         let (shape, text) = self.route_shape(&route)?;
