@@ -69,19 +69,25 @@ DEVICE void matmul_few(const Counts* counts, const u16* x, const Segments& segme
     const int rows = all < S::ROWS ? all : S::ROWS;
     x += (u64)row0 * K;
 
-    // Rows that are not there are those that are: what they yield is not used.
+    // Rows that are not there are those that are: what they yield is not used. Each pointer is at the round's first column,
+    // so that others are at distances that instructions hold.
     const u16* x_row[NT];
 #pragma unroll
     for (int n = 0; n < NT; n++) {
         int row = 8 * n + g;
         x_row[n] = x + (u64)(row < rows ? row : rows - 1) * K + begin * 64 + 8 * t;
     }
+    // What is multiplied, and what is multiplied next.
+    U4 b[2][NT];
+#pragma unroll
+    for (int n = 0; n < NT; n++) b[0][n] = load_shared_line((const U4*)x_row[n]);
 
     float acc[TILES][NT][4] = {};
     int set = 0;
     // With many sums, a number that the assembler doesn't know: it would unroll a few rounds and move all their reads ahead,
-    // into more registers than there are. Blocks have one row of threads. Of one round it knows best.
-    const int rounds = S::ROUNDS + (NT > 1 && S::ROUNDS > 1 ? threadIdx.y & 1 : 0);
+    // into more registers than there are. Of one round it knows best.
+    int rounds = S::ROUNDS;
+    if (NT > 1 && S::ROUNDS > 1) asm volatile("mov.u32 %0, %1;" : "=r"(rounds) : "n"(S::ROUNDS));
     for (int item = first; item < last; item++) {
         const u8* next = item + 1 < last ? segments.item(item + 1) + within : p;
 #pragma unroll 1
@@ -92,26 +98,33 @@ DEVICE void matmul_few(const Counts* counts, const u16* x, const Segments& segme
 #pragma unroll
             for (int i = 0; i < DEPTH; i++) {
                 const int c = round * DEPTH + i;
-                const bool here = S::EVEN || c < count;
-                const int column = here ? c : 0;
-                U4 b[NT][2];
+                const bool here = S::EVEN || c < count, ends = i + 1 == DEPTH;
 #pragma unroll
-                for (int n = 0; n < NT; n++)
+                for (int half = 0; half < 2; half++) {
+                    // A column that is not there counts for nothing: its weights are zero.
+                    const bool moves = ends && half == 1;
+                    if (moves)
 #pragma unroll
-                    for (int half = 0; half < 2; half++)
-                        b[n][half] = load_shared_line((const U4*)(x_row[n] + column * 64 + half * 32));
-#pragma unroll
-                for (int r = 0; r < TILES; r++)
-#pragma unroll
-                    for (int step = 0; step < 4; step++) {
-                        u32 a[4];
-                        F::dequantise(ring[i][r], step, a);
+                        for (int n = 0; n < NT; n++) x_row[n] += wraps ? (1 - rounds) * DEPTH * 64 : DEPTH * 64;
+                    if (S::EVEN || (half == 0 ? here : (moves && wraps) || c + 1 < count))
 #pragma unroll
                         for (int n = 0; n < NT; n++) {
-                            const U4& v = b[n][step / 2];
-                            multiply(acc[r][n], a, step % 2 ? v.z : v.x, step % 2 ? v.w : v.y);
+                            const u16* at = x_row[n] + (moves ? 0 : i * 64 + half * 32 + 32);
+                            b[half ^ 1][n] = load_shared_line((const U4*)at);
                         }
-                    }
+#pragma unroll
+                    for (int r = 0; r < TILES; r++)
+#pragma unroll
+                        for (int step = 0; step < 2; step++) {
+                            u32 a[4];
+                            F::dequantise(ring[i][r], 2 * half + step, a);
+#pragma unroll
+                            for (int n = 0; n < NT; n++) {
+                                const U4& v = b[half][n];
+                                multiply(acc[r][n], a, step ? v.z : v.x, step ? v.w : v.y);
+                            }
+                        }
+                }
                 // This slot's next fragment: DEPTH further, or of the next item.
                 const bool there = more && (S::EVEN || (wraps ? i : c + DEPTH) < count);
 #pragma unroll
