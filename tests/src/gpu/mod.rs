@@ -1,5 +1,6 @@
 //! What the kernels of GPUs are compared by, be it on a card or on the simulator of one: one harness for both.
 
+pub mod alone;
 pub mod model;
 pub mod product;
 pub mod products;
