@@ -2,6 +2,8 @@
 
 pub mod alone;
 pub mod model;
+pub mod ops;
+pub mod plans;
 pub mod product;
 pub mod products;
 
