@@ -345,6 +345,9 @@ pub struct BenchArgs {
     /// Tokens to decode
     #[arg(long = "gen", value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     pub generate: u32,
+    /// Tokens that each sequence has before it decodes
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub depth: u32,
     /// Sequences to decode at a time [default: 1,8,32 as far as the bundle's --max-batch goes]
     #[arg(long, value_name = "N,N…", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
     pub batch: Option<Vec<u32>>,

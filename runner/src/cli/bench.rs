@@ -1,6 +1,6 @@
 //! `fastrun bench`: tokens a second, measured as shared figures of other runners are: one prompt, the logits of the last
-//! token of each step; then decoding from an empty context, each token the likeliest one behind the last. Each figure is the
-//! median of several repetitions after a warm-up. The memory's read rate, measured in the same run, says how much there is to
+//! token of each step; then decoding from an empty context, or behind `--depth` tokens, each token the likeliest one behind
+//! the last. Each figure is the median of several repetitions after a warm-up. The memory's read rate, measured in the same run, says how much there is to
 //! get.
 
 mod chart;
@@ -46,6 +46,8 @@ const WARM_UP_PROMPT: u32 = 32;
 struct Work {
     prompt: u32,
     generate: u32,
+    /// Tokens that each sequence has before it decodes.
+    depth: u32,
     batches: Vec<u32>,
     repeat: u32,
     vocab: u32,
@@ -55,7 +57,7 @@ struct Work {
 
 /// One thing that was measured.
 struct Figure {
-    /// Key in the JSON: `pp512`, `tg128_b8`.
+    /// Key in the JSON: `pp512`, `tg128_b8`, `tg128_d256_b8`.
     key: String,
     /// Sequences that decode together; none: a prompt.
     batch: Option<u32>,
@@ -66,11 +68,44 @@ struct Figure {
     expert_bytes: Option<f64>,
 }
 
-/// What a device has done so far.
-#[derive(Default)]
+/// What a device has done so far, or within some time.
+#[derive(Debug, Default, PartialEq)]
 struct Done {
     times: Option<Vec<LaunchTime>>,
     expert_bytes: Option<u64>,
+}
+
+impl Done {
+    /// What was done since `before`.
+    fn since(self, before: Done) -> Done {
+        let times = |(mut after, before): (Vec<LaunchTime>, Vec<LaunchTime>)| {
+            for (after, before) in after.iter_mut().zip(before) {
+                after.nanoseconds = after.nanoseconds.saturating_sub(before.nanoseconds);
+            }
+            after
+        };
+        Done {
+            times: self.times.zip(before.times).map(times),
+            expert_bytes: self
+                .expert_bytes
+                .zip(before.expert_bytes)
+                .map(|(after, before)| after - before),
+        }
+    }
+
+    /// Both together.
+    fn and(self, more: Done) -> Done {
+        let times = |(mut sum, more): (Vec<LaunchTime>, Vec<LaunchTime>)| {
+            for (sum, more) in sum.iter_mut().zip(more) {
+                sum.nanoseconds += more.nanoseconds;
+            }
+            sum
+        };
+        Done {
+            times: self.times.zip(more.times).map(times),
+            expert_bytes: self.expert_bytes.zip(more.expert_bytes).map(|(a, b)| a + b),
+        }
+    }
 }
 
 pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Failure> {
@@ -124,7 +159,7 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Failure> {
         read_rate,
         weight_bytes: roof::weight_bytes(session.plan()),
         expert_bytes: expert_bytes(&figures),
-        kv_bytes: roof::kv_bytes(&session.plan().kv, WARM_UP, work.generate),
+        kv_bytes: roof::kv_bytes(&session.plan().kv, work.depth + WARM_UP, work.generate),
     };
     if let Some(svg) = svg {
         svg.write(&chart(&session, bundle, &work, threads, &figures, &roof).svg())?;
@@ -162,19 +197,31 @@ impl Work {
             )))
         };
         fits(&format!("--prompt {}", args.prompt), args.prompt)?;
-        let positions = args.generate.saturating_add(WARM_UP);
+        let behind = match args.depth {
+            0 => String::new(),
+            depth => format!(" behind --depth {depth}"),
+        };
         fits(
-            &format!("--gen {}, with its warm-up,", args.generate),
-            positions,
+            &format!("--gen {}{behind}, with its warm-up,", args.generate),
+            (args.generate.saturating_add(WARM_UP)).saturating_add(args.depth),
         )?;
         Ok(Work {
             prompt: args.prompt,
             generate: args.generate,
+            depth: args.depth,
             batches,
             repeat: args.repeat,
             vocab,
             in_flight: 1,
         })
+    }
+
+    /// Key of the decoding of `batch` sequences in the JSON.
+    fn key(&self, batch: u32) -> String {
+        match self.depth {
+            0 => format!("tg{}_b{batch}", self.generate),
+            depth => format!("tg{}_d{depth}_b{batch}", self.generate),
+        }
     }
 }
 
@@ -192,44 +239,41 @@ fn measure<D: Device>(
     if work.in_flight > 1 {
         // It prepares each size of a step once, for each of the steps that it has at a time.
         for _ in 0..work.in_flight {
-            prefill(forward, &prompt)?;
+            prefill(forward, &prompt, &done)?;
         }
     } else {
-        prefill(forward, &prompt[..work.prompt.min(WARM_UP_PROMPT) as usize])?;
+        let prompt = &prompt[..work.prompt.min(WARM_UP_PROMPT) as usize];
+        prefill(forward, prompt, &done)?;
     }
 
     let cases = std::iter::once(None).chain(work.batches.iter().copied().map(Some));
     let mut figures = Vec::new();
     for batch in cases {
-        let before = done(forward.device());
-        let mut seconds = Vec::new();
+        let mut runs = Vec::new();
         for _ in 0..work.repeat {
-            let time = match batch {
-                None => prefill(forward, &prompt)?,
-                Some(batch) => generate(forward, work, batch)?,
-            };
-            seconds.push(time.as_secs_f64());
+            runs.push(match batch {
+                None => prefill(forward, &prompt, &done)?,
+                Some(batch) => generate(forward, work, batch, &done)?,
+            });
             bar.inc(1);
         }
-        let after = done(forward.device());
+        let (seconds, spent): (Vec<f64>, Vec<Done>) = runs
+            .into_iter()
+            .map(|(time, spent)| (time.as_secs_f64(), spent))
+            .unzip();
+        let spent = spent.into_iter().reduce(Done::and).unwrap_or_default();
         let (key, tokens) = match batch {
             None => (format!("pp{}", work.prompt), f64::from(work.prompt)),
-            Some(b) => (
-                format!("tg{}_b{b}", work.generate),
-                f64::from(b) * f64::from(work.generate),
-            ),
+            Some(b) => (work.key(b), f64::from(b) * f64::from(work.generate)),
         };
         figures.push(Figure {
             key,
             batch,
             rate: tokens / median(seconds),
-            profile: before
-                .times
-                .zip(after.times)
-                .map(|(b, a)| Profile::new(&b, &a)),
-            expert_bytes: before.expert_bytes.zip(after.expert_bytes).map(|(b, a)| {
-                let steps = work.repeat * (WARM_UP + work.generate);
-                (a - b) as f64 / f64::from(steps)
+            profile: spent.times.map(|times| Profile::new(&times)),
+            expert_bytes: spent.expert_bytes.map(|bytes| {
+                let steps = work.repeat * work.generate;
+                bytes as f64 / f64::from(steps)
             }),
         });
     }
@@ -237,35 +281,56 @@ fn measure<D: Device>(
     Ok(figures)
 }
 
-/// The time that a prompt takes as a new sequence.
-fn prefill<D: Device>(forward: &mut Forward<D>, prompt: &[u32]) -> Result<Duration, Error> {
+/// The time that a prompt takes as a new sequence, and what was done in it.
+fn prefill<D: Device>(
+    forward: &mut Forward<D>,
+    prompt: &[u32],
+    done: impl Fn(&D) -> Done,
+) -> Result<(Duration, Done), Error> {
     let mut lane = Lane::default();
+    let before = done(forward.device());
     let start = Instant::now();
-    for chunk in prompt.chunks(forward.limits().max_tokens as usize) {
-        let last = chunk.len() as u32 - 1;
-        forward.feed(&mut lane, chunk, [(last, false)])?;
-    }
+    read(forward, &mut lane, prompt)?;
     let time = start.elapsed();
+    let spent = done(forward.device()).since(before);
     forward.release(&mut lane);
-    Ok(time)
+    Ok((time, spent))
 }
 
-/// The time that `batch` new sequences take to decode, without the warm-up.
+/// Feeds a prompt in chunks, each of which draws a token from its last row.
+fn read<D: Device>(forward: &mut Forward<D>, lane: &mut Lane, prompt: &[u32]) -> Result<(), Error> {
+    for chunk in prompt.chunks(forward.limits().max_tokens as usize) {
+        let last = chunk.len() as u32 - 1;
+        forward.feed(lane, chunk, [(last, false)])?;
+    }
+    Ok(())
+}
+
+/// The time that `batch` new sequences take to decode behind their first tokens and the warm-up, and what was done in it.
 fn generate<D: Device>(
     forward: &mut Forward<D>,
     work: &Work,
     batch: u32,
-) -> Result<Duration, Error> {
+    done: impl Fn(&D) -> Done,
+) -> Result<(Duration, Done), Error> {
     let mut sources: Vec<TokenSource> = (0..batch)
         .map(|s| TokenSource::Id((5 + s) % work.vocab))
         .collect();
     let mut lanes: Vec<Lane> = sources.iter().map(|_| Lane::default()).collect();
+    for (lane, s) in lanes.iter_mut().zip(0..) {
+        let prompt: Vec<u32> = (0..work.depth)
+            .map(|i| (7 + s + i % 1000) % work.vocab)
+            .collect();
+        read(forward, lane, &prompt)?;
+    }
     draw(forward, work, &mut lanes, &mut sources, WARM_UP)?;
+    let before = done(forward.device());
     let start = Instant::now();
     draw(forward, work, &mut lanes, &mut sources, work.generate)?;
     let time = start.elapsed();
+    let spent = done(forward.device()).since(before);
     lanes.iter_mut().for_each(|lane| forward.release(lane));
-    Ok(time)
+    Ok((time, spent))
 }
 
 /// Decodes `steps` tokens of each sequence, the first being `sources`, each other one drawn by the step before; then
@@ -353,6 +418,7 @@ fn chart(
         prompt: work.prompt,
         prefill: prefill.map_or(0.0, |f| f.rate),
         generate: work.generate,
+        depth: work.depth,
         points: decode.collect(),
         roof: roof.clone(),
     }
@@ -466,6 +532,25 @@ mod tests {
             "{prompt}"
         );
         assert!(text(&["--gen", "511"]).contains("513 positions"));
+        let depth = text(&["--gen", "100", "--depth", "411"]);
+        assert!(
+            depth.contains("behind --depth 411") && depth.contains("513 positions"),
+            "{depth}"
+        );
+    }
+
+    #[test]
+    fn what_was_done_is_counted_between_two_looks() {
+        let done = |nanoseconds, bytes| Done {
+            times: Some(vec![LaunchTime {
+                name: "blk.0.qkv".into(),
+                nanoseconds,
+            }]),
+            expert_bytes: Some(bytes),
+        };
+        let first = done(50, 400).since(done(20, 100));
+        let second = done(90, 500).since(done(60, 490));
+        assert_eq!(first.and(second), done(60, 310));
     }
 
     #[test]

@@ -54,6 +54,8 @@ pub struct Chart {
     pub prefill: f64,
     /// Tokens that each sequence decodes.
     pub generate: u32,
+    /// Tokens that each sequence has before.
+    pub depth: u32,
     /// Decoding, by batch size.
     pub points: Vec<Point>,
     pub roof: Roof,
@@ -214,14 +216,18 @@ impl Chart {
     /// What the figures mean.
     fn foot(&self, svg: &mut Svg) {
         let limit = format!(
-            "Limit: {} GB/s, read by {} in the same run. Each sequence decodes {} tokens from an empty context.",
+            "Limit: {} GB/s, read by {} in the same run. Each sequence decodes {} tokens {}.",
             number(self.roof.read_rate / 1e9),
             if self.threads == 1 {
                 "one thread"
             } else {
                 "as many threads"
             },
-            self.generate
+            self.generate,
+            match self.depth {
+                0 => "from an empty context".to_string(),
+                depth => format!("behind {depth} others"),
+            }
         );
         let steps = format!(
             "A step reads {} MB of weights and, on average, {} MB of keys and values per sequence.",
@@ -365,6 +371,7 @@ mod tests {
             prompt: 512,
             prefill: 913.25,
             generate: 128,
+            depth: 0,
             points: points
                 .iter()
                 .map(|&(batch, rate)| Point { batch, rate })

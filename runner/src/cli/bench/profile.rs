@@ -5,7 +5,7 @@ use std::io::Write;
 use fastrun::device::cpu::LaunchTime;
 use serde_json::{Map, Value, json};
 
-/// Times between two looks at a device.
+/// Times of a device's launches.
 #[derive(Debug, PartialEq)]
 pub struct Profile {
     /// Name and seconds; the largest first.
@@ -13,12 +13,12 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// From the times so far at the first look and at the second.
-    pub fn new(before: &[LaunchTime], after: &[LaunchTime]) -> Profile {
+    /// From the times of all launches.
+    pub fn new(times: &[LaunchTime]) -> Profile {
         let mut launches: Vec<(String, f64)> = Vec::new();
-        for (before, after) in before.iter().zip(after) {
-            let name = without_layer(&after.name);
-            let seconds = after.nanoseconds.saturating_sub(before.nanoseconds) as f64 / 1e9;
+        for launch in times {
+            let name = without_layer(&launch.name);
+            let seconds = launch.nanoseconds as f64 / 1e9;
             match launches.iter_mut().find(|(n, _)| *n == name) {
                 Some((_, sum)) => *sum += seconds,
                 None => launches.push((name, seconds)),
@@ -77,7 +77,7 @@ mod tests {
             };
             names.into_iter().zip(ns).map(time).collect::<Vec<_>>()
         };
-        let profile = Profile::new(&times([100, 10, 10]), &times([125, 60, 35]));
+        let profile = Profile::new(&times([25, 50, 25]));
         let shares: Vec<_> = profile.shares().collect();
         assert_eq!(shares, [("blk.*.qkv", 0.75), ("head", 0.25)]);
         let mut out = Vec::new();
