@@ -78,6 +78,19 @@ pub mod draw_kind {
     pub const SELECTED: u32 = 3;
 }
 
+/// Words of [`Arg::Counts`].
+pub mod counts {
+    /// All of them.
+    pub const WORDS: usize = 7;
+    /// How many routes ([`Op::Route`](crate::plan::Op::Route)) of the step have run: 0 when it begins.
+    pub const ROUTES: usize = 4;
+    /// The first of them, counted from 0, that met a token whose logits are not finite; [`NO_ROUTE`] when it begins.
+    pub const BAD_ROUTE: usize = 5;
+    /// The first such token of it.
+    pub const BAD_TOKEN: usize = 6;
+    pub const NO_ROUTE: u32 = u32::MAX;
+}
+
 /// What is wrong with an entry of [`Arg::Drawn`].
 pub mod drawn_fault {
     pub const NONE: u32 = 0;
@@ -100,7 +113,8 @@ pub enum Extent {
 /// An argument of a kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Arg {
-    /// The step's numbers of tokens, sequences, rows and tiles: u32 each, in device memory.
+    /// The step's numbers of tokens, sequences, rows and tiles: u32 each, in device memory. Behind them u32 words that routers
+    /// write ([`counts`]).
     Counts,
     /// Row 0 of a buffer.
     Buffer(u32),

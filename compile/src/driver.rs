@@ -11,7 +11,7 @@ use crate::codegen::{self, Code};
 use crate::error::Error;
 use crate::gguf::Gguf;
 use crate::ir::text::kv_dtype_name;
-use crate::ir::{Graph, Op};
+use crate::ir::Graph;
 use crate::output::Output;
 use crate::passes::Activations;
 use crate::progress::Progress;
@@ -83,9 +83,6 @@ pub fn compile_graph(
 ) -> Result<Compiled, Error> {
     let limits = limits(gguf, options)?;
     let mut graph = arch::build(gguf, limits.context)?;
-    if options.target.is_gpu() {
-        refuse_experts(&graph, options.target)?;
-    }
     store_kv_as(&mut graph, options.kv)?;
     imported(&graph);
     let mut settings = options.passes.clone();
@@ -152,18 +149,6 @@ pub fn compile(
         progress,
     )?;
     Ok(output.to_path_buf())
-}
-
-/// Refuses a mixture of experts for targets that lack its kernels.
-fn refuse_experts(graph: &Graph, target: Target) -> Result<(), Error> {
-    match graph.nodes.iter().any(|n| matches!(n.op, Op::Route { .. })) {
-        false => Ok(()),
-        true => Err(Error::Unsupported(format!(
-            "a {} model with a mixture of experts for {target}: this target has no kernels yet that route tokens and \
-             multiply with the weights of experts; compile it for cpu",
-            graph.arch
-        ))),
-    }
 }
 
 /// Chooses the type of the cached keys and values.

@@ -155,7 +155,15 @@ impl<'a> Packer<'a> {
             return out.copy_from_slice(&bytes[from..from + out.len()]);
         }
         if self.weight.layout == WeightLayout::RowMajor {
-            return out.copy_from_slice(&self.row(0)[from..from + out.len()]);
+            let (mut row, mut cut) = (from / self.row_bytes, from % self.row_bytes);
+            let mut rest = out;
+            while !rest.is_empty() {
+                let bytes = &self.row(row as u32)[cut..];
+                let (next, after) = rest.split_at_mut(bytes.len().min(rest.len()));
+                next.copy_from_slice(&bytes[..next.len()]);
+                (row, cut, rest) = (row + 1, 0, after);
+            }
+            return;
         }
         let groups = self.weight.rows.div_ceil(self.group_rows()) as usize;
         let group_bytes = self.weight.len as usize / groups;

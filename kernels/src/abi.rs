@@ -3,8 +3,9 @@
 //! A bundle names microkernels by id and records [`VERSION`]; the runner refuses another version or an unknown id. An id
 //! keeps its meaning for ever: a changed meaning is a new id.
 
-/// Version of this ABI: of the argument structures, of the layouts in [`crate::pack`], and of the signature of regions.
-pub const VERSION: u32 = 2;
+/// Version of this ABI: of the argument structures, of the layouts in [`crate::pack`], of the signature of regions, and of what the
+/// kernels of GPUs find behind their arguments.
+pub const VERSION: u32 = 3;
 
 /// The type of a compiled region, in a calling convention.
 macro_rules! region_fn {

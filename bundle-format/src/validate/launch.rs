@@ -202,8 +202,11 @@ fn product(
                 format!("those of x, {}", input.cols),
                 weight.cols
             );
-            let types = match weight.layout {
+            let types: &[DType] = match weight.layout {
                 WeightLayout::Fragment16 => &[DType::F16],
+                WeightLayout::RowMajor if weight.encoding == Encoding::F32 => {
+                    &[DType::F32, DType::F16]
+                }
                 WeightLayout::RowMajor | WeightLayout::Interleave8 => {
                     activation_types(weight.encoding)
                 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bundle_format::plan::{ALIGN, Slice, Weight, WeightLayout};
+use bundle_format::plan::{ALIGN, Encoding, Slice, Weight, WeightLayout};
 
 use bundle_format::target::Target;
 
@@ -117,7 +117,14 @@ impl Weights {
     }
 
     fn add_matrix(&mut self, graph: &Graph, tensors: &[TensorId]) -> Result<(), Error> {
-        self.add(graph, tensors, self.layout.matrix)
+        let layout = match graph.tensor(tensors[0]).encoding {
+            // A router's: matrix units would round it.
+            Encoding::F32 if self.layout.matrix == WeightLayout::Fragment16 => {
+                WeightLayout::RowMajor
+            }
+            _ => self.layout.matrix,
+        };
+        self.add(graph, tensors, layout)
     }
 
     fn add(

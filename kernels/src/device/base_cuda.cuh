@@ -193,7 +193,7 @@ DEVICE u32 next_ticket(u32* p, u32 last) {
 // which not every chip keeps in a register.
 template <int THREADS>
 DEVICE u32 block_threads() {
-    return THREADS == 32 ? 32 : blockDim.x;
+    return THREADS ? THREADS : blockDim.x;
 }
 // Of these threads, this one's number: of 32, one warp of a block has a task of its own.
 template <int THREADS>

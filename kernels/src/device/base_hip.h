@@ -52,6 +52,7 @@ DEVICE u32 permute(u32 a, u32 b, u32 selector) {
     const u32 bytes = (selector & 7) | (selector >> 4 & 7) << 8 | (selector >> 8 & 7) << 16 | (selector >> 12 & 7) << 24;
     return __builtin_amdgcn_perm(b, a, bytes);
 }
+DEVICE u32 __popc(u32 v) { return __builtin_popcount(v); }
 DEVICE u32 __byte_perm(u32 a, u32 b, u32 selector) { return permute(a, b, selector); }
 
 // ---- Numbers ----
@@ -114,6 +115,7 @@ template <class T>
 DEVICE T load_fresh(const T* p) {
     return __hip_atomic_load(p, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT);
 }
+DEVICE u32 atomicOr(u32* p, u32 v) { return __hip_atomic_fetch_or(p, v, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_WORKGROUP); }
 DEVICE u32 atomicAdd(u32* p, u32 v) { return __hip_atomic_fetch_add(p, v, __ATOMIC_RELAXED, __HIP_MEMORY_SCOPE_AGENT); }
 // The next of `last + 1` tickets, and what other blocks wrote before they took theirs; after the last it is the first's turn
 // again.

@@ -36,6 +36,59 @@ struct MatMulShape {
     static constexpr int SHARED = 2 * SUMS * 4;
 };
 
+// Adds a fragment of each of a warp's tiles times the 64 columns of x at `column`.
+template <class S>
+DEVICE void add_column(float (&acc)[S::TILES][S::NT][4], const typename S::F::Fragment (&fragment)[S::TILES],
+                       const u16* const (&x_row)[S::NT], int column) {
+    U4 b[S::NT][2];
+#pragma unroll
+    for (int n = 0; n < S::NT; n++)
+#pragma unroll
+        for (int half = 0; half < 2; half++)
+            b[n][half] = load_shared_line((const U4*)(x_row[n] + column * 64 + half * 32));
+#pragma unroll
+    for (int r = 0; r < S::TILES; r++)
+#pragma unroll
+        for (int step = 0; step < 4; step++) {
+            u32 a[4];
+            S::F::dequantise(fragment[r], step, a);
+#pragma unroll
+            for (int n = 0; n < S::NT; n++) {
+                const U4& v = b[n][step / 2];
+                multiply(acc[r][n], a, step % 2 ? v.z : v.x, step % 2 ? v.w : v.y);
+            }
+        }
+}
+
+// The sums of an item over all warps that share its columns, [rows][S::STRIDE] in shared memory; a warp's are zero then.
+template <class S>
+DEVICE const float* add_up(float (&acc)[S::TILES][S::NT][4], float* sums, int rows) {
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
+    const int across = warp % S::ACROSS, along = warp / S::ACROSS;
+    float* mine = sums + along * S::ROWS * S::STRIDE + across * S::TILES * 16 + g;
+#pragma unroll
+    for (int r = 0; r < S::TILES; r++)
+#pragma unroll
+        for (int n = 0; n < S::NT; n++) {
+            float* at = mine + r * 16 + (8 * n + 2 * t) * S::STRIDE;
+            at[0] = acc[r][n][0], at[S::STRIDE] = acc[r][n][1];
+            at[8] = acc[r][n][2], at[S::STRIDE + 8] = acc[r][n][3];
+#pragma unroll
+            for (int j = 0; j < 4; j++) acc[r][n][j] = 0;
+        }
+    __syncthreads();
+    // Always in this order: the same bits whatever runs beside it.
+    for (int i = threadIdx.x; i < rows * S::GROUP * 16; i += S::THREADS) {
+        int at = i / (S::GROUP * 16) * S::STRIDE + i % (S::GROUP * 16);
+        float v = sums[at];
+#pragma unroll 4
+        for (int k = 1; k < S::ALONG; k++) v += sums[at + k * S::ROWS * S::STRIDE];
+        sums[at] = v;
+    }
+    __syncthreads();
+    return sums;
+}
+
 template <class S, class Segments>
 DEVICE void matmul_few(const Counts* counts, const u16* x, const Segments& segments) {
     using F = typename S::F;
@@ -94,24 +147,7 @@ DEVICE void matmul_few(const Counts* counts, const u16* x, const Segments& segme
                 const int c = round * DEPTH + i;
                 const bool here = S::EVEN || c < count;
                 const int column = here ? c : 0;
-                U4 b[NT][2];
-#pragma unroll
-                for (int n = 0; n < NT; n++)
-#pragma unroll
-                    for (int half = 0; half < 2; half++)
-                        b[n][half] = load_shared_line((const U4*)(x_row[n] + column * 64 + half * 32));
-#pragma unroll
-                for (int r = 0; r < TILES; r++)
-#pragma unroll
-                    for (int step = 0; step < 4; step++) {
-                        u32 a[4];
-                        F::dequantise(ring[i][r], step, a);
-#pragma unroll
-                        for (int n = 0; n < NT; n++) {
-                            const U4& v = b[n][step / 2];
-                            multiply(acc[r][n], a, step % 2 ? v.z : v.x, step % 2 ? v.w : v.y);
-                        }
-                    }
+                add_column<S>(acc, ring[i], x_row, column);
                 // This slot's next fragment: DEPTH further, or of the next item.
                 const bool there = more && (S::EVEN || (wraps ? i : c + DEPTH) < count);
 #pragma unroll
@@ -125,28 +161,7 @@ DEVICE void matmul_few(const Counts* counts, const u16* x, const Segments& segme
         }
         p = next;
 
-        float* mine = sums + set * S::SUMS + along * S::ROWS * S::STRIDE + across * TILES * 16 + g;
-#pragma unroll
-        for (int r = 0; r < TILES; r++)
-#pragma unroll
-            for (int n = 0; n < NT; n++) {
-                float* at = mine + r * 16 + (8 * n + 2 * t) * S::STRIDE;
-                at[0] = acc[r][n][0], at[S::STRIDE] = acc[r][n][1];
-                at[8] = acc[r][n][2], at[S::STRIDE + 8] = acc[r][n][3];
-#pragma unroll
-                for (int j = 0; j < 4; j++) acc[r][n][j] = 0;
-            }
-        __syncthreads();
-        // Always in this order: the same bits whatever runs beside it.
-        float* total = sums + set * S::SUMS;
-        for (int i = threadIdx.x; i < rows * S::GROUP * 16; i += S::THREADS) {
-            int at = i / (S::GROUP * 16) * S::STRIDE + i % (S::GROUP * 16);
-            float v = total[at];
-#pragma unroll 4
-            for (int k = 1; k < S::ALONG; k++) v += total[at + k * S::ROWS * S::STRIDE];
-            total[at] = v;
-        }
-        __syncthreads();
+        const float* total = add_up<S>(acc, sums + set * S::SUMS, rows);
         segments.finish(item, row0, total, S::STRIDE, rows);
         // The other set of sums is free: whoever still reads this one is before the next barrier.
         set ^= 1;

@@ -224,11 +224,12 @@ struct MultiplierOf<F, K, true> {
     using Type = ByBytes<F, K>;
 };
 
-template <class Format, int K_, int WARPS_, int GROUP_, int DEPTH_>
+// XS: rows of x, where each tile of an item has one of its own (matmul_experts.cuh).
+template <class Format, int K_, int WARPS_, int GROUP_, int DEPTH_, int XS_ = 1>
 struct OneShape {
     using F = Format;
-    static constexpr int K = K_, WARPS = WARPS_, GROUP = GROUP_, DEPTH = DEPTH_;
-    using Multiplier = typename MultiplierOf<F, K, F::AS_BYTES>::Type;
+    static constexpr int K = K_, WARPS = WARPS_, GROUP = GROUP_, DEPTH = DEPTH_, XS = XS_;
+    using Multiplier = typename MultiplierOf<F, XS * K, F::AS_BYTES>::Type;
     static constexpr int WORKERS = 32 * WARPS, THREADS = WORKERS + 32;
     static constexpr int STEPS = (K / 64 + Multiplier::FRAGMENTS - 1) / Multiplier::FRAGMENTS;
     // Warps that share a tile's columns.
@@ -243,6 +244,7 @@ struct OneShape {
     // Sets of sums that are under way to the warp that adds them up.
     static constexpr int SETS = 4;
     static_assert(K % 64 == 0 && WARPS % GROUP == 0, "warps divide an item evenly");
+    static_assert(XS == 1 || XS == GROUP && K / 64 % Multiplier::FRAGMENTS == 0, "rows of x are whole steps");
     // Shared memory: x, sets of sums, totals, two barriers for each set.
     static constexpr int SUMS = ALONG * FEATURES;
     static constexpr int SHARED = Multiplier::SHARED + (SETS * SUMS + FEATURES) * 4 + SETS * 16;
@@ -300,34 +302,103 @@ DEVICE void finish_items(const Segments& segments, const float* sums, float* tot
     }
 }
 
+// What a warp has of items: its tile of each, and of that tile's columns some.
+template <class S>
+struct OneWarp {
+    using Step = typename S::Multiplier::Step;
+    int lane, across, along, begin, count;
+    bool works;
+    // Steps that are on their way.
+    Step ring[S::ITEMS][S::SLOTS];
+
+    __device__ OneWarp() {
+        const int warp = threadIdx.x >> 5;
+        lane = threadIdx.x & 31, across = warp % S::GROUP, along = warp / S::GROUP;
+        begin = along * S::STEPS / S::ALONG, count = (along + 1) * S::STEPS / S::ALONG - begin;
+        works = warp < S::WARPS;
+    }
+    // The first reads. `at` says where the warp's part of an item begins.
+    template <class At>
+    __device__ void load_ahead(const At& at, int first, int last) {
+#pragma unroll
+        for (int j = 0; j < S::ITEMS; j++) {
+            const bool there = works && first + j < last;
+            const u8* p = at(there ? first + j : first);
+#pragma unroll
+            for (int i = 0; i < S::SLOTS; i++)
+                ring[j][i] = there && (S::EVEN || i < count) ? S::Multiplier::load(p + i * S::STEP_BYTES, begin + i, lane)
+                                                             : S::Multiplier::none();
+        }
+    }
+    // Multiplies items with x, and hands sums on.
+    template <class At>
+    __device__ void multiply(const At& at, int first, int last, const u8* x, float* sums, u32 barriers) {
+        using M = typename S::Multiplier;
+        M multiplier(x, lane);
+        const int x_begin = begin + (S::XS > 1 ? across * S::STEPS : 0);
+        float acc[4] = {};
+        for (int base = first; base < last; base += S::ITEMS) {
+#pragma unroll
+            for (int j = 0; j < S::ITEMS; j++) {
+                const int item = base + j, after = item + S::ITEMS, n = item - first, set = n % S::SETS;
+                if (item >= last) break;
+                const u8* p = at(S::ROUNDS > 1 ? item : first);
+                const u8* next = at(after < last ? after : item);
+#pragma unroll 1
+                for (int round = 0; round < S::ROUNDS; round++) {
+                    const bool wraps = round + 1 == S::ROUNDS;
+                    const u8* from = wraps ? next : p + (u64)(round + 1) * S::SLOTS * S::STEP_BYTES;
+                    const bool more = !wraps || after < last;
+#pragma unroll
+                    for (int i = 0; i < S::SLOTS; i++) {
+                        const int step = round * S::SLOTS + i;
+                        const bool here = S::EVEN || step < count;
+                        const u32 behind = multiplier.add(ring[j][i], here ? x_begin + step : 0, lane, acc);
+                        // This slot's next step: SLOTS further, or of an item behind. A read that waits: all of a round at once
+                        // would need twice the registers.
+                        const int to = wraps ? i : step + S::SLOTS;
+                        if (more && (S::EVEN || to < count))
+                            ring[j][i] = M::load(from + i * S::STEP_BYTES + behind, begin + to, lane);
+                        else if (!S::EVEN)
+                            ring[j][i] = M::none();
+                    }
+                }
+                M::finish(acc);
+                if (n >= S::SETS) wait_until(barriers + 16 * set + 8, n / S::SETS + 1 & 1);
+                if (lane % 4 == 0) {
+                    float* to = sums + set * S::SUMS + along * S::FEATURES + across * 16 + lane / 4;
+                    to[0] = acc[0], to[8] = acc[2];
+                    // Each lane for itself: racecheck does not follow one that arrives for others.
+                    arrive(barriers + 16 * set);
+                }
+                acc[0] = acc[1] = acc[2] = acc[3] = 0;
+            }
+        }
+    }
+};
+
+// Two barriers for each set of sums: that it is full, and that it is free.
+template <class S>
+DEVICE void make_barriers(u32 barriers) {
+    if (threadIdx.x < 2 * S::SETS) make_barrier(barriers + 8 * threadIdx.x, threadIdx.x % 2 ? 32 : 8 * S::WARPS);
+}
+
 template <class S, class Segments, class Prologue>
 DEVICE void matmul_one(const Counts* counts, const u16* x, const Segments& segments, const Prologue& prologue) {
     using M = typename S::Multiplier;
-    using Step = typename M::Step;
     extern __shared__ __align__(128) u8 shared[];
     float* sums = (float*)(shared + M::SHARED);
     float* totals = sums + S::SETS * S::SUMS;
     const u32 barriers = shared_address(totals + S::FEATURES);
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    const int across = warp % S::GROUP, along = warp / S::GROUP;
     const int first = (int)((u64)Segments::ITEMS * blockIdx.x / gridDim.x);
     const int last = (int)((u64)Segments::ITEMS * (blockIdx.x + 1) / gridDim.x);
-    const int begin = along * S::STEPS / S::ALONG;
-    const int count = (along + 1) * S::STEPS / S::ALONG - begin;
-    const bool works = warp < S::WARPS;
+    OneWarp<S> warp;
+    const u32 within = warp.across * S::TILE_BYTES + warp.begin * S::STEP_BYTES;
+    auto at = [&](int item) { return segments.item(item) + within; };
 
     // The reads of weights depend on nothing: they are on their way before the launch before this one has ended.
-    Step ring[S::ITEMS][S::SLOTS];
-    const u32 within = across * S::TILE_BYTES + begin * S::STEP_BYTES;
-#pragma unroll
-    for (int j = 0; j < S::ITEMS; j++) {
-        const bool there = works && first + j < last;
-        const u8* p = segments.item(there ? first + j : 0) + within;
-#pragma unroll
-        for (int i = 0; i < S::SLOTS; i++)
-            ring[j][i] = there && (S::EVEN || i < count) ? M::load(p + i * S::STEP_BYTES, begin + i, lane) : M::none();
-    }
-    if (threadIdx.x < 2 * S::SETS) make_barrier(barriers + 8 * threadIdx.x, threadIdx.x % 2 ? 32 : 8 * S::WARPS);
+    warp.load_ahead(at, first, last);
+    make_barriers<S>(barriers);
     let_next_start();
     if constexpr (Prologue::IS)
         make_row<S::K, S::WORKERS>(prologue, (u16*)shared);
@@ -335,45 +406,6 @@ DEVICE void matmul_one(const Counts* counts, const u16* x, const Segments& segme
         wait_for_previous();
     M::template prepare<S::THREADS, Prologue::IS>(shared, x);
     __syncthreads();
-    if (!works) return finish_items<S>(segments, sums, totals, barriers, first, last);
-
-    M multiplier(shared, lane);
-    float acc[4] = {};
-    for (int base = first; base < last; base += S::ITEMS) {
-#pragma unroll
-        for (int j = 0; j < S::ITEMS; j++) {
-            const int item = base + j, after = item + S::ITEMS, n = item - first, set = n % S::SETS;
-            if (item >= last) break;
-            const u8* p = segments.item(S::ROUNDS > 1 ? item : 0) + within;
-            const u8* next = segments.item(after < last ? after : item) + within;
-#pragma unroll 1
-            for (int round = 0; round < S::ROUNDS; round++) {
-                const bool wraps = round + 1 == S::ROUNDS;
-                const u8* from = wraps ? next : p + (u64)(round + 1) * S::SLOTS * S::STEP_BYTES;
-                const bool more = !wraps || after < last;
-#pragma unroll
-                for (int i = 0; i < S::SLOTS; i++) {
-                    const int step = round * S::SLOTS + i;
-                    const bool here = S::EVEN || step < count;
-                    const u32 behind = multiplier.add(ring[j][i], here ? begin + step : 0, lane, acc);
-                    // This slot's next step: SLOTS further, or of an item behind. A read that waits: all of a round at once
-                    // would need twice the registers.
-                    const int to = wraps ? i : step + S::SLOTS;
-                    if (more && (S::EVEN || to < count))
-                        ring[j][i] = M::load(from + i * S::STEP_BYTES + behind, begin + to, lane);
-                    else if (!S::EVEN)
-                        ring[j][i] = M::none();
-                }
-            }
-            M::finish(acc);
-            if (n >= S::SETS) wait_until(barriers + 16 * set + 8, n / S::SETS + 1 & 1);
-            if (lane % 4 == 0) {
-                float* to = sums + set * S::SUMS + along * S::FEATURES + across * 16 + lane / 4;
-                to[0] = acc[0], to[8] = acc[2];
-                // Each lane for itself: racecheck does not follow one that arrives for others.
-                arrive(barriers + 16 * set);
-            }
-            acc[0] = acc[1] = acc[2] = acc[3] = 0;
-        }
-    }
+    if (!warp.works) return finish_items<S>(segments, sums, totals, barriers, first, last);
+    warp.multiply(at, first, last, shared, sums, barriers);
 }

@@ -1,15 +1,19 @@
 //! Sources of GPU kernels, as text: templates that a compiler instantiates for a model. Each file says at its top what it
-//! does and why so. What is element-wise, and drawing tokens, is the same text for all chips, over the names that
+//! does and why so. What is element-wise, routing, products with f32, and drawing tokens, is the same text for all chips, over the names that
 //! base_cuda.cuh and base_hip.h give to a chip's instructions.
 
 const BASE: &str = include_str!("base.cuh");
 const FRAGMENT: &str = include_str!("fragment.cuh");
 const REGION: &str = include_str!("region.cuh");
+const FLOATS: &str = include_str!("floats.cuh");
+const EXPERTS: &str = include_str!("experts.cuh");
+const ROUTE: &str = include_str!("route.cuh");
 const SAMPLE: &str = include_str!("sample.cuh");
 
 const BASE_CUDA: &str = include_str!("base_cuda.cuh");
 const MATMUL: &str = include_str!("matmul.cuh");
 const MATMUL_ONE: &str = include_str!("matmul_one.cuh");
+const MATMUL_EXPERTS: &str = include_str!("matmul_experts.cuh");
 const MATMUL_MANY: &str = include_str!("matmul_many.cuh");
 const MATMUL_MANY_MMA: &str = include_str!("matmul_many_mma.cuh");
 const ATTENTION: &str = include_str!("attention.cuh");
@@ -32,7 +36,19 @@ pub fn cuda(hopper: bool) -> String {
     };
     let attention = [ATTENTION, ATTENTION_DECODE, ATTENTION_PREFILL].join("\n");
     [
-        BASE, BASE_CUDA, FRAGMENT, REGION, MATMUL_ONE, MATMUL, many, &attention, SAMPLE,
+        BASE,
+        BASE_CUDA,
+        FRAGMENT,
+        REGION,
+        FLOATS,
+        EXPERTS,
+        ROUTE,
+        MATMUL_ONE,
+        MATMUL,
+        MATMUL_EXPERTS,
+        many,
+        &attention,
+        SAMPLE,
     ]
     .join("\n")
     .replace("#pragma once\n", "")
@@ -51,6 +67,9 @@ pub fn hip() -> String {
         HIP_ATTENTION_DECODE,
         HIP_ATTENTION_PREFILL,
         HIP_KV_WRITE,
+        FLOATS,
+        EXPERTS,
+        ROUTE,
         SAMPLE,
     ]
     .join("\n")

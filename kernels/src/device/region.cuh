@@ -127,15 +127,15 @@ DEVICE void finish_units(const R& region, const float* sums, int stride, int row
     }
 }
 
-// A launch of its own: a CTA a row. J elements a thread.
-template <class R, int J, bool OF_ROWS, int THREADS = 0>
+// A launch of its own: a CTA a row, of which there are EACH a token (0: those of logits). J elements a thread.
+template <class R, int J, int EACH, int THREADS = 0>
 DEVICE void run_rows(const Counts* counts, const R& region) {
     __shared__ float warps[64];
     int set = 0;
     let_next_start();
     region.fetch();
     // The step's sizes are there before the first launch.
-    const int row = blockIdx.x, rows = (int)counts->tokens_or_rows(OF_ROWS);
+    const int row = blockIdx.x, rows = (int)counts->rows_of(EACH);
     wait_for_previous();
     if (row >= rows) return;
     int unit[J], c[J];
@@ -150,12 +150,12 @@ DEVICE void run_rows(const Counts* counts, const R& region) {
 }
 
 // The same for regions that add over units: a warp a unit.
-template <class R, bool OF_ROWS, int THREADS = 0>
+template <class R, int EACH, int THREADS = 0>
 DEVICE void run_units(const Counts* counts, const R& region) {
     constexpr int J = (R::WIDTH + 31) / 32;
     let_next_start();
     region.fetch();
-    const int row = blockIdx.x, lane = threadIdx.x & 31, rows = (int)counts->tokens_or_rows(OF_ROWS);
+    const int row = blockIdx.x, lane = threadIdx.x & 31, rows = (int)counts->rows_of(EACH);
     wait_for_previous();
     if (row >= rows) return;
     for (int u = threadIdx.x >> 5; u < R::COLS / R::UNIT; u += block_threads<THREADS>() >> 5) {

@@ -6,8 +6,9 @@ use kernels::pack::fragment::{Codes, FRAGMENT, Scales, TILE};
 
 use super::target::Chip;
 use super::{RANGES, one};
+use crate::codegen::gpu::floats::FLOAT_ROWS;
 use crate::codegen::gpu::kernels::{Product, Writer, variant};
-use crate::codegen::gpu::segments::{by_format, form, format};
+use crate::codegen::gpu::segments::{Items, by_format, form, format, is_f32};
 use crate::codegen::gpu::work::Turns;
 use crate::error::Error;
 
@@ -15,7 +16,7 @@ use crate::error::Error;
 pub const MANY_FEATURES: u32 = 128;
 
 /// Rows of a tile of it.
-const MANY_ROWS: u32 = 128;
+pub const MANY_ROWS: u32 = 128;
 
 /// Variants of a matrix product.
 pub fn matmul(chip: &Chip, writer: &mut Writer, product: &Product) -> Result<Vec<Variant>, Error> {
@@ -42,19 +43,22 @@ impl Products<'_, '_> {
             let many = first > RANGES[RANGES.len() - 1];
             let mut kernels = Vec::new();
             let mut rows = 1;
+            let runs = by_format(self.writer.plan, product.segments)?;
+            let has_floats = runs.iter().any(|run| is_f32(self.writer.plan, run));
             // Of one row, each block makes its input; of more, that is a kernel of its own.
             let (inside, apart) = match last {
-                1 => (product.prologue, None),
+                1 if !has_floats => (product.prologue, None),
                 _ => (None, product.prologue),
             };
             if let Some(region) = apart {
                 kernels.push(self.writer.region_kernel(input.extent, region, many)?);
             }
-            for (i, run) in by_format(self.writer.plan, product.segments)?
-                .into_iter()
-                .enumerate()
-            {
+            for (i, run) in runs.into_iter().enumerate() {
                 let (kernel, of_cta) = match (many, last) {
+                    _ if is_f32(self.writer.plan, &run) => {
+                        let rows = last.min(FLOAT_ROWS);
+                        (self.writer.floats(x, &run, many, rows)?, rows)
+                    }
                     (true, _) => self.many(x, &run)?,
                     (false, 1) => {
                         let prologue = inside.map(|region| one::Prologue {
@@ -117,9 +121,8 @@ impl Products<'_, '_> {
         };
         let cols = input.cols;
         let of_rows = input.extent == Dim::Rows;
-        let (segments, parameters) =
-            self.writer
-                .segments(x, run, group * 16, false, of_rows, None)?;
+        let items = Items::of(group * 16, false, of_rows);
+        let (segments, parameters) = self.writer.segments(x, run, &items)?;
         let product =
             format!("{format}, {cols}, {warps}, {group}, {per_warp}, {groups}, {segments}");
         let depth = self
@@ -204,9 +207,8 @@ impl Products<'_, '_> {
             false => (256, 4, 0),
         };
         let of_rows = input.extent == Dim::Rows;
-        let (segments, parameters) =
-            self.writer
-                .segments(x, run, MANY_FEATURES, true, of_rows, None)?;
+        let items = Items::of(MANY_FEATURES, true, of_rows);
+        let (segments, parameters) = self.writer.segments(x, run, &items)?;
         let items: u32 = run
             .iter()
             .map(|s| self.writer.tiles(s).div_ceil(MANY_FEATURES / TILE as u32))

@@ -1,10 +1,11 @@
 //! NVIDIA: the kernels of a plan as CUDA C++, compiled at compile time for one chip.
 //!
-//! [`gpu`](super::gpu) chooses templates of `kernels::device` and their constants for each launch, with [`matmul`] and
-//! [`attention`] for what is these chips' own; [`nvrtc`] compiles the whole to a cubin, without a GPU; [`gate`] refuses one whose kernels spill, by what the assembler says
+//! [`gpu`](super::gpu) chooses templates of `kernels::device` and their constants for each launch, with [`matmul`],
+//! [`experts`] and [`attention`] for what is these chips' own; [`nvrtc`] compiles the whole to a cubin, without a GPU; [`gate`] refuses one whose kernels spill, by what the assembler says
 //! and by the instructions themselves ([`sass`]).
 
 mod attention;
+mod experts;
 mod gate;
 mod matmul;
 mod nvrtc;
@@ -21,7 +22,7 @@ use std::collections::BTreeMap;
 use bundle_format::plan::{Plan, Variant};
 
 use super::generate::Code;
-use super::gpu::kernels::{self, Attend, Product, Writer};
+use super::gpu::kernels::{self, Attend, ExpertProduct, Product, Writer};
 use crate::error::Error;
 
 /// Upper ends of the ranges of rows that have kernels of their own: one row, one to eight groups of the eight columns of a
@@ -39,6 +40,10 @@ impl kernels::Chip for Chip {
 
     fn matmul(&self, writer: &mut Writer, product: &Product) -> Result<Vec<Variant>, Error> {
         matmul::matmul(self, writer, product)
+    }
+
+    fn experts(&self, writer: &mut Writer, product: &ExpertProduct) -> Result<Vec<Variant>, Error> {
+        experts::matmul(self, writer, product)
     }
 
     fn attention(&self, writer: &mut Writer, attend: &Attend) -> Result<Vec<Variant>, Error> {

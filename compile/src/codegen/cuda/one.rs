@@ -9,14 +9,14 @@ use kernels::pack::fragment::{Codes, FRAGMENT, Scales, TILE};
 use super::matmul::{prev_power_of_two, unit_tiles, whole_items};
 use super::target::Chip;
 use crate::codegen::gpu::kernels::Writer;
-use crate::codegen::gpu::segments::{form, format};
+use crate::codegen::gpu::segments::{Items, form, format};
 use crate::error::Error;
 
 /// Warps that read weights, at most.
-const WARPS: u32 = 16;
+pub const WARPS: u32 = 16;
 
 /// Steps of a warp whose reads are under way.
-const DEPTH: u32 = 2;
+pub const DEPTH: u32 = 2;
 
 /// Sets of sums between them and the warp that adds them up, as the source has it.
 const SETS: u32 = 4;
@@ -55,7 +55,8 @@ pub fn kernel(
     let warps = group * along;
     let threads = warps * 32 + 32;
     let features = group * TILE as u32;
-    let (segments, mut parameters) = writer.segments(x, run, features, false, of_rows, Some(32))?;
+    let items = Items::of(features, false, of_rows).by(Some(32));
+    let (segments, mut parameters) = writer.segments(x, run, &items)?;
     let prologue = match prologue {
         Some(Prologue { region, stores }) => {
             let (name, pointers) = writer.prologue_struct(region, x)?;
@@ -70,7 +71,7 @@ pub fn kernel(
     let product = format!("{format}, {cols}, {warps}, {group}, {segments}, {prologue}");
     let depth = DEPTH.min(steps.div_ceil(along));
     let depth = writer.most.get(&product).map_or(depth, |&m| depth.min(m));
-    let shared = multiplier.shared(cols) + (SETS * along * features + features) * 4 + SETS * 16;
+    let shared = multiplier.shared(cols) + sums_shared(along, features);
     let body = format!(
         "using S = OneShape<{format}, {cols}, {warps}, {group}, {depth}>;\n    static_assert(S::THREADS == {threads} && S::SHARED \
          == {shared}, \"as the plan says\");\n    matmul_one<S>(counts, p0, {segments}, {prologue});"
@@ -89,15 +90,20 @@ pub fn kernel(
     Ok(kernel)
 }
 
+/// Bytes of shared memory for sums of so many warps that share a tile's columns, and for their barriers.
+pub fn sums_shared(along: u32, features: u32) -> u32 {
+    (SETS * along * features + features) * 4 + SETS * 16
+}
+
 /// What multiplies: the structs of the source.
 #[derive(Clone, Copy)]
-enum Multiplier {
+pub enum Multiplier {
     ByBytes,
     ByFloats,
 }
 
 impl Multiplier {
-    fn of((codes, scales): (Codes, Scales)) -> Multiplier {
+    pub fn of((codes, scales): (Codes, Scales)) -> Multiplier {
         match (codes, scales) {
             (Codes::Nibbles | Codes::Bytes, Scales::Blocks | Scales::BlocksMin | Scales::Super) => {
                 Multiplier::ByBytes
@@ -107,7 +113,7 @@ impl Multiplier {
     }
 
     /// Fragments of a step.
-    fn fragments(self) -> u32 {
+    pub fn fragments(self) -> u32 {
         match self {
             Multiplier::ByBytes => 2,
             Multiplier::ByFloats => 1,
@@ -115,7 +121,7 @@ impl Multiplier {
     }
 
     /// Bytes of shared memory for a row.
-    fn shared(self, cols: u32) -> u32 {
+    pub fn shared(self, cols: u32) -> u32 {
         match self {
             Multiplier::ByBytes => (cols / FRAGMENT as u32).div_ceil(2) * 4 * (64 + 16),
             Multiplier::ByFloats => cols * 2 + cols / 32 * 16,

@@ -27,6 +27,9 @@ pub trait Chip {
     /// The variants of a matrix product.
     fn matmul(&self, writer: &mut Writer, product: &Product) -> Result<Vec<Variant>, Error>;
 
+    /// The variants of a matrix product of pairs of a token and an expert.
+    fn experts(&self, writer: &mut Writer, product: &ExpertProduct) -> Result<Vec<Variant>, Error>;
+
     /// The variants of attention.
     fn attention(&self, writer: &mut Writer, attend: &Attend) -> Result<Vec<Variant>, Error>;
 
@@ -46,6 +49,17 @@ pub struct Product<'a> {
     pub x: u32,
     pub prologue: Option<&'a Region>,
     pub segments: &'a [Segment],
+}
+
+/// [`Op::ExpertMatMul`].
+pub struct ExpertProduct<'a> {
+    pub x: u32,
+    pub tokens: u32,
+    pub starts: u32,
+    pub segments: &'a [Segment],
+    /// Experts, and how many of them a token goes to.
+    pub experts: u32,
+    pub used: u32,
 }
 
 /// [`Op::Attention`].
@@ -209,14 +223,43 @@ impl Writer<'_> {
                 };
                 self.chip.attention(self, &attend)
             }
-            Op::Route { .. } | Op::ExpertMatMul { .. } => Err(Error::Bug(
-                "a mixture of experts got as far as the kernels of a GPU".to_string(),
-            )),
+            Op::Route {
+                logits,
+                renormalise,
+                scale,
+                weights,
+                places,
+                tokens,
+                starts,
+            } => {
+                let outputs = [*weights, *places, *tokens, *starts];
+                self.route(*logits, *renormalise, *scale, outputs)
+            }
+            Op::ExpertMatMul {
+                x,
+                tokens,
+                starts,
+                segments,
+            } => {
+                let buffers = &self.plan.buffers;
+                let Dim::Pairs(used) = buffers[*tokens as usize].extent else {
+                    return Err(Error::Bug("a list of what is no pairs".into()));
+                };
+                let product = ExpertProduct {
+                    x: *x,
+                    tokens: *tokens,
+                    starts: *starts,
+                    segments,
+                    experts: buffers[*starts as usize].cols - 1,
+                    used,
+                };
+                self.chip.experts(self, &product)
+            }
         }
     }
 
     /// One variant for any number of rows: a block a row.
-    fn every_row(&self, dim: Dim, mut kernel: Kernel, reason: &str) -> Vec<Variant> {
+    pub fn every_row(&self, dim: Dim, mut kernel: Kernel, reason: &str) -> Vec<Variant> {
         kernel.grid = [Extent::Rows(1), Extent::Fixed(1), Extent::Fixed(1)];
         vec![variant(1, self.limit(dim), vec![kernel], 1, reason)]
     }
@@ -238,7 +281,12 @@ impl Writer<'_> {
         tiled: bool,
     ) -> Result<Kernel, Error> {
         let elements = region.cols / region.unit * region.width;
-        let of_rows = extent == Dim::Rows;
+        let rows = match extent {
+            Dim::Rows => 0,
+            Dim::Tokens => 1,
+            Dim::Pairs(each) => each,
+            Dim::One => return Err(Error::Bug("a region of one row whatever the step".into())),
+        };
         // Four elements a thread: enough loads in flight for a row, and warps to spare.
         let threads = (elements / 4).next_multiple_of(32).clamp(32, 1024);
         let each = elements.div_ceil(threads);
@@ -248,8 +296,8 @@ impl Writer<'_> {
         let values: Vec<String> = (0..pointers.len()).map(|i| format!("p{i}")).collect();
         let make = format!("{type_name}{{{}}}", values.join(", "));
         let body = match sums_units(region) {
-            true => format!("run_units<{type_name}, {of_rows}{told}>(counts, {make});"),
-            false => format!("run_rows<{type_name}, {each}, {of_rows}{told}>(counts, {make});"),
+            true => format!("run_units<{type_name}, {rows}{told}>(counts, {make});"),
+            false => format!("run_rows<{type_name}, {each}, {rows}{told}>(counts, {make});"),
         };
         let mut kernel = self.kernel(&region.name, pointers, &body, "", threads, 1);
         kernel.grid[0] = Extent::Rows(1);
@@ -260,14 +308,19 @@ impl Writer<'_> {
     /// them.
     fn layouts(&self, extent: Dim) -> Vec<(u32, u32, bool)> {
         let limit = self.limit(extent);
-        match self.chip.rows_before_tiles() {
+        // Pairs are in tiles where their tokens are.
+        let each = match extent {
+            Dim::Pairs(each) => each,
+            Dim::Tokens | Dim::Rows | Dim::One => 1,
+        };
+        match self.chip.rows_before_tiles().map(|few| few * each) {
             Some(few) if limit > few => vec![(1, few, false), (few + 1, limit, true)],
             _ => vec![(1, limit, false)],
         }
     }
 
     /// The last argument of a shared template: the threads of a block, where it is told.
-    fn told(&self, threads: u32) -> String {
+    pub fn told(&self, threads: u32) -> String {
         match self.chip.tells_threads() {
             true => format!(", {threads}"),
             false => String::new(),

@@ -321,7 +321,7 @@ impl Writer<'_> {
 }
 
 /// Elements from a row of a buffer to the next: rows are padded.
-fn stride(buffer: &Buffer) -> u64 {
+pub fn stride(buffer: &Buffer) -> u64 {
     let element = match buffer.dtype {
         DType::F16 => 2,
         _ => 4,

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use bundle_format::gpu::Arg;
-use bundle_format::plan::{Encoding, Plan, Segment};
+use bundle_format::plan::{Encoding, Plan, Segment, Weight};
 use kernels::pack::fragment::{self, Codes, Scales, TILE};
 
 use super::kernels::{Parameters, Writer};
@@ -26,51 +26,72 @@ impl Writer<'_> {
         }
     }
 
-    /// A struct of segments whose items have `features` features: an expression that makes it of the parameters, the first of
-    /// which is x. `threads` threads finish an item, where that is to be told (32: one warp of the block).
+    /// A struct of segments: an expression that makes it of the parameters, the first of which is x.
     pub fn segments(
         &mut self,
         x: u32,
         run: &[&Segment],
-        features: u32,
-        tiled: bool,
-        of_rows: bool,
-        threads: Option<u32>,
+        items: &Items,
     ) -> Result<(String, Parameters), Error> {
+        let Items {
+            features,
+            tiled,
+            of_rows,
+            experts,
+            ..
+        } = *items;
         let mut parameters: Parameters = vec![("const u16*", Arg::Buffer(x))];
-        let told = threads.map_or(String::new(), |threads| format!("<{threads}>"));
+        let told = items
+            .threads
+            .map_or(String::new(), |threads| format!("<{threads}>"));
         let mut members = String::new();
         let mut item = String::new();
-        let mut tiles = String::new();
+        let mut left = String::new();
+        let mut apart = String::new();
         let mut finish = String::new();
         let mut total = 0;
         for (i, segment) in run.iter().enumerate() {
             let weight = &self.plan.weights[segment.weight as usize];
-            let tile_bytes = fragment::tile_bytes(weight.encoding, weight.cols as u64)
-                .ok_or_else(|| no_fragments(&weight.name, weight.encoding))?;
-            let items = weight.rows.div_ceil(features);
+            let rows = weight.rows / experts;
+            let bytes = bytes_of(weight, features)?;
+            let count = rows.div_ceil(features);
             let (name, pointers) = self.region_struct(&segment.epilogue)?;
             let region = format!("{name}<{tiled}>");
             parameters.push(("const u8*", Arg::Weight(segment.weight)));
             parameters.extend(pointers);
             let _ = write!(members, "    const u8* w{i};\n    {region} r{i};\n");
-            let item_bytes = tile_bytes * (features / TILE as u32) as u64;
             let is_last = i + 1 == run.len();
             let guard = if is_last {
                 String::new()
             } else {
-                format!("if (i < {}) ", total + items)
+                format!("if (i < {}) ", total + count)
             };
             let _ = writeln!(
                 item,
-                "        {guard}return w{i} + (u64)(i - {total}) * {item_bytes}u;"
+                "        {guard}return w{i} + (u64)(i - {total}) * {bytes}u;"
             );
+            let (name, all, each) = match weight.encoding {
+                Encoding::F32 => ("features", rows, features),
+                _ => ("tiles", rows.div_ceil(TILE as u32), features / TILE as u32),
+            };
+            if left.is_empty() {
+                let _ = writeln!(left, "    __device__ int {name}(int i) const {{");
+            }
             let _ = writeln!(
-                tiles,
-                "        {guard}return {} - (i - {total}) * {};",
-                weight.rows.div_ceil(TILE as u32),
-                features / TILE as u32
+                left,
+                "        {guard}return {all} - (i - {total}) * {each};"
             );
+            if experts > 1 {
+                if !rows.is_multiple_of(TILE as u32) {
+                    return Err(Error::Unsupported(format!(
+                        "'{}' has {rows} features of each expert; this target has kernels for multiples of {TILE}: compile \
+                         the model for cpu",
+                        weight.name
+                    )));
+                }
+                let bytes = bytes_of(weight, rows)?;
+                let _ = writeln!(apart, "        {guard}return {bytes}u;");
+            }
             let epilogue = &segment.epilogue;
             let how = if goes_together(epilogue, &self.plan.kv) {
                 "finish_units"
@@ -83,17 +104,20 @@ impl Writer<'_> {
                 finish,
                 "        {guard}return {how}{told}(r{i}, sums, stride, row0, rows, (i - {total}) * {features}, {features});"
             );
-            total += items;
+            total += count;
         }
+        left.push_str("    }\n");
         // Where all threads are known, so are the tiles that the last item has: none is read that isn't there.
-        let tiles = match self.chip.tells_threads() {
-            true => format!("    __device__ int tiles(int i) const {{\n{tiles}    }}\n"),
-            false => String::new(),
-        };
+        if !self.chip.tells_threads() && !left.contains("features") {
+            left.clear();
+        }
+        if experts > 1 {
+            apart = format!("    __device__ u64 expert_bytes(int i) const {{\n{apart}    }}\n");
+        }
         let text = format!(
             "struct @ {{\n    static constexpr int ITEMS = {total};\n    static constexpr bool OF_ROWS = {of_rows};\n{members}    \
-             __device__ const u8* item(int i) const {{\n{item}    }}\n{tiles}    __device__ void finish(int i, int row0, const float* \
-             sums, int stride, int rows) const {{\n{finish}    }}\n}};\n"
+             __device__ const u8* item(int i) const {{\n{item}    }}\n{left}{apart}    __device__ void finish(int i, int row0, const \
+             float* sums, int stride, int rows) const {{\n{finish}    }}\n}};\n"
         );
         let name = self.named_struct("Segments", text);
         // Members in order: each weight, then its region of the pointers behind it.
@@ -111,17 +135,67 @@ impl Writer<'_> {
     }
 }
 
-/// Segments of one format, in order: a kernel each.
+/// How the kernel of a run of segments takes them.
+#[derive(Clone, Copy, Debug)]
+pub struct Items {
+    /// Features of an item.
+    pub features: u32,
+    /// Whether f16 activations are stored in tiles.
+    pub tiled: bool,
+    /// Whether it has rows of logits.
+    pub of_rows: bool,
+    /// The threads that finish an item, where that is to be told (32: one warp of the block).
+    pub threads: Option<u32>,
+    /// Experts whose features a weight has, one after the other; items are those of one.
+    pub experts: u32,
+}
+
+impl Items {
+    /// Of a product without experts.
+    pub fn of(features: u32, tiled: bool, of_rows: bool) -> Items {
+        Items {
+            features,
+            tiled,
+            of_rows,
+            threads: None,
+            experts: 1,
+        }
+    }
+
+    pub fn by(self, threads: Option<u32>) -> Items {
+        Items { threads, ..self }
+    }
+}
+
+/// Bytes of so many features of a weight, which are whole tiles where it lies in fragments.
+fn bytes_of(weight: &Weight, features: u32) -> Result<u64, Error> {
+    if weight.encoding == Encoding::F32 {
+        return Ok(u64::from(weight.cols) * 4 * u64::from(features));
+    }
+    let tile = fragment::tile_bytes(weight.encoding, weight.cols as u64)
+        .ok_or_else(|| no_fragments(&weight.name, weight.encoding))?;
+    Ok(tile * u64::from(features / TILE as u32))
+}
+
+/// Segments of one format, in order: a kernel each. f32 is one that has no fragments.
 pub fn by_format<'s>(plan: &Plan, segments: &'s [Segment]) -> Result<Vec<Vec<&'s Segment>>, Error> {
     let mut runs: Vec<(&'static str, Vec<&Segment>)> = Vec::new();
     for segment in segments {
-        let name = format(plan.weights[segment.weight as usize].encoding)?;
+        let name = match plan.weights[segment.weight as usize].encoding {
+            Encoding::F32 => "F32",
+            encoding => format(encoding)?,
+        };
         match runs.iter_mut().find(|(known, _)| *known == name) {
             Some((_, run)) => run.push(segment),
             None => runs.push((name, vec![segment])),
         }
     }
     Ok(runs.into_iter().map(|(_, run)| run).collect())
+}
+
+/// Whether a run's weights are f32, which lie in no fragments.
+pub fn is_f32(plan: &Plan, run: &[&Segment]) -> bool {
+    plan.weights[run[0].weight as usize].encoding == Encoding::F32
 }
 
 /// How an encoding lies in fragments.

@@ -9,8 +9,9 @@ use super::regions;
 use super::stability;
 use super::stages;
 use super::target::Chip;
+use crate::codegen::gpu::floats::FLOAT_ROWS;
 use crate::codegen::gpu::kernels::{Writer, variant};
-use crate::codegen::gpu::segments::{by_format, form, format};
+use crate::codegen::gpu::segments::{Items, by_format, form, format, is_f32};
 use crate::codegen::gpu::work::Turns;
 use crate::error::Error;
 
@@ -53,6 +54,10 @@ pub fn matmul(
             let mut rows = 1;
             for run in by_format(products.writer.plan, segments)? {
                 let (kernel, of_block) = match last {
+                    _ if is_f32(products.writer.plan, &run) => {
+                        let rows = last.min(FLOAT_ROWS);
+                        (products.writer.floats(x, &run, false, rows)?, rows)
+                    }
                     1 => (products.one(&run)?, 1),
                     _ => products.more(&run, first)?,
                 };
@@ -226,10 +231,8 @@ impl Products<'_, '_> {
         (rows, turns): (u32, u32),
     ) -> Result<Kernel, Error> {
         let (threads, features) = (division.threads(), division.group() * 16);
-        let of_rows = self.of_rows();
-        let (segments, parameters) =
-            self.writer
-                .segments(self.x, run, features, false, of_rows, Some(threads))?;
+        let items = Items::of(features, false, self.of_rows()).by(Some(threads));
+        let (segments, parameters) = self.writer.segments(self.x, run, &items)?;
         let template = if name == "one" { "one" } else { "many" };
         let body = format!(
             "using S = {shape};\n    static_assert(S::THREADS == {threads} && S::SHARED == {shared}, \"as the plan says\");\n    \

@@ -25,7 +25,7 @@ use bundle_format::region::Region;
 use bundle_format::stability::Profiles;
 
 use super::generate::Code;
-use super::gpu::kernels::{self, Attend, Product, Writer};
+use super::gpu::kernels::{self, Attend, ExpertProduct, Product, Writer};
 use crate::error::Error;
 
 /// Upper ends of the ranges of rows that have kernels of their own: one row, one and two groups of the 16 columns of a matrix
@@ -48,6 +48,14 @@ impl kernels::Chip for Chip {
             return Err(Error::Bug("a prologue, for a target without them".into()));
         }
         matmul::matmul(self, writer, product.x, product.segments)
+    }
+
+    fn experts(&self, _: &mut Writer, _: &ExpertProduct) -> Result<Vec<Variant>, Error> {
+        Err(Error::Unsupported(format!(
+            "a model with a mixture of experts for {}: this target has no kernels yet that multiply with the weights of \
+             experts; compile it for cpu",
+            self.arch
+        )))
     }
 
     fn attention(&self, writer: &mut Writer, attend: &Attend) -> Result<Vec<Variant>, Error> {

@@ -1,7 +1,7 @@
 //! Where everything lies in the GPU's memory: weights, the arena, KV pools, the inputs of a step, what launches need for
 //! themselves.
 
-use bundle_format::gpu::{Arg, DRAW_BYTES, DRAWN_BYTES, Extent, Kernel};
+use bundle_format::gpu::{Arg, DRAW_BYTES, DRAWN_BYTES, Extent, Kernel, counts};
 use bundle_format::plan::{Input, KV_BLOCK, Plan, Role, WeightLayout};
 use bundle_format::region::KvPart;
 
@@ -241,7 +241,7 @@ impl Inputs {
             end = (end + 4 * words).next_multiple_of(ALIGN as usize);
             start
         };
-        let counts = place(4);
+        let counts = place(counts::WORDS);
         let all = [(); 3].map(|()| place(tokens));
         let rows = place(limits.max_rows as usize);
         let draws = place(limits.max_rows as usize * DRAW_BYTES / 4);

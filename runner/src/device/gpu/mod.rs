@@ -19,8 +19,8 @@ use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::sync::Arc;
 
-use bundle_format::gpu::{DRAWN_BYTES, TOKEN_DRAWN, draw_kind};
-use bundle_format::plan::{Limits, Plan};
+use bundle_format::gpu::{DRAWN_BYTES, TOKEN_DRAWN, counts, draw_kind};
+use bundle_format::plan::{Limits, Op, Plan};
 use bundle_format::region::KvPart;
 use bundle_format::stability::Profile;
 
@@ -36,7 +36,7 @@ use self::layout::Layout;
 use super::check::{Bounds, check, sequences};
 use super::outputs::Outputs;
 use super::tickets::Tickets;
-use super::{Device, Outcome, Stability, Step, Ticket, TokenSource, Want};
+use super::{Device, Outcome, Stability, Step, Ticket, TokenSource, Want, router_error};
 use crate::Error;
 use crate::load::Loaded;
 use crate::sampler::Sampler;
@@ -107,8 +107,12 @@ pub struct GpuDevice {
     /// Of what comes back, for the steps in `staging`.
     results: [Pinned; 2],
     parts: Results,
+    /// The launches that send tokens to experts.
+    routes: Vec<usize>,
     outputs: Outputs,
     flight: VecDeque<Flight>,
+    /// Steps that ended in an error that nobody was told yet.
+    failed: Vec<(Ticket, Error)>,
     /// Steps land in the order of their submission: their tickets are those of `tickets`.
     tickets: Tickets,
     next: u64,
@@ -135,6 +139,8 @@ struct Flight {
 struct Results {
     hidden: usize,
     drawn: usize,
+    /// [`counts`], of a plan that routes.
+    counts: usize,
     bytes: usize,
 }
 
@@ -197,11 +203,16 @@ impl GpuDevice {
         let row_bytes = |buffer: usize| plan.buffers[buffer].row_bytes() as usize;
         let hidden = rows * row_bytes(outputs.logits);
         let drawn = hidden + rows * outputs.hidden.map_or(0, row_bytes);
+        let counts = drawn + rows * DRAWN_BYTES;
         let parts = Results {
             hidden,
             drawn,
-            bytes: drawn + rows * DRAWN_BYTES,
+            counts,
+            bytes: counts + 4 * counts::WORDS,
         };
+        let routes = (0..plan.launches.len())
+            .filter(|&i| matches!(plan.launches[i].op, Op::Route { .. }))
+            .collect();
         let staging = [
             Pinned::new(&gpu, layout.inputs.bytes)?,
             Pinned::new(&gpu, layout.inputs.bytes)?,
@@ -224,8 +235,10 @@ impl GpuDevice {
             turn: 0,
             results,
             parts,
+            routes,
             outputs,
             flight: VecDeque::new(),
+            failed: Vec::new(),
             tickets: Tickets::default(),
             next: 0,
             sampler: Sampler::default(),
@@ -341,6 +354,14 @@ impl GpuDevice {
                     .row(&mut self.sampler, want, position, logits, hidden),
             });
         }
+        let error = self.router_error(&flight);
+        if error.is_some() {
+            // What came of it is nobody's; steps that name its tokens may be on their way.
+            for row in &mut rows {
+                (row.token, row.logits, row.hidden) = (None, None, None);
+                row.error.get_or_insert_with(|| "the step failed".to_string());
+            }
+        }
         let filed = self.tickets.file(Outcome { rows });
         if filed != flight.ticket {
             return Err(Error::Bug(format!(
@@ -348,7 +369,26 @@ impl GpuDevice {
                 flight.ticket.0, filed.0
             )));
         }
+        if let Some(error) = error {
+            self.tickets.fetch(filed)?;
+            self.failed.push((filed, error));
+        }
         Ok(())
+    }
+
+    /// The error of a step that has ended in which a token could not be sent to experts.
+    fn router_error(&self, flight: &Flight) -> Option<Error> {
+        if self.routes.is_empty() {
+            return None;
+        }
+        let words = self.results[flight.turn].words(self.parts.counts, counts::WORDS);
+        let route = self.routes.get(words[counts::BAD_ROUTE] as usize)?;
+        let launch = &self.loaded.plan().launches[*route].name;
+        Some(router_error(
+            launch,
+            &flight.step,
+            words[counts::BAD_TOKEN] as usize,
+        ))
     }
 
     /// The ids of a step's tokens, or where the GPU has them.
@@ -385,6 +425,9 @@ impl GpuDevice {
                 sequences(step) as u32,
                 step.rows.len() as u32,
                 tiles.len() as u32,
+                0,
+                counts::NO_ROUTE,
+                0,
             ],
         );
         put(inputs.tokens, &ids);
@@ -450,14 +493,23 @@ impl GpuDevice {
         self.download(step, draws)?;
         let mut done = Event::new(&self.gpu)?;
         self.stream.record(&done)?;
-        if kind != draw_kind::NONE {
-            let first = u64::from(self.entry(self.turn, 0)) * DRAWN_BYTES as u64;
-            let from = self.memory.start + self.layout.drawn + first;
-            let bytes = draws.len() * DRAWN_BYTES;
+        let draws_any = kind != draw_kind::NONE;
+        if draws_any || !self.routes.is_empty() {
             self.downloads.wait_for(&done)?;
+            let first = u64::from(self.entry(self.turn, 0)) * DRAWN_BYTES as u64;
             let results = &mut self.results[self.turn];
-            self.downloads
-                .download(results, self.parts.drawn, from, bytes)?;
+            if draws_any {
+                let from = self.memory.start + self.layout.drawn + first;
+                let bytes = draws.len() * DRAWN_BYTES;
+                self.downloads
+                    .download(results, self.parts.drawn, from, bytes)?;
+            }
+            if !self.routes.is_empty() {
+                let from = inputs + self.layout.inputs.counts as u64;
+                let bytes = 4 * counts::WORDS;
+                self.downloads
+                    .download(results, self.parts.counts, from, bytes)?;
+            }
             done = Event::new(&self.gpu)?;
             self.downloads.record(&done)?;
         }
@@ -530,6 +582,9 @@ impl Device for GpuDevice {
                 return Ok(None);
             }
             self.land()?;
+        }
+        if let Some(at) = self.failed.iter().position(|(failed, _)| *failed == ticket) {
+            return Err(self.failed.swap_remove(at).1);
         }
         self.tickets.fetch(ticket).map(Some)
     }
