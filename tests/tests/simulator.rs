@@ -12,7 +12,8 @@ use bundle_format::stability::Stability;
 use bundle_format::target::Target;
 use e2e::architectures::{self, worst};
 use e2e::gpu::Machine;
-use e2e::gpu::alone::launches_are_the_references;
+use e2e::gpu::alone::{launches_are_the_references, launches_of};
+use e2e::gpu::experts;
 use e2e::gpu::model::{
     Model, compile_for, draws_are_the_hosts, logits_are_the_references,
     steps_ahead_are_steps_one_by_one, synth,
@@ -25,6 +26,7 @@ use fastc::driver::Options;
 use fastc::progress::Silent;
 use fastc::synth::{self as synthetic, Shape};
 use fastrun::device::cpu::{CpuDevice, CpuOptions};
+use fastrun::device::{Device, TokenSource, Want};
 use fastrun::load::Loaded;
 use gfx11_sim::isa::Kind;
 use gfx11_sim::{Code, CodeObject, Memory, disassemble, mnemonic};
@@ -49,6 +51,9 @@ const MODELS: &[(&str, Source, &[&str])] = &[
     ("qwen2", Source::Architecture("qwen2"), SMALL),
     ("phi3", Source::Architecture("phi3"), SMALL),
     ("phi3-long", Source::Architecture("phi3-long"), SMALL),
+    ("qwen2moe", Source::Architecture("qwen2moe"), SMALL),
+    ("qwen3moe", Source::Architecture("qwen3moe"), SMALL),
+    ("mixtral", Source::Architecture("mixtral"), SMALL),
     // Norms of queries and keys; and with them norms behind each part, windows, GeGLU and heads of 256.
     ("qwen3", Source::Like("qwen3-8b", 1, 64, 2), &[]),
     ("gemma3", Source::Like("gemma3-1b", 6, 256, 2), &[]),
@@ -190,6 +195,9 @@ architectures! {
     biases: "qwen2",
     matrices_that_are_one_in_the_file: "phi3",
     rope_beyond_its_first_context: "phi3-long",
+    experts_and_a_shared_one: "qwen2moe",
+    many_experts: "qwen3moe",
+    mixtral: "mixtral",
 }
 
 /// Chunks of odd sizes beside sequences that decode, to contexts of more than one share of decode attention.
@@ -212,6 +220,56 @@ fn each_op_is_the_references() {
         let model = Model::of(Machine::simulator(), loaded.clone()).with_kv_bytes(KV_BYTES);
         launches_are_the_references(&model.by(profile.stability), &STEPS);
     }
+}
+
+fn mixture() -> Arc<Loaded> {
+    bundle("experts", |path| {
+        experts::write(&Options::new(Target::Gfx1151), path);
+    })
+}
+
+/// Routers and products of experts, over numbers of tokens; all of them to one expert, and to those of equal logits.
+#[test]
+fn each_product_of_experts_is_the_references() {
+    let loaded = mixture();
+    for profile in loaded.plan().stability.clone() {
+        let model = Model::of(Machine::simulator(), loaded.clone()).with_kv_bytes(KV_BYTES);
+        let steps = [[1], [2], [7], [16], [33], [150]];
+        launches_of(&model.by(profile.stability), &steps, experts::BAD);
+    }
+}
+
+/// A token that can't be sent anywhere is an error of its step, which names it; the device goes on.
+#[test]
+fn a_router_without_numbers_is_an_error() {
+    let model = Model::of(Machine::simulator(), mixture()).with_kv_bytes(KV_BYTES);
+    let mut run = model.run();
+    let want = Want {
+        logits: true,
+        ..Want::default()
+    };
+    for count in [1, 20] {
+        let mut tokens: Vec<TokenSource> = (0..count).map(TokenSource::Id).collect();
+        *tokens.last_mut().unwrap() = TokenSource::Id(experts::BAD);
+        let step = run.step(&[tokens], &[vec![want.clone()]]);
+        let ticket = run.device.submit(step).unwrap();
+        let error = loop {
+            match run.device.poll(ticket) {
+                Ok(None) => {}
+                Ok(Some(_)) => panic!("a NaN was routed"),
+                Err(error) => break error.to_string(),
+            }
+        };
+        assert!(error.contains("route 0"), "{error}");
+        assert!(
+            error.contains(&format!("position {}", count - 1)),
+            "{error}"
+        );
+        run.forget();
+    }
+    let step = run.step(&[vec![TokenSource::Id(3)]], &[vec![want]]);
+    let ticket = run.device.submit(step).unwrap();
+    assert_eq!(run.wait(ticket).rows.len(), 1);
 }
 
 #[test]

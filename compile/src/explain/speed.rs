@@ -9,10 +9,11 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use bundle_format::gpu::{Arg, Extent, Kernel};
-use bundle_format::plan::{Dim, Op, Plan, Variant, WeightLayout};
+use bundle_format::plan::{Dim, Op, Plan, Variant, Weight};
 use bundle_format::stability::Stability;
 use bundle_format::target::Target;
 
+use super::experts;
 use crate::codegen::{Count, Turns, Work};
 
 /// What a GPU does in a second.
@@ -190,9 +191,11 @@ impl Model<'_> {
         let mut all = Vec::new();
         for launch in &self.plan.launches {
             let rows = step.rows(self.plan.extent(&launch.op));
-            let kernels = self.variant(&launch.variants, rows);
-            for kernel in kernels.iter().flat_map(|v| &v.kernels) {
-                let time = self.time(&launch.op, kernel, rows, step);
+            let Some(variant) = self.variant(&launch.variants, rows) else {
+                continue;
+            };
+            for kernel in &variant.kernels {
+                let time = self.time(&launch.op, kernel, variant.tile_rows, rows, step);
                 all.push((launch.name.as_str(), kernel, time));
             }
         }
@@ -214,7 +217,7 @@ impl Model<'_> {
             .find(|v| (v.min_rows..=v.max_rows).contains(&rows))
     }
 
-    fn time(&self, op: &Op, kernel: &Kernel, rows: u32, step: Step) -> Time {
+    fn time(&self, op: &Op, kernel: &Kernel, of_block: u32, rows: u32, step: Step) -> Time {
         let gpu = self.gpu;
         let bytes = self.bytes(op, kernel, rows, step);
         let operations = self.operations(op, kernel, rows, step);
@@ -224,6 +227,13 @@ impl Model<'_> {
             Extent::Tiles(n) => step.sequences * step.tokens.div_ceil(n),
         };
         let mut grid = kernel.grid.map(|e| f64::from(blocks(e)));
+        if let Op::ExpertMatMul { tokens, starts, .. } = op
+            && gpu.tiles.is_none()
+        {
+            // Grids have blocks for any routing; those that there is nothing for end at once.
+            let (experts, used) = experts::of(self.plan, *tokens, *starts);
+            grid[1] = experts::blocks(experts, used, rows / used, of_block);
+        }
         // The mean query of a chunk at the sequence's end sees half a chunk less.
         let seen = f64::from(self.window(op).min(step.depth)) - f64::from(step.tokens - 1) / 2.0;
         let seen = seen.max(1.0);
@@ -294,11 +304,9 @@ impl Model<'_> {
         let features = |arg: &Arg| match *arg {
             Arg::Weight(index) => {
                 let w = &self.plan.weights[index as usize];
-                let matrix = w.layout == WeightLayout::Fragment16;
-                if matrix {
-                    w.rows.div_ceil(tiles.size)
-                } else {
-                    0
+                match is_matrix(w) {
+                    true => w.rows.div_ceil(tiles.size),
+                    false => 0,
                 }
             }
             _ => 0,
@@ -330,7 +338,12 @@ impl Model<'_> {
                 let w = &self.plan.weights[index as usize];
                 match op {
                     Op::Embed { .. } => w.len as f64 / f64::from(w.rows) * f64::from(rows),
-                    _ if w.layout == WeightLayout::Fragment16 => w.len as f64,
+                    Op::ExpertMatMul { tokens, starts, .. } if is_matrix(w) => {
+                        let (experts, used) = experts::of(self.plan, *tokens, *starts);
+                        let touched = experts::touched(experts, used, rows / used);
+                        w.len as f64 * touched / f64::from(experts)
+                    }
+                    _ if is_matrix(w) => w.len as f64,
                     _ => 0.0,
                 }
             }
@@ -348,15 +361,19 @@ impl Model<'_> {
     /// Operations of products, two for a multiplication and an addition.
     fn operations(&self, op: &Op, kernel: &Kernel, rows: u32, step: Step) -> f64 {
         match op {
-            Op::MatMul { .. } => {
+            Op::MatMul { .. } | Op::ExpertMatMul { .. } => {
+                let experts = match op {
+                    Op::ExpertMatMul { tokens, starts, .. } => {
+                        experts::of(self.plan, *tokens, *starts).0
+                    }
+                    _ => 1,
+                };
                 let of = |arg: &Arg| match *arg {
                     Arg::Weight(index) => {
                         let w = &self.plan.weights[index as usize];
-                        let matrix = w.layout == WeightLayout::Fragment16;
-                        if matrix {
-                            2.0 * f64::from(w.rows) * f64::from(w.cols)
-                        } else {
-                            0.0
+                        match is_matrix(w) {
+                            true => 2.0 * f64::from(w.rows / experts) * f64::from(w.cols),
+                            false => 0.0,
                         }
                     }
                     _ => 0.0,
@@ -372,6 +389,11 @@ impl Model<'_> {
             _ => 0.0,
         }
     }
+}
+
+/// Whether a weight is multiplied with rows, and not a vector.
+fn is_matrix(weight: &Weight) -> bool {
+    weight.rows > 1
 }
 
 /// Sequences of the steps that are told of, as `fastrun bench` has them, positions that they hold, and tokens of a prompt.

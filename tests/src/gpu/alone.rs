@@ -23,9 +23,10 @@ fn allowed(plan: &Plan, op: &Op, dtype: Option<DType>) -> f32 {
         // Sines and cosines have an error of their own.
         Op::RopeTable { .. } => 1e-3,
         Op::Region { .. } => 1e-5,
+        // A gate multiplies two of them.
         Op::MatMul { segments, .. } | Op::ExpertMatMul { segments, .. } => segments
             .iter()
-            .map(|segment| encoded(segment.weight))
+            .map(|segment| 2.0 * encoded(segment.weight))
             .fold(0.0, f32::max),
         // Queries and weights of positions are f16.
         Op::Attention { .. } => 4e-3,
@@ -52,6 +53,11 @@ fn kind(op: &Op) -> &'static str {
 /// # Panics
 /// They differ by more than rounding does.
 pub fn launches_are_the_references<const N: usize>(model: &Model, steps: &[[u32; N]]) {
+    launches_of(model, steps, model.vocab());
+}
+
+/// Likewise, with tokens whose ids are below `ids`.
+pub fn launches_of<const N: usize>(model: &Model, steps: &[[u32; N]], ids: u32) {
     let loaded = model.loaded.clone();
     let plan = loaded.plan();
     let mut gpu = model.run();
@@ -64,11 +70,7 @@ pub fn launches_are_the_references<const N: usize>(model: &Model, steps: &[[u32;
     let mut dice = Dice(0);
     let mut most: BTreeMap<&str, f32> = BTreeMap::new();
     for (i, counts) in steps.iter().enumerate() {
-        let mut draw = |&n: &u32| {
-            (0..n)
-                .map(|_| TokenSource::Id(dice.below(model.vocab())))
-                .collect()
-        };
+        let mut draw = |&n: &u32| (0..n).map(|_| TokenSource::Id(dice.below(ids))).collect();
         let tokens: Vec<Vec<TokenSource>> = counts.iter().map(&mut draw).collect();
         let step = gpu.step(&tokens, &vec![vec![want.clone()]; N]);
         let mut launches = Vec::new();

@@ -359,7 +359,8 @@ impl GpuDevice {
             // What came of it is nobody's; steps that name its tokens may be on their way.
             for row in &mut rows {
                 (row.token, row.logits, row.hidden) = (None, None, None);
-                row.error.get_or_insert_with(|| "the step failed".to_string());
+                row.error
+                    .get_or_insert_with(|| "the step failed".to_string());
             }
         }
         let filed = self.tickets.file(Outcome { rows });
