@@ -81,13 +81,15 @@ pub mod draw_kind {
 /// Words of [`Arg::Counts`].
 pub mod counts {
     /// All of them.
-    pub const WORDS: usize = 7;
+    pub const WORDS: usize = 8;
     /// How many routes ([`Op::Route`](crate::plan::Op::Route)) of the step have run: 0 when it begins.
     pub const ROUTES: usize = 4;
     /// The first of them, counted from 0, that met a token whose logits are not finite; [`NO_ROUTE`] when it begins.
     pub const BAD_ROUTE: usize = 5;
     /// The first such token of it.
     pub const BAD_TOKEN: usize = 6;
+    /// How many experts all routes sent tokens to: 0 when the step begins.
+    pub const EXPERTS: usize = 7;
     pub const NO_ROUTE: u32 = u32::MAX;
 }
 

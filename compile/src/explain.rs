@@ -4,7 +4,7 @@ mod experts;
 mod page;
 pub mod speed;
 
-pub use experts::print_experts;
+pub use experts::{print_experts, touched};
 pub use page::{page, write as write_page};
 
 use std::fmt::Write as _;

@@ -105,6 +105,25 @@ fn forms_for_blackwell() {
     compiles("tiny256", &FORMS, &GPUS[4..]);
 }
 
+/// Routers, and the kernels of experts for one token, few and many.
+#[test]
+fn mixtures_of_experts() {
+    compiles("tiny-mixtral", &[Encoding::Q4_0], &GPUS);
+}
+
+#[test]
+fn experts_that_are_shared_and_whose_rows_are_gathered() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model("tiny-qwen2moe", Encoding::Q8_0, folder.path());
+    let gguf = Gguf::parse(&model).unwrap();
+    for disabled in [vec![], vec!["index-experts".to_string()]] {
+        let mut options = Options::new(Target::Sm90a);
+        options.passes.disabled = disabled;
+        let compiled = driver::compile_graph(&gguf, &options, |_| {}, |_| {}).unwrap();
+        check(&compiled.plan, Target::Sm90a);
+    }
+}
+
 #[test]
 fn the_other_encodings() {
     let others = [

@@ -1,6 +1,7 @@
 //! What the end-to-end tests share: the binaries, the model, and bundles of it.
 
 pub mod architectures;
+pub mod experts;
 pub mod gates;
 #[cfg(target_os = "linux")]
 pub mod gpu;

@@ -51,8 +51,8 @@ const MODELS: &[(&str, Source, &[&str])] = &[
     ("qwen2", Source::Architecture("qwen2"), SMALL),
     ("phi3", Source::Architecture("phi3"), SMALL),
     ("phi3-long", Source::Architecture("phi3-long"), SMALL),
-    ("qwen2moe", Source::Architecture("qwen2moe"), SMALL),
-    ("qwen3moe", Source::Architecture("qwen3moe"), SMALL),
+    ("qwen2moe", Source::Shape("tiny-qwen2moe", "q4_0", 2), SMALL),
+    ("qwen3moe", Source::Shape("tiny-qwen3moe", "q4_0", 2), SMALL),
     ("mixtral", Source::Architecture("mixtral"), SMALL),
     // Norms of queries and keys; and with them norms behind each part, windows, GeGLU and heads of 256.
     ("qwen3", Source::Like("qwen3-8b", 1, 64, 2), &[]),
@@ -70,7 +70,7 @@ const MODELS: &[(&str, Source, &[&str])] = &[
     ),
 ];
 
-const SMALL: &[&str] = &["--ctx", "64", "--max-batch", "2"];
+const SMALL: &[&str] = &["--ctx", "64", "--max-batch", "3"];
 
 /// A bundle that is made once.
 type Slot = Arc<OnceLock<Arc<Loaded>>>;
@@ -234,7 +234,7 @@ fn each_product_of_experts_is_the_references() {
     let loaded = mixture();
     for profile in loaded.plan().stability.clone() {
         let model = Model::of(Machine::simulator(), loaded.clone()).with_kv_bytes(KV_BYTES);
-        let steps = [[1], [2], [7], [16], [33], [150]];
+        let steps = [[1], [2], [33], [90]];
         launches_of(&model.by(profile.stability), &steps, experts::BAD);
     }
 }

@@ -87,7 +87,7 @@ pub enum Op {
     HeadNorm { norm: HeadNorm },
     /// `x (f32) -> q8 or q16`
     Quantise { to: DType },
-    /// `x (, residual) (, rope table) (, slots) -> (sum,) one value a part`: x times the transposed weight of each part. With a
+    /// `x (, residual) (, rope table) (, slots) -> (sum,) (normed,) one value a part`: x times the transposed weight of each part. With a
     /// prologue, x is normed first and becomes f16. The table is an input if a part rotates, the slots if a part writes KV.
     ///
     /// With `experts`, each part's tensors are those of so many experts, one after the other: `x (T or T n rows), tokens,
@@ -139,13 +139,14 @@ pub struct HeadNorm {
 }
 
 /// The norm in front of a product, as [`Op::RmsNorm`] has it: with `add` a residual is added to x first, itself normed with
-/// `post`, and the sum is an output.
+/// `post`, and the sum is an output. With `keep`, so is the normed x, in f16.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Prologue {
     pub weight: TensorId,
     pub eps: f32,
     pub add: bool,
     pub post: Option<TensorId>,
+    pub keep: bool,
 }
 
 /// What a gate goes through.

@@ -130,6 +130,7 @@ pub fn print_node(graph: &Graph, node: &Node) -> String {
                 if let Some(post) = norm.post {
                     flag(true, &format!("post={}", graph.tensor(post).name));
                 }
+                flag(norm.keep, "keep");
             }
             for part in parts {
                 let mut tensors: Vec<String> = part.tensors.iter().map(|&t| tensor(t)).collect();
@@ -494,6 +495,7 @@ impl Parser {
                         eps: number(before, "eps")?,
                         add: before.contains(&"add"),
                         post: self.named(before, "post")?,
+                        keep: before.contains(&"keep"),
                     }),
                     None => None,
                 };

@@ -231,6 +231,7 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
                     return Err("norms a residual that it doesn't add".into());
                 }
                 outputs.extend(norm.add.then_some(*x));
+                outputs.extend(norm.keep.then(|| x.with_dtype(DType::F16)));
             }
             let table = if parts.iter().any(|p| p.epilogue.rotates()) {
                 rest.next()

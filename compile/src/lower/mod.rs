@@ -250,7 +250,7 @@ fn lower_node(
                     None
                 },
                 kept: match node.outputs[..] {
-                    [.., kept, _] if *keep => Some(of(kept, ".kept")?),
+                    [.., kept, _] if *keep => Some((of(kept, ".kept")?, DType::F32)),
                     _ => None,
                 },
                 post: post.map(|p| weights.of(&[p])).transpose()?,
@@ -407,6 +407,7 @@ fn lower_node(
             let rotates = parts.iter().any(|p| p.epilogue.rotates());
             // Behind x and the residual: the table, then the slots.
             let adds = prologue.is_some_and(|norm| norm.add);
+            let keeps = prologue.is_some_and(|norm| norm.keep);
             let table = 1 + adds as usize;
             let first = match (prologue, normed) {
                 (Some(norm), Some(out)) => {
@@ -416,7 +417,10 @@ fn lower_node(
                         residual: adds.then(|| input(1)).transpose()?,
                         rows: None,
                         sum: adds.then(|| of(node.outputs[0], ".sum")).transpose()?,
-                        kept: None,
+                        kept: match node.outputs.get(adds as usize) {
+                            Some(&kept) if keeps => Some((of(kept, ".kept")?, DType::F16)),
+                            _ => None,
+                        },
                         post: norm.post.map(|p| weights.of(&[p])).transpose()?,
                         weight: weights.of(&[norm.weight])?,
                         eps: norm.eps,
@@ -428,7 +432,7 @@ fn lower_node(
                 }
                 _ => None,
             };
-            let results = &node.outputs[adds as usize..];
+            let results = &node.outputs[adds as usize + keeps as usize..];
             let mut segments = Vec::new();
             for (part, &result) in parts.iter().zip(results) {
                 let rows: u32 = part.tensors.iter().map(|&t| graph.tensor(t).rows).sum();

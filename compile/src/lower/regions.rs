@@ -486,8 +486,8 @@ pub struct RmsNorm {
     pub rows: Option<u32>,
     /// Where x + residual goes.
     pub sum: Option<u32>,
-    /// Where a quantised result goes as f32, too.
-    pub kept: Option<u32>,
+    /// Where the result goes, too, and as what.
+    pub kept: Option<(u32, DType)>,
     pub weight: u32,
     pub eps: f32,
     pub out: u32,
@@ -521,8 +521,8 @@ impl RmsNorm {
             builder.store(sum, own, h, DType::F32);
         }
         let out = self.normed(&mut builder, h, self.weight);
-        if let Some(kept) = self.kept {
-            builder.store(kept, own, out, DType::F32);
+        if let Some((kept, dtype)) = self.kept {
+            builder.store(kept, own, out, dtype);
         }
         builder.store(self.out, own, out, self.to);
         builder.region

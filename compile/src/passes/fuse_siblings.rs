@@ -32,6 +32,18 @@ pub fn fuse_gate_up(graph: &mut Graph) {
     });
 }
 
+/// Joins a router and the gate of the expert that every token goes to.
+pub fn fuse_router(graph: &mut Graph) {
+    join(graph, "router", |graph, value| {
+        let users = graph.users(value);
+        users.iter().any(|&u| match graph.nodes[u].op {
+            Op::Route { .. } => true,
+            Op::Combine { shared: true } => graph.nodes[u].inputs.last() == Some(&value),
+            _ => false,
+        })
+    });
+}
+
 /// Joins consecutive single matmuls of the same inputs whose results satisfy `wanted`, at the place of the first.
 fn join(graph: &mut Graph, name: &str, wanted: impl Fn(&Graph, ValueId) -> bool) {
     let candidate = |graph: &Graph, index: usize| {

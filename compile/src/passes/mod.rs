@@ -73,6 +73,12 @@ pub const PASSES: &[Pass] = &[
         run: |graph, _| fuse_siblings::fuse_gate_up(graph),
     },
     Pass {
+        name: "fuse-router",
+        about: "multiply with a router's weights and the gate of the shared expert in one launch",
+        optional: true,
+        run: |graph, _| fuse_siblings::fuse_router(graph),
+    },
+    Pass {
         name: "fuse-swiglu",
         about: "SwiGLU or GeGLU in the epilogue of gate and up, which then interleave",
         optional: true,

@@ -161,7 +161,7 @@ impl Shape {
                 count: 10,
                 used: 3,
                 feed_forward: Some(64),
-                shared: Some(96),
+                shared: Some(192),
             }),
             ..TINY
         },
@@ -172,7 +172,7 @@ impl Shape {
             experts: Some(Experts {
                 count: 16,
                 used: 4,
-                feed_forward: Some(96),
+                feed_forward: Some(192),
                 shared: None,
             }),
             ..TINY

@@ -19,10 +19,10 @@ typedef unsigned long long u64;
 
 // Sizes of the step, in device memory: a captured graph is launched for steps of other sizes, up to those it was captured
 // for. Behind them, what routers find: how many have run, which of them first met a token whose logits are not finite (none: ~0),
-// and the first such token.
+// the first such token, and how many experts all of them sent tokens to.
 struct Counts {
     u32 tokens, sequences, rows, tiles;
-    u32 routes, bad_route, bad_token;
+    u32 routes, bad_route, bad_token, experts;
     __device__ u32 tokens_or_rows(bool of_rows) const { return of_rows ? rows : tokens; }
     // Of a launch with so many rows a token; of one for each row of logits, where that is 0.
     __device__ u32 rows_of(u32 each) const { return each == 0 ? rows : tokens * each; }

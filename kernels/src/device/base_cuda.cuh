@@ -149,6 +149,10 @@ DEVICE void wait_until(u32 at, u32 phase) {
 #endif
 }
 
+// Barriers of the processor, from 1 on: `count` threads meet at one, of which those that arrive don't wait.
+DEVICE void arrive_at(int barrier, int count) { asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(count) : "memory"); }
+DEVICE void meet_at(int barrier, int count) { asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(count) : "memory"); }
+
 // The value of the lane whose number differs in the bits of D.
 template <int D, class T>
 DEVICE T lane_xor(T v) {

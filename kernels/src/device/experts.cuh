@@ -48,7 +48,7 @@ DEVICE int find_blocks(const u32* starts, U2* table) {
 #pragma unroll
     for (int base = 0; base < E; base += THREADS) {
         const int expert = base + threadIdx.x;
-        const u32 first = expert < E ? starts[expert] : 0, end = expert < E ? starts[expert + 1] : 0;
+        const u32 first = expert < E ? load_fresh(starts + expert) : 0, end = expert < E ? load_fresh(starts + expert + 1) : 0;
         u32 all, at = count + sum_before<THREADS>((end - first + ROWS - 1) / ROWS, warps[base / THREADS % 2], all);
         for (u32 pair = first; pair < end; pair += ROWS, at++)
             table[at] = ExpertBlocks::packed(expert, end - pair < ROWS ? end - pair : ROWS, pair);

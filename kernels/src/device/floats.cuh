@@ -4,8 +4,10 @@
 // Segments are as in matmul.cuh, an item a block's features, and
 //   int features(int item)       how many there are of an item
 // ROWS of x at a time, which lie in tiles (region.cuh) where TILED is set.
-template <int K, int ROWS, bool TILED, int THREADS, class Segments>
-DEVICE void matmul_floats(const Counts* counts, const u16* x, const Segments& segments) {
+// A prologue (region.cuh) makes x of one row.
+template <int K, int ROWS, bool TILED, int THREADS, class Segments, class Prologue>
+DEVICE void matmul_floats(const Counts* counts, const u16* x, const Segments& segments, const Prologue& prologue) {
+    static_assert(!Prologue::IS || ROWS == 1, "a prologue makes a row");
     constexpr int STEPS = (K + 127) / 128, AHEAD = STEPS < 16 ? STEPS : 16, FEATURES = THREADS / 32;
     __shared__ float sums[ROWS][FEATURES];
     const int lane = threadIdx.x & 31, feature = threadIdx.x >> 5, item = blockIdx.x;
@@ -19,7 +21,13 @@ DEVICE void matmul_floats(const Counts* counts, const u16* x, const Segments& se
     for (int i = 0; i < AHEAD; i++) ahead[i] = load(i);
     let_next_start();
     const int row0 = blockIdx.y * ROWS, all = (int)counts->tokens_or_rows(Segments::OF_ROWS) - row0;
-    wait_for_previous();
+    if constexpr (Prologue::IS) {
+        __shared__ __align__(16) u16 made[K];
+        make_row<K, THREADS>(prologue, made);
+        x = made;
+    } else {
+        wait_for_previous();
+    }
     if (all <= 0) return;
     const int rows = all < ROWS ? all : ROWS;
 

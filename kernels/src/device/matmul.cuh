@@ -60,9 +60,9 @@ DEVICE void add_column(float (&acc)[S::TILES][S::NT][4], const typename S::F::Fr
         }
 }
 
-// The sums of an item over all warps that share its columns, [rows][S::STRIDE] in shared memory; a warp's are zero then.
+// A warp's sums of an item, [S::ALONG][S::ROWS][S::STRIDE] in shared memory; they are zero then.
 template <class S>
-DEVICE const float* add_up(float (&acc)[S::TILES][S::NT][4], float* sums, int rows) {
+DEVICE void put_sums(float (&acc)[S::TILES][S::NT][4], float* sums) {
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
     const int across = warp % S::ACROSS, along = warp / S::ACROSS;
     float* mine = sums + along * S::ROWS * S::STRIDE + across * S::TILES * 16 + g;
@@ -76,6 +76,12 @@ DEVICE const float* add_up(float (&acc)[S::TILES][S::NT][4], float* sums, int ro
 #pragma unroll
             for (int j = 0; j < 4; j++) acc[r][n][j] = 0;
         }
+}
+
+// The sums of an item over all warps that share its columns, [rows][S::STRIDE] in shared memory.
+template <class S>
+DEVICE const float* add_up(float (&acc)[S::TILES][S::NT][4], float* sums, int rows) {
+    put_sums<S>(acc, sums);
     __syncthreads();
     // Always in this order: the same bits whatever runs beside it.
     for (int i = threadIdx.x; i < rows * S::GROUP * 16; i += S::THREADS) {

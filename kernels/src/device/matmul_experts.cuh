@@ -1,6 +1,9 @@
 // Products of pairs of a token and one of its experts, with the expert's weights. Rows of x lie where they are: the list of pairs
 // says which token's a pair has, where they are tokens'. What comes of a pair is the row of its place in the list.
 //
+// AHEAD: the launch before this one multiplies pairs of the same list. It lets this one start only when the list is there: experts
+// are found, and first reads of their weights on their way, before it has ended.
+//
 // Segments are as in matmul.cuh, of the first expert, and
 //   u64 expert_bytes(int item)   from an expert's item to the next expert's
 
@@ -9,7 +12,7 @@
 //
 // With S::XS 1, x is the token's, and an item is a tile of an expert; otherwise x has a row for each of USED places, and an item
 // is a tile of all of them: warps divide the places among them.
-template <class S, int E, int USED, class Segments>
+template <class S, int E, int USED, bool AHEAD, class Segments>
 DEVICE void matmul_one_experts(const u16* x, const u32* starts, const Segments& segments) {
     using M = typename S::Multiplier;
     extern __shared__ __align__(128) u8 shared[];
@@ -21,11 +24,11 @@ DEVICE void matmul_one_experts(const u16* x, const u32* starts, const Segments& 
     const int first = (int)((u64)ITEMS * blockIdx.x / gridDim.x), last = (int)((u64)ITEMS * (blockIdx.x + 1) / gridDim.x);
     OneWarp<S> warp;
     make_barriers<S>(barriers);
+    if (!AHEAD) wait_for_previous();
     let_next_start();
-    wait_for_previous();
     for (int e = threadIdx.x; e < E; e += S::THREADS) {
-        const u32 place = starts[e];
-        if (starts[e + 1] > place && place < USED) experts[place] = e;
+        const u32 place = load_fresh(starts + e);
+        if (load_fresh(starts + e + 1) > place && place < USED) experts[place] = e;
     }
     __syncthreads();
     const u32 within = warp.begin * S::STEP_BYTES;
@@ -34,6 +37,7 @@ DEVICE void matmul_one_experts(const u16* x, const u32* starts, const Segments& 
         return segments.item(of_place) + experts[place] * segments.expert_bytes(of_place) + within;
     };
     warp.load_ahead(at, first, last);
+    if (AHEAD) wait_for_previous();
     M::template prepare<S::THREADS, false>(shared, x);
     __syncthreads();
     if (warp.works) return warp.multiply(at, first, last, shared, sums, barriers);
@@ -51,13 +55,50 @@ DEVICE void matmul_one_experts(const u16* x, const u32* starts, const Segments& 
 
 // Of some tokens: as matmul_few, for blocks of up to S::ROWS pairs of one expert. Units of work are items of blocks; each CTA takes
 // as many, found from where each expert's pairs begin. BLOCKS are there at most, and PAIRS pairs.
-template <class S, int E, int BLOCKS, int PAIRS, bool BY_TOKENS, class Segments>
+//
+// Blocks of eight rows have a warp of their own that adds sums up and finishes items (APART), as in matmul_one: an item takes little
+// longer than the barriers that it would cost.
+template <class S>
+struct ExpertsShape {
+    static constexpr bool APART = S::NT == 1;
+    static constexpr int THREADS = S::THREADS + (APART ? 32 : 0), SETS = APART ? 3 : 2;
+    // Shared memory: sets of sums, a barrier for each; then the blocks, and the rows of x.
+    static constexpr int SHARED = SETS * S::SUMS * 4 + 32;
+};
+
+// What the warp apart does.
+template <class S, class Segments>
+DEVICE void finish_blocks(const Segments& segments, const ExpertBlocks& blocks, float* sums, u32 freed, int first, int last) {
+    using X = ExpertsShape<S>;
+    constexpr int FEATURES = S::GROUP * 16;
+    const int lane = threadIdx.x & 31;
+    for (int unit = first; unit < last; unit++) {
+        const int set = (unit - first) % X::SETS;
+        const ExpertRows block = blocks[unit / Segments::ITEMS];
+        float* total = sums + set * S::SUMS;
+        meet_at(1 + set, X::THREADS);
+        for (int i = lane; i < (int)block.rows * FEATURES; i += 32) {
+            const int at = i / FEATURES * S::STRIDE + i % FEATURES;
+            float v = total[at];
+#pragma unroll
+            for (int k = 1; k < S::ALONG; k++) v += total[at + k * S::ROWS * S::STRIDE];
+            total[at] = v;
+        }
+        __syncwarp();
+        segments.finish(unit % Segments::ITEMS, block.first, total, S::STRIDE, block.rows);
+        arrive(freed + 8 * set);
+    }
+}
+
+template <class S, int E, int BLOCKS, int PAIRS, bool BY_TOKENS, bool AHEAD, class Segments>
 DEVICE void matmul_experts(const u16* x, const u32* tokens, const u32* starts, const Segments& segments) {
     using F = typename S::F;
+    using X = ExpertsShape<S>;
     constexpr int DEPTH = S::DEPTH, NT = S::NT, TILES = S::TILES, ITEMS = Segments::ITEMS;
     extern __shared__ __align__(128) u8 shared[];
     float* sums = (float*)shared;
-    const ExpertBlocks blocks{(U2*)(shared + S::SHARED)};
+    const u32 freed = shared_address(sums + X::SETS * S::SUMS);
+    const ExpertBlocks blocks{(U2*)(shared + X::SHARED)};
     u32* rows_of_x = (u32*)(blocks.table + BLOCKS);
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, g = lane >> 2, t = lane & 3;
     const int across = warp % S::ACROSS, along = warp / S::ACROSS;
@@ -65,13 +106,18 @@ DEVICE void matmul_experts(const u16* x, const u32* tokens, const u32* starts, c
     const int count = (along + 1) * S::FRAGMENTS / S::ALONG - begin;
     constexpr u64 TILE_BYTES = (u64)S::FRAGMENTS * F::BYTES;
     const u64 within = (u64)(across * TILES) * TILE_BYTES + (u64)begin * F::BYTES;
+    if (X::APART && threadIdx.x < X::SETS) make_barrier(freed + 8 * threadIdx.x, 32);
+    if (!AHEAD) wait_for_previous();
     let_next_start();
-    wait_for_previous();
     if (BY_TOKENS)
-        for (int p = threadIdx.x; p < PAIRS; p += S::THREADS) rows_of_x[p] = tokens[p];
-    const int units = find_blocks<E, S::ROWS, S::THREADS>(starts, blocks.table) * ITEMS;
+        for (int p = threadIdx.x; p < PAIRS; p += X::THREADS) rows_of_x[p] = load_fresh(tokens + p);
+    const int units = find_blocks<E, S::ROWS, X::THREADS>(starts, blocks.table) * ITEMS;
     const int first = (int)((u64)units * blockIdx.x / gridDim.x), last = (int)((u64)units * (blockIdx.x + 1) / gridDim.x);
-    if (first >= last) return;
+    if (first >= last) return wait_for_previous();
+    if (X::APART && warp == S::WARPS) {
+        if (AHEAD) wait_for_previous();
+        return finish_blocks<S>(segments, blocks, sums, freed, first, last);
+    }
 
     auto at = [&](int unit) {
         const int item = unit % ITEMS;
@@ -84,11 +130,12 @@ DEVICE void matmul_experts(const u16* x, const u32* tokens, const u32* starts, c
 #pragma unroll
         for (int r = 0; r < TILES; r++)
             ring[i][r] = S::EVEN || i < count ? F::load(p + r * TILE_BYTES + i * F::BYTES, lane) : F::none();
+    if (AHEAD) wait_for_previous();
 
     float acc[TILES][NT][4] = {};
     const u16* x_row[NT];
     ExpertRows block{0, 0, 0};
-    int set = 0, at_block = -1;
+    int at_block = -1;
     // As in matmul_few.
     const int rounds = S::ROUNDS + (NT > 1 && S::ROUNDS > 1 ? threadIdx.y & 1 : 0);
     for (int unit = first; unit < last; unit++) {
@@ -122,8 +169,14 @@ DEVICE void matmul_experts(const u16* x, const u32* tokens, const u32* starts, c
             }
         }
         p = next;
-        const float* total = add_up<S>(acc, sums + set * S::SUMS, block.rows);
-        segments.finish(unit % ITEMS, block.first, total, S::STRIDE, block.rows);
-        set ^= 1;
+        const int n = unit - first, set = n % X::SETS;
+        if constexpr (X::APART) {
+            if (n >= X::SETS) wait_until(freed + 8 * set, n / X::SETS + 1 & 1);
+            put_sums<S>(acc, sums + set * S::SUMS);
+            arrive_at(1 + set, X::THREADS);
+        } else {
+            const float* total = add_up<S>(acc, sums + set * S::SUMS, block.rows);
+            segments.finish(unit % ITEMS, block.first, total, S::STRIDE, block.rows);
+        }
     }
 }

@@ -71,8 +71,8 @@ struct ManyShape {
     static constexpr int K = K_, FRAGMENTS = K / 64;
     static constexpr int ROWS = ROWS_, FEATURES = 128;
     static constexpr int STAGES = STAGES_, STAGE_BYTES = ROWS * 128;
-    // Fragments on their way: as many as registers allow.
-    static constexpr int DEPTH = !F::AS_READ && sizeof(typename F::Fragment) > 48 ? 2 : 4;
+    // Fragments on their way: as many as registers allow. Of fewer rows there are fewer sums.
+    static constexpr int DEPTH = (!F::AS_READ && sizeof(typename F::Fragment) > 48 ? 2 : 4) * (ROWS < 128 ? 2 : 1);
     static constexpr int THREADS = 256 + 32;
     static constexpr int STRIDE = FEATURES + 4;
     static constexpr int SUMS_BYTES = ROWS * STRIDE * 4;
@@ -228,12 +228,12 @@ DEVICE void copies_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(PENDING
 // What was written to shared memory, for the matrix unit, which reads it on another way.
 DEVICE void shared_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 // Of the first eight warps.
-DEVICE void workers_barrier() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
+DEVICE void workers_barrier() { meet_at(1, 256); }
 
 // Blocks of up to S::ROWS pairs of one expert, of which there are BLOCKS at most; each CTA takes as many of their items. A warp of
 // its own copies each pair's row of x, 16 bytes at a time, from where it lies in tiles to where the swizzle of its place in the
 // stage has it. Sums have their own shared memory: it goes on with the next item meanwhile.
-template <class S, int E, int BLOCKS, bool BY_TOKENS, class Segments>
+template <class S, int E, int BLOCKS, bool BY_TOKENS, bool AHEAD, class Segments>
 DEVICE void matmul_many_experts(const u16* x, const u32* tokens, const u32* starts, const Segments& segments) {
     using F = typename S::F;
     constexpr int ITEMS = Segments::ITEMS, COPIES = S::ROWS / 4, LAG = S::STAGES - 3;
@@ -245,12 +245,13 @@ DEVICE void matmul_many_experts(const u16* x, const u32* tokens, const u32* star
     const u32 full = shared_address(barriers), empty = full + 8 * S::STAGES, stages = shared_address(shared);
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     init_stages<S>(full, empty, 32);
+    if (!AHEAD) wait_for_previous();
     let_next_start();
-    wait_for_previous();
     const int units = find_blocks<E, S::ROWS, S::THREADS>(starts, blocks.table) * ITEMS;
     const int first = (int)((u64)units * blockIdx.x / gridDim.x), last = (int)((u64)units * (blockIdx.x + 1) / gridDim.x);
 
     if (warp == 8) {
+        if (AHEAD) wait_for_previous();
         // A lane has 16 bytes of every fourth row.
         const int part = lane & 7;
         int filled = 0;
@@ -288,10 +289,11 @@ DEVICE void matmul_many_experts(const u16* x, const u32* tokens, const u32* star
         return segments.item(item) + blocks[unit / ITEMS].expert * segments.expert_bytes(item) +
                (u64)warp * S::FRAGMENTS * F::BYTES;
     };
-    if (first >= last) return;
+    if (first >= last) return wait_for_previous();
     typename F::Fragment ring[S::DEPTH];
     const u8* w = at(first);
     load_first<S>(ring, w);
+    if (AHEAD) wait_for_previous();
     for (int unit = first; unit < last; unit++) {
         float acc[S::ROWS / 2];
 #pragma unroll

@@ -151,7 +151,7 @@ DEVICE void matmul_many(const Counts* counts, const u16* x, const Segments& segm
 // Blocks of up to S::ROWS pairs of one expert, of which there are BLOCKS at most (matmul_experts.cuh); each CTA takes as many of
 // their items. A thread copies 16 bytes of some pairs' rows of x, from where it lies in tiles to where the swizzle of
 // its place in the stage has it.
-template <class S, int E, int BLOCKS, bool BY_TOKENS, class Segments>
+template <class S, int E, int BLOCKS, bool BY_TOKENS, bool AHEAD, class Segments>
 DEVICE void matmul_many_experts(const u16* x, const u32* tokens, const u32* starts, const Segments& segments) {
     using F = typename S::F;
     constexpr int ITEMS = Segments::ITEMS, APART = S::THREADS / 8, COPIES = S::ROWS / APART;
@@ -159,10 +159,11 @@ DEVICE void matmul_many_experts(const u16* x, const u32* tokens, const u32* star
     const ExpertBlocks blocks{(U2*)(shared + S::SHARED)};
     const u32 stages = shared_address(shared);
     const int across = threadIdx.x >> 5 & 3, part = threadIdx.x & 7, own = threadIdx.x >> 3;
+    if (!AHEAD) wait_for_previous();
     let_next_start();
-    wait_for_previous();
     const int units = find_blocks<E, S::ROWS, S::THREADS>(starts, blocks.table) * ITEMS;
     const int first = (int)((u64)units * blockIdx.x / gridDim.x), last = (int)((u64)units * (blockIdx.x + 1) / gridDim.x);
+    if (AHEAD) wait_for_previous();
     for (int unit = first; unit < last; unit++) {
         const int item = unit % ITEMS;
         const ExpertRows block = blocks[unit / ITEMS];

@@ -9,11 +9,6 @@
 // one of them stores what else comes of it (region.cuh). x is put into shared memory first, in the form that its multiplier
 // takes.
 
-// Where x is there.
-struct NoPrologue {
-    static constexpr bool IS = false;
-};
-
 // A thread's parts of x, eight numbers each, which are there as f16, or in global memory: all reads at once.
 template <int K, int THREADS, bool THERE>
 DEVICE void load_row(U4 (&parts)[(K / 8 + THREADS - 1) / THREADS], const u8* shared, const u16* x) {
@@ -249,27 +244,6 @@ struct OneShape {
     static constexpr int SUMS = ALONG * FEATURES;
     static constexpr int SHARED = Multiplier::SHARED + (SETS * SUMS + FEATURES) * 4 + SETS * 16;
 };
-
-// x of one row, made by all threads of the block but those of the last warp, as f16 in shared memory; once the launch before this
-// one has ended.
-template <int K, int WORKERS, class P>
-DEVICE void make_row(P prologue, u16* x) {
-    constexpr int J = (K + WORKERS - 1) / WORKERS;
-    __shared__ float warps[64];
-    int set = 0, unit[J], c[J];
-    bool live[J];
-#pragma unroll
-    for (int j = 0; j < J; j++) {
-        const int e = j * WORKERS + threadIdx.x;
-        unit[j] = e / P::WIDTH, c[j] = e % P::WIDTH;
-        live[j] = threadIdx.x < WORKERS && (K % WORKERS == 0 || e < K);
-    }
-    const auto ahead = prologue.load_weights(unit, c, live);
-    wait_for_previous();
-    prologue.keep(x);
-    prologue.run(NoTile{}, BlockSums<0>{warps, &set}, 0, unit, c, live, ahead);
-    __syncthreads();
-}
 
 // The sums of all items, added up in the order of warps, always the same, whatever runs beside it.
 template <class S, class Segments>

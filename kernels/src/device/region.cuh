@@ -167,6 +167,31 @@ DEVICE void run_units(const Counts* counts, const R& region) {
     }
 }
 
+// The prologue of a product whose input is there.
+struct NoPrologue {
+    static constexpr bool IS = false;
+};
+
+// x of one row, made by the first WORKERS threads of a block, as f16 in shared memory; once the launch before this one has ended.
+template <int K, int WORKERS, class P>
+DEVICE void make_row(P prologue, u16* x) {
+    constexpr int J = (K + WORKERS - 1) / WORKERS;
+    __shared__ float warps[64];
+    int set = 0, unit[J], c[J];
+    bool live[J];
+#pragma unroll
+    for (int j = 0; j < J; j++) {
+        const int e = j * WORKERS + threadIdx.x;
+        unit[j] = e / P::WIDTH, c[j] = e % P::WIDTH;
+        live[j] = threadIdx.x < WORKERS && (K % WORKERS == 0 || e < K);
+    }
+    const auto ahead = prologue.load_weights(unit, c, live);
+    wait_for_previous();
+    prologue.keep(x);
+    prologue.run(NoTile{}, BlockSums<0>{warps, &set}, 0, unit, c, live, ahead);
+    __syncthreads();
+}
+
 // The id of a token, which may be one that is being drawn: then it is an entry of `drawn`.
 DEVICE u32 token_id(u32 token, const U2* drawn) {
     return token >> 31 ? drawn[token & ~(1u << 31)].x : token;

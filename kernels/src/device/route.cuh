@@ -14,14 +14,16 @@ struct Shape {
     static constexpr int GROUP = (E + 31) / 32 * 32, TOKENS = GROUP < 256 ? 256 / GROUP : 1, THREADS = GROUP * TOKENS;
     // Words with a bit for each token; an odd number apart, for the banks of shared memory.
     static constexpr int WORDS = (MAX_TOKENS + 31) / 32, STRIDE = WORDS | 1;
+    static_assert(MAX_TOKENS * USED < 1 << 16, "a sum has sixteen bits");
     static_assert(E <= 1024 && USED <= E && USED <= 32, "a thread an expert");
 };
 
 // In the word of a chosen expert: the token's logits are not all finite.
 constexpr u32 BAD = 1u << 31;
 
-// Takes note of the first token of this launch whose logits are not finite, where there is one.
-DEVICE void finish(Counts* counts, u32 bad_token) {
+// Takes note of how many experts have tokens, and of the first token of this launch whose logits are not finite, where there is one.
+DEVICE void finish(Counts* counts, u32 bad_token, u32 experts) {
+    counts->experts += experts;
     const u32 route = counts->routes;
     counts->routes = route + 1;
     if (bad_token != ~0u && counts->bad_route == ~0u) counts->bad_route = route, counts->bad_token = bad_token;
@@ -98,7 +100,7 @@ DEVICE void send(const Counts* counts, const float* logits, float* weights, u32*
         if (is_chosen) places[rank] = below, tokens[below] = 0;
         if (threadIdx.x == 0) {
             starts[E] = USED;
-            finish((Counts*)counts, finite ? ~0u : 0);
+            finish((Counts*)counts, finite ? ~0u : 0, USED);
         }
         return;
     }
@@ -128,9 +130,10 @@ DEVICE void send(const Counts* counts, const float* logits, float* weights, u32*
     u32 own_pairs = 0, all;
     if (threadIdx.x < E)
         for (int w = 0; w < words; w++) own_pairs += __popc(masks[threadIdx.x * S::STRIDE + w]);
-    const u32 begin = sum_before<S::THREADS>(own_pairs, warps, all);
+    // In the upper half, experts that have any.
+    const u32 begin = sum_before<S::THREADS>(own_pairs > 0 ? 1u << 16 | own_pairs : 0, warps, all) & 0xffff;
     if (threadIdx.x < E) starts[threadIdx.x] = begins[threadIdx.x] = begin;
-    if (threadIdx.x == 0) starts[E] = all;
+    if (threadIdx.x == 0) starts[E] = all & 0xffff;
     __syncthreads();
     for (int p = threadIdx.x; p < pairs; p += S::THREADS) {
         const u32 e = chosen_at(p) & ~BAD, t = p / USED;
@@ -146,7 +149,7 @@ DEVICE void send(const Counts* counts, const float* logits, float* weights, u32*
             const u32 mask = masks[E * S::STRIDE + w];
             if (mask) bad = 32 * w + __popc((mask & -mask) - 1);
         }
-        finish((Counts*)counts, bad);
+        finish((Counts*)counts, bad, all >> 16);
     }
 }
 

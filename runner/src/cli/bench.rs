@@ -142,7 +142,10 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Failure> {
         }
         DeviceKind::Gpu | DeviceKind::Sim => {
             let mut forward = Forward::new(session.gpu_device()?, limits);
-            let figures = measure(&mut forward, &work, |_| Done::default())?;
+            let figures = measure(&mut forward, &work, |device| Done {
+                expert_bytes: Some(device.expert_bytes()),
+                ..Done::default()
+            })?;
             if let Some(why) = forward.device().eager() {
                 note!("fastrun: kernels were launched one by one, without graphs: {why}");
             }

@@ -23,7 +23,7 @@ pub const BAD: u32 = VOCAB - 1;
 const EXPERTS: u32 = 40;
 const USED: u32 = 3;
 const COLS: u32 = 256;
-const HIDDEN: u32 = 320;
+const HIDDEN: u32 = 192;
 
 /// Encodings of the experts: of each kind of code and of scale.
 const ENCODINGS: [Encoding; 4] = [

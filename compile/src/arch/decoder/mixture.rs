@@ -44,6 +44,16 @@ impl Builder<'_, '_, '_> {
             .matrix(&mut self.graph, &router, count, embedding)?;
         let logits = self.matmul(&name("ffn_gate_inp"), router, x);
         let [weights, places, tokens, starts] = self.route(&name("route"), mixture, logits);
+        // Before the experts: a GPU reads these weights while it routes.
+        let shared = match mixture.shared {
+            Some(shared) => {
+                let gate = name("ffn_gate_inp_shexp.weight");
+                let gate = self.import.matrix(&mut self.graph, &gate, 1, embedding)?;
+                let gate = self.matmul(&name("ffn_gate_inp_shexp"), gate, x);
+                Some([self.gated(layer, "_shexp", shared, x)?, gate])
+            }
+            None => None,
+        };
         let pairs = Dim::Pairs(used);
         let gathered = self.graph.push(
             &name("gather_exps"),
@@ -58,13 +68,7 @@ impl Builder<'_, '_, '_> {
         let product = self.glu(&name(&glu), gate, up);
         let y = self.experts(layer, "ffn_down", (embedding, feed_forward), product, list)?;
         let mut inputs = vec![y, places, weights];
-        if let Some(shared) = mixture.shared {
-            let gate = name("ffn_gate_inp_shexp.weight");
-            let gate = self.import.matrix(&mut self.graph, &gate, 1, embedding)?;
-            let gate = self.matmul(&name("ffn_gate_inp_shexp"), gate, x);
-            inputs.push(self.gated(layer, "_shexp", shared, x)?);
-            inputs.push(gate);
-        }
+        inputs.extend(shared.into_iter().flatten());
         let shared = mixture.shared.is_some();
         let ty = Type::f32(Dim::Tokens, embedding);
         Ok(self

@@ -12,7 +12,9 @@ use super::one::{DEPTH, Multiplier, WARPS, sums_shared};
 use super::target::Chip;
 use crate::codegen::gpu::kernels::{ExpertProduct, Writer, variant};
 use crate::codegen::gpu::segments::{Items, by_format, form, format};
+use crate::codegen::gpu::work::Turns;
 use crate::error::Error;
+use crate::explain::touched;
 
 /// Bytes of a row of a stage of the kernel for many tokens, and floats of a row of its sums.
 const STAGE_ROW: u32 = 128;
@@ -31,6 +33,8 @@ pub fn matmul(
         chip,
         writer,
         product,
+        // Kernels of products let the next start when the list is there; the first of two can't tell the second.
+        ahead: product.follows && runs.len() == 1,
     };
     let mut variants: Vec<Variant> = Vec::new();
     let mut first = 1;
@@ -73,6 +77,7 @@ struct Products<'a, 'w> {
     chip: &'a Chip,
     writer: &'a mut Writer<'w>,
     product: &'a ExpertProduct<'a>,
+    ahead: bool,
 }
 
 impl Products<'_, '_> {
@@ -148,6 +153,7 @@ impl Products<'_, '_> {
         let items = self.items(TILE as u32, false).by(Some(32));
         let (segments, mut parameters) = self.writer.segments(self.product.x, run, &items)?;
         let (_, starts) = self.list(&mut parameters);
+        let ahead = self.ahead;
         let product = format!("{format}, {cols}, {warps}, {xs}, {used}, {segments}");
         let own = steps.div_ceil(along);
         let depth = match xs {
@@ -162,7 +168,7 @@ impl Products<'_, '_> {
             .map_or(depth, |&m| depth.min(m));
         let body = format!(
             "using S = OneShape<{format}, {cols}, {warps}, {xs}, {depth}, {xs}>;\n    static_assert(S::THREADS == {threads} && \
-             S::SHARED == {shared}, \"as the plan says\");\n    matmul_one_experts<S, {experts}, {used}>(p0, {starts}, {segments});"
+             S::SHARED == {shared}, \"as the plan says\");\n    matmul_one_experts<S, {experts}, {used}, {ahead}>(p0, {starts}, {segments});"
         );
         let bounds = format!("__launch_bounds__({threads}, 1) ");
         let mut kernel = self
@@ -215,10 +221,15 @@ impl Products<'_, '_> {
                 .unwrap_or(4),
             _ => own.min(2),
         };
-        let items = self.items(group * TILE as u32, false);
+        // Of blocks of eight rows, a warp apart finishes items.
+        let (apart, sets) = match groups {
+            1 => (Some(32), 3),
+            _ => (None, 2),
+        };
+        let items = self.items(group * TILE as u32, false).by(apart);
         let (segments, mut parameters) = self.writer.segments(self.product.x, run, &items)?;
         let (tokens, starts) = self.list(&mut parameters);
-        let by_tokens = self.by_tokens();
+        let (by_tokens, ahead) = (self.by_tokens(), self.ahead);
         let rows = 8 * groups;
         let (blocks, pairs) = (self.blocks(last, rows), last * used);
         let product = format!("experts {format}, {cols}, {warps}, {group}, {groups}, {segments}");
@@ -229,11 +240,11 @@ impl Products<'_, '_> {
             .map_or(depth, |&m| depth.min(m));
         let shape =
             format!("MatMulShape<{format}, {cols}, {warps}, {group}, 1, {depth}, {groups}>");
-        let threads = warps * 32;
-        let sums = 2 * along * rows * (group * 16 + 4) * 4;
+        let threads = warps * 32 + apart.unwrap_or(0);
+        let sums = sets * along * rows * (group * 16 + 4) * 4 + 32;
         let body = format!(
-            "using S = {shape};\n    static_assert(S::THREADS == {threads} && S::SHARED == {sums}, \"as the plan says\");\n    \
-             matmul_experts<S, {experts}, {blocks}, {pairs}, {by_tokens}>(p0, {tokens}, {starts}, {segments});"
+            "using S = {shape};\n    static_assert(ExpertsShape<S>::THREADS == {threads} && ExpertsShape<S>::SHARED == {sums}, \"as the plan \
+             says\");\n    matmul_experts<S, {experts}, {blocks}, {pairs}, {by_tokens}, {ahead}>(p0, {tokens}, {starts}, {segments});"
         );
         let bounds = format!("__launch_bounds__({threads}, 1) ");
         let mut kernel = self
@@ -243,6 +254,15 @@ impl Products<'_, '_> {
             .depths
             .insert(kernel.symbol.clone(), (product, depth));
         kernel.grid[0] = Extent::Fixed(self.chip.processors);
+        let items: u32 = tiles.iter().map(|t| t / group).sum();
+        let of_block =
+            touched(experts, used, last) * f64::from(items) / f64::from(self.chip.processors);
+        let turns = Turns::Product {
+            turns: f64::from(own.div_ceil(depth)) * of_block,
+            alternatives: run.len() as u32,
+            stores: of_block,
+        };
+        self.writer.turns.insert(kernel.symbol.clone(), turns);
         kernel.shared = sums + blocks * 8 + if by_tokens { pairs * 4 } else { 0 };
         Ok((kernel, rows))
     }
@@ -273,18 +293,17 @@ impl Products<'_, '_> {
         let items = self.items(MANY_FEATURES, true).by(Some(256));
         let (segments, mut parameters) = self.writer.segments(self.product.x, run, &items)?;
         let (tokens, starts) = self.list(&mut parameters);
-        let by_tokens = self.by_tokens();
+        let (by_tokens, ahead) = (self.by_tokens(), self.ahead);
         let body = format!(
             "using S = ManyShape<{format}, {cols}, {rows}, {stages}>;\n    static_assert(S::THREADS == {threads} && S::STRIDE == \
-             {SUMS_ROW}, \"as the plan says\");\n    matmul_many_experts<S, {experts}, {blocks}, {by_tokens}>(p0, {tokens}, {starts}, \
+             {SUMS_ROW}, \"as the plan says\");\n    matmul_many_experts<S, {experts}, {blocks}, {by_tokens}, {ahead}>(p0, {tokens}, {starts}, \
              {segments});"
         );
-        let ctas = if rows == 64 { 2 } else { 1 };
-        let bounds = format!("__launch_bounds__({threads}, {ctas}) ");
+        let bounds = format!("__launch_bounds__({threads}, 1) ");
         let mut kernel = self
             .writer
             .kernel("experts_many", parameters, &body, &bounds, threads, 1);
-        kernel.grid[0] = Extent::Fixed(self.chip.processors * ctas);
+        kernel.grid[0] = Extent::Fixed(self.chip.processors);
         kernel.shared = shared + blocks * 8;
         Ok((kernel, rows))
     }

@@ -7,7 +7,7 @@ use kernels::pack::fragment::{Codes, FRAGMENT, Scales, TILE};
 use super::target::Chip;
 use super::{RANGES, one};
 use crate::codegen::gpu::floats::FLOAT_ROWS;
-use crate::codegen::gpu::kernels::{Product, Writer, variant};
+use crate::codegen::gpu::kernels::{Product, Prologue, Writer, variant};
 use crate::codegen::gpu::segments::{Items, by_format, form, format, is_f32};
 use crate::codegen::gpu::work::Turns;
 use crate::error::Error;
@@ -44,29 +44,26 @@ impl Products<'_, '_> {
             let mut kernels = Vec::new();
             let mut rows = 1;
             let runs = by_format(self.writer.plan, product.segments)?;
-            let has_floats = runs.iter().any(|run| is_f32(self.writer.plan, run));
             // Of one row, each block makes its input; of more, that is a kernel of its own.
             let (inside, apart) = match last {
-                1 if !has_floats => (product.prologue, None),
+                1 => (product.prologue, None),
                 _ => (None, product.prologue),
             };
             if let Some(region) = apart {
                 kernels.push(self.writer.region_kernel(input.extent, region, many)?);
             }
             for (i, run) in runs.into_iter().enumerate() {
+                let prologue = inside.map(|region| Prologue {
+                    region,
+                    stores: i == 0,
+                });
                 let (kernel, of_cta) = match (many, last) {
                     _ if is_f32(self.writer.plan, &run) => {
                         let rows = last.min(FLOAT_ROWS);
-                        (self.writer.floats(x, &run, many, rows)?, rows)
+                        (self.writer.floats(x, &run, many, rows, prologue)?, rows)
                     }
                     (true, _) => self.many(x, &run)?,
-                    (false, 1) => {
-                        let prologue = inside.map(|region| one::Prologue {
-                            region,
-                            stores: i == 0,
-                        });
-                        (one::kernel(self.chip, self.writer, x, prologue, &run)?, 1)
-                    }
+                    (false, 1) => (one::kernel(self.chip, self.writer, x, prologue, &run)?, 1),
                     (false, _) => self.few(x, &run, last)?,
                 };
                 rows = of_cta;

@@ -3,12 +3,11 @@
 
 use bundle_format::gpu::{Extent, Kernel};
 use bundle_format::plan::{Dim, Segment};
-use bundle_format::region::Region;
 use kernels::pack::fragment::{Codes, FRAGMENT, Scales, TILE};
 
 use super::matmul::{prev_power_of_two, unit_tiles, whole_items};
 use super::target::Chip;
-use crate::codegen::gpu::kernels::Writer;
+use crate::codegen::gpu::kernels::{Prologue, Writer};
 use crate::codegen::gpu::segments::{Items, form, format};
 use crate::error::Error;
 
@@ -20,13 +19,6 @@ pub const DEPTH: u32 = 2;
 
 /// Sets of sums between them and the warp that adds them up, as the source has it.
 const SETS: u32 = 4;
-
-/// A region that each block of a kernel executes.
-pub struct Prologue<'a> {
-    pub region: &'a Region,
-    /// Whether a block of this kernel stores what is not for the kernel alone.
-    pub stores: bool,
-}
 
 /// The kernel of a run of segments.
 pub fn kernel(
@@ -57,17 +49,7 @@ pub fn kernel(
     let features = group * TILE as u32;
     let items = Items::of(features, false, of_rows).by(Some(32));
     let (segments, mut parameters) = writer.segments(x, run, &items)?;
-    let prologue = match prologue {
-        Some(Prologue { region, stores }) => {
-            let (name, pointers) = writer.prologue_struct(region, x)?;
-            let first = parameters.len();
-            parameters.extend(pointers);
-            let made_of: Vec<String> = (first..parameters.len()).map(|i| format!("p{i}")).collect();
-            let stores = if stores { "blockIdx.x == 0" } else { "false" };
-            format!("{name}<false>{{{}, {stores}}}", made_of.join(", "))
-        }
-        None => "NoPrologue{}".to_string(),
-    };
+    let prologue = writer.prologue(x, prologue, &mut parameters)?;
     let product = format!("{format}, {cols}, {warps}, {group}, {segments}, {prologue}");
     let depth = DEPTH.min(steps.div_ceil(along));
     let depth = writer.most.get(&product).map_or(depth, |&m| depth.min(m));

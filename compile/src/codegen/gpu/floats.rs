@@ -3,7 +3,7 @@
 use bundle_format::gpu::{Extent, Kernel};
 use bundle_format::plan::{Dim, Segment};
 
-use super::kernels::Writer;
+use super::kernels::{Prologue, Writer};
 use super::segments::Items;
 use crate::error::Error;
 
@@ -16,13 +16,15 @@ const THREADS: u32 = 256;
 const FEATURES: u32 = THREADS / 32;
 
 impl Writer<'_> {
-    /// The kernel of a run of segments of f32, which takes so many rows of x at a time. `tiled`: f16 activations lie in tiles.
+    /// The kernel of a run of segments of f32, which takes so many rows of x at a time; of one row, blocks may make it.
+    /// `tiled`: f16 activations lie in tiles.
     pub fn floats(
         &mut self,
         x: u32,
         run: &[&Segment],
         tiled: bool,
         rows: u32,
+        prologue: Option<Prologue>,
     ) -> Result<Kernel, Error> {
         let input = &self.plan.buffers[x as usize];
         let (cols, of_rows) = (input.cols, input.extent == Dim::Rows);
@@ -38,9 +40,11 @@ impl Writer<'_> {
         }
         let told = self.chip.tells_threads().then_some(THREADS);
         let items = Items::of(FEATURES, tiled, of_rows).by(told);
-        let (segments, parameters) = self.segments(x, run, &items)?;
-        let body =
-            format!("matmul_floats<{cols}, {rows}, {tiled}, {THREADS}>(counts, p0, {segments});");
+        let (segments, mut parameters) = self.segments(x, run, &items)?;
+        let prologue = self.prologue(x, prologue, &mut parameters)?;
+        let body = format!(
+            "matmul_floats<{cols}, {rows}, {tiled}, {THREADS}>(counts, p0, {segments}, {prologue});"
+        );
         let mut kernel = self.kernel("matmul_floats", parameters, &body, "", THREADS, 1);
         let features = run
             .iter()

@@ -51,6 +51,13 @@ pub struct Product<'a> {
     pub segments: &'a [Segment],
 }
 
+/// A region that each block of a kernel executes.
+pub struct Prologue<'a> {
+    pub region: &'a Region,
+    /// Whether a block of this kernel stores what is not for the kernel alone.
+    pub stores: bool,
+}
+
 /// [`Op::ExpertMatMul`].
 pub struct ExpertProduct<'a> {
     pub x: u32,
@@ -60,6 +67,8 @@ pub struct ExpertProduct<'a> {
     /// Experts, and how many of them a token goes to.
     pub experts: u32,
     pub used: u32,
+    /// Whether the launch before multiplies pairs of the same list.
+    pub follows: bool,
 }
 
 /// [`Op::Attention`].
@@ -104,9 +113,11 @@ pub fn choose(plan: &Plan, chip: &dyn Chip, most: &Depths) -> Result<Kernels, Er
     let variants = plan
         .launches
         .iter()
-        .map(|launch| {
+        .enumerate()
+        .map(|(i, launch)| {
+            let before = i.checked_sub(1).map(|i| &plan.launches[i].op);
             writer
-                .launch(&launch.op)
+                .launch(&launch.op, before)
                 .map_err(|e| e.context(format_args!("launch '{}'", launch.name)))
         })
         .collect::<Result<Vec<_>, Error>>()?;
@@ -146,7 +157,8 @@ impl Writer<'_> {
         self.plan.limits.rows(dim)
     }
 
-    fn launch(&mut self, op: &Op) -> Result<Vec<Variant>, Error> {
+    /// The variants of a launch that does `op`; the launch before it does `before`.
+    fn launch(&mut self, op: &Op, before: Option<&Op>) -> Result<Vec<Variant>, Error> {
         match op {
             Op::Embed {
                 tokens,
@@ -252,6 +264,7 @@ impl Writer<'_> {
                     segments,
                     experts: buffers[*starts as usize].cols - 1,
                     used,
+                    follows: before.is_some_and(|before| lists(before) == Some(*starts)),
                 };
                 self.chip.experts(self, &product)
             }
@@ -387,14 +400,23 @@ impl Writer<'_> {
         Ok((self.named_struct("Region", source.text), source.pointers))
     }
 
-    /// The struct of a region that each block executes, to keep `x` to itself.
-    pub fn prologue_struct(
+    /// An expression that makes the prologue that keeps `x` to each block, whose pointers it adds to the parameters.
+    pub fn prologue(
         &mut self,
-        region: &Region,
         x: u32,
-    ) -> Result<(String, Parameters), Error> {
+        prologue: Option<Prologue>,
+        parameters: &mut Parameters,
+    ) -> Result<String, Error> {
+        let Some(Prologue { region, stores }) = prologue else {
+            return Ok("NoPrologue{}".to_string());
+        };
         let source = region::source("@", region, self.plan, Some(x))?;
-        Ok((self.named_struct("Prologue", source.text), source.pointers))
+        let name = self.named_struct("Prologue", source.text);
+        let first = parameters.len();
+        parameters.extend(source.pointers);
+        let made_of: Vec<String> = (first..parameters.len()).map(|i| format!("p{i}")).collect();
+        let stores = if stores { "blockIdx.x == 0" } else { "false" };
+        Ok(format!("{name}<false>{{{}, {stores}}}", made_of.join(", ")))
     }
 
     /// A struct that is written once for each text.
@@ -451,6 +473,14 @@ impl Writer<'_> {
                 .chain(parameters.into_iter().map(|(_, arg)| arg))
                 .collect(),
         }
+    }
+}
+
+/// The starts of the list whose pairs a launch multiplies.
+fn lists(op: &Op) -> Option<u32> {
+    match op {
+        Op::ExpertMatMul { starts, .. } => Some(*starts),
+        _ => None,
     }
 }
 

@@ -11,6 +11,9 @@ use crate::error::Error;
 const MAX_EXPERTS: u32 = 1024;
 const MAX_USED: u32 = 32;
 
+/// The most pairs of a token and an expert.
+const MAX_PAIRS: u32 = (1 << 16) - 1;
+
 /// Bytes of shared memory for the bits of tokens: with what else a block has, no more than every chip gives it.
 const MAX_MASKS: u32 = 40 << 10;
 
@@ -50,10 +53,13 @@ impl Writer<'_> {
         );
         let limit = self.limit(Dim::Tokens);
         let shape = Shape::of(experts, limit);
-        if experts > MAX_EXPERTS || used > MAX_USED || shape.masks > MAX_MASKS {
+        let pairs = limit.saturating_mul(used);
+        if experts > MAX_EXPERTS || used > MAX_USED || shape.masks > MAX_MASKS || pairs > MAX_PAIRS
+        {
             return Err(Error::Unsupported(format!(
-                "{experts} experts, of which a token goes to {used}; this target's kernels send up to {limit} tokens to up to \
-                 {MAX_USED} of as many as fit {MAX_MASKS} bytes of shared memory and of {MAX_EXPERTS}: compile the model for cpu"
+                "{experts} experts, of which each of {limit} tokens goes to {used}; this target has kernels for up to {MAX_EXPERTS}, \
+                 of which a token goes to {MAX_USED}, {MAX_PAIRS} pairs and {MAX_MASKS} bits of a token and an expert in a step, in \
+                 bytes: compile the model for cpu"
             )));
         }
         let row = stride(&buffers[weights as usize]);

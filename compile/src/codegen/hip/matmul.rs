@@ -61,7 +61,7 @@ pub fn matmul(
                 let (kernel, of_block) = match last {
                     _ if is_f32(products.writer.plan, &run) => {
                         let rows = last.min(FLOAT_ROWS);
-                        (products.writer.floats(x, &run, false, rows)?, rows)
+                        (products.writer.floats(x, &run, false, rows, None)?, rows)
                     }
                     1 => (products.one(&run)?, 1),
                     _ => {

@@ -20,7 +20,7 @@ use std::fs::File;
 use std::sync::Arc;
 
 use bundle_format::gpu::{DRAWN_BYTES, TOKEN_DRAWN, counts, draw_kind};
-use bundle_format::plan::{Limits, Op, Plan};
+use bundle_format::plan::{Limits, Op, Plan, Segment};
 use bundle_format::region::KvPart;
 use bundle_format::stability::Profile;
 
@@ -109,6 +109,9 @@ pub struct GpuDevice {
     parts: Results,
     /// The launches that send tokens to experts.
     routes: Vec<usize>,
+    /// Bytes of an expert's weights, on average, and those that steps read so far.
+    bytes_of_expert: f64,
+    expert_bytes: f64,
     outputs: Outputs,
     flight: VecDeque<Flight>,
     /// Steps that ended in an error that nobody was told yet.
@@ -236,6 +239,8 @@ impl GpuDevice {
             results,
             parts,
             routes,
+            bytes_of_expert: bytes_of_expert(plan),
+            expert_bytes: 0.0,
             outputs,
             flight: VecDeque::new(),
             failed: Vec::new(),
@@ -274,6 +279,11 @@ impl GpuDevice {
     pub fn read_rate(&self) -> Result<f64, Error> {
         self.gpu.make_current()?;
         read_rate::read_rate(&self.gpu, &self.stream)
+    }
+
+    /// Bytes of experts' weights that the steps so far had to read: of those that any of their tokens went to.
+    pub fn expert_bytes(&self) -> u64 {
+        self.expert_bytes as u64
     }
 
     fn limits(&self) -> Limits {
@@ -354,7 +364,7 @@ impl GpuDevice {
                     .row(&mut self.sampler, want, position, logits, hidden),
             });
         }
-        let error = self.router_error(&flight);
+        let error = self.routed(&flight);
         if error.is_some() {
             // What came of it is nobody's; steps that name its tokens may be on their way.
             for row in &mut rows {
@@ -377,12 +387,13 @@ impl GpuDevice {
         Ok(())
     }
 
-    /// The error of a step that has ended in which a token could not be sent to experts.
-    fn router_error(&self, flight: &Flight) -> Option<Error> {
+    /// Counts what a step that has ended read of experts. The error of one in which a token could not be sent to any.
+    fn routed(&mut self, flight: &Flight) -> Option<Error> {
         if self.routes.is_empty() {
             return None;
         }
         let words = self.results[flight.turn].words(self.parts.counts, counts::WORDS);
+        self.expert_bytes += f64::from(words[counts::EXPERTS]) * self.bytes_of_expert;
         let route = self.routes.get(words[counts::BAD_ROUTE] as usize)?;
         let launch = &self.loaded.plan().launches[*route].name;
         Some(router_error(
@@ -428,6 +439,7 @@ impl GpuDevice {
                 tiles.len() as u32,
                 0,
                 counts::NO_ROUTE,
+                0,
                 0,
             ],
         );
@@ -567,6 +579,22 @@ impl GpuDevice {
         self.turn = 1 - self.turn;
         Ok(ticket)
     }
+}
+
+/// Bytes of an expert's weights, on average over all of them.
+fn bytes_of_expert(plan: &Plan) -> f64 {
+    let (mut experts, mut bytes) = (0, 0);
+    for launch in &plan.launches {
+        match &launch.op {
+            Op::Route { starts, .. } => experts += plan.buffers[*starts as usize].cols - 1,
+            Op::ExpertMatMul { segments, .. } => {
+                let len = |s: &Segment| plan.weights[s.weight as usize].len;
+                bytes += segments.iter().map(len).sum::<u64>();
+            }
+            _ => {}
+        }
+    }
+    bytes as f64 / f64::from(experts.max(1))
 }
 
 impl Device for GpuDevice {
