@@ -51,8 +51,8 @@ const MODELS: &[(&str, Source, &[&str])] = &[
     ("qwen2", Source::Architecture("qwen2"), SMALL),
     ("phi3", Source::Architecture("phi3"), SMALL),
     ("phi3-long", Source::Architecture("phi3-long"), SMALL),
-    ("qwen2moe", Source::Shape("tiny-qwen2moe", "q4_0", 2), SMALL),
-    ("qwen3moe", Source::Shape("tiny-qwen3moe", "q4_0", 2), SMALL),
+    ("qwen2moe", Source::Architecture("qwen2moe"), SMALL),
+    ("qwen3moe", Source::Architecture("qwen3moe"), SMALL),
     ("mixtral", Source::Architecture("mixtral"), SMALL),
     // Norms of queries and keys; and with them norms behind each part, windows, GeGLU and heads of 256.
     ("qwen3", Source::Like("qwen3-8b", 1, 64, 2), &[]),

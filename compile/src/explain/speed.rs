@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use bundle_format::gpu::{Arg, Extent, Kernel};
-use bundle_format::plan::{Dim, Op, Plan, Variant, Weight};
+use bundle_format::plan::{Dim, Encoding, Op, Plan, Variant, Weight};
 use bundle_format::stability::Stability;
 use bundle_format::target::Target;
 
@@ -46,6 +46,9 @@ pub struct Gpu {
     cache: Option<f64>,
     /// Where instructions of products of many rows are not counted in the machine code, what stands for that.
     tiles: Option<Tiles>,
+    /// Where those of products of one row are not, the share of the read rate that they reach: of codes, which are unpacked, and
+    /// of f16.
+    one: Option<[f64; 2]>,
 }
 
 /// Products of many rows in tiles, of which one is under way on each processor.
@@ -75,11 +78,13 @@ const GFX1151: Gpu = Gpu {
     apart: false,
     cache: None,
     tiles: None,
+    one: None,
 };
 
-/// H100 (SXM). The read rate is that of a kernel that only reads, the gap that between launches of a graph, both measured; what
-/// tiles of matrix products reach is fitted to llama2-7b's prefill. Products of few rows are by `mma.sync`, at 62% of the unit's
-/// rate; the second cache's rate is as published.
+/// H100 (SXM). The read rate is that of a kernel that only reads, the gap that between launches of a graph that may overlap, the
+/// shares of one row those of kernels by themselves (an H200's): all measured, and none of them in whole steps of a model. What tiles of
+/// matrix products reach is fitted to llama2-7b's prefill. Products of few rows are by `mma.sync`, at 62% of the unit's rate; the
+/// second cache's rate is as published.
 const H100: Gpu = Gpu {
     name: "H100",
     read: 3.04e12,
@@ -88,7 +93,7 @@ const H100: Gpu = Gpu {
     clock: 1.755e9,
     shared: 32.0,
     latency: 0.8e-6,
-    gap: 1.7e-6,
+    gap: 1.6e-6,
     warps: 16,
     registers: (512, 8),
     processor: (4, 228 << 10, 1 << 10),
@@ -101,15 +106,23 @@ const H100: Gpu = Gpu {
         many: 65,
         together: 132,
     }),
+    one: Some([0.85, 1.0]),
+};
+
+/// The same chip with more memory.
+const H200: Gpu = Gpu {
+    name: "H200",
+    read: 4.36e12,
+    ..H100
 };
 
 impl Gpu {
-    /// The GPU of a target, where there is a model of it.
-    pub fn of(target: Target) -> Option<&'static Gpu> {
+    /// The GPUs of a target of which there is a model.
+    pub fn of(target: Target) -> &'static [Gpu] {
         match target {
-            Target::Gfx1151 => Some(&GFX1151),
-            Target::Sm90a => Some(&H100),
-            _ => None,
+            Target::Gfx1151 => &[GFX1151],
+            Target::Sm90a => &[H100, H200],
+            _ => &[],
         }
     }
 
@@ -161,7 +174,8 @@ pub struct Time {
 }
 
 impl Time {
-    fn bound(&self) -> &'static str {
+    /// What bounds it.
+    pub fn bound(&self) -> &'static str {
         let longest = self
             .memory
             .max(self.vector)
@@ -201,8 +215,9 @@ impl Model<'_> {
         }
         if let Some(sampling) = &self.plan.sampling {
             let kernel = &sampling.likeliest;
+            // Slices of the logits, then what was found in them.
             let time = Time {
-                all: self.gpu.gap,
+                all: self.gpu.gap + 2.0 * self.gpu.latency,
                 ..Time::default()
             };
             all.push(("sampling", kernel, time));
@@ -265,7 +280,7 @@ impl Model<'_> {
                 let matrix = gpu.product * warp.matrix * warps / gpu.products;
                 (gpu.read.min(under_way / wait), matrix)
             }
-            (_, false) => (gpu.read, operations / gpu.matrix),
+            (_, false) => (self.uncounted(op, kernel), operations / gpu.matrix),
         };
         let cache = match gpu.cache {
             Some(rate) if counted => warp.loaded_bytes * warps / rate,
@@ -285,8 +300,36 @@ impl Model<'_> {
             false => time.vector + time.matrix,
         };
         let busy = busy.max(time.shared);
-        time.all = gpu.gap + time.memory.max(busy);
+        // Attention reads which sequence it is of, then where that one's blocks are, then those.
+        let chain = match op {
+            Op::Attention { .. } => 2.0 * gpu.latency,
+            _ => 0.0,
+        };
+        time.all = gpu.gap + chain + time.memory.max(busy);
         time
+    }
+
+    /// The rate at which a kernel reads whose instructions are not counted.
+    fn uncounted(&self, op: &Op, kernel: &Kernel) -> f64 {
+        let packed = |arg: &Arg| match *arg {
+            Arg::Weight(index) => {
+                let w = &self.plan.weights[index as usize];
+                is_matrix(w)
+                    && !matches!(w.encoding, Encoding::F16 | Encoding::BF16 | Encoding::F32)
+            }
+            _ => false,
+        };
+        match (self.gpu.one, op) {
+            (Some([codes, halves]), Op::MatMul { .. } | Op::ExpertMatMul { .. }) => {
+                let share = if kernel.args.iter().any(packed) {
+                    codes
+                } else {
+                    halves
+                };
+                self.gpu.read * share
+            }
+            _ => self.gpu.read,
+        }
     }
 
     /// Cycles that a vector unit is busy with what a warp executes.
@@ -438,36 +481,50 @@ impl Model<'_> {
         }
     }
 
-    /// The model's word on a plan: steps, and kernels of each.
-    pub fn print(&self) -> String {
-        let gpu = self.gpu;
-        let profile = self
-            .profile
-            .map_or(String::new(), |p| format!(", profile {p}"));
-        let mut out = format!(
-            "== speed: what is to be expected of {}{profile}\n",
-            gpu.name
-        );
+    /// The steps that are told of, each with its kernels.
+    pub fn steps(&self) -> Vec<Predicted<'_>> {
         let most = self.plan.limits.max_seqs;
         let decode = BATCHES.into_iter().filter(|&b| b <= most);
-        let steps = decode
-            .map(|b| (format!("decode, batch {b}"), self.decode(b)))
-            .chain([("prompt".to_string(), self.prompt())]);
-        for (name, step) in steps {
+        let decode = decode.map(|b| (format!("decode, batch {b}"), self.decode(b)));
+        let prompt = self.prompt();
+        let all = decode.chain([(format!("prompt of {}", prompt.tokens), prompt)]);
+        all.map(|(name, step)| {
             let kernels = self.step(step);
             let sum = |of: fn(&Time) -> f64| kernels.iter().map(|(_, _, t)| of(t)).sum::<f64>();
             let seconds = sum(|t| t.all);
-            let tokens = f64::from(step.tokens * step.sequences);
+            Predicted {
+                name,
+                rate: f64::from(step.tokens * step.sequences) / seconds,
+                seconds,
+                read: sum(|t| t.bytes) / seconds / self.gpu.read,
+                operations: sum(|t| t.operations) / seconds,
+                kernels,
+            }
+        })
+        .collect()
+    }
+
+    /// Whose speed it is: `gfx1151, profile balanced`.
+    pub fn of_what(&self) -> String {
+        let profile = self.profile.map(|p| format!(", profile {p}"));
+        format!("{}{}", self.gpu.name, profile.unwrap_or_default())
+    }
+
+    /// The model's word on a plan: steps, and kernels of each.
+    pub fn print(&self) -> String {
+        let mut out = format!("== speed: what is to be expected of {}\n", self.of_what());
+        for step in self.steps() {
             let _ = writeln!(
                 out,
-                "  {name}: {:.1} tokens/s; {:.0} us a step of {} kernels, {:.1}% of the read rate, {:.1} TFLOPS",
-                tokens / seconds,
-                seconds * 1e6,
-                kernels.len(),
-                100.0 * sum(|t| t.bytes) / seconds / gpu.read,
-                sum(|t| t.operations) / seconds / 1e12
+                "  {}: {:.1} tokens/s; {:.0} us a step of {} kernels, {:.1}% of the read rate, {:.1} TFLOPS",
+                step.name,
+                step.rate,
+                step.seconds * 1e6,
+                step.kernels.len(),
+                100.0 * step.read,
+                step.operations / 1e12
             );
-            for (launch, kernel, t) in &kernels {
+            for (launch, kernel, t) in &step.kernels {
                 if launch.starts_with("blk.") && !launch.starts_with("blk.0.") {
                     continue;
                 }
@@ -488,4 +545,18 @@ impl Model<'_> {
         out.push('\n');
         out
     }
+}
+
+/// What is to be expected of a step.
+pub struct Predicted<'a> {
+    pub name: String,
+    /// Tokens a second.
+    pub rate: f64,
+    pub seconds: f64,
+    /// The share of the rate at which memory is read.
+    pub read: f64,
+    /// Operations of products a second.
+    pub operations: f64,
+    /// By launch, in their order.
+    pub kernels: Vec<(&'a str, &'a Kernel, Time)>,
 }
