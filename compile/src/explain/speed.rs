@@ -42,8 +42,8 @@ pub struct Gpu {
     product: f64,
     products: f64,
     apart: bool,
-    /// Bytes a second of the last cache that all processors share, where that is known.
-    cache: Option<f64>,
+    /// Cycles from an instruction of a warp to its next, on average, of which the unit's other warps fill as many as they are.
+    dependent: f64,
     /// Where instructions of products of many rows are not counted in the machine code, what stands for that.
     tiles: Option<Tiles>,
     /// Where those of products of one row are not, the share of the read rate that they reach: of codes, which are unpacked, and
@@ -76,15 +76,15 @@ const GFX1151: Gpu = Gpu {
     product: 8192.0,
     products: 36.9e12,
     apart: false,
-    cache: None,
+    dependent: 1.0,
     tiles: None,
     one: None,
 };
 
 /// H100 (SXM). The read rate is that of a kernel that only reads, the gap that between launches of a graph that may overlap, the
 /// shares of one row those of kernels by themselves (an H200's): all measured, and none of them in whole steps of a model. What tiles of
-/// matrix products reach is fitted to llama2-7b's prefill. Products of few rows are by `mma.sync`, at 62% of the unit's rate; the
-/// second cache's rate is as published.
+/// matrix products reach is fitted to llama2-7b's prefill. Products of few rows are by `mma.sync`, at 62% of the unit's rate. Of the
+/// kernels of 32 rows, of which a unit has two warps, ncu saw 30 to 42% of issue slots used.
 const H100: Gpu = Gpu {
     name: "H100",
     read: 3.04e12,
@@ -100,7 +100,7 @@ const H100: Gpu = Gpu {
     product: 4096.0,
     products: 613e12,
     apart: true,
-    cache: Some(5.5e12),
+    dependent: 5.5,
     tiles: Some(Tiles {
         size: 128,
         many: 65,
@@ -282,15 +282,18 @@ impl Model<'_> {
             }
             (_, false) => (self.uncounted(op, kernel), operations / gpu.matrix),
         };
-        let cache = match gpu.cache {
-            Some(rate) if counted => warp.loaded_bytes * warps / rate,
-            _ => 0.0,
+        // All instructions of products, where each waits for one before; else those of the vector unit, beside which others go.
+        let issued = match work.turns {
+            Turns::Product { .. } if gpu.dependent > 1.0 => {
+                warp.instructions * (gpu.dependent / resident).max(1.0)
+            }
+            _ => warp.vector,
         };
         let mut time = Time {
             bytes,
             operations,
-            memory: (bytes / rate).max(cache),
-            vector: spread(warp.vector),
+            memory: bytes / rate,
+            vector: spread(issued),
             matrix,
             shared: spread(warp.shared_bytes / gpu.shared),
             all: 0.0,
@@ -305,7 +308,7 @@ impl Model<'_> {
             Op::Attention { .. } => 2.0 * gpu.latency,
             _ => 0.0,
         };
-        time.all = gpu.gap + chain + time.memory.max(busy);
+        time.all = gpu.gap + chain.max(time.memory).max(busy);
         time
     }
 

@@ -38,6 +38,7 @@ DEVICE void matmul_floats(const Counts* counts, const u16* x, const Segments& se
         at[n] = (u32)activation_at<TILED>(row0 + (n < rows ? n : rows - 1), K % 128 == 0 || 4 * lane < K ? 4 * lane : 0, K);
     float acc[ROWS] = {};
     auto add = [&](int step, const float4& v) {
+        steps_apart();
         const u32 column = K % 128 == 0 || step * 128 + 4 * lane < K ? step * (TILED ? 2 * 128 * 64 : 128) : 0;
 #pragma unroll
         for (int n = 0; n < ROWS; n++) {
