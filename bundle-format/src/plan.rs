@@ -484,12 +484,26 @@ pub struct Variant {
     pub tile_cols: u32,
     /// One for each segment of a matmul; one otherwise.
     pub parts: Vec<Part>,
-    /// What a GPU launches, which has no parts.
+    /// What a GPU launches, which has no parts. With neither, the kernels of the next launch do this one's work, too.
     pub kernels: Vec<Kernel>,
     /// The stability profiles that take it; none where the plan has none.
     pub profiles: Profiles,
     /// Why the compiler chose it, for people.
     pub reason: String,
+}
+
+impl Variant {
+    /// Whether the kernels of the next launch do this one's work.
+    pub fn is_joined(&self) -> bool {
+        self.parts.is_empty() && self.kernels.is_empty()
+    }
+}
+
+impl Launch {
+    /// Whether for some numbers of rows the kernels of the next launch do this one's work.
+    pub fn joins(&self) -> bool {
+        self.variants.iter().any(Variant::is_joined)
+    }
 }
 
 /// Code of one part of a launch.

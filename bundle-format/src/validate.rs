@@ -207,10 +207,16 @@ pub fn plan(plan: &Plan, code_len: u64) -> Result<(), Invalid> {
     }
     let mut arena = arena::Arena::new(plan);
     let mut order = order::Order::new(plan);
+    let mut joined: Option<arena::Effects> = None;
     for (i, l) in plan.launches.iter().enumerate() {
         launch::check(plan, i, l, code_len)
             .and_then(|effects| {
                 arena.launch(&effects)?;
+                // Its kernels may be what reads for the one before.
+                if let Some(before) = joined.take() {
+                    arena.keeps(&before)?;
+                }
+                joined = l.joins().then(|| effects.clone());
                 order.launch(&effects)
             })
             .map_err(|e| e.within(format_args!("launch {i} ({})", shown(&l.name))))?;

@@ -104,13 +104,56 @@ fn kernels_are_for_gpus_and_gpus_for_kernels() {
     says(open_for(Target::X86_64V3, &gpu_plan()), &texts);
     let texts = [
         "launch 0 (embed): variant 0: kernels",
-        "1 or more, for sm_80",
+        "kernels and no parts, for sm_80",
     ];
     says(open_for(Target::Sm80, &plan(SMALL)), &texts);
     let mut both = gpu_plan();
     both.launches[QKV].variants[0].parts = plan(SMALL).launches[QKV].variants[0].parts.clone();
     let texts = ["launch 3", "parts of a variant with kernels", "found 3"];
     says(open_for(Target::Sm90a, &both), &texts);
+}
+
+#[test]
+fn a_launch_may_do_the_work_of_the_one_before() {
+    let joined = |first: usize| {
+        let mut plan = gpu_plan();
+        plan.launches[first].variants[0].kernels.clear();
+        plan
+    };
+    // Its kernels may take what either may.
+    let of_norm = |plan: &mut Plan| {
+        let args = &mut plan.launches[QKV].variants[0].kernels[0].args;
+        args.push(Arg::Buffer(buf::X));
+    };
+    let mut plan = joined(NORM);
+    of_norm(&mut plan);
+    open_for(Target::Sm90a, &plan).unwrap();
+    let mut apart = gpu_plan();
+    of_norm(&mut apart);
+    let texts = ["launch 3", "buffer", "one that the launch reads or writes"];
+    says(open_for(Target::Sm90a, &apart), &texts);
+    // There is such a launch.
+    let last = gpu_plan().launches.len() - 1;
+    let texts = ["variant 0: parts and kernels", "found none of either"];
+    says(open_for(Target::Sm90a, &joined(last)), &texts);
+    let mut none = joined(NORM);
+    none.launches[QKV].variants[0].kernels.clear();
+    says(open_for(Target::Sm90a, &none), &texts);
+    // What the first reads is there as long as the second works.
+    let mut plan = joined(QKV);
+    open_for(Target::Sm90a, &plan).unwrap();
+    let bytes = |plan: &Plan, buffer: u32| {
+        let buffer = &plan.buffers[buffer as usize];
+        buffer.row_bytes() * u64::from(MAX_TOKENS)
+    };
+    let end = plan.buffers[buf::NORMED as usize].place.offset + bytes(&plan, buf::NORMED);
+    plan.buffers[buf::HEADS as usize].place.offset = end - bytes(&plan, buf::HEADS);
+    let texts = [
+        "launch 4",
+        "read of buffer 7 (normed)",
+        "for the launch before",
+    ];
+    says(open_for(Target::Sm90a, &plan), &texts);
 }
 
 #[test]

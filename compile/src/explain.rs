@@ -285,7 +285,7 @@ pub fn print_occupancy(plan: &Plan, target: Target) -> String {
 }
 
 fn print_variant(v: &Variant) -> String {
-    if !v.kernels.is_empty() {
+    if v.parts.is_empty() {
         let (first, last) = (v.min_rows, v.max_rows);
         let profiles: Vec<String> = v.profiles.iter().map(|p| p.to_string()).collect();
         let of = match profiles.is_empty() {
@@ -314,6 +314,9 @@ fn part_names(v: &Variant) -> String {
         .parts
         .iter()
         .map(|p| p.micro.map_or_else(|| "generated".to_string(), name));
+    if v.is_joined() {
+        return "the next launch's kernels".to_string();
+    }
     let mut names: Vec<String> = parts.chain(v.kernels.iter().map(kernel_name)).collect();
     names.dedup();
     names.join(" + ")

@@ -189,7 +189,8 @@ fn small_models_agree_with_another_implementation() {
             let found = architectures::run(&mut device, &expected.ids, chunks, groups);
             let error = architectures::worst(&found, &expected.logits);
             println!("{name}, {} chunks: {error}", chunks.len());
-            assert!(error < 6e-3, "{name}, {} chunks: {error}", chunks.len());
+            // Activations are f16 between all launches that multiply.
+            assert!(error < 1e-2, "{name}, {} chunks: {error}", chunks.len());
         }
     }
 }

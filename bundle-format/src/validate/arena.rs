@@ -131,6 +131,18 @@ impl<'a> Arena<'a> {
         Ok(())
     }
 
+    /// What a launch reads must still be there.
+    pub fn keeps(&self, effects: &Effects) -> Result<(), Invalid> {
+        match effects.reads.iter().find(|&&read| !self.holds(read)) {
+            Some(&lost) => Err(Invalid::new(
+                format!("read of {} for the launch before", self.describe(lost)),
+                "a buffer that this launch doesn't overwrite",
+                "undefined bytes",
+            )),
+            None => Ok(()),
+        }
+    }
+
     /// After the last launch: the outputs must be there.
     pub fn finish(self) -> Result<(), Invalid> {
         let outputs = (0..).zip(&self.plan.buffers);

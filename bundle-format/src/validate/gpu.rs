@@ -24,10 +24,10 @@ pub fn fits(target: Target, plan: &Plan) -> Result<(), Invalid> {
         for (j, variant) in launch.variants.iter().enumerate() {
             let check = || {
                 ensure!(
-                    most.is_some() != variant.kernels.is_empty(),
+                    most.is_some() == variant.parts.is_empty(),
                     "kernels",
                     match most {
-                        Some(_) => format!("1 or more, for {target}"),
+                        Some(_) => format!("kernels and no parts, for {target}"),
                         None => format!("none, for {target}"),
                     },
                     variant.kernels.len()
@@ -73,8 +73,13 @@ fn kernel_fits(target: Target, kernel: &Kernel) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// Checks the kernels of a launch's variant.
-pub fn kernels(plan: &Plan, op: &Op, variant: &Variant) -> Result<(), Invalid> {
+/// Checks the kernels of a variant of a launch that does `op`, and the work of the launch before, `joined`, where there is any.
+pub fn kernels(
+    plan: &Plan,
+    op: &Op,
+    joined: Option<&Op>,
+    variant: &Variant,
+) -> Result<(), Invalid> {
     ensure!(
         variant.parts.is_empty(),
         "parts of a variant with kernels",
@@ -87,7 +92,10 @@ pub fn kernels(plan: &Plan, op: &Op, variant: &Variant) -> Result<(), Invalid> {
         format!("at most {MAX_KERNELS}"),
         variant.kernels.len()
     );
-    let own = Own::of(op);
+    let mut own = Own::of(op);
+    if let Some(joined) = joined {
+        own.extend(Own::of(joined));
+    }
     for (i, k) in variant.kernels.iter().enumerate() {
         kernel(plan, &own, k).map_err(|e| e.within(format_args!("kernel {i}")))?;
     }
@@ -305,6 +313,12 @@ impl Own {
             }
         }
         own
+    }
+
+    fn extend(&mut self, other: Own) {
+        self.buffers.extend(other.buffers);
+        self.weights.extend(other.weights);
+        self.pools.extend(other.pools);
     }
 
     fn region(&mut self, region: &Region) {

@@ -36,6 +36,12 @@ struct Shape {
     min_tile_cols: u32,
 }
 
+/// The launches beside one: the first's work may be done by its kernels, and its own by the second's.
+struct Neighbours<'a> {
+    before: Option<&'a Launch>,
+    behind: Option<&'a Launch>,
+}
+
 /// Checks launch `index`, and gives what it does to the arena.
 pub fn check(
     plan: &Plan,
@@ -53,7 +59,11 @@ pub fn check(
         );
     }
     let (shape, effects) = op(plan, &launch.op)?;
-    variants(plan, launch, &shape, code_len)?;
+    let neighbours = Neighbours {
+        before: index.checked_sub(1).and_then(|i| plan.launches.get(i)),
+        behind: plan.launches.get(index + 1),
+    };
+    variants(plan, launch, &neighbours, &shape, code_len)?;
     Ok(effects)
 }
 
@@ -343,7 +353,13 @@ impl Shape {
 }
 
 /// Variants follow one another from one row to the limit, in each stability profile.
-fn variants(plan: &Plan, launch: &Launch, shape: &Shape, code_len: u64) -> Result<(), Invalid> {
+fn variants(
+    plan: &Plan,
+    launch: &Launch,
+    neighbours: &Neighbours,
+    shape: &Shape,
+    code_len: u64,
+) -> Result<(), Invalid> {
     let limit = max_extent(plan, shape.extent);
     let profiles: Profiles = plan.stability.iter().map(|p| p.stability).collect();
     // The row that a profile's next variant begins with.
@@ -354,7 +370,14 @@ fn variants(plan: &Plan, launch: &Launch, shape: &Shape, code_len: u64) -> Resul
                 Some(profile) => next[profile as usize],
                 None => next[0],
             };
-            variant(plan, launch, v, shape, (first, limit), code_len)?;
+            variant(
+                plan,
+                (launch, neighbours),
+                v,
+                shape,
+                (first, limit),
+                code_len,
+            )?;
             ensure!(
                 profiles.and(v.profiles) == profiles
                     && (v.profiles == Profiles::NONE) == (profiles == Profiles::NONE),
@@ -408,7 +431,7 @@ fn shown_profiles(profiles: Profiles) -> String {
 
 fn variant(
     plan: &Plan,
-    launch: &Launch,
+    (launch, neighbours): (&Launch, &Neighbours),
     v: &Variant,
     shape: &Shape,
     (first, limit): (u32, u32),
@@ -423,7 +446,7 @@ fn variant(
     );
     ensure!(v.tile_rows >= 1, "tile_rows", "at least 1", v.tile_rows);
     ensure!(
-        !v.kernels.is_empty() || v.tile_cols >= shape.min_tile_cols,
+        v.parts.is_empty() || v.tile_cols >= shape.min_tile_cols,
         "tile_cols",
         format!("at least {}", shape.min_tile_cols),
         v.tile_cols
@@ -436,8 +459,19 @@ fn variant(
         tile
     );
     name(&v.reason).map_err(|e| e.within("reason"))?;
+    if v.is_joined() {
+        let has_kernels = |l: &Launch| l.variants.iter().any(|v| !v.kernels.is_empty());
+        ensure!(
+            neighbours.behind.is_some_and(has_kernels),
+            "parts and kernels",
+            "some, or a next launch with kernels, which do this one's work",
+            "none of either"
+        );
+        return Ok(());
+    }
     if !v.kernels.is_empty() {
-        return gpu::kernels(plan, &launch.op, v);
+        let joined = neighbours.before.filter(|l| l.joins()).map(|l| &l.op);
+        return gpu::kernels(plan, &launch.op, joined, v);
     }
     ensure!(
         !matches!(

@@ -441,7 +441,7 @@ fn launches(plan: &Plan, steps: &[Step]) -> Value {
             .variants
             .iter()
             .map(|v| {
-                let tile = match v.kernels.is_empty() {
+                let tile = match !v.parts.is_empty() {
                     true => format!("{} × {}", v.tile_rows, v.tile_cols),
                     false => v.tile_rows.to_string(),
                 };

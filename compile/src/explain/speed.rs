@@ -203,13 +203,19 @@ impl Model<'_> {
     /// The kernels of a step in their order, by launch, and how long each takes.
     pub fn step(&self, step: Step) -> Vec<(&str, &Kernel, Time)> {
         let mut all = Vec::new();
+        // The launch before, whose work is the next one's kernels', and most of it.
+        let mut joined = None;
         for launch in &self.plan.launches {
             let rows = step.rows(self.plan.extent(&launch.op));
             let Some(variant) = self.variant(&launch.variants, rows) else {
                 continue;
             };
+            let (op, rows) = joined.take().unwrap_or((&launch.op, rows));
+            if variant.is_joined() {
+                joined = Some((op, rows));
+            }
             for kernel in &variant.kernels {
-                let time = self.time(&launch.op, kernel, variant.tile_rows, rows, step);
+                let time = self.time(op, kernel, variant.tile_rows, rows, step);
                 all.push((launch.name.as_str(), kernel, time));
             }
         }

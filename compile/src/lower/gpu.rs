@@ -1,7 +1,7 @@
 //! What a plan for a GPU has otherwise: the layout of KV blocks, and the order of rows that a rotation pairs.
 
-use bundle_format::plan::{KvDType, KvGroup, Op, Plan};
-use bundle_format::region::{Inst, Operand, Region};
+use bundle_format::plan::{Dim, Encoding, KvDType, KvGroup, Op, Plan, WeightLayout};
+use bundle_format::region::{Inst, Operand, Region, RowMap};
 
 /// Arranges KV pools and weights for matrix units.
 pub fn arrange(plan: &mut Plan) {
@@ -37,4 +37,55 @@ pub fn goes_together(region: &Region, kv: &[KvGroup]) -> bool {
         },
         _ => false,
     })
+}
+
+/// The buffer through which a product of experts hands pairs' results to the launch behind it that sums them for each token, where
+/// those are all that it gives: kernels may do both, without the buffer.
+pub fn summed(product: &Op, sum: &Op) -> Option<u32> {
+    let (Op::ExpertMatMul { segments, .. }, Op::Region { extent, region }) = (product, sum) else {
+        return None;
+    };
+    let [segment] = &segments[..] else {
+        return None;
+    };
+    let epilogue = &segment.epilogue;
+    let [Inst::Tile { offset: 0 }, Inst::Store { dst, x: 0, .. }] = epilogue.body[..] else {
+        return None;
+    };
+    let Operand::Buffer(y) = epilogue.operands[dst as usize] else {
+        return None;
+    };
+    let is_y = |src: u32| region.operands[src as usize] == Operand::Buffer(y);
+    let loads = region.body.iter().filter_map(|inst| match *inst {
+        Inst::Load { src, row, .. } if is_y(src) => Some(matches!(row, RowMap::At { .. })),
+        _ => None,
+    });
+    let by_place = loads.clone().count() > 0 && loads.into_iter().all(|at| at);
+    let flat = epilogue.is_flat() && region.is_flat() && *extent == Dim::Tokens;
+    (by_place && flat && !region.has_row_sum()).then_some(y)
+}
+
+/// Whether a launch multiplies with a router's weights alone, and the one behind it sends tokens by these logits: kernels may do both.
+pub fn routed(plan: &Plan, product: &Op, route: &Op) -> bool {
+    let (Op::MatMul { segments, .. }, Op::Route { logits, .. }) = (product, route) else {
+        return false;
+    };
+    let gives = |region: &Region| region.operands.contains(&Operand::Buffer(*logits));
+    segments.iter().any(|s| gives(&s.epilogue))
+        && segments
+            .iter()
+            .all(|s| plan.weights[s.weight as usize].encoding == Encoding::F32)
+}
+
+/// Whether kernels of a launch may do the work of the one before it, in a plan for a GPU.
+pub fn may_join(plan: &Plan, first: &Op, second: &Op) -> bool {
+    let segments = match first {
+        Op::MatMul { segments, .. } | Op::ExpertMatMul { segments, .. } => segments,
+        _ => return false,
+    };
+    let layouts = segments
+        .iter()
+        .map(|s| plan.weights[s.weight as usize].layout);
+    layouts.into_iter().all(|l| l != WeightLayout::Interleave8)
+        && (summed(first, second).is_some() || routed(plan, first, second))
 }

@@ -115,7 +115,18 @@ pub fn lives(plan: &Plan) -> Vec<Option<(usize, usize)>> {
         for place in reads.into_iter().chain(writes) {
             if let Place::Buffer(buffer) = place {
                 let life = lives[buffer as usize].get_or_insert((index, index));
-                life.1 = index;
+                life.1 = life.1.max(index);
+            }
+        }
+        // What is read by the kernels of the next launch, which may do this one's work.
+        let next = plan.launches.get(index + 1);
+        if next.is_some_and(|next| super::gpu::may_join(plan, &launch.op, &next.op)) {
+            for place in touches(&launch.op).0 {
+                if let Place::Buffer(buffer) = place
+                    && let Some(life) = &mut lives[buffer as usize]
+                {
+                    life.1 = life.1.max(index + 1);
+                }
             }
         }
     }

@@ -7,6 +7,16 @@
 // Segments are as in matmul.cuh, of the first expert, and
 //   u64 expert_bytes(int item)   from an expert's item to the next expert's
 
+// What a region makes of a tile's sums for all places of a token, [places][stride] from feature `first` on, by one warp.
+template <class R>
+DEVICE void finish_places(const R& region, const float* sums, int stride, int first) {
+    const int lane = threadIdx.x & 31;
+    const int unit[1] = {first + lane}, c[1] = {0};
+    const bool live[1] = {lane < 16 && first + lane < R::COLS};
+    auto tile = [&](int place, int) { return sums[place * stride + lane]; };
+    region.template run<1>(tile, NoSums{}, 0, unit, c, live);
+}
+
 // Of one token: each place of the list is an expert of its own. As matmul_one, but the experts are known only when the launch before
 // this one has ended, and reads of weights begin then.
 //
@@ -72,8 +82,8 @@ DEVICE void finish_blocks(const Segments& segments, const ExpertBlocks& blocks, 
     using X = ExpertsShape<S>;
     constexpr int FEATURES = S::GROUP * 16;
     const int lane = threadIdx.x & 31;
+    int set = 0;
     for (int unit = first; unit < last; unit++) {
-        const int set = (unit - first) % X::SETS;
         const ExpertRows block = blocks[unit / Segments::ITEMS];
         float* total = sums + set * S::SUMS;
         meet_at(1 + set, X::THREADS);
@@ -87,6 +97,7 @@ DEVICE void finish_blocks(const Segments& segments, const ExpertBlocks& blocks, 
         __syncwarp();
         segments.finish(unit % Segments::ITEMS, block.first, total, S::STRIDE, block.rows);
         arrive(freed + 8 * set);
+        set = set + 1 < X::SETS ? set + 1 : 0;
     }
 }
 
@@ -133,9 +144,10 @@ DEVICE void matmul_experts(const u16* x, const u32* tokens, const u32* starts, c
     if (AHEAD) wait_for_previous();
 
     float acc[TILES][NT][4] = {};
-    const u16* x_row[NT];
+    u32 x_at[NT];
     ExpertRows block{0, 0, 0};
-    int at_block = -1;
+    int at_block = -1, set = 0;
+    u32 phase = 1;
     // As in matmul_few.
     const int rounds = S::ROUNDS + (NT > 1 && S::ROUNDS > 1 ? threadIdx.y & 1 : 0);
     for (int unit = first; unit < last; unit++) {
@@ -145,38 +157,43 @@ DEVICE void matmul_experts(const u16* x, const u32* tokens, const u32* starts, c
 #pragma unroll
             for (int n = 0; n < NT; n++) {
                 const u32 row = 8 * n + g, pair = block.first + (row < block.rows ? row : block.rows - 1);
-                x_row[n] = x + (u64)(BY_TOKENS ? rows_of_x[pair] : pair) * S::K + begin * 64 + 8 * t;
+                x_at[n] = (BY_TOKENS ? rows_of_x[pair] : pair) * S::K + begin * 64 + 8 * t;
             }
         }
-        const u8* next = unit + 1 < last ? at(unit + 1) : p;
 #pragma unroll 1
         for (int round = 0; round < rounds; round++) {
-            const bool wraps = round + 1 == rounds;
-            const u8* from = wraps ? next : p + (u64)(round + 1) * DEPTH * F::BYTES;
-            const bool more = !wraps || unit + 1 < last;
+            const bool wraps = round + 1 == rounds, more = !wraps || unit + 1 < last;
+            // Where this slot's next fragments are: DEPTH further, or in the next unit.
+            if (!wraps)
+                p += DEPTH * F::BYTES;
+            else if (more)
+                p = at(unit + 1);
 #pragma unroll
             for (int i = 0; i < DEPTH; i++) {
                 const int c = round * DEPTH + i;
+                const u16* x_row[NT];
+#pragma unroll
+                for (int n = 0; n < NT; n++) x_row[n] = x + x_at[n];
                 add_column<S>(acc, ring[i], x_row, S::EVEN || c < count ? c : 0);
                 const bool there = more && (S::EVEN || (wraps ? i : c + DEPTH) < count);
 #pragma unroll
                 for (int r = 0; r < TILES; r++) {
                     if (there)
-                        ring[i][r] = F::load(from + r * TILE_BYTES + i * F::BYTES, lane);
+                        ring[i][r] = F::load(p + r * TILE_BYTES + i * F::BYTES, lane);
                     else if (!S::EVEN)
                         ring[i][r] = F::none();
                 }
             }
         }
-        p = next;
-        const int n = unit - first, set = n % X::SETS;
         if constexpr (X::APART) {
-            if (n >= X::SETS) wait_until(freed + 8 * set, n / X::SETS + 1 & 1);
+            // The phase before the first one is past.
+            wait_until(freed + 8 * set, phase);
             put_sums<S>(acc, sums + set * S::SUMS);
             arrive_at(1 + set, X::THREADS);
         } else {
             const float* total = add_up<S>(acc, sums + set * S::SUMS, block.rows);
             segments.finish(unit % ITEMS, block.first, total, S::STRIDE, block.rows);
         }
+        if (++set == X::SETS) set = 0, phase ^= 1;
     }
 }

@@ -29,40 +29,47 @@ DEVICE void finish(Counts* counts, u32 bad_token, u32 experts) {
     if (bad_token != ~0u && counts->bad_route == ~0u) counts->bad_route = route, counts->bad_token = bad_token;
 }
 
-// grid: a block for each S::TOKENS tokens. Logits are LOGITS apart, weights and places of a token ROW. `work` has S::USED words for
-// each token, `ticket` is a counter.
-template <class S, int LOGITS, int ROW, bool RENORMALISE>
-DEVICE void send(const Counts* counts, const float* logits, float* weights, u32* places, u32* tokens, u32* starts, u32* work,
-                 u32* ticket, float scale) {
-    constexpr int E = S::E, USED = S::USED, GROUP = S::GROUP;
+// The experts of a block's tokens, by rank; of one whose logits are not finite with BAD.
+template <class S>
+using Chosen = u32[S::TOKENS][S::USED];
+
+// A thread's expert of a token: how many come before it, whether it is one of the token's, and whether all logits are finite.
+struct Rank {
+    int rank;
+    bool is_chosen, finite;
+};
+
+// Ranks the experts of the block's token number `own`, of which this thread has one with the logit v, if it is there; writes down
+// and weighs those that are chosen, weights from `weights` on.
+template <class S, bool RENORMALISE>
+DEVICE Rank choose(float v, bool token_there, int own, int expert, Chosen<S>& chosen, float* weights, float scale) {
+    constexpr int USED = S::USED, GROUP = S::GROUP;
+    const bool there = token_there && expert < S::E;
     __shared__ __align__(16) float values[S::TOKENS][GROUP];
     __shared__ __align__(16) float shares[S::TOKENS][GROUP];
     __shared__ float slots[S::TOKENS][USED];
-    __shared__ u32 chosen[S::TOKENS][USED];
-    let_next_start();
-    wait_for_previous();
-    const int count = (int)counts->tokens, blocks = (count + S::TOKENS - 1) / S::TOKENS;
-    if ((int)blockIdx.x >= blocks) return;
-    const int expert = threadIdx.x % GROUP, own = threadIdx.x / GROUP, token = blockIdx.x * S::TOKENS + own;
-    const bool there = expert < E && token < count;
     // What is not there comes last of all.
-    const float v = there ? logits[(u64)token * LOGITS + expert] : -3.40282347e38f;
+    if (!there) v = -3.40282347e38f;
     values[own][expert] = v;
     __syncthreads();
 
     int rank = 0;
-    float most = -3.40282347e38f;
-    bool finite = true;
+    // Not zero where a logit is not finite.
+    float most = -3.40282347e38f, zero = 0;
+    // A warp is of one token.
+    if (token_there)
 #pragma unroll 4
-    for (int j = 0; j < GROUP; j += 4) {
-        const float4 w = *(const float4*)&values[own][j];
-        auto meet = [&](float other, int at) {
-            finite = finite && fabsf(other) <= 3.40282347e38f;
-            most = fmaxf(most, other);
-            rank += other > v || (other == v && at < expert);
-        };
-        meet(w.x, j), meet(w.y, j + 1), meet(w.z, j + 2), meet(w.w, j + 3);
-    }
+        for (int j = 0; j < GROUP; j += 4) {
+            const float4 w = *(const float4*)&values[own][j];
+            auto meet = [&](float other, int at) {
+                zero = fmaf(other, 0.f, zero);
+                most = fmaxf(most, other);
+                const bool before = at < expert ? other >= v : other > v;
+                rank += before ? 1 : 0;
+            };
+            meet(w.x, j), meet(w.y, j + 1), meet(w.z, j + 2), meet(w.w, j + 3);
+        }
+    const bool finite = zero == 0.f;
     // Such a token goes somewhere, so that there is a list; what comes of it is not used.
     if (!finite) rank = expert;
     const float share = there && finite ? __expf(v - most) : 0.f;
@@ -87,27 +94,63 @@ DEVICE void send(const Counts* counts, const float* logits, float* weights, u32*
             }
             sum = (part[0] + part[1]) + (part[2] + part[3]);
         }
-        weights[(u64)token * ROW + rank] = finite ? __fdiv_rn(share, sum) * scale : 0.f;
+        weights[rank] = finite ? __fdiv_rn(share, sum) * scale : 0.f;
     }
+    return Rank{rank, is_chosen, finite};
+}
 
-    if (count == 1) {
-        // One token's experts: each place is the number of those with a lower number.
-        if (own > 0) return;
-        u32 below = 0;
+// The list of one token's pairs: each place is the number of its experts with a lower number. By the threads of the token.
+template <class S>
+DEVICE void list_one(Counts* counts, const Chosen<S>& chosen, const Rank& own, int expert, u32* places, u32* tokens, u32* starts) {
+    u32 below = 0;
 #pragma unroll
-        for (int s = 0; s < USED; s++) below += (chosen[0][s] & ~BAD) < (u32)expert;
-        if (expert < E) starts[expert] = below;
-        if (is_chosen) places[rank] = below, tokens[below] = 0;
-        if (threadIdx.x == 0) {
-            starts[E] = USED;
-            finish((Counts*)counts, finite ? ~0u : 0, USED);
-        }
+    for (int s = 0; s < S::USED; s++) below += (chosen[0][s] & ~BAD) < (u32)expert;
+    if (expert < S::E) starts[expert] = below;
+    if (own.is_chosen) places[own.rank] = below, tokens[below] = 0;
+    if (expert == 0) {
+        starts[S::E] = S::USED;
+        finish(counts, own.finite ? ~0u : 0, S::USED);
+    }
+}
+
+// Of one token, whose logits BLOCKS blocks of S::THREADS threads have written: by the last of them.
+template <class S, bool RENORMALISE, int BLOCKS>
+DEVICE void send_behind(const Counts* counts, const float* logits, float* weights, u32* places, u32* tokens, u32* starts, u32* ticket,
+                        float scale) {
+    __shared__ Chosen<S> chosen;
+    __shared__ u32 taken;
+    __syncthreads();
+    if (threadIdx.x == 0) taken = next_ticket(ticket, BLOCKS - 1);
+    __syncthreads();
+    if (taken + 1 < BLOCKS) return;
+    const int expert = threadIdx.x % S::GROUP, own = threadIdx.x / S::GROUP;
+    const float v = own == 0 && expert < S::E ? __uint_as_float(load_fresh((const u32*)logits + expert)) : 0.f;
+    const Rank rank = choose<S, RENORMALISE>(v, own == 0, own, expert, chosen, weights, scale);
+    if (own == 0) list_one<S>((Counts*)counts, chosen, rank, expert, places, tokens, starts);
+}
+
+// grid: a block for each S::TOKENS tokens. Logits are LOGITS apart, weights and places of a token ROW. `work` has S::USED words for
+// each token, `ticket` is a counter.
+template <class S, int LOGITS, int ROW, bool RENORMALISE>
+DEVICE void send(const Counts* counts, const float* logits, float* weights, u32* places, u32* tokens, u32* starts, u32* work,
+                 u32* ticket, float scale) {
+    constexpr int E = S::E, USED = S::USED, GROUP = S::GROUP;
+    __shared__ Chosen<S> chosen;
+    let_next_start();
+    wait_for_previous();
+    const int count = (int)counts->tokens, blocks = (count + S::TOKENS - 1) / S::TOKENS;
+    if ((int)blockIdx.x >= blocks) return;
+    const int expert = threadIdx.x % GROUP, own = threadIdx.x / GROUP, token = blockIdx.x * S::TOKENS + own;
+    const float v = expert < E && token < count ? logits[(u64)token * LOGITS + expert] : 0.f;
+    const Rank rank = choose<S, RENORMALISE>(v, token < count, own, expert, chosen, weights + (u64)token * ROW, scale);
+    if (count == 1) {
+        if (own == 0) list_one<S>((Counts*)counts, chosen, rank, expert, places, tokens, starts);
         return;
     }
 
     if (blocks > 1) {
         __shared__ u32 taken;
-        if (is_chosen) work[(u64)token * USED + rank] = chosen[own][rank];
+        if (rank.is_chosen) work[(u64)token * USED + rank.rank] = chosen[own][rank.rank];
         __syncthreads();
         if (threadIdx.x == 0) taken = next_ticket(ticket, blocks - 1);
         __syncthreads();

@@ -192,7 +192,7 @@ fn print_launches(plan: &Plan, out: &mut dyn Write) -> io::Result<()> {
                 false => format!(" [{}]", profiles.join(", ")),
             };
             write!(out, "         rows {first}..={last}{of}: {}", parts(v))?;
-            if v.kernels.is_empty() {
+            if !v.parts.is_empty() {
                 write!(out, ", tile {}x{}", v.tile_rows, v.tile_cols)?;
             }
             writeln!(out, " ({reason})")?;
@@ -216,6 +216,9 @@ fn parts(variant: &Variant) -> String {
             k.symbol, k.threads, k.registers
         )
     };
+    if variant.is_joined() {
+        return "the next launch's kernels".to_string();
+    }
     let parts = variant.parts.iter().map(part);
     let all: Vec<String> = parts.chain(variant.kernels.iter().map(kernel)).collect();
     all.join(", ")

@@ -3,7 +3,8 @@
 //! whatever the routing.
 
 use bundle_format::gpu::{Arg, Extent, Kernel};
-use bundle_format::plan::{Dim, Segment, Variant};
+use bundle_format::plan::{Dim, Op, Segment, Variant};
+use bundle_format::region::Region;
 use kernels::pack::fragment::{Codes, FRAGMENT, TILE};
 
 use super::RANGES;
@@ -15,6 +16,7 @@ use crate::codegen::gpu::segments::{Items, by_format, form, format};
 use crate::codegen::gpu::work::Turns;
 use crate::error::Error;
 use crate::explain::touched;
+use crate::lower::gpu::summed;
 
 /// Bytes of a row of a stage of the kernel for many tokens, and floats of a row of its sums.
 const STAGE_ROW: u32 = 128;
@@ -29,13 +31,7 @@ pub fn matmul(
     let used = product.used;
     let limit = writer.limit(Dim::Tokens);
     let runs = by_format(writer.plan, product.segments)?;
-    let mut products = Products {
-        chip,
-        writer,
-        product,
-        // Kernels of products let the next start when the list is there; the first of two can't tell the second.
-        ahead: product.follows && runs.len() == 1,
-    };
+    let mut products = Products::of(chip, writer, product, &runs);
     let mut variants: Vec<Variant> = Vec::new();
     let mut first = 1;
     let few = RANGES[RANGES.len() - 1];
@@ -52,7 +48,10 @@ pub fn matmul(
         let mut rows = 1;
         for run in &runs {
             let (kernel, of_block) = match last {
-                1 => (products.one(run)?, 1),
+                1 => match products.one(run, None)? {
+                    Some(kernel) => (kernel, 1),
+                    None => products.few(run, 1)?,
+                },
                 _ if last <= few => products.few(run, last)?,
                 _ => products.many(run)?,
             };
@@ -73,6 +72,23 @@ pub fn matmul(
     Ok(variants)
 }
 
+/// A kernel of one token for launch `index`, which sums what the one before it gives for each of the token's experts.
+pub fn join(chip: &Chip, writer: &mut Writer, index: usize) -> Result<Option<Kernel>, Error> {
+    let plan = writer.plan;
+    let (first, second) = (&plan.launches[index - 1].op, &plan.launches[index].op);
+    let (Some(y), Op::Region { region, .. }) = (summed(first, second), second) else {
+        return Ok(None);
+    };
+    let before = index.checked_sub(2).map(|i| &plan.launches[i].op);
+    let product = ExpertProduct::of(plan, first, before)?;
+    let runs = by_format(plan, product.segments)?;
+    let mut products = Products::of(chip, writer, &product, &runs);
+    match products.by_tokens() {
+        true => Ok(None),
+        false => products.one(&runs[0], Some((region, y))),
+    }
+}
+
 struct Products<'a, 'w> {
     chip: &'a Chip,
     writer: &'a mut Writer<'w>,
@@ -80,7 +96,22 @@ struct Products<'a, 'w> {
     ahead: bool,
 }
 
-impl Products<'_, '_> {
+impl<'a, 'w> Products<'a, 'w> {
+    fn of(
+        chip: &'a Chip,
+        writer: &'a mut Writer<'w>,
+        product: &'a ExpertProduct<'a>,
+        runs: &[Vec<&Segment>],
+    ) -> Self {
+        Products {
+            chip,
+            writer,
+            product,
+            // Kernels of products let the next start when the list is there; the first of two can't tell the second.
+            ahead: product.follows && runs.len() == 1,
+        }
+    }
+
     fn cols(&self) -> u32 {
         self.writer.plan.buffers[self.product.x as usize].cols
     }
@@ -127,8 +158,12 @@ impl Products<'_, '_> {
         (format!("p{at}"), format!("p{}", at + 1))
     }
 
-    /// The kernel for one token.
-    fn one(&mut self, run: &[&Segment]) -> Result<Kernel, Error> {
+    /// The kernel for one token, none where it doesn't fit; with a region that sums over its experts, in place of the rows of a buffer.
+    fn one(
+        &mut self,
+        run: &[&Segment],
+        sum: Option<(&Region, u32)>,
+    ) -> Result<Option<Kernel>, Error> {
         let (cols, used, experts) = (self.cols(), self.product.used, self.product.experts);
         let encoding = self.writer.plan.weights[run[0].weight as usize].encoding;
         let (format, multiplier) = (format(encoding)?, Multiplier::of(form(encoding)?));
@@ -141,17 +176,22 @@ impl Products<'_, '_> {
         let whole = (cols / FRAGMENT as u32).is_multiple_of(multiplier.fragments());
         let sums_over = unit_tiles(self.writer, run) > 1;
         if sums_over || xs > WARPS || (xs > 1 && !whole) {
-            return Ok(self.few(run, 1)?.0);
+            return Ok(None);
         }
         let along = prev_power_of_two(steps).min(prev_power_of_two(WARPS / xs));
         let (warps, features) = (along * xs, 16 * xs);
         let threads = warps * 32 + 32;
         let shared = multiplier.shared(cols * xs) + sums_shared(along, features);
         if shared > self.chip.shared - 1024 {
-            return Ok(self.few(run, 1)?.0);
+            return Ok(None);
         }
-        let items = self.items(TILE as u32, false).by(Some(32));
-        let (segments, mut parameters) = self.writer.segments(self.product.x, run, &items)?;
+        let (segments, mut parameters) = match sum {
+            None => {
+                let items = self.items(TILE as u32, false).by(Some(32));
+                self.writer.segments(self.product.x, run, &items)?
+            }
+            Some(sum) => self.writer.summed(self.product.x, run[0], experts, sum)?,
+        };
         let (_, starts) = self.list(&mut parameters);
         let ahead = self.ahead;
         let product = format!("{format}, {cols}, {warps}, {xs}, {used}, {segments}");
@@ -182,7 +222,7 @@ impl Products<'_, '_> {
         let ctas = (WARPS / warps).clamp(1, 4);
         kernel.grid[0] = Extent::Fixed(items.min(self.chip.processors * ctas));
         kernel.shared = shared;
-        Ok(kernel)
+        Ok(Some(kernel))
     }
 
     /// The kernel for up to `last` tokens, and rows of a block.
@@ -195,8 +235,9 @@ impl Products<'_, '_> {
         let fragments = cols / FRAGMENT as u32;
         let tiles: Vec<u32> = run.iter().map(|s| self.tiles(s)).collect();
         let whole = unit_tiles(self.writer, run);
-        // Warps divide columns as long as each has some fragments of an item, then its tiles.
-        let along = prev_power_of_two((fragments / 3).max(1)).min(most);
+        // Warps divide columns as long as each has some fragments of an item, then its tiles: an item costs a warp as much as three
+        // fragments do.
+        let along = prev_power_of_two((fragments / 6).max(1)).min(most);
         let possible = |&group: &u32| {
             group.is_multiple_of(whole) && tiles.iter().all(|t| t.is_multiple_of(group))
         };

@@ -19,6 +19,7 @@ pub use target::Chip;
 
 use std::collections::BTreeMap;
 
+use bundle_format::gpu::Kernel;
 use bundle_format::plan::{Plan, Variant};
 
 use super::generate::Code;
@@ -44,6 +45,15 @@ impl kernels::Chip for Chip {
 
     fn experts(&self, writer: &mut Writer, product: &ExpertProduct) -> Result<Vec<Variant>, Error> {
         experts::matmul(self, writer, product)
+    }
+
+    fn join(&self, writer: &mut Writer, index: usize) -> Result<Option<Kernel>, Error> {
+        let plan = writer.plan;
+        let (first, second) = (&plan.launches[index - 1].op, &plan.launches[index].op);
+        match writer.route_behind(first, second)? {
+            Some(kernel) => Ok(Some(kernel)),
+            None => experts::join(self, writer, index),
+        }
     }
 
     fn attention(&self, writer: &mut Writer, attend: &Attend) -> Result<Vec<Variant>, Error> {

@@ -33,6 +33,11 @@ pub trait Chip {
     /// The variants of attention.
     fn attention(&self, writer: &mut Writer, attend: &Attend) -> Result<Vec<Variant>, Error>;
 
+    /// A kernel that does the work of launch `index` for one token, and that of the launch before it; none where there is no such.
+    fn join(&self, _writer: &mut Writer, _index: usize) -> Result<Option<Kernel>, Error> {
+        Ok(None)
+    }
+
     /// The variants of a region of its own.
     fn region(
         &self,
@@ -69,6 +74,33 @@ pub struct ExpertProduct<'a> {
     pub used: u32,
     /// Whether the launch before multiplies pairs of the same list.
     pub follows: bool,
+}
+
+impl<'a> ExpertProduct<'a> {
+    /// What `op` is, which is such a product; the launch before it does `before`.
+    pub fn of(plan: &Plan, op: &'a Op, before: Option<&Op>) -> Result<ExpertProduct<'a>, Error> {
+        let Op::ExpertMatMul {
+            x,
+            tokens,
+            starts,
+            segments,
+        } = op
+        else {
+            return Err(Error::Bug("a product of experts that is none".into()));
+        };
+        let Dim::Pairs(used) = plan.buffers[*tokens as usize].extent else {
+            return Err(Error::Bug("a list of what is no pairs".into()));
+        };
+        Ok(ExpertProduct {
+            x: *x,
+            tokens: *tokens,
+            starts: *starts,
+            segments,
+            experts: plan.buffers[*starts as usize].cols - 1,
+            used,
+            follows: before.is_some_and(|before| lists(before) == Some(*starts)),
+        })
+    }
 }
 
 /// [`Op::Attention`].
@@ -110,7 +142,7 @@ pub fn choose(plan: &Plan, chip: &dyn Chip, most: &Depths) -> Result<Kernels, Er
         turns: BTreeMap::new(),
         depths: BTreeMap::new(),
     };
-    let variants = plan
+    let mut variants = plan
         .launches
         .iter()
         .enumerate()
@@ -121,6 +153,16 @@ pub fn choose(plan: &Plan, chip: &dyn Chip, most: &Depths) -> Result<Kernels, Er
                 .map_err(|e| e.context(format_args!("launch '{}'", launch.name)))
         })
         .collect::<Result<Vec<_>, Error>>()?;
+    let mut last = 0;
+    for index in 1..plan.launches.len() {
+        // One kernel does the work of two launches, not of more.
+        if index > last + 1
+            && let Some(kernel) = chip.join(&mut writer, index)?
+        {
+            join(&mut variants, index, kernel);
+            last = index;
+        }
+    }
     let sampling = writer.sampling()?;
     let mut symbols: Vec<String> = writer.functions.into_values().collect();
     symbols.sort();
@@ -247,25 +289,8 @@ impl Writer<'_> {
                 let outputs = [*weights, *places, *tokens, *starts];
                 self.route(*logits, *renormalise, *scale, outputs)
             }
-            Op::ExpertMatMul {
-                x,
-                tokens,
-                starts,
-                segments,
-            } => {
-                let buffers = &self.plan.buffers;
-                let Dim::Pairs(used) = buffers[*tokens as usize].extent else {
-                    return Err(Error::Bug("a list of what is no pairs".into()));
-                };
-                let product = ExpertProduct {
-                    x: *x,
-                    tokens: *tokens,
-                    starts: *starts,
-                    segments,
-                    experts: buffers[*starts as usize].cols - 1,
-                    used,
-                    follows: before.is_some_and(|before| lists(before) == Some(*starts)),
-                };
+            Op::ExpertMatMul { .. } => {
+                let product = ExpertProduct::of(self.plan, op, before)?;
                 self.chip.experts(self, &product)
             }
         }
@@ -396,7 +421,7 @@ impl Writer<'_> {
 
     /// The struct of a region: its name, and its pointers.
     pub fn region_struct(&mut self, region: &Region) -> Result<(String, Parameters), Error> {
-        let source = region::source("@", region, self.plan, None)?;
+        let source = region::source("@", region, self.plan, None, None)?;
         Ok((self.named_struct("Region", source.text), source.pointers))
     }
 
@@ -410,7 +435,7 @@ impl Writer<'_> {
         let Some(Prologue { region, stores }) = prologue else {
             return Ok("NoPrologue{}".to_string());
         };
-        let source = region::source("@", region, self.plan, Some(x))?;
+        let source = region::source("@", region, self.plan, Some(x), None)?;
         let name = self.named_struct("Prologue", source.text);
         let first = parameters.len();
         parameters.extend(source.pointers);
@@ -472,6 +497,22 @@ impl Writer<'_> {
                 .into_iter()
                 .chain(parameters.into_iter().map(|(_, arg)| arg))
                 .collect(),
+        }
+    }
+}
+
+/// Gives the work of a launch, and of the one before it, for one token to a kernel.
+fn join(variants: &mut [Vec<Variant>], index: usize, kernel: Kernel) {
+    let before = &mut variants[index - 1][0];
+    before.kernels.clear();
+    before.reason = "one token: with what the next launch makes of it".to_string();
+    let own = &mut variants[index];
+    let one = variant(1, 1, vec![kernel], 1, "one token: with the launch before");
+    match own[0].max_rows {
+        1 => own[0] = one,
+        _ => {
+            own[0].min_rows = 2;
+            own.insert(0, one);
         }
     }
 }

@@ -17,17 +17,19 @@ pub struct Source {
 }
 
 /// Writes the struct of a region. A prologue's buffer `kept` goes to where `keep` says, and its other buffers are stored to
-/// where the member `stores`, behind the pointers, is set.
+/// where the member `stores`, behind the pointers, is set. The rows of a buffer `summed` are those of the tile.
 pub fn source(
     name: &str,
     region: &Region,
     plan: &Plan,
     kept: Option<u32>,
+    summed: Option<u32>,
 ) -> Result<Source, Error> {
     let mut writer = Writer {
         region,
         plan,
         kept,
+        summed,
         text: String::new(),
     };
     let mut pointers = Vec::new();
@@ -93,6 +95,7 @@ struct Writer<'a> {
     region: &'a Region,
     plan: &'a Plan,
     kept: Option<u32>,
+    summed: Option<u32>,
     text: String,
 }
 
@@ -218,6 +221,15 @@ impl Writer<'_> {
     }
 
     fn load(&self, src: OperandId, row: RowMap, col: ColMap) -> Result<String, Error> {
+        if let Operand::Buffer(buffer) = self.region.operands[src as usize]
+            && self.summed == Some(buffer)
+        {
+            let RowMap::At { index, col } = row else {
+                return Err(self.bug("rows that are summed, and not by their places"));
+            };
+            let place = self.row_element(index, col)?;
+            return Ok(format!("live[j] ? tile((int){place}, j) : 0.f"));
+        }
         let stride = match self.region.operands[src as usize] {
             Operand::Buffer(index) => stride(&self.plan.buffers[index as usize]),
             // A vector, of one row.

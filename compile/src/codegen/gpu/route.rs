@@ -1,11 +1,13 @@
 //! The kernel of [`Op::Route`](bundle_format::plan::Op::Route) (`kernels::device`, route.cuh).
 
-use bundle_format::gpu::{Arg, Extent};
-use bundle_format::plan::{Dim, Variant};
+use bundle_format::gpu::{Arg, Extent, Kernel};
+use bundle_format::plan::{Dim, Op, Segment, Variant};
 
-use super::kernels::{Parameters, Writer};
+use super::floats;
+use super::kernels::{Parameters, Prologue, Writer};
 use super::region::stride;
 use crate::error::Error;
+use crate::lower::gpu::routed;
 
 /// The most experts that there are, and that a token goes to.
 const MAX_EXPERTS: u32 = 1024;
@@ -37,20 +39,33 @@ impl Shape {
     }
 }
 
+/// What a route is made of, in the order in which its kernels take it.
+struct Route<'a> {
+    logits: u32,
+    /// Weights, places, tokens, starts.
+    outputs: &'a [u32; 4],
+}
+
+impl Route<'_> {
+    fn parameters(&self) -> Parameters {
+        let [weights, places, tokens, starts] = *self.outputs;
+        vec![
+            ("const float*", Arg::Buffer(self.logits)),
+            ("float*", Arg::Buffer(weights)),
+            ("u32*", Arg::Buffer(places)),
+            ("u32*", Arg::Buffer(tokens)),
+            ("u32*", Arg::Buffer(starts)),
+        ]
+    }
+}
+
 impl Writer<'_> {
-    /// One variant for any number of tokens. Outputs: weights, places, tokens, starts.
-    pub fn route(
-        &mut self,
-        logits: u32,
-        renormalise: bool,
-        scale: f32,
-        [weights, places, tokens, starts]: [u32; 4],
-    ) -> Result<Vec<Variant>, Error> {
+    /// The shape of a route, and its expression.
+    fn route_shape(&self, route: &Route) -> Result<(Shape, String), Error> {
         let buffers = &self.plan.buffers;
-        let (experts, used) = (
-            buffers[logits as usize].cols,
-            buffers[weights as usize].cols,
-        );
+        let [weights, places, ..] = *route.outputs;
+        let experts = buffers[route.logits as usize].cols;
+        let used = buffers[weights as usize].cols;
         let limit = self.limit(Dim::Tokens);
         let shape = Shape::of(experts, limit);
         let pairs = limit.saturating_mul(used);
@@ -62,28 +77,45 @@ impl Writer<'_> {
                  bytes: compile the model for cpu"
             )));
         }
-        let row = stride(&buffers[weights as usize]);
-        if row != stride(&buffers[places as usize]) {
+        if stride(&buffers[weights as usize]) != stride(&buffers[places as usize]) {
             return Err(Error::Bug("weights and places of other strides".into()));
         }
-        let apart = stride(&buffers[logits as usize]);
-        let parameters: Parameters = vec![
-            ("const float*", Arg::Buffer(logits)),
-            ("float*", Arg::Buffer(weights)),
-            ("u32*", Arg::Buffer(places)),
-            ("u32*", Arg::Buffer(tokens)),
-            ("u32*", Arg::Buffer(starts)),
-            ("u32*", Arg::Workspace),
-            ("u32*", Arg::Tickets),
-        ];
-        let body = format!(
+        let text = format!(
             "using S = route::Shape<{experts}, {used}, {limit}>;\n    static_assert(S::THREADS == {} && S::TOKENS == {}, \"as the plan \
-             says\");\n    route::send<S, {apart}, {row}, {renormalise}>(counts, p0, p1, p2, p3, p4, p5, p6, \
+             says\");",
+            shape.threads, shape.tokens
+        );
+        Ok((shape, text))
+    }
+
+    /// One variant for any number of tokens. Outputs: weights, places, tokens, starts.
+    pub fn route(
+        &mut self,
+        logits: u32,
+        renormalise: bool,
+        scale: f32,
+        outputs: [u32; 4],
+    ) -> Result<Vec<Variant>, Error> {
+        let route = Route {
+            logits,
+            outputs: &outputs,
+        };
+        let (shape, text) = self.route_shape(&route)?;
+        let buffers = &self.plan.buffers;
+        let (row, apart) = (
+            stride(&buffers[outputs[0] as usize]),
+            stride(&buffers[logits as usize]),
+        );
+        let used = buffers[outputs[0] as usize].cols;
+        let mut parameters = route.parameters();
+        parameters.push(("u32*", Arg::Workspace));
+        parameters.push(("u32*", Arg::Tickets));
+        let body = format!(
+            "{text}\n    route::send<S, {apart}, {row}, {renormalise}>(counts, p0, p1, p2, p3, p4, p5, p6, \
              __uint_as_float(0x{:08x}u));",
-            shape.threads,
-            shape.tokens,
             scale.to_bits()
         );
+        let limit = self.limit(Dim::Tokens);
         let mut kernel = self.kernel("route", parameters, &body, "", shape.threads, 1);
         kernel.workspace = u64::from(limit) * u64::from(used) * 4;
         kernel.tickets = 1;
@@ -95,5 +127,60 @@ impl Writer<'_> {
             }
         }
         Ok(variants)
+    }
+
+    /// A kernel of one token for a route, whose last block sends the token when all have multiplied with the router's weights: the
+    /// work of the launch before. None where that is another one, or has other threads.
+    pub fn route_behind(&mut self, first: &Op, second: &Op) -> Result<Option<Kernel>, Error> {
+        let (
+            Op::MatMul {
+                x,
+                prologue,
+                segments,
+            },
+            Op::Route {
+                logits,
+                renormalise,
+                scale,
+                weights,
+                places,
+                tokens,
+                starts,
+            },
+        ) = (first, second)
+        else {
+            return Ok(None);
+        };
+        if !routed(self.plan, first, second) {
+            return Ok(None);
+        }
+        let route = Route {
+            logits: *logits,
+            outputs: &[*weights, *places, *tokens, *starts],
+        };
+        let (shape, text) = self.route_shape(&route)?;
+        if shape.threads != floats::THREADS {
+            return Ok(None);
+        }
+        let run: Vec<&Segment> = segments.iter().collect();
+        let prologue = prologue.as_ref().map(|region| Prologue {
+            region,
+            stores: true,
+        });
+        let (product, mut parameters, blocks) = self.floats_of(*x, &run, false, 1, prologue)?;
+        let at = parameters.len();
+        parameters.extend(route.parameters());
+        parameters.push(("u32*", Arg::Tickets));
+        let given: Vec<String> = (at..parameters.len()).map(|i| format!("p{i}")).collect();
+        let body = format!(
+            "{product}\n    {text}\n    route::send_behind<S, {renormalise}, {blocks}>(counts, {}, __uint_as_float(0x{:08x}u));",
+            given.join(", "),
+            scale.to_bits()
+        );
+        let threads = shape.threads;
+        let mut kernel = self.kernel("router", parameters, &body, "", threads, 1);
+        kernel.grid[0] = Extent::Fixed(blocks);
+        kernel.tickets = 1;
+        Ok(Some(kernel))
     }
 }

@@ -4,9 +4,11 @@ use std::fmt::Write as _;
 
 use bundle_format::gpu::Arg;
 use bundle_format::plan::{Encoding, Plan, Segment, Weight};
+use bundle_format::region::Region;
 use kernels::pack::fragment::{self, Codes, Scales, TILE};
 
 use super::kernels::{Parameters, Writer};
+use super::region;
 use crate::error::Error;
 use crate::lower::gpu::goes_together;
 
@@ -132,6 +134,38 @@ impl Writer<'_> {
             next += 1 + operands;
         }
         Ok((format!("{name}{{{}}}", values.join(", ")), parameters))
+    }
+
+    /// The struct of a segment of `experts` whose results for the pairs of a token are summed by a region, tile by tile: the sums
+    /// of a tile for all places come together, in place of the rows of `y`.
+    pub fn summed(
+        &mut self,
+        x: u32,
+        segment: &Segment,
+        experts: u32,
+        (region, y): (&Region, u32),
+    ) -> Result<(String, Parameters), Error> {
+        let weight = &self.plan.weights[segment.weight as usize];
+        let rows = weight.rows / experts;
+        let (tile, expert) = (bytes_of(weight, TILE as u32)?, bytes_of(weight, rows)?);
+        let source = region::source("@", region, self.plan, None, Some(y))?;
+        let name = self.named_struct("Region", source.text);
+        let mut parameters: Parameters = vec![
+            ("const u16*", Arg::Buffer(x)),
+            ("const u8*", Arg::Weight(segment.weight)),
+        ];
+        parameters.extend(source.pointers);
+        let text = format!(
+            "struct @ {{\n    static constexpr int ITEMS = {};\n    const u8* w0;\n    {name}<false> r0;\n    __device__ const u8* item(int \
+             i) const {{ return w0 + (u64)i * {tile}u; }}\n    __device__ u64 expert_bytes(int) const {{ return {expert}u; }}\n    \
+             __device__ void finish(int i, int, const float* sums, int stride, int) const {{ finish_places(r0, sums, stride, i * \
+             {TILE}); }}\n}};\n",
+            rows / TILE as u32
+        );
+        let name = self.named_struct("Segments", text);
+        let pointers: Vec<String> = (2..parameters.len()).map(|k| format!("p{k}")).collect();
+        let made = format!("{name}{{p1, {{{}}}}}", pointers.join(", "));
+        Ok((made, parameters))
     }
 }
 
