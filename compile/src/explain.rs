@@ -11,9 +11,10 @@ use std::fmt::Write as _;
 
 use bundle_format::gpu::{Extent, Kernel};
 use bundle_format::plan::{Dim, Limits, Op, Plan, Variant};
+use bundle_format::stability::Profile;
 use bundle_format::target::Target;
 
-use crate::driver::{self, Options};
+use crate::driver::{self, Compiled, Options};
 use crate::error::Error;
 use crate::gguf::Gguf;
 use crate::ir::{Graph, Node, text};
@@ -104,13 +105,7 @@ pub fn explain(gguf: &Gguf<'_>, options: &Options, scope: Scope) -> Result<Strin
     out.push_str(&print_occupancy(&compiled.plan, options.target));
     out.push_str(&print_cost(&compiled.plan, scope));
     out.push_str(&print_experts(&compiled.plan));
-    if let Some(gpu) = speed::Gpu::of(options.target) {
-        let model = speed::Model {
-            plan: &compiled.plan,
-            work: &compiled.code.work,
-            gpu,
-            profile: compiled.plan.stability.first().map(|p| p.stability),
-        };
+    for model in speed_of(&compiled, options.target) {
         out.push_str(&model.print());
     }
     let code = &compiled.code;
@@ -122,6 +117,16 @@ pub fn explain(gguf: &Gguf<'_>, options: &Options, scope: Scope) -> Result<Strin
         code.toolchain.join(", ")
     );
     Ok(out)
+}
+
+/// Models of a plan's speed on GPUs of its target, by the bundle's own profile.
+fn speed_of(compiled: &Compiled, target: Target) -> impl Iterator<Item = speed::Model<'_>> {
+    speed::Gpu::of(target).iter().map(|gpu| speed::Model {
+        plan: &compiled.plan,
+        work: &compiled.code.work,
+        gpu,
+        profile: compiled.plan.stability.first().map(|p| p.stability),
+    })
 }
 
 /// Whether something of this name is shown: of the chosen layer, or of none.
@@ -237,11 +242,7 @@ pub fn print_stability(plan: &Plan) -> String {
         "== stability: the profile that the bundle runs by, and stricter ones for after a fault\n",
     );
     for profile in &plan.stability {
-        let launched = match profile.eager {
-            true => "launches one by one",
-            false => "launches as graphs",
-        };
-        let _ = writeln!(out, "  {}: {launched}", profile.stability);
+        let _ = writeln!(out, "  {}: {}", profile.stability, launched(profile));
         for rule in &profile.rules {
             let _ = writeln!(out, "    {}: {} ({})", rule.when, rule.choice, rule.reason);
         }
@@ -250,10 +251,18 @@ pub fn print_stability(plan: &Plan) -> String {
     out
 }
 
+/// How a profile launches kernels.
+fn launched(profile: &Profile) -> &'static str {
+    match profile.eager {
+        true => "launches one by one",
+        false => "launches as graphs",
+    }
+}
+
 /// The kernels, and how many warps of each a processor has at a time.
 pub fn print_occupancy(plan: &Plan, target: Target) -> String {
     let mut out = String::new();
-    let Some(gpu) = speed::Gpu::of(target) else {
+    let Some(gpu) = speed::Gpu::of(target).first() else {
         return out;
     };
     let _ = writeln!(out, "== occupancy: warps of a vector unit of {}", gpu.name);

@@ -9,6 +9,7 @@ use bundle_format::plan::{Encoding, KvDType, Launch, Plan, WeightLayout};
 use bundle_format::stability::Stability;
 use bundle_format::target::Target;
 use fastc::driver::{self, Compiled, Options};
+use fastc::explain;
 use fastc::gguf::Gguf;
 use fastc::progress::Silent;
 use fastc::synth;
@@ -152,25 +153,48 @@ fn compiles(shape: &str, encodings: &[Encoding], kv: KvDType) {
     }
 }
 
+/// An encoding of each kind of code and of scale, in whole models. Products of every encoding are compiled, and executed, by the
+/// tests of the simulator.
 #[test]
-fn every_encoding() {
-    let encodings: Vec<Encoding> = Encoding::ALL
-        .iter()
-        .copied()
-        .filter(|&e| e != Encoding::F32)
-        .collect();
+fn encodings_of_each_form() {
+    let encodings = [
+        Encoding::F16,
+        Encoding::Q5_1,
+        Encoding::Q3_K,
+        Encoding::MXFP4,
+    ];
     compiles("tiny256", &encodings, KvDType::F16);
 }
 
-/// Heads of 32, of 64 and of 128, of both kinds of caches.
+/// Heads of 64 and of 128, of either kind of cache, in the widths of real models.
 #[test]
 fn heads_and_caches() {
-    for kv in [KvDType::F16, KvDType::Q8_0] {
-        for shape in ["smollm2-135m", "llama2-7b"] {
-            compiles(shape, &[Encoding::Q4_0], kv);
-        }
+    compiles("llama2-7b", &[Encoding::Q4_0], KvDType::F16);
+    compiles("smollm2-135m", &[Encoding::Q4_0], KvDType::Q8_0);
+}
+
+/// The page tells of profiles and of speed.
+#[test]
+fn the_page_has_profiles_and_speed() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = model("tiny", Encoding::Q4_1, folder.path());
+    let gguf = Gguf::parse(&model).unwrap();
+    let page = explain::page(&gguf, &options(KvDType::F16), "tiny").unwrap();
+    let (_, rest) = page.split_once(r#"type="application/json">"#).unwrap();
+    let (json, _) = rest.split_once("</script>").unwrap();
+    let data: serde_json::Value = serde_json::from_str(json).unwrap();
+    let names: Vec<&str> = data["stability"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| p["name"].as_str().unwrap())
+        .collect();
+    assert_eq!(names, ["balanced", "strict"]);
+    assert_eq!(data["speed"]["of"], "gfx1151, profile balanced");
+    for step in data["speed"]["steps"].as_array().unwrap() {
+        assert!(step["rate"].as_f64().unwrap() > 1.0, "{step}");
+        assert!(!step["kernels"].as_array().unwrap().is_empty());
     }
-    compiles("tiny", &[Encoding::Q4_1], KvDType::F16);
 }
 
 #[test]

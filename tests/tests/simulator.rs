@@ -12,16 +12,21 @@ use bundle_format::stability::Stability;
 use bundle_format::target::Target;
 use e2e::architectures::{self, worst};
 use e2e::gpu::Machine;
+use e2e::gpu::alone::{launches_are_the_references, launches_of};
+use e2e::gpu::experts;
 use e2e::gpu::model::{
     Model, compile_for, draws_are_the_hosts, logits_are_the_references,
     steps_ahead_are_steps_one_by_one, synth,
 };
+use e2e::gpu::ops;
 use e2e::gpu::product::Product;
 use e2e::gpu::products::{SHAPES, agree, encodings};
 use e2e::models;
+use fastc::driver::Options;
 use fastc::progress::Silent;
 use fastc::synth::{self as synthetic, Shape};
 use fastrun::device::cpu::{CpuDevice, CpuOptions};
+use fastrun::device::{Device, TokenSource, Want};
 use fastrun::load::Loaded;
 use gfx11_sim::isa::Kind;
 use gfx11_sim::{Code, CodeObject, Memory, disassemble, mnemonic};
@@ -46,19 +51,9 @@ const MODELS: &[(&str, Source, &[&str])] = &[
     ("qwen2", Source::Architecture("qwen2"), SMALL),
     ("phi3", Source::Architecture("phi3"), SMALL),
     ("phi3-long", Source::Architecture("phi3-long"), SMALL),
-    ("heads-32", Source::Like("tiny256", 1, 32, 4), &[]),
-    ("heads-64", Source::Like("tiny256", 1, 64, 1), &[]),
-    ("heads-128", Source::Like("tiny256", 1, 128, 8), &[]),
-    (
-        "heads-64-q8",
-        Source::Like("tiny256", 1, 64, 3),
-        &["--kv", "q8_0"],
-    ),
-    (
-        "heads-128-q8",
-        Source::Like("tiny256", 1, 128, 4),
-        &["--kv", "q8_0"],
-    ),
+    ("qwen2moe", Source::Architecture("qwen2moe"), SMALL),
+    ("qwen3moe", Source::Architecture("qwen3moe"), SMALL),
+    ("mixtral", Source::Architecture("mixtral"), SMALL),
     // Norms of queries and keys; and with them norms behind each part, windows, GeGLU and heads of 256.
     ("qwen3", Source::Like("qwen3-8b", 1, 64, 2), &[]),
     ("gemma3", Source::Like("gemma3-1b", 6, 256, 2), &[]),
@@ -75,7 +70,7 @@ const MODELS: &[(&str, Source, &[&str])] = &[
     ),
 ];
 
-const SMALL: &[&str] = &["--ctx", "64", "--max-batch", "2"];
+const SMALL: &[&str] = &["--ctx", "64", "--max-batch", "3"];
 
 /// A bundle that is made once.
 type Slot = Arc<OnceLock<Arc<Loaded>>>;
@@ -200,35 +195,92 @@ architectures! {
     biases: "qwen2",
     matrices_that_are_one_in_the_file: "phi3",
     rope_beyond_its_first_context: "phi3-long",
+    experts_and_a_shared_one: "qwen2moe",
+    many_experts: "qwen3moe",
+    mixtral: "mixtral",
 }
 
 /// Chunks of odd sizes beside sequences that decode, to contexts of more than one share of decode attention.
 const STEPS: [[u32; 3]; 5] = [[1, 17, 70], [1, 1, 1], [33, 100, 1], [1, 1, 1], [2, 1, 130]];
 
-#[test]
-fn heads_of_32() {
-    logits_are_the_references(&model("heads-32"), &STEPS, 0.005);
+/// Each launch by itself, by every profile that the bundle has.
+fn launches(name: &str, steps: &[[u32; 3]]) {
+    for profile in model(name).loaded.plan().stability.clone() {
+        launches_are_the_references(&model(name).by(profile.stability), steps);
+    }
 }
 
+/// Every op and kind of region but products: embeddings in each encoding, norms, gates, rotations, writes of keys and values,
+/// attention with heads of many sizes.
 #[test]
-fn heads_of_64() {
-    logits_are_the_references(&model("heads-64"), &STEPS, 0.005);
-    logits_are_the_references(&model("heads-64-q8"), &STEPS, 0.03);
+fn each_op_is_the_references() {
+    let options = Options::new(Target::Gfx1151);
+    let loaded = bundle("ops", |path| ops::write(&options, path));
+    for profile in loaded.plan().stability.clone() {
+        let model = Model::of(Machine::simulator(), loaded.clone()).with_kv_bytes(KV_BYTES);
+        launches_are_the_references(&model.by(profile.stability), &STEPS);
+    }
 }
 
+fn mixture() -> Arc<Loaded> {
+    bundle("experts", |path| {
+        experts::write(&Options::new(Target::Gfx1151), path);
+    })
+}
+
+/// Routers and products of experts, over numbers of tokens; all of them to one expert, and to those of equal logits.
 #[test]
-fn heads_of_128() {
-    logits_are_the_references(&model("heads-128"), &STEPS, 0.005);
-    logits_are_the_references(&model("heads-128-q8"), &STEPS, 0.03);
+fn each_product_of_experts_is_the_references() {
+    let loaded = mixture();
+    for profile in loaded.plan().stability.clone() {
+        let model = Model::of(Machine::simulator(), loaded.clone()).with_kv_bytes(KV_BYTES);
+        let steps = [[1], [2], [33], [90]];
+        launches_of(&model.by(profile.stability), &steps, experts::BAD);
+    }
+}
+
+/// A token that can't be sent anywhere is an error of its step, which names it; the device goes on.
+#[test]
+fn a_router_without_numbers_is_an_error() {
+    let model = Model::of(Machine::simulator(), mixture()).with_kv_bytes(KV_BYTES);
+    let mut run = model.run();
+    let want = Want {
+        logits: true,
+        ..Want::default()
+    };
+    for count in [1, 20] {
+        let mut tokens: Vec<TokenSource> = (0..count).map(TokenSource::Id).collect();
+        *tokens.last_mut().unwrap() = TokenSource::Id(experts::BAD);
+        let step = run.step(&[tokens], &[vec![want.clone()]]);
+        let ticket = run.device.submit(step).unwrap();
+        let error = loop {
+            match run.device.poll(ticket) {
+                Ok(None) => {}
+                Ok(Some(_)) => panic!("a NaN was routed"),
+                Err(error) => break error.to_string(),
+            }
+        };
+        assert!(error.contains("route 0"), "{error}");
+        assert!(
+            error.contains(&format!("position {}", count - 1)),
+            "{error}"
+        );
+        run.forget();
+    }
+    let step = run.step(&[vec![TokenSource::Id(3)]], &[vec![want]]);
+    let ticket = run.device.submit(step).unwrap();
+    assert_eq!(run.wait(ticket).rows.len(), 1);
 }
 
 #[test]
 fn norms_of_queries_and_keys() {
+    launches("qwen3", &STEPS[..3]);
     logits_are_the_references(&model("qwen3"), &STEPS, 0.005);
 }
 
 #[test]
 fn windows_and_heads_of_256() {
+    launches("gemma3", &STEPS[..3]);
     logits_are_the_references(&model("gemma3"), &STEPS, 0.01);
 }
 
@@ -253,7 +305,7 @@ fn a_batch_of_32_touches_only_what_is_its_own() {
     assert_eq!(profiles.len(), Stability::ALL.len());
     for profile in profiles {
         let model = model("batch").by(profile.stability);
-        logits_are_the_references(&model, &[prompts, [1; 33], beside_a_prompt], 0.005);
+        launches_are_the_references(&model, &[prompts, [1; 33], beside_a_prompt]);
     }
 }
 

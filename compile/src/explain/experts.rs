@@ -23,6 +23,28 @@ pub fn touched(experts: u32, used: u32, tokens: u32) -> f64 {
     experts as f64 * (1.0 - left_out.powi(tokens as i32))
 }
 
+/// How many blocks of up to `rows` pairs of one expert the pairs of `tokens` tokens make on average: each token goes to an expert with
+/// the probability used / experts, so that an expert's pairs are distributed binomially.
+pub fn blocks(experts: u32, used: u32, tokens: u32, rows: u32) -> f64 {
+    if used == experts {
+        return f64::from(experts * tokens.div_ceil(rows));
+    }
+    let p = f64::from(used) / f64::from(experts);
+    // A block begins behind each whole number of blocks' rows: the sum of the probabilities that an expert has more than those.
+    let (mut of_expert, mut below) = (0.0, 0.0);
+    // The logarithm of the probability of so many pairs.
+    let mut log = f64::from(tokens) * (1.0 - p).ln();
+    for pairs in 0..tokens {
+        below += log.exp();
+        if pairs.is_multiple_of(rows) {
+            of_expert += (1.0 - below).max(0.0);
+        }
+        let more = f64::from(tokens - pairs) / f64::from(pairs + 1) * p / (1.0 - p);
+        log += more.ln();
+    }
+    f64::from(experts) * of_expert
+}
+
 /// The weights of experts that a step touches, by its number of tokens; nothing for a model without experts.
 pub fn print_experts(plan: &Plan) -> String {
     // Of all experts of a launch, bytes.
@@ -96,5 +118,18 @@ mod tests {
         assert!((touched(60, 4, 2) - (4.0 + 4.0 * 56.0 / 60.0)).abs() < 1e-9);
         assert!(touched(8, 2, 512) > 7.999);
         assert_eq!(touched(4, 4, 3), 4.0);
+    }
+
+    #[test]
+    fn blocks_are_those_of_experts_that_are_touched_and_of_their_rows() {
+        for (experts, used, tokens) in [(128, 8, 1), (60, 4, 32), (8, 2, 16)] {
+            let few = blocks(experts, used, tokens, 64);
+            assert!((few - touched(experts, used, tokens)).abs() < 1e-6, "{few}");
+            let pairs = f64::from(used * tokens);
+            assert!((blocks(experts, used, tokens, 1) - pairs).abs() < 1e-6);
+        }
+        // 128 rows of an expert on average: a half more than whole blocks of them.
+        let many = blocks(8, 2, 512, 64) / 8.0;
+        assert!((2.3..2.7).contains(&many), "{many}");
     }
 }

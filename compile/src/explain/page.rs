@@ -7,9 +7,11 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use bundle_format::plan::{KV_BLOCK, Launch, Op, Plan, Role};
+use bundle_format::stability::Profile;
 use serde_json::{Value, json};
 
-use super::{Cost, cost, op_name, part_names, rows};
+use super::speed::{Model, Predicted};
+use super::{Cost, cost, launched, op_name, part_names, rows, speed_of};
 use crate::driver::{self, Compiled, Options};
 use crate::error::Error;
 use crate::gguf::Gguf;
@@ -105,6 +107,8 @@ fn data(
         "launches": launches(plan, &steps),
         "weights": weights(plan),
         "memory": buffers(plan),
+        "stability": stability(plan),
+        "speed": speed(&speed_of(compiled, options.target).collect::<Vec<_>>()),
     })
 }
 
@@ -441,7 +445,20 @@ fn launches(plan: &Plan, steps: &[Step]) -> Value {
                     true => format!("{} × {}", v.tile_rows, v.tile_cols),
                     false => v.tile_rows.to_string(),
                 };
-                json!([v.min_rows, v.max_rows, part_names(v), tile, v.reason])
+                let profiles: Vec<String> = v.profiles.iter().map(|p| p.to_string()).collect();
+                // Where all take it, nothing is to be said.
+                let profiles = match profiles.len() < plan.stability.len() {
+                    true => profiles.join(", "),
+                    false => String::new(),
+                };
+                json!([
+                    v.min_rows,
+                    v.max_rows,
+                    part_names(v),
+                    tile,
+                    v.reason,
+                    profiles
+                ])
             })
             .collect();
         Row {
@@ -493,6 +510,50 @@ fn weights(plan: &Plan) -> Value {
         }
     });
     sections(rows.collect())
+}
+
+/// The stability profiles, each with its rules: when, what, why.
+fn stability(plan: &Plan) -> Value {
+    let profile = |p: &Profile| {
+        let rules: Vec<Value> = p
+            .rules
+            .iter()
+            .map(|rule| json!([rule.when, rule.choice, rule.reason]))
+            .collect();
+        json!({"name": p.stability.to_string(), "launched": launched(p), "rules": rules})
+    };
+    plan.stability.iter().map(profile).collect()
+}
+
+/// Steps, and how long each of their kernels takes, in microseconds; null where there is no model of the target's speed.
+fn speed(models: &[Model]) -> Value {
+    if models.is_empty() {
+        return Value::Null;
+    }
+    let us = |seconds: f64| (seconds * 1e7).round() / 10.0;
+    let step = |(gpu, step): (Option<&str>, Predicted)| {
+        let kernels = step.kernels.iter().map(|(launch, kernel, t)| {
+            let times = [t.all, t.memory, t.vector, t.matrix, t.shared].map(us);
+            Row {
+                name: (*launch).to_string(),
+                says: json!({
+                    "name": launch, "kernel": kernel.symbol, "bound": t.bound(), "times": times,
+                }),
+                at: Value::Null,
+            }
+        });
+        let gpu = gpu.map_or(String::new(), |gpu| format!("{gpu}: "));
+        json!({
+            "name": gpu + &step.name, "rate": step.rate, "us": us(step.seconds), "count": step.kernels.len(),
+            "read": step.read, "operations": step.operations, "kernels": sections(kernels.collect()),
+        })
+    };
+    let names: Vec<String> = models.iter().map(Model::of_what).collect();
+    let steps = models.iter().flat_map(|model| {
+        let name = (models.len() > 1).then_some(model.gpu.name);
+        model.steps().into_iter().map(move |step| (name, step))
+    });
+    json!({"of": names.join(" and "), "steps": steps.map(step).collect::<Vec<_>>()})
 }
 
 /// The buffers, as a list for the table and one for the drawing.

@@ -9,10 +9,11 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use bundle_format::gpu::{Arg, Extent, Kernel};
-use bundle_format::plan::{Dim, Op, Plan, Variant, WeightLayout};
+use bundle_format::plan::{Dim, Encoding, Op, Plan, Variant, Weight};
 use bundle_format::stability::Stability;
 use bundle_format::target::Target;
 
+use super::experts;
 use crate::codegen::{Count, Turns, Work};
 
 /// What a GPU does in a second.
@@ -41,10 +42,16 @@ pub struct Gpu {
     product: f64,
     products: f64,
     apart: bool,
-    /// Bytes a second of the last cache that all processors share, where that is known.
-    cache: Option<f64>,
+    /// Bytes a second of the last cache that all processors share, and the share of reads of activations that come from there; where
+    /// that is known.
+    cache: Option<(f64, f64)>,
+    /// Cycles from an instruction of a warp to its next, on average, of which the unit's other warps fill as many as they are.
+    dependent: f64,
     /// Where instructions of products of many rows are not counted in the machine code, what stands for that.
     tiles: Option<Tiles>,
+    /// Where those of products of one row are not, the share of the read rate that they reach: of codes, which are unpacked, and
+    /// of f16.
+    one: Option<[f64; 2]>,
 }
 
 /// Products of many rows in tiles, of which one is under way on each processor.
@@ -73,12 +80,16 @@ const GFX1151: Gpu = Gpu {
     products: 36.9e12,
     apart: false,
     cache: None,
+    dependent: 1.0,
     tiles: None,
+    one: None,
 };
 
-/// H100 (SXM). The read rate is that of a kernel that only reads, the gap that between launches of a graph, both measured; what
-/// tiles of matrix products reach is fitted to llama2-7b's prefill. Products of few rows are by `mma.sync`, at 62% of the unit's
-/// rate; the second cache's rate is as published.
+/// H100 (SXM). The read rate is that of a kernel that only reads, the gap that between launches of a graph that may overlap, the
+/// shares of one row those of kernels by themselves (an H200's): all measured, and none of them in whole steps of a model. What tiles of
+/// matrix products reach is fitted to llama2-7b's prefill. Products of few rows are by `mma.sync`, at 62% of the unit's rate. Of the
+/// kernels of 32 rows, of which a unit has two warps, ncu saw 30 to 42% of issue slots used. The second cache's rate is as published;
+/// that half of the activations come from it is fitted to TinyLlama at batch 32 on an H200.
 const H100: Gpu = Gpu {
     name: "H100",
     read: 3.04e12,
@@ -87,28 +98,37 @@ const H100: Gpu = Gpu {
     clock: 1.755e9,
     shared: 32.0,
     latency: 0.8e-6,
-    gap: 1.7e-6,
+    gap: 1.6e-6,
     warps: 16,
     registers: (512, 8),
     processor: (4, 228 << 10, 1 << 10),
     product: 4096.0,
     products: 613e12,
     apart: true,
-    cache: Some(5.5e12),
+    cache: Some((5.5e12, 0.5)),
+    dependent: 5.5,
     tiles: Some(Tiles {
         size: 128,
         many: 65,
         together: 132,
     }),
+    one: Some([0.85, 1.0]),
+};
+
+/// The same chip with more memory.
+const H200: Gpu = Gpu {
+    name: "H200",
+    read: 4.36e12,
+    ..H100
 };
 
 impl Gpu {
-    /// The GPU of a target, where there is a model of it.
-    pub fn of(target: Target) -> Option<&'static Gpu> {
+    /// The GPUs of a target of which there is a model.
+    pub fn of(target: Target) -> &'static [Gpu] {
         match target {
-            Target::Gfx1151 => Some(&GFX1151),
-            Target::Sm90a => Some(&H100),
-            _ => None,
+            Target::Gfx1151 => &[GFX1151],
+            Target::Sm90a => &[H100, H200],
+            _ => &[],
         }
     }
 
@@ -160,7 +180,8 @@ pub struct Time {
 }
 
 impl Time {
-    fn bound(&self) -> &'static str {
+    /// What bounds it.
+    pub fn bound(&self) -> &'static str {
         let longest = self
             .memory
             .max(self.vector)
@@ -192,20 +213,23 @@ impl Model<'_> {
         let mut joined = None;
         for launch in &self.plan.launches {
             let rows = step.rows(self.plan.extent(&launch.op));
-            let kernels = self.variant(&launch.variants, rows);
+            let Some(variant) = self.variant(&launch.variants, rows) else {
+                continue;
+            };
             let (op, rows) = joined.take().unwrap_or((&launch.op, rows));
-            if kernels.is_some_and(|v| v.is_joined()) {
+            if variant.is_joined() {
                 joined = Some((op, rows));
             }
-            for kernel in kernels.iter().flat_map(|v| &v.kernels) {
-                let time = self.time(op, kernel, rows, step);
+            for kernel in &variant.kernels {
+                let time = self.time(op, kernel, variant.tile_rows, rows, step);
                 all.push((launch.name.as_str(), kernel, time));
             }
         }
         if let Some(sampling) = &self.plan.sampling {
             let kernel = &sampling.likeliest;
+            // Slices of the logits, then what was found in them.
             let time = Time {
-                all: self.gpu.gap,
+                all: self.gpu.gap + 2.0 * self.gpu.latency,
                 ..Time::default()
             };
             all.push(("sampling", kernel, time));
@@ -220,7 +244,7 @@ impl Model<'_> {
             .find(|v| (v.min_rows..=v.max_rows).contains(&rows))
     }
 
-    fn time(&self, op: &Op, kernel: &Kernel, rows: u32, step: Step) -> Time {
+    fn time(&self, op: &Op, kernel: &Kernel, of_block: u32, rows: u32, step: Step) -> Time {
         let gpu = self.gpu;
         let bytes = self.bytes(op, kernel, rows, step);
         let operations = self.operations(op, kernel, rows, step);
@@ -230,6 +254,13 @@ impl Model<'_> {
             Extent::Tiles(n) => step.sequences * step.tokens.div_ceil(n),
         };
         let mut grid = kernel.grid.map(|e| f64::from(blocks(e)));
+        if let Op::ExpertMatMul { tokens, starts, .. } = op
+            && gpu.tiles.is_none()
+        {
+            // Grids have blocks for any routing; those that there is nothing for end at once.
+            let (experts, used) = experts::of(self.plan, *tokens, *starts);
+            grid[1] = experts::blocks(experts, used, rows / used, of_block);
+        }
         // The mean query of a chunk at the sequence's end sees half a chunk less.
         let seen = f64::from(self.window(op).min(step.depth)) - f64::from(step.tokens - 1) / 2.0;
         let seen = seen.max(1.0);
@@ -261,17 +292,27 @@ impl Model<'_> {
                 let matrix = gpu.product * warp.matrix * warps / gpu.products;
                 (gpu.read.min(under_way / wait), matrix)
             }
-            (_, false) => (gpu.read, operations / gpu.matrix),
+            (_, false) => (self.uncounted(op, kernel), operations / gpu.matrix),
         };
-        let cache = match gpu.cache {
-            Some(rate) if counted => warp.loaded_bytes * warps / rate,
+        let cache = match (gpu.cache, work.turns) {
+            (Some((rate, share)), Turns::Product { .. }) => {
+                let others = (warp.loaded_bytes * warps - bytes).max(0.0);
+                (bytes + others * share) / rate
+            }
             _ => 0.0,
+        };
+        // All instructions of products, where each waits for one before; else those of the vector unit, beside which others go.
+        let issued = match work.turns {
+            Turns::Product { .. } if gpu.dependent > 1.0 => {
+                warp.instructions * (gpu.dependent / resident).max(1.0)
+            }
+            _ => warp.vector,
         };
         let mut time = Time {
             bytes,
             operations,
             memory: (bytes / rate).max(cache),
-            vector: spread(warp.vector),
+            vector: spread(issued),
             matrix,
             shared: spread(warp.shared_bytes / gpu.shared),
             all: 0.0,
@@ -281,8 +322,36 @@ impl Model<'_> {
             false => time.vector + time.matrix,
         };
         let busy = busy.max(time.shared);
-        time.all = gpu.gap + time.memory.max(busy);
+        // Attention reads which sequence it is of, then where that one's blocks are, then those.
+        let chain = match op {
+            Op::Attention { .. } => 2.0 * gpu.latency,
+            _ => 0.0,
+        };
+        time.all = gpu.gap + chain.max(time.memory).max(busy);
         time
+    }
+
+    /// The rate at which a kernel reads whose instructions are not counted.
+    fn uncounted(&self, op: &Op, kernel: &Kernel) -> f64 {
+        let packed = |arg: &Arg| match *arg {
+            Arg::Weight(index) => {
+                let w = &self.plan.weights[index as usize];
+                is_matrix(w)
+                    && !matches!(w.encoding, Encoding::F16 | Encoding::BF16 | Encoding::F32)
+            }
+            _ => false,
+        };
+        match (self.gpu.one, op) {
+            (Some([codes, halves]), Op::MatMul { .. } | Op::ExpertMatMul { .. }) => {
+                let share = if kernel.args.iter().any(packed) {
+                    codes
+                } else {
+                    halves
+                };
+                self.gpu.read * share
+            }
+            _ => self.gpu.read,
+        }
     }
 
     /// Cycles that a vector unit is busy with what a warp executes.
@@ -300,11 +369,9 @@ impl Model<'_> {
         let features = |arg: &Arg| match *arg {
             Arg::Weight(index) => {
                 let w = &self.plan.weights[index as usize];
-                let matrix = w.layout == WeightLayout::Fragment16;
-                if matrix {
-                    w.rows.div_ceil(tiles.size)
-                } else {
-                    0
+                match is_matrix(w) {
+                    true => w.rows.div_ceil(tiles.size),
+                    false => 0,
                 }
             }
             _ => 0,
@@ -336,7 +403,12 @@ impl Model<'_> {
                 let w = &self.plan.weights[index as usize];
                 match op {
                     Op::Embed { .. } => w.len as f64 / f64::from(w.rows) * f64::from(rows),
-                    _ if w.layout == WeightLayout::Fragment16 => w.len as f64,
+                    Op::ExpertMatMul { tokens, starts, .. } if is_matrix(w) => {
+                        let (experts, used) = experts::of(self.plan, *tokens, *starts);
+                        let touched = experts::touched(experts, used, rows / used);
+                        w.len as f64 * touched / f64::from(experts)
+                    }
+                    _ if is_matrix(w) => w.len as f64,
                     _ => 0.0,
                 }
             }
@@ -354,15 +426,19 @@ impl Model<'_> {
     /// Operations of products, two for a multiplication and an addition.
     fn operations(&self, op: &Op, kernel: &Kernel, rows: u32, step: Step) -> f64 {
         match op {
-            Op::MatMul { .. } => {
+            Op::MatMul { .. } | Op::ExpertMatMul { .. } => {
+                let experts = match op {
+                    Op::ExpertMatMul { tokens, starts, .. } => {
+                        experts::of(self.plan, *tokens, *starts).0
+                    }
+                    _ => 1,
+                };
                 let of = |arg: &Arg| match *arg {
                     Arg::Weight(index) => {
                         let w = &self.plan.weights[index as usize];
-                        let matrix = w.layout == WeightLayout::Fragment16;
-                        if matrix {
-                            2.0 * f64::from(w.rows) * f64::from(w.cols)
-                        } else {
-                            0.0
+                        match is_matrix(w) {
+                            true => 2.0 * f64::from(w.rows / experts) * f64::from(w.cols),
+                            false => 0.0,
                         }
                     }
                     _ => 0.0,
@@ -378,6 +454,11 @@ impl Model<'_> {
             _ => 0.0,
         }
     }
+}
+
+/// Whether a weight is multiplied with rows, and not a vector.
+fn is_matrix(weight: &Weight) -> bool {
+    weight.rows > 1
 }
 
 /// Sequences of the steps that are told of, as `fastrun bench` has them, positions that they hold, and tokens of a prompt.
@@ -422,36 +503,50 @@ impl Model<'_> {
         }
     }
 
-    /// The model's word on a plan: steps, and kernels of each.
-    pub fn print(&self) -> String {
-        let gpu = self.gpu;
-        let profile = self
-            .profile
-            .map_or(String::new(), |p| format!(", profile {p}"));
-        let mut out = format!(
-            "== speed: what is to be expected of {}{profile}\n",
-            gpu.name
-        );
+    /// The steps that are told of, each with its kernels.
+    pub fn steps(&self) -> Vec<Predicted<'_>> {
         let most = self.plan.limits.max_seqs;
         let decode = BATCHES.into_iter().filter(|&b| b <= most);
-        let steps = decode
-            .map(|b| (format!("decode, batch {b}"), self.decode(b)))
-            .chain([("prompt".to_string(), self.prompt())]);
-        for (name, step) in steps {
+        let decode = decode.map(|b| (format!("decode, batch {b}"), self.decode(b)));
+        let prompt = self.prompt();
+        let all = decode.chain([(format!("prompt of {}", prompt.tokens), prompt)]);
+        all.map(|(name, step)| {
             let kernels = self.step(step);
             let sum = |of: fn(&Time) -> f64| kernels.iter().map(|(_, _, t)| of(t)).sum::<f64>();
             let seconds = sum(|t| t.all);
-            let tokens = f64::from(step.tokens * step.sequences);
+            Predicted {
+                name,
+                rate: f64::from(step.tokens * step.sequences) / seconds,
+                seconds,
+                read: sum(|t| t.bytes) / seconds / self.gpu.read,
+                operations: sum(|t| t.operations) / seconds,
+                kernels,
+            }
+        })
+        .collect()
+    }
+
+    /// Whose speed it is: `gfx1151, profile balanced`.
+    pub fn of_what(&self) -> String {
+        let profile = self.profile.map(|p| format!(", profile {p}"));
+        format!("{}{}", self.gpu.name, profile.unwrap_or_default())
+    }
+
+    /// The model's word on a plan: steps, and kernels of each.
+    pub fn print(&self) -> String {
+        let mut out = format!("== speed: what is to be expected of {}\n", self.of_what());
+        for step in self.steps() {
             let _ = writeln!(
                 out,
-                "  {name}: {:.1} tokens/s; {:.0} us a step of {} kernels, {:.1}% of the read rate, {:.1} TFLOPS",
-                tokens / seconds,
-                seconds * 1e6,
-                kernels.len(),
-                100.0 * sum(|t| t.bytes) / seconds / gpu.read,
-                sum(|t| t.operations) / seconds / 1e12
+                "  {}: {:.1} tokens/s; {:.0} us a step of {} kernels, {:.1}% of the read rate, {:.1} TFLOPS",
+                step.name,
+                step.rate,
+                step.seconds * 1e6,
+                step.kernels.len(),
+                100.0 * step.read,
+                step.operations / 1e12
             );
-            for (launch, kernel, t) in &kernels {
+            for (launch, kernel, t) in &step.kernels {
                 if launch.starts_with("blk.") && !launch.starts_with("blk.0.") {
                     continue;
                 }
@@ -472,4 +567,18 @@ impl Model<'_> {
         out.push('\n');
         out
     }
+}
+
+/// What is to be expected of a step.
+pub struct Predicted<'a> {
+    pub name: String,
+    /// Tokens a second.
+    pub rate: f64,
+    pub seconds: f64,
+    /// The share of the rate at which memory is read.
+    pub read: f64,
+    /// Operations of products a second.
+    pub operations: f64,
+    /// By launch, in their order.
+    pub kernels: Vec<(&'a str, &'a Kernel, Time)>,
 }

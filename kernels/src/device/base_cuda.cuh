@@ -40,6 +40,9 @@ DEVICE U4 load_from_shared(u32 at) {
     return r;
 }
 
+// Other chips' compilers are told not to begin a step before the last (base_hip.h).
+DEVICE void steps_apart() {}
+
 // Programmatic dependent launch. A kernel says early that the next may start, so that the next one's weights are on their
 // way while this one computes; and it waits for the ones before it before it touches anything that they write.
 DEVICE void let_next_start() {

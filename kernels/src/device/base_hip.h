@@ -121,6 +121,9 @@ DEVICE u32 atomicAdd(u32* p, u32 v) { return __hip_atomic_fetch_add(p, v, __ATOM
 // again.
 DEVICE u32 next_ticket(u32* p, u32 last) { return __builtin_amdgcn_atomic_inc32(p, last, __ATOMIC_ACQ_REL, "agent"); }
 
+// What comes behind is not begun before: a loop's steps together would need more registers than there are.
+DEVICE void steps_apart() { __builtin_amdgcn_sched_barrier(0); }
+
 // Launches of a stream follow one another; nothing reads ahead of them.
 DEVICE void let_next_start() {}
 DEVICE void wait_for_previous() {}

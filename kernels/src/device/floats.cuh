@@ -29,6 +29,7 @@ DEVICE void matmul_floats(const Counts* counts, const u16* x, const Segments& se
     if (rows <= 0) return;
     float acc = 0;
     auto add = [&](int step, const float4& v) {
+        steps_apart();
         if (!is_there(step)) return;
         const U2 h = *(const U2*)(x + step * 128 + 4 * lane);
         acc = fmaf(v.x, low_half(h.x), acc), acc = fmaf(v.y, high_half(h.x), acc);
@@ -81,6 +82,7 @@ DEVICE void matmul_floats_rows(const Counts* counts, const u16* x, const Segment
     const int rows = all < ROWS ? all : ROWS;
     float acc[ROWS] = {};
     auto add = [&](int i, const Weights& v) {
+        steps_apart();
         if (!is_there(i)) return;
         const int step = part + i * SPLIT;
 #pragma unroll

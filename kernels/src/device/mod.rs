@@ -23,6 +23,7 @@ const ATTENTION_PREFILL: &str = include_str!("attention_prefill.cuh");
 const BASE_HIP: &str = include_str!("base_hip.h");
 const HIP_ROWS: &str = include_str!("hip/rows.h");
 const HIP_MATMUL: &str = include_str!("hip/matmul.h");
+const HIP_EXPERTS: &str = include_str!("hip/experts.h");
 const HIP_ATTENTION: &str = include_str!("hip/attention.h");
 const HIP_ATTENTION_DECODE: &str = include_str!("hip/attention_decode.h");
 const HIP_KV_WRITE: &str = include_str!("hip/kv_write.h");
@@ -63,6 +64,7 @@ pub fn hip() -> String {
         REGION,
         HIP_ROWS,
         HIP_MATMUL,
+        HIP_EXPERTS,
         HIP_ATTENTION,
         HIP_ATTENTION_DECODE,
         HIP_ATTENTION_PREFILL,

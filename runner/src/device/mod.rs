@@ -3,6 +3,7 @@
 //! [`cpu`] runs a bundle's code, [`reference`] its meaning. What they share: the checks of a step, and the ids that steps
 //! hand on to one another.
 
+pub mod alone;
 mod check;
 pub mod cpu;
 #[cfg(target_os = "linux")]

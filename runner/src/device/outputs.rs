@@ -1,8 +1,8 @@
 //! Where a plan's results are, and what they make of a row.
 
-use bundle_format::plan::{Op, Output, Plan, Role};
-use bundle_format::region::{Inst, Operand, Region};
+use bundle_format::plan::{Output, Plan, Role};
 
+use super::alone::Touch;
 use super::{RowOutcome, Step, Want};
 use crate::Error;
 use crate::sampler::{BadLogits, Context, DrawError, Sampler};
@@ -30,7 +30,7 @@ impl Outputs {
         let launch = plan
             .launches
             .iter()
-            .find(|launch| stores(&launch.op, Some(logits)));
+            .find(|launch| Touch::of(&launch.op).writes.contains(&(logits as u32)));
         Ok(Self {
             logits,
             logits_launch: launch.map_or("(none)".into(), |l| l.name.clone()),
@@ -129,7 +129,9 @@ fn buffer(plan: &Plan, output: Output) -> Option<usize> {
 fn only_logits(plan: &Plan, hidden: Option<usize>) -> Vec<bool> {
     let mut only = vec![true; plan.launches.len()];
     for (i, launch) in plan.launches.iter().enumerate().rev() {
-        let keeps = stores(&launch.op, None) || hidden.is_some_and(|h| stores(&launch.op, Some(h)));
+        let touch = Touch::of(&launch.op);
+        let is_kept = |h: usize| touch.writes.contains(&(h as u32));
+        let keeps = !touch.pools_written.is_empty() || hidden.is_some_and(is_kept);
         only[i] &= !keeps;
         if !only[i] {
             for &dep in &launch.deps {
@@ -140,32 +142,10 @@ fn only_logits(plan: &Plan, hidden: Option<usize>) -> Vec<bool> {
     only
 }
 
-/// Whether an op's regions store to a buffer; none: to a KV pool.
-fn stores(op: &Op, buffer: Option<usize>) -> bool {
-    let region = |region: &Region| {
-        region.body.iter().any(|inst| match (*inst, buffer) {
-            (Inst::Store { dst, .. }, Some(buffer)) => {
-                region.operands[dst as usize] == Operand::Buffer(buffer as u32)
-            }
-            (Inst::StoreKv { .. }, None) => true,
-            _ => false,
-        })
-    };
-    match op {
-        Op::Embed { .. } | Op::RopeTable { .. } | Op::Route { .. } => false,
-        Op::Region { region: body, .. } => region(body),
-        Op::MatMul {
-            prologue, segments, ..
-        } => prologue.iter().any(region) || segments.iter().any(|s| region(&s.epilogue)),
-        Op::ExpertMatMul { segments, .. } => segments.iter().any(|s| region(&s.epilogue)),
-        Op::Attention { epilogue, .. } => region(epilogue),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use bundle_format::plan::{Buffer, DType, Dim, Launch, Limits, Place};
-    use bundle_format::region::{ColMap, KvPart};
+    use bundle_format::plan::{Buffer, DType, Dim, Launch, Limits, Op, Place};
+    use bundle_format::region::{ColMap, Inst, KvPart, Operand, Region};
 
     use super::*;
 

@@ -104,6 +104,48 @@ impl Lds {
 
     #[inline(never)]
     fn track(&mut self, at: u32, len: u32, by: By) -> Exec {
+        if at.is_multiple_of(4) && len.is_multiple_of(4) {
+            return self.track_dwords(at, len, by);
+        }
+        self.track_bytes(at, len, by)
+    }
+
+    /// Nearly every access is of whole dwords.
+    #[inline(always)]
+    fn track_dwords(&mut self, at: u32, len: u32, by: By) -> Exec {
+        let trap = |kind| Trap::at(kind, by.lane, at.into());
+        let dwords = (at / 4) as usize..((at + len) / 4) as usize;
+        if !self.written.is_empty() {
+            let written = &mut self.written[dwords.clone()];
+            if by.access != Kind::Write && written.iter().any(|&bits| bits != 0xf) {
+                return Err(trap(FaultKind::UnwrittenLds { bytes: len }));
+            }
+            if by.access != Kind::Read {
+                written.fill(0xf);
+            }
+        }
+        if let Some(races) = &mut self.races {
+            races.most = races.most.max(by.barriers);
+            let since = races.before + by.barriers;
+            for (touch, dword) in races.dwords[dwords.clone()].iter_mut().zip(dwords) {
+                if touch.since == since && touch.split {
+                    let mut bytes = races.bytes[4 * dword..4 * dword + 4].iter_mut();
+                    bytes.try_for_each(|byte| byte.note(by)).map_err(trap)?;
+                    continue;
+                }
+                if touch.since != since {
+                    *touch = Touch {
+                        since,
+                        ..Touch::default()
+                    };
+                }
+                touch.note(by).map_err(trap)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn track_bytes(&mut self, at: u32, len: u32, by: By) -> Exec {
         let trap = |kind| Trap::at(kind, by.lane, at.into());
         for dword in (at / 4) as usize..(at + len).div_ceil(4) as usize {
             let first = (4 * dword as u32).max(at) - 4 * dword as u32;
@@ -172,7 +214,6 @@ impl Lds {
 
 impl Races {
     /// Notes an access of some bytes of a dword.
-    #[inline(always)]
     fn note(
         &mut self,
         dword: usize,

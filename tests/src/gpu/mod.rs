@@ -1,6 +1,10 @@
 //! What the kernels of GPUs are compared by, be it on a card or on the simulator of one: one harness for both.
 
+pub mod alone;
+pub mod experts;
 pub mod model;
+pub mod ops;
+pub mod plans;
 pub mod product;
 pub mod products;
 

@@ -72,7 +72,7 @@ impl Model {
     }
 
     /// A reference device with blocks for as many tokens as `run`'s has.
-    fn reference(&self, blocks: u32) -> Run<ReferenceDevice> {
+    pub(super) fn reference(&self, blocks: u32) -> Run<ReferenceDevice> {
         let options = ReferenceOptions {
             kv_blocks: Some(blocks),
             ..ReferenceOptions::default()

@@ -1,20 +1,15 @@
 //! A bundle whose logits are one matrix product: rows of a table in f16, times a matrix.
 
-use std::io::Write;
 use std::path::Path;
 
-use bundle_format::Writer;
-use bundle_format::model::{Manifest, Model};
 use bundle_format::plan::{
-    Buffer, DType, Dim, Encoding, Input, KvDType, KvGroup, Launch, Limits, Op, Output, Place, Plan,
-    Role, Segment, Weight, WeightLayout,
+    DType, Dim, Encoding, Input, KvDType, KvGroup, Limits, Op, Output, Role, Segment,
 };
 use bundle_format::region::{Binary, ColMap, Inst, Operand, Region, RowMap, Unary};
 use bundle_format::target::Target;
-use bundle_format::write::Contents;
 use fastc::driver::Options;
-use kernels::pack::{self, fragment};
-use kernels::quant;
+
+use super::plans::{Parts, Random, encoded};
 
 /// Most rows of a step: whole tiles of the kernels for many.
 pub const ROWS: u32 = 384;
@@ -54,147 +49,48 @@ impl Product {
 
     fn matrix(&self, encoding: Encoding, seed: u64, scale: f32) -> Vec<u8> {
         let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let (rows, cols) = (self.features as usize, self.depth as usize);
-        let values: Vec<f32> = (0..rows * cols).map(|_| random.normal() * scale).collect();
-        let row = quant::row_bytes(encoding, cols as u64).expect("whole blocks");
-        let mut bytes = vec![0; rows * row as usize];
-        fastc::synth::encode::encode(encoding, &values, &mut bytes);
-        bytes
+        encoded(&mut random, encoding, self.features, self.depth, scale)
     }
 
     /// Writes the bundle.
     pub fn write(&self, path: &Path) {
-        let matrices = self.matrices();
-        let packed: Vec<Vec<u8>> = matrices
-            .iter()
-            .map(|(encoding, bytes)| self.pack(*encoding, bytes))
-            .collect();
-        let mut plan = self.plan();
         let options = Options {
             portable: self.portable,
             ..Options::new(self.target)
         };
-        let code = fastc::codegen::generate(&mut plan, &options);
-        let code = code.unwrap_or_else(|e| panic!("{self:?}: {e}")).bytes;
-        let manifest = Manifest {
-            compiler: "a test".into(),
-            toolchain: vec![],
-            zstd: bundle_format::codec::zstd_version().into(),
-            source_hash: [0; 32],
-            target: self.target,
-            features: vec![],
-            kernel_abi: kernels::abi::VERSION,
-            options: vec![],
-            model: Model {
-                arch: "product".into(),
-                name: String::new(),
-                quantisation: String::new(),
-                parameters: 0,
-                layers: 1,
-                embedding: self.depth,
-                vocab: self.features,
-                trained_context: ROWS,
-            },
-        };
-        let contents = Contents {
-            manifest: &manifest,
-            plan: &plan,
-            code: &code,
-            tokenizer: b"none",
-        };
-        let file = std::fs::File::create(path).expect("the folder is writable");
-        let mut writer = Writer::new(file, contents).expect("the plan is valid");
-        for (i, bytes) in packed.iter().enumerate() {
-            writer.start_weight(i).expect("weights come in order");
-            writer.write_all(bytes).expect("the disk has room");
-        }
-        writer.finish().expect("the disk has room");
-    }
-
-    fn pack(&self, encoding: Encoding, bytes: &[u8]) -> Vec<u8> {
-        let row = quant::row_bytes(encoding, self.depth as u64).expect("whole blocks");
-        let rows: Vec<&[u8]> = bytes.chunks_exact(row as usize).collect();
-        let tile = fragment::tile_bytes(encoding, self.depth as u64).expect("whole fragments");
-        let mut packed = vec![0; tile as usize * rows.len().div_ceil(fragment::TILE)];
-        let tiles = packed.chunks_exact_mut(tile as usize);
-        for (rows, out) in rows.chunks(fragment::TILE).zip(tiles) {
-            fragment::pack_tile(encoding, self.depth as usize, rows, out);
-        }
-        packed
+        let name = format!("{self:?}");
+        self.parts().write(&name, &options, self.features, path);
     }
 
     /// h = rows of the table; x = h's rows that results are wanted of, in f16; logits = x times the matrix.
-    fn plan(&self) -> Plan {
-        let mut plan = Plan {
-            limits: Limits {
-                max_tokens: ROWS,
-                max_seqs: 1,
-                max_rows: ROWS,
-                context: ROWS,
-            },
-            world_size: 1,
-            kv: vec![KvGroup {
-                dtype: KvDType::F16Rows,
-                layers: 1,
-                kv_heads: 1,
-                head_dim: 16,
-                window: None,
-            }],
-            buffers: vec![],
-            arena_bytes: 0,
-            weights: vec![],
-            launches: vec![],
-            sampling: None,
-            stability: vec![],
+    fn parts(&self) -> Parts {
+        let limits = Limits {
+            max_tokens: ROWS,
+            max_seqs: 1,
+            max_rows: ROWS,
+            context: ROWS,
         };
-        let mut buffer = |name: &str, dtype, extent, cols, role| {
-            let offset = plan.arena_bytes;
-            let buffer = Buffer {
-                name: name.into(),
-                dtype,
-                extent,
-                cols,
-                place: Place { offset, role },
-            };
-            plan.arena_bytes += (buffer.row_bytes() * ROWS as u64).next_multiple_of(64);
-            plan.buffers.push(buffer);
-            plan.buffers.len() as u32 - 1
+        let kv = KvGroup {
+            dtype: KvDType::F16Rows,
+            layers: 1,
+            kv_heads: 1,
+            head_dim: 16,
+            window: None,
         };
-        let mut input =
-            |name, extent, input| buffer(name, DType::U32, extent, 1, Role::Input(input));
-        let tokens = input("tokens", Dim::Tokens, Input::Tokens);
-        input("positions", Dim::Tokens, Input::Positions);
-        input("sequences", Dim::Tokens, Input::Sequences);
-        input("slots", Dim::Tokens, Input::Slots(0));
-        let rows = input("rows", Dim::Rows, Input::Rows);
-        let h = buffer("h", DType::F32, Dim::Tokens, self.depth, Role::Scratch);
-        let x = buffer("x", DType::F16, Dim::Rows, self.depth, Role::Scratch);
-        let logits = Role::Output(Output::Logits);
-        let logits = buffer("logits", DType::F32, Dim::Rows, self.features, logits);
-        let hidden = self.normed.then(|| {
-            let hidden = Role::Output(Output::Hidden);
-            buffer("hidden", DType::F32, Dim::Rows, self.depth, hidden)
-        });
-
-        let mut offset = 0;
-        for (name, encoding) in [("table", TABLE), ("matrix", self.encoding)] {
-            let layout = WeightLayout::Fragment16;
-            let (n, k) = (self.features as u64, self.depth as u64);
-            let len = pack::weight_len(encoding, layout, n, k).expect("whole fragments");
-            plan.weights.push(Weight {
-                name: name.into(),
-                encoding,
-                layout,
-                rows: self.features,
-                cols: self.depth,
-                offset,
-                len,
-                slices: vec![],
-                interleave: 0,
-                pairs: 0,
-                shard: None,
-            });
-            offset = (offset + len).next_multiple_of(64);
+        let mut parts = Parts::new(limits, vec![kv]);
+        let (tokens, rows) = (parts.of(Input::Tokens), parts.of(Input::Rows));
+        let h = parts.scratch("h", DType::F32, self.depth);
+        let x = parts.buffer("x", DType::F16, Dim::Rows, self.depth, Role::Scratch);
+        let mut output = |name, cols, output| {
+            parts.buffer(name, DType::F32, Dim::Rows, cols, Role::Output(output))
+        };
+        let logits = output("logits", self.features, Output::Logits);
+        let hidden = self
+            .normed
+            .then(|| output("hidden", self.depth, Output::Hidden));
+        let names = ["table", "matrix"];
+        for (name, (encoding, bytes)) in names.into_iter().zip(self.matrices()) {
+            parts.matrix(name, encoding, self.depth, &bytes);
         }
 
         let col = ColMap {
@@ -218,40 +114,36 @@ impl Product {
         let product = Inst::Tile { offset: 0 };
         let store = region("logits", self.features, &[logits], product);
         let prologue = hidden.map(|hidden| norm(self.depth, [x, h, rows, hidden]));
-        let gather = match prologue {
-            Some(_) => None,
-            None => Some(Op::Region {
-                extent: Dim::Rows,
-                region: gather,
-            }),
-        };
-        let ops = [
-            Some(Op::Embed {
+        parts.launch(
+            "embed",
+            Op::Embed {
                 tokens,
                 table: 0,
                 out: h,
                 scale: 1.0,
-            }),
-            gather,
-            Some(Op::MatMul {
+            },
+        );
+        if prologue.is_none() {
+            parts.launch(
+                "gather",
+                Op::Region {
+                    extent: Dim::Rows,
+                    region: gather,
+                },
+            );
+        }
+        parts.launch(
+            "product",
+            Op::MatMul {
                 x,
                 prologue,
                 segments: vec![Segment {
                     weight: 1,
                     epilogue: store,
                 }],
-            }),
-        ];
-        plan.launches = (0u32..)
-            .zip(ops.into_iter().flatten())
-            .map(|(i, op)| Launch {
-                name: format!("launch {i}"),
-                deps: i.checked_sub(1).into_iter().collect(),
-                op,
-                variants: vec![],
-            })
-            .collect();
-        plan
+            },
+        );
+        parts
     }
 }
 
@@ -296,23 +188,5 @@ fn norm(depth: u32, [out, h, rows, kept]: [u32; 4]) -> Region {
         cols: depth,
         operands,
         body,
-    }
-}
-
-/// xorshift64*
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 24
-    }
-
-    /// A number of mean 0 and variance 1.
-    fn normal(&mut self) -> f32 {
-        let part = |x: u64| (x & 0xffff) as f32 / 65536.0;
-        (0..12).map(|_| part(self.next())).sum::<f32>() - 6.0
     }
 }

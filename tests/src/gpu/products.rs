@@ -97,16 +97,18 @@ pub fn worst(numbers: impl Iterator<Item = f32>) -> f32 {
 
 /// What the largest of a hundred thousand differences may be, which is about five times a usual one. Each factor that becomes an
 /// f16 is off by a part in 4096 at most: activations all, weights where they are no f16, and scales of the last formats.
-///
-/// A row that is normed is rounded twice, as the table gives it and as the norm does.
-pub fn tolerance(product: &Product) -> f32 {
-    let roundings: f32 = if product.normed { 2.0 } else { 1.0 };
-    let of_one = match product.encoding {
+pub fn tolerance(encoding: Encoding) -> f32 {
+    match encoding {
         Encoding::F16 | Encoding::BF16 => 1.5e-3,
         Encoding::Q2_K | Encoding::Q4_K | Encoding::Q5_K => 4e-3,
         _ => 2e-3,
-    };
-    of_one * roundings.sqrt()
+    }
+}
+
+/// A row that is normed is rounded twice, as the table gives it and as the norm does.
+fn tolerance_of(product: &Product) -> f32 {
+    let roundings: f32 = if product.normed { 2.0 } else { 1.0 };
+    tolerance(product.encoding) * roundings.sqrt()
 }
 
 /// Compares products with f32 arithmetic, for steps of so many rows each, the most last. `bundle` makes a product's bundle.
@@ -128,7 +130,7 @@ pub fn agree(
             let rows = found[0].iter().zip(&expected);
             let kept = found[1].iter().zip(&hidden).filter(|_| product.normed);
             let off = worst(rows.chain(kept).map(|(a, b)| difference(a, b)));
-            if off > tolerance(&product) {
+            if off > tolerance_of(&product) {
                 failed.push(format!("{} with {tokens} rows: {off}", product.name()));
             }
             most = off.max(most);

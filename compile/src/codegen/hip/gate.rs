@@ -32,12 +32,20 @@ pub fn budget(symbol: &str) -> Budget {
     Budget {
         // Those of many waves, with as few as five under way where results fill registers.
         registers: match () {
-            () if is("matmul_many") || is("prefill") => 256,
-            () if is("matmul_") || is("decode") => 256,
+            () if is("matmul_many") || is("experts_many") || is("prefill") => 256,
+            () if is("matmul_") || is("experts_") || is("decode") => 256,
             () => 96,
         },
-        matrix: is("matmul_few") || is("matmul_many") || is("prefill"),
-        dot: is("matmul_one") || is("decode"),
+        matrix: [
+            "matmul_few",
+            "matmul_many",
+            "experts_few",
+            "experts_many",
+            "prefill",
+        ]
+        .into_iter()
+        .any(is),
+        dot: ["matmul_one", "experts_one", "decode"].into_iter().any(is),
     }
 }
 

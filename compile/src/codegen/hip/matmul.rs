@@ -1,6 +1,6 @@
 //! Matrix products: a kernel for one row, bound by reading weights, one for each range of few rows, and one for many.
 
-use bundle_format::gpu::{Extent, Kernel};
+use bundle_format::gpu::{Arg, Extent, Kernel};
 use bundle_format::plan::{Dim, Segment, Variant};
 use kernels::pack::fragment::{Codes, FRAGMENT};
 
@@ -10,7 +10,7 @@ use super::stability;
 use super::stages;
 use super::target::Chip;
 use crate::codegen::gpu::floats::FLOAT_ROWS;
-use crate::codegen::gpu::kernels::{Writer, variant};
+use crate::codegen::gpu::kernels::{ExpertProduct, Parameters, Writer, variant};
 use crate::codegen::gpu::segments::{Items, by_format, form, format, is_f32};
 use crate::codegen::gpu::work::Turns;
 use crate::error::Error;
@@ -34,7 +34,12 @@ pub fn matmul(
     let limit = writer.limit(writer.plan.buffers[x as usize].extent);
     let extent = writer.plan.buffers[x as usize].extent;
     let apart = regions::behind(writer, extent, segments)?;
-    let mut products = Products { chip, writer, x };
+    let mut products = Products {
+        chip,
+        writer,
+        x,
+        experts: None,
+    };
     let mut variants = Vec::new();
     let mut first = 1;
     for last in RANGES.into_iter().chain([limit]) {
@@ -59,7 +64,14 @@ pub fn matmul(
                         (products.writer.floats(x, &run, false, rows, None)?, rows)
                     }
                     1 => (products.one(&run)?, 1),
-                    _ => products.more(&run, first)?,
+                    _ => {
+                        let columns = match first {
+                            ..=16 => 1,
+                            17..=32 => 2,
+                            _ => 4,
+                        };
+                        products.more(&run, columns)?
+                    }
                 };
                 rows = of_block;
                 kernels.push(kernel);
@@ -73,6 +85,75 @@ pub fn matmul(
                 rows,
                 &reason(first, last, rows, take_apart),
             );
+            made.profiles = profiles;
+            variants.push(made);
+        }
+        first = last + 1;
+    }
+    Ok(variants)
+}
+
+/// Variants of a product of pairs of a token and one of its experts.
+pub fn experts(
+    chip: &Chip,
+    writer: &mut Writer,
+    product: &ExpertProduct,
+) -> Result<Vec<Variant>, Error> {
+    let ExpertProduct { used, segments, .. } = *product;
+    let runs = by_format(writer.plan, segments)?;
+    let limit = writer.limit(Dim::Tokens);
+    // Rows of a block as an expert has them, of which many have some more than the mean.
+    let columns = |tokens: u32| {
+        let mean = f64::from(tokens * used) / f64::from(product.experts);
+        match mean + mean.sqrt() {
+            ..=16.0 => 1,
+            ..=48.0 => 2,
+            _ => 4,
+        }
+    };
+    let mut variants = Vec::new();
+    let mut first = 1;
+    let ends: Vec<u32> = RANGES.into_iter().chain([limit]).collect();
+    for (i, &last) in ends.iter().enumerate() {
+        let last = last.min(limit);
+        let next = ends.get(i + 1).map_or(last, |&next| next.min(limit));
+        if first > last || last > 1 && last < next && columns(last) == columns(next) {
+            continue;
+        }
+        let ways = stability::ways(chip.profiles(), first, |choices| choices.check_indices);
+        for (profiles, checked) in ways {
+            let mut products = Products {
+                chip,
+                writer: &mut *writer,
+                x: product.x,
+                experts: Some(Experts {
+                    product,
+                    last,
+                    checked,
+                }),
+            };
+            let mut kernels = Vec::new();
+            let mut rows = 1;
+            for run in &runs {
+                let kernel = match last {
+                    1 => products.one(run)?,
+                    _ => {
+                        let (kernel, of_block) = products.more(run, columns(last))?;
+                        rows = of_block;
+                        kernel
+                    }
+                };
+                kernels.push(kernel);
+            }
+            let mut reason = match last {
+                1 => "one token: the weights of its experts alone".to_string(),
+                _ => format!("up to {last} tokens: blocks of up to {rows} rows of an expert"),
+            };
+            if checked {
+                reason.push_str("; places and tokens checked");
+            }
+            let begin = (first - 1) * used + 1;
+            let mut made = variant(begin, last * used, kernels, rows, &reason);
             made.profiles = profiles;
             variants.push(made);
         }
@@ -100,6 +181,30 @@ struct Products<'a, 'w> {
     chip: &'a Chip,
     writer: &'a mut Writer<'w>,
     x: u32,
+    /// Whose product it is, where experts have one each.
+    experts: Option<Experts<'a>>,
+}
+
+/// A product of experts, for steps of up to `last` tokens.
+#[derive(Clone, Copy)]
+struct Experts<'a> {
+    product: &'a ExpertProduct<'a>,
+    last: u32,
+    /// Whether what a router wrote is held within what there is.
+    checked: bool,
+}
+
+impl Experts<'_> {
+    /// The most blocks of up to so many rows that there are.
+    fn blocks(&self, rows: u32) -> u32 {
+        let pairs = self.last * self.product.used;
+        pairs.min(self.product.experts + pairs / rows)
+    }
+
+    /// Blocks that there are at least: of the experts that one token goes to.
+    fn together(&self) -> u32 {
+        self.product.used
+    }
 }
 
 /// How the wavefronts of a block divide an item: `across` of them its tiles, `tiles` each, and `along` its columns.
@@ -129,9 +234,14 @@ impl Products<'_, '_> {
         self.writer.plan.buffers[self.x as usize].extent == Dim::Rows
     }
 
-    /// Tiles of all segments, and of the largest unit that is summed over, which lies in one item.
+    /// Experts that share a weight's rows; 1 where there are none.
+    fn count(&self) -> u32 {
+        self.experts.map_or(1, |e| e.product.experts)
+    }
+
+    /// Tiles of all segments (of one expert), and of the largest unit that is summed over, which lies in one item.
     fn tiles(&self, run: &[&Segment]) -> Result<(u32, u32), Error> {
-        let all = run.iter().map(|s| self.writer.tiles(s)).sum();
+        let all = run.iter().map(|s| self.writer.tiles(s)).sum::<u32>() / self.count();
         let units = run.iter().map(|s| self.writer.unit_tiles(s));
         let whole = units.clone().max().unwrap_or(1);
         if whole > MOST_WAVES || units.clone().any(|unit| !whole.is_multiple_of(unit)) {
@@ -146,7 +256,8 @@ impl Products<'_, '_> {
 
     /// Wavefronts along columns, so that all of them together keep memory busy, and each has `least` fragments.
     fn along(&self, waves: u32, across: u32, least: u32) -> u32 {
-        let wanted = (2 * self.chip.units * WAVES_PER_UNIT).div_ceil(waves.max(1));
+        let blocks = self.experts.map_or(1, |e| e.together());
+        let wanted = (2 * self.chip.units * WAVES_PER_UNIT).div_ceil((waves * blocks).max(1));
         let fragments = self.cols() / FRAGMENT as u32;
         let most = (MOST_WAVES / across).min((fragments / least).max(1));
         wanted.next_power_of_two().min(1 << most.ilog2())
@@ -181,16 +292,11 @@ impl Products<'_, '_> {
         self.kernel("one", run, division, &shape, shared, (1, turns))
     }
 
-    /// The kernel for rows from `first` on, and how many rows a block takes.
-    fn more(&mut self, run: &[&Segment], first: u32) -> Result<(Kernel, u32), Error> {
+    /// The kernel for blocks of so many times 16 rows, and how many rows that are.
+    fn more(&mut self, run: &[&Segment], columns: u32) -> Result<(Kernel, u32), Error> {
         let encoding = self.writer.plan.weights[run[0].weight as usize].encoding;
         let format = format(encoding)?;
         let (all, whole) = self.tiles(run)?;
-        let columns = match first {
-            ..=16 => 1,
-            17..=32 => 2,
-            _ => 4,
-        };
         // Two tiles of a wavefront share what it reads of x.
         let target = match columns {
             4 if all >= 4 * self.chip.units => 8,
@@ -221,6 +327,26 @@ impl Products<'_, '_> {
         Ok((kernel, rows))
     }
 
+    /// Which rows a block of up to so many has (matmul.h, experts.h).
+    fn block(&self, rows: u32, parameters: &mut Parameters) -> String {
+        let Some(Experts {
+            product, checked, ..
+        }) = self.experts
+        else {
+            let of_rows = self.of_rows();
+            return format!("const InOrder<{rows}, {of_rows}> block(counts);");
+        };
+        let (tokens, starts) = (parameters.len(), parameters.len() + 1);
+        parameters.push(("const u32*", Arg::Buffer(product.tokens)));
+        parameters.push(("const u32*", Arg::Buffer(product.starts)));
+        let by_tokens = self.writer.plan.buffers[self.x as usize].extent == Dim::Tokens;
+        let ExpertProduct { experts, used, .. } = *product;
+        format!(
+            "const Pairs<{experts}, {used}, {rows}, {by_tokens}, {checked}> block(counts, p{tokens}, p{starts}, blockIdx.y);\n    if \
+             (block.rows() == 0) return;"
+        )
+    }
+
     fn kernel(
         &mut self,
         name: &str,
@@ -231,14 +357,21 @@ impl Products<'_, '_> {
         (rows, turns): (u32, u32),
     ) -> Result<Kernel, Error> {
         let (threads, features) = (division.threads(), division.group() * 16);
-        let items = Items::of(features, false, self.of_rows()).by(Some(threads));
-        let (segments, parameters) = self.writer.segments(self.x, run, &items)?;
+        let items = Items {
+            experts: self.count(),
+            ..Items::of(features, false, self.of_rows()).by(Some(threads))
+        };
+        let (segments, mut parameters) = self.writer.segments(self.x, run, &items)?;
+        let block = self.block(rows, &mut parameters);
         let template = if name == "one" { "one" } else { "many" };
         let body = format!(
             "using S = {shape};\n    static_assert(S::THREADS == {threads} && S::SHARED == {shared}, \"as the plan says\");\n    \
-             matmul_{template}<S>(counts, p0, {segments});"
+             {block}\n    matmul_{template}<S>(p0, {segments}, block);"
         );
-        let symbol = format!("matmul_{name}");
+        let symbol = match self.experts {
+            None => format!("matmul_{name}"),
+            Some(_) => format!("experts_{name}"),
+        };
         let mut kernel = self
             .writer
             .kernel(&symbol, parameters, &body, "", threads, 1);
@@ -262,10 +395,13 @@ impl Products<'_, '_> {
         self.writer.turns.insert(symbol, turns);
         let items = run
             .iter()
-            .map(|s| self.writer.tiles(s).div_ceil(division.group()));
+            .map(|s| (self.writer.tiles(s) / self.count()).div_ceil(division.group()));
         kernel.grid = [
             Extent::Fixed(items.sum()),
-            Extent::Rows(rows),
+            match self.experts {
+                None => Extent::Rows(rows),
+                Some(experts) => Extent::Fixed(experts.blocks(rows)),
+            },
             Extent::Fixed(1),
         ];
         kernel.shared = shared;

@@ -50,12 +50,8 @@ impl kernels::Chip for Chip {
         matmul::matmul(self, writer, product.x, product.segments)
     }
 
-    fn experts(&self, _: &mut Writer, _: &ExpertProduct) -> Result<Vec<Variant>, Error> {
-        Err(Error::Unsupported(format!(
-            "a model with a mixture of experts for {}: this target has no kernels yet that multiply with the weights of \
-             experts; compile it for cpu",
-            self.arch
-        )))
+    fn experts(&self, writer: &mut Writer, product: &ExpertProduct) -> Result<Vec<Variant>, Error> {
+        matmul::experts(self, writer, product)
     }
 
     fn attention(&self, writer: &mut Writer, attend: &Attend) -> Result<Vec<Variant>, Error> {

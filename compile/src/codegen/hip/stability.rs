@@ -19,6 +19,8 @@ pub enum On {
     Norm,
     Rope,
     KvWrite,
+    /// Products of experts.
+    Experts,
     /// The whole step.
     Launches,
 }
@@ -46,6 +48,8 @@ pub enum Choice {
     Blocks(u32),
     /// A kernel of its own.
     Apart,
+    /// Indices that a router wrote are held within what there is.
+    CheckIndices,
     /// Launches one by one, not as graphs.
     Eager,
 }
@@ -175,6 +179,14 @@ pub const RULES: &[Rule] = &[
         why: "whole lines at a time in place of two bytes, at addresses that are checked, and when nothing else is read",
     },
     Rule {
+        on: On::Experts,
+        rows: Rows::Any,
+        from: Stability::Balanced,
+        choice: Choice::CheckIndices,
+        what: "places of the list of pairs, and the tokens in it, are held below the step's numbers of them",
+        why: "rows are read and written where another kernel's results say: no address depends on a read that may have gone wrong",
+    },
+    Rule {
         on: On::Launches,
         rows: Rows::Any,
         from: Stability::Strict,
@@ -202,6 +214,7 @@ pub struct Choices {
     pub norm_apart: bool,
     /// Rotations and KV writes: either is a kernel of its own only behind the product's sums, so both are.
     pub rope_kv_apart: bool,
+    pub check_indices: bool,
 }
 
 impl Choice {
@@ -214,6 +227,7 @@ impl Choice {
             Choice::Blocks(_) => 3,
             Choice::Apart => 4,
             Choice::Eager => 5,
+            Choice::CheckIndices => 6,
         }
     }
 }
@@ -231,6 +245,7 @@ impl Rule {
             On::Norm => "RMSNorm",
             On::Rope => "RoPE",
             On::KvWrite => "KV write",
+            On::Experts => "products of experts",
             On::Launches => "a step",
         };
         match self.rows {
@@ -249,6 +264,7 @@ pub fn choices(stability: Stability, first: u32) -> Choices {
         blocks: None,
         norm_apart: false,
         rope_kv_apart: false,
+        check_indices: false,
     };
     for rule in RULES.iter().filter(|rule| rule.holds(stability, first)) {
         match (rule.choice, rule.on) {
@@ -257,6 +273,7 @@ pub fn choices(stability: Stability, first: u32) -> Choices {
             (Choice::FillOnce, _) => made.parts = Parts::FillOnce,
             (Choice::OnePart, _) => made.parts = Parts::One,
             (Choice::Blocks(most), _) => made.blocks = Some(most),
+            (Choice::CheckIndices, _) => made.check_indices = true,
             (Choice::Apart, On::Norm) => made.norm_apart = true,
             (Choice::Apart, On::Rope | On::KvWrite) => made.rope_kv_apart = true,
             // Of whole steps: `profiles`.
@@ -328,7 +345,7 @@ mod tests {
         let few = choices(Stability::Balanced, 2);
         assert!(few.stage_tables && few.read_ahead);
         assert_eq!((few.parts, few.blocks), (Parts::FillOnce, None));
-        assert!(!few.norm_apart && !few.rope_kv_apart);
+        assert!(!few.norm_apart && !few.rope_kv_apart && few.check_indices);
     }
 
     #[test]
@@ -336,6 +353,7 @@ mod tests {
         for first in [1, 2, LARGE, 33] {
             let fast = choices(Stability::Fast, first);
             assert!(!fast.stage_tables && fast.read_ahead && fast.blocks.is_none());
+            assert!(!fast.check_indices);
             let strict = choices(Stability::Strict, first);
             assert!(strict.norm_apart && strict.rope_kv_apart);
             assert_eq!((strict.parts, strict.blocks), (Parts::One, Some(2)));

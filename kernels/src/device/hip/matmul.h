@@ -21,6 +21,29 @@ DEVICE void multiply(F8& c, const u32 (&a)[8], const u32 (&b)[8]) {
 // The number of a wavefront in its block, for the scalar unit.
 DEVICE u32 wave_index() { return __builtin_amdgcn_readfirstlane(threadIdx.x >> 5); }
 
+// Which rows a block multiplies, with which weights:
+//   weights(segments, item)  bytes from an item's first ones to this block's
+//   row0, rows()             its rows of results: the first, and how many there are, which may be none
+//   INDEXED, x_row(i)        the row of x that its row i is made of, and whether that is looked up
+//
+// Blocks of all rows, in their order. Grids are as long as the step that they were captured for.
+template <int ROWS, bool OF_ROWS>
+struct InOrder {
+    static constexpr bool INDEXED = false;
+    const Counts* counts;
+    int row0;
+    __device__ explicit InOrder(const Counts* counts) : counts(counts), row0(blockIdx.y * ROWS) {}
+    template <class Segments>
+    __device__ u64 weights(const Segments&, int) const {
+        return 0;
+    }
+    __device__ int rows() const {
+        const int left = (int)counts->tokens_or_rows(OF_ROWS) - row0;
+        return left < ROWS ? left : ROWS;
+    }
+    __device__ u32 x_row(int i) const { return row0 + i; }
+};
+
 // A tile's number in its item, or that of the last one there is.
 DEVICE u32 there(u32 tile, int tiles) { return tile < (u32)tiles ? tile : tiles - 1; }
 
@@ -75,8 +98,8 @@ DEVICE void multiply_fragment(const typename F::Fragment& f, const U4 (&x)[2], f
     }
 }
 
-template <class S, class Segments>
-DEVICE void matmul_one(const Counts* counts, const u16* x, const Segments& segments) {
+template <class S, class Segments, class Block>
+DEVICE void matmul_one(const u16* x, const Segments& segments, const Block& block) {
     using F = typename S::F;
     using Fragment = typename F::Fragment;
     constexpr int DEPTH = S::DEPTH, TILES = S::TILES;
@@ -87,10 +110,11 @@ DEVICE void matmul_one(const Counts* counts, const u16* x, const Segments& segme
     const int item = blockIdx.x, begin = along * S::FRAGMENTS / S::ALONG;
     const int count = (along + 1) * S::FRAGMENTS / S::ALONG - begin;
     constexpr u64 TILE_BYTES = (u64)S::FRAGMENTS * F::BYTES;
+    const u8* const weights = segments.item(item) + block.weights(segments, item);
     const u8* p[TILES];
 #pragma unroll
     for (int r = 0; r < TILES; r++)
-        p[r] = segments.item(item) + there(across * TILES + r, segments.tiles(item)) * TILE_BYTES + (u64)begin * F::BYTES;
+        p[r] = weights + there(across * TILES + r, segments.tiles(item)) * TILE_BYTES + (u64)begin * F::BYTES;
 
     Fragment ring[DEPTH][TILES];
 #pragma unroll
@@ -98,9 +122,8 @@ DEVICE void matmul_one(const Counts* counts, const u16* x, const Segments& segme
 #pragma unroll
         for (int r = 0; r < TILES; r++)
             ring[i][r] = S::EVEN || i < count ? F::load(p[r] + i * F::BYTES, lane) : F::none();
-    // Grids are as long as the step that they were captured for.
-    if (blockIdx.y >= counts->tokens_or_rows(Segments::OF_ROWS)) return;
-    x += (u64)blockIdx.y * S::K;
+    if (block.rows() <= 0) return;
+    x += (u64)block.x_row(0) * S::K;
     if (S::STAGED) {
         for (int i = threadIdx.x; i < S::K / 8; i += S::THREADS) ((U4*)shared)[i] = ((const U4*)x)[i];
         shared_barrier();
@@ -144,7 +167,7 @@ DEVICE void matmul_one(const Counts* counts, const u16* x, const Segments& segme
         }
         shared_barrier();
     }
-    segments.finish(item, blockIdx.y, sums, S::STRIDE, 1);
+    segments.finish(item, block.row0, sums, S::STRIDE, 1);
 }
 
 // ---- More rows ----
@@ -172,23 +195,23 @@ struct ManyShape {
     static_assert(K % 64 == 0, "columns are whole fragments");
 };
 
-template <class S, class Segments>
-DEVICE void matmul_many(const Counts* counts, const u16* x, const Segments& segments) {
+template <class S, class Segments, class Block>
+DEVICE void matmul_many(const u16* x, const Segments& segments, const Block& block) {
     using F = typename S::F;
     using R = Rows<F>;
     constexpr int TILES = S::TILES, COLUMNS = S::COLUMNS;
     extern __shared__ __align__(16) u8 shared[];
     const u32 lane = threadIdx.x & 31, wave = wave_index(), n = lane & 15, g = lane & 7, high = lane >> 3 & 1;
     const u32 across = wave % S::ACROSS, along = wave / S::ACROSS;
-    const int item = blockIdx.x, row0 = blockIdx.y * S::ROWS;
+    const int item = blockIdx.x, row0 = block.row0;
     constexpr u64 TILE_BYTES = (u64)S::FRAGMENTS * F::BYTES;
+    const u8* const weights = segments.item(item) + block.weights(segments, item);
     const u8* w[TILES];
 #pragma unroll
     for (int r = 0; r < TILES; r++)
-        w[r] = segments.item(item) + there(across * TILES + r, segments.tiles(item)) * TILE_BYTES + along * F::BYTES;
-    const int all = (int)counts->tokens_or_rows(Segments::OF_ROWS) - row0;
-    if (all <= 0) return;
-    const int rows = all < S::ROWS ? all : S::ROWS;
+        w[r] = weights + there(across * TILES + r, segments.tiles(item)) * TILE_BYTES + along * F::BYTES;
+    const int rows = block.rows();
+    if (rows <= 0) return;
 
     // Fragment `along` of each stage. Where the last stage has none for this wavefront, it multiplies another's with nothing.
     typename R::Part part[TILES][4];
@@ -205,16 +228,25 @@ DEVICE void matmul_many(const Counts* counts, const u16* x, const Segments& segm
     }
 
     // Rows that are not there are those that are; what they yield is not used. Columns that are not there are zeros.
+    auto row_of = [&](int i) {
+        const int row = (i * S::THREADS + threadIdx.x) / (8 * S::ALONG);
+        return block.x_row(row < rows ? row : rows - 1);
+    };
+    u32 looked_up[S::COPIES];
+    if constexpr (Block::INDEXED) {
+#pragma unroll
+        for (int i = 0; i < S::COPIES; i++) looked_up[i] = row_of(i);
+    }
     U4 copies[S::COPIES];
     auto fetch = [&](int round) {
 #pragma unroll
         for (int i = 0; i < S::COPIES; i++) {
-            const int piece = i * S::THREADS + threadIdx.x, row = piece / (8 * S::ALONG), at = piece % (8 * S::ALONG);
+            const int piece = i * S::THREADS + threadIdx.x, at = piece % (8 * S::ALONG);
             const int column = round * S::ALONG * 8 + at;
             copies[i] = U4{0, 0, 0, 0};
             if (S::PIECES % S::THREADS == 0 || piece < S::PIECES)
                 if (S::EVEN || column < S::K / 8)
-                    copies[i] = *((const U4*)(x + (u64)(row0 + (row < rows ? row : rows - 1)) * S::K) + column);
+                    copies[i] = *((const U4*)(x + (u64)(Block::INDEXED ? looked_up[i] : row_of(i)) * S::K) + column);
         }
     };
     auto stage = [&](int round) {

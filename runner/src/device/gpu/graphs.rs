@@ -63,22 +63,49 @@ impl GpuDevice {
     }
 
     fn launch_all(&self, bucket: Bucket) -> Result<(), Error> {
-        let plan = self.loaded.plan();
         let mut dependent = false;
-        for (launch, &only_logits) in plan.launches.iter().zip(&self.outputs.only_logits) {
-            let extent = plan.extent(&launch.op);
-            let rows = extent.rows(bucket.tokens as usize, bucket.rows as usize) as u32;
-            if rows == 0 || bucket.no_logits && only_logits {
-                continue;
-            }
-            for kernel in &variant(&launch.variants, self.profile, rows, &launch.name)?.kernels {
-                self.launch(kernel, rows, bucket.turn, &launch.name, &mut dependent)?;
+        for index in 0..self.loaded.plan().launches.len() {
+            if self.is_needed(bucket, index) {
+                self.launch_op(bucket, index, &mut dependent)?;
             }
         }
-        if let Some(sampling) = &plan.sampling {
+        self.launch_drawing(bucket, &mut dependent)
+    }
+
+    /// The rows of a launch in a bucket's steps.
+    fn rows(&self, bucket: Bucket, index: usize) -> u32 {
+        let plan = self.loaded.plan();
+        let extent = plan.extent(&plan.launches[index].op);
+        extent.rows(bucket.tokens as usize, bucket.rows as usize) as u32
+    }
+
+    /// Whether a bucket's steps have something to do for a launch.
+    pub(super) fn is_needed(&self, bucket: Bucket, index: usize) -> bool {
+        let only_logits = self.outputs.only_logits[index];
+        self.rows(bucket, index) > 0 && !(bucket.no_logits && only_logits)
+    }
+
+    /// Puts the kernels of one of the plan's launches into the stream. All but the first are `dependent` ones.
+    pub(super) fn launch_op(
+        &self,
+        bucket: Bucket,
+        index: usize,
+        dependent: &mut bool,
+    ) -> Result<(), Error> {
+        let launch = &self.loaded.plan().launches[index];
+        let rows = self.rows(bucket, index);
+        for kernel in &variant(&launch.variants, self.profile, rows, &launch.name)?.kernels {
+            self.launch(kernel, rows, bucket.turn, &launch.name, dependent)?;
+        }
+        Ok(())
+    }
+
+    /// Puts the kernels that draw a bucket's tokens into the stream.
+    pub(super) fn launch_drawing(&self, bucket: Bucket, dependent: &mut bool) -> Result<(), Error> {
+        if let Some(sampling) = &self.loaded.plan().sampling {
             for kernel in drawing(sampling, bucket.draws) {
                 let (rows, turn) = (bucket.rows, bucket.turn);
-                self.launch(kernel, rows, turn, "sampling", &mut dependent)?;
+                self.launch(kernel, rows, turn, "sampling", dependent)?;
             }
         }
         Ok(())

@@ -4,6 +4,7 @@
 //! ones in device memory. The graph ends with drawing tokens ([`draw`] says which), so that the host prepares and submits the
 //! next step, whose inputs name them, while one runs.
 
+mod alone;
 mod cuda;
 mod draw;
 mod driver;
@@ -23,6 +24,7 @@ use bundle_format::plan::{Limits, Op, Plan, Segment};
 use bundle_format::region::KvPart;
 use bundle_format::stability::Profile;
 
+pub use self::alone::Look;
 use self::cuda::Cuda;
 use self::draw::Draw;
 pub use self::driver::About;
@@ -475,13 +477,20 @@ impl GpuDevice {
         Ok(())
     }
 
-    /// Puts a staged step into the stream.
-    fn start(&mut self, step: &Step, draws: &[Option<Draw>]) -> Result<Event, Error> {
+    /// Puts a staged step into the stream: its launches together, or one at a time for `look`.
+    fn start(
+        &mut self,
+        step: &Step,
+        draws: &[Option<Draw>],
+        look: Option<&mut Look>,
+    ) -> Result<Event, Error> {
         let limits = self.limits();
         let kinds = draws.iter().flatten().map(|draw| draw.kind);
         let kind = kinds.max().unwrap_or(draw_kind::NONE);
         let bucket = Bucket::of(step, &limits, kind, self.turn);
-        self.capture(bucket)?;
+        if look.is_none() {
+            self.capture(bucket)?;
+        }
         let inputs = self.memory.start + self.layout.inputs_at[self.turn];
         let bytes = self.layout.inputs.bytes;
         self.uploads
@@ -490,7 +499,10 @@ impl GpuDevice {
         self.uploads.record(&there)?;
         self.stream.wait_for(&there)?;
         self.copy_blocks(step)?;
-        self.launch_step(bucket)?;
+        match look {
+            None => self.launch_step(bucket)?,
+            Some(look) => self.launch_alone(bucket, step, look)?,
+        }
         self.download(step, draws)?;
         let mut done = Event::new(&self.gpu)?;
         self.stream.record(&done)?;
@@ -541,6 +553,32 @@ impl GpuDevice {
         }
         Ok(())
     }
+
+    fn submit_with(&mut self, step: Step, look: Option<&mut Look>) -> Result<Ticket, Error> {
+        self.gpu.make_current()?;
+        let bounds = Bounds {
+            limits: &self.limits(),
+            kv_blocks: &self.kv_blocks,
+            vocab: self.loaded.manifest().model.vocab,
+        };
+        check(&step, &bounds)?;
+        self.outputs.check(&step)?;
+        self.settle(&step)?;
+        let draws = self.draws(&step);
+        self.stage(&step, &draws)?;
+        let done = self.start(&step, &draws, look)?;
+        let ticket = Ticket(self.next);
+        self.next += 1;
+        self.flight.push_back(Flight {
+            ticket,
+            step,
+            draws,
+            done,
+            turn: self.turn,
+        });
+        self.turn = 1 - self.turn;
+        Ok(ticket)
+    }
 }
 
 /// Bytes of an expert's weights, on average over all of them.
@@ -561,29 +599,7 @@ fn bytes_of_expert(plan: &Plan) -> f64 {
 
 impl Device for GpuDevice {
     fn submit(&mut self, step: Step) -> Result<Ticket, Error> {
-        self.gpu.make_current()?;
-        let bounds = Bounds {
-            limits: &self.limits(),
-            kv_blocks: &self.kv_blocks,
-            vocab: self.loaded.manifest().model.vocab,
-        };
-        check(&step, &bounds)?;
-        self.outputs.check(&step)?;
-        self.settle(&step)?;
-        let draws = self.draws(&step);
-        self.stage(&step, &draws)?;
-        let done = self.start(&step, &draws)?;
-        let ticket = Ticket(self.next);
-        self.next += 1;
-        self.flight.push_back(Flight {
-            ticket,
-            step,
-            draws,
-            done,
-            turn: self.turn,
-        });
-        self.turn = 1 - self.turn;
-        Ok(ticket)
+        self.submit_with(step, None)
     }
 
     fn poll(&mut self, ticket: Ticket) -> Result<Option<Outcome>, Error> {

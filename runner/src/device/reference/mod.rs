@@ -10,7 +10,7 @@ mod parallel;
 
 use std::sync::Arc;
 
-use bundle_format::plan::{Dim, Encoding, Input, Op, Plan, Role, Segment, Weight};
+use bundle_format::plan::{DType, Dim, Encoding, Input, Op, Plan, Role, Segment, Weight};
 use bundle_format::region::{KvPart, Region};
 use kernels::reference::{
     Attention, KvSource, RouteSpec, Tile, TileRange, WeightView, attention, choose, embed_row,
@@ -18,6 +18,7 @@ use kernels::reference::{
 };
 
 use self::operands::{Memory, Pool, RegionOperands};
+use super::alone::{Contents, Touch, blocks};
 use super::check::{Bounds, check};
 use super::outputs::Outputs;
 use super::tickets::Tickets;
@@ -130,6 +131,61 @@ impl ReferenceDevice {
             }
         }
         Ok(())
+    }
+
+    /// Runs one launch of a step on what another device gave it, and tells what it leaves.
+    ///
+    /// # Errors
+    /// As [`Device::submit`].
+    pub fn launch_alone(
+        &mut self,
+        step: &Step,
+        launch: usize,
+        given: &Contents,
+    ) -> Result<Contents, Error> {
+        self.place(step)?;
+        for (&index, floats) in &given.floats {
+            self.memory.buffers[index as usize]
+                .floats
+                .clone_from(floats);
+        }
+        for (&index, indices) in &given.indices {
+            self.memory.buffers[index as usize]
+                .indices
+                .clone_from(indices);
+        }
+        for (pool, blocks) in &given.pools {
+            for (&block, floats) in blocks {
+                self.memory.block_mut(*pool, block).copy_from_slice(floats);
+            }
+        }
+        let loaded = Arc::clone(&self.loaded);
+        let launch = &loaded.plan().launches[launch];
+        let mut run = Run {
+            loaded: &loaded,
+            plan: loaded.plan(),
+            memory: &mut self.memory,
+            threads: self.threads,
+            step,
+        };
+        run.launch(&launch.op)
+            .map_err(|token| router_error(&launch.name, step, token))?;
+        let touch = Touch::of(&launch.op);
+        let mut left = Contents::default();
+        for index in touch.writes {
+            let buffer = &self.memory.buffers[index as usize];
+            match buffer.dtype {
+                DType::U32 => left.indices.insert(index, buffer.indices.clone()).is_some(),
+                _ => left.floats.insert(index, buffer.floats.clone()).is_some(),
+            };
+        }
+        for pool in touch.pools_written {
+            let of_pool = left.pools.entry(pool).or_default();
+            for block in blocks(step, pool.group) {
+                of_pool.insert(block, self.memory.block_mut(pool, block).to_vec());
+            }
+        }
+        Ok(left)
     }
 
     fn finish(&mut self, step: &Step) -> Outcome {

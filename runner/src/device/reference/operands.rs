@@ -7,6 +7,7 @@ use bundle_format::region::{KvPart, Operand, OperandId, Region};
 use kernels::reference::Operands;
 
 use crate::device::BlockCopy;
+use crate::device::alone::KvPool;
 use crate::load::Loaded;
 
 /// Buffers, pools, and the vectors that regions read.
@@ -21,7 +22,7 @@ pub struct Memory {
 
 /// One buffer of the plan.
 pub struct Buffer {
-    dtype: DType,
+    pub dtype: DType,
     pub extent: Dim,
     pub cols: usize,
     /// Rows of the present step.
@@ -82,6 +83,14 @@ impl Memory {
             let (from, to) = (copy.from as usize * len, copy.to as usize * len);
             pool.floats.copy_within(from..from + len, to);
         }
+    }
+
+    /// A block of a pool, as `[position][head][dim]`.
+    pub fn block_mut(&mut self, pool: KvPool, block: u32) -> &mut [f32] {
+        let layers = &mut self.pools[pool.group as usize];
+        let pool = &mut layers[pool.layer as usize][part_index(pool.part)];
+        let len = pool.start(KV_BLOCK as u32, 0);
+        &mut pool.floats[block as usize * len..][..len]
     }
 
     pub fn pool(&self, group: u32, layer: u32, part: KvPart) -> &Pool {
