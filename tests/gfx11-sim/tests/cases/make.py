@@ -785,7 +785,7 @@ def memory():
 
 
 def shared(data, lane4, at):
-    for n in (1, 2, 4):
+    for n in (1, 2, 3, 4):
         case(f'ds_load_b{32 * n} v{"0" if n == 1 else f"[0:{n - 1}]"}, v4 offset:16', {'lds': data, 'v4': lane4},
              {f'v{r}': [at(x + 16 + 4 * r) for x in lane4] for r in range(n)})
         regs = {f'v{r}': [100 * r + i for i in range(32)] for r in range(n)}
