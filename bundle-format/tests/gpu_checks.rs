@@ -144,7 +144,7 @@ fn a_launch_may_do_the_work_of_the_one_before() {
     open_for(Target::Sm90a, &plan).unwrap();
     let bytes = |plan: &Plan, buffer: u32| {
         let buffer = &plan.buffers[buffer as usize];
-        buffer.row_bytes() * u64::from(MAX_TOKENS)
+        buffer.row_bytes() * u64::from(plan.limits.max_tokens)
     };
     let end = plan.buffers[buf::NORMED as usize].place.offset + bytes(&plan, buf::NORMED);
     plan.buffers[buf::HEADS as usize].place.offset = end - bytes(&plan, buf::HEADS);

@@ -460,11 +460,13 @@ fn variant(
     );
     name(&v.reason).map_err(|e| e.within("reason"))?;
     if v.is_joined() {
-        let has_kernels = |l: &Launch| l.variants.iter().any(|v| !v.kernels.is_empty());
+        let tokens = tokens(shape.extent, v);
         ensure!(
-            neighbours.behind.is_some_and(has_kernels),
+            neighbours
+                .behind
+                .is_some_and(|next| has_kernels(plan, next, tokens)),
             "parts and kernels",
-            "some, or a next launch with kernels, which do this one's work",
+            "some, or a next launch with kernels for as many tokens, which do this one's work",
             "none of either"
         );
         return Ok(());
@@ -511,6 +513,34 @@ fn variant(
         }
     }
     Ok(())
+}
+
+/// The numbers of tokens for which a variant of a launch over `extent` is; none where rows say nothing of tokens.
+fn tokens(extent: Dim, v: &Variant) -> Option<(u32, u32)> {
+    match extent {
+        Dim::Tokens => Some((v.min_rows, v.max_rows)),
+        Dim::Pairs(each) if each > 0 => Some((v.min_rows.div_ceil(each), v.max_rows / each)),
+        Dim::Pairs(_) | Dim::Rows | Dim::One => None,
+    }
+}
+
+/// Whether a launch, which may be unchecked so far, has kernels for each of these numbers of tokens.
+fn has_kernels(plan: &Plan, launch: &Launch, wanted: Option<(u32, u32)>) -> bool {
+    let of = |buffer: u32| plan.buffers.get(buffer as usize).map(|b| b.extent);
+    let extent = match &launch.op {
+        Op::Region { extent, .. } => Some(*extent),
+        Op::MatMul { x, .. } => of(*x),
+        Op::ExpertMatMul { tokens, .. } => of(*tokens),
+        Op::Embed { .. } | Op::RopeTable { .. } | Op::Attention { .. } | Op::Route { .. } => {
+            Some(Dim::Tokens)
+        }
+    };
+    let (Some(extent), Some((first, last))) = (extent, wanted) else {
+        return false;
+    };
+    let meets = |v: &&Variant| tokens(extent, v).is_some_and(|t| t.0 <= last && first <= t.1);
+    let mut found = launch.variants.iter().filter(meets).peekable();
+    found.peek().is_some() && found.all(|v| !v.kernels.is_empty())
 }
 
 fn code_ref(code: CodeRef, code_len: u64) -> Result<(), Invalid> {

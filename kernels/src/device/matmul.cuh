@@ -36,28 +36,32 @@ struct MatMulShape {
     static constexpr int SHARED = 2 * SUMS * 4;
 };
 
+// Adds half a fragment of each of a warp's tiles times its 32 columns of x.
+template <class S>
+DEVICE void add_half(float (&acc)[S::TILES][S::NT][4], const typename S::F::Fragment (&fragment)[S::TILES], const U4 (&x)[S::NT],
+                     int half) {
+#pragma unroll
+    for (int r = 0; r < S::TILES; r++)
+#pragma unroll
+        for (int step = 0; step < 2; step++) {
+            u32 a[4];
+            S::F::dequantise(fragment[r], 2 * half + step, a);
+#pragma unroll
+            for (int n = 0; n < S::NT; n++) multiply(acc[r][n], a, step ? x[n].z : x[n].x, step ? x[n].w : x[n].y);
+        }
+}
+
 // Adds a fragment of each of a warp's tiles times the 64 columns of x at `column`.
 template <class S>
 DEVICE void add_column(float (&acc)[S::TILES][S::NT][4], const typename S::F::Fragment (&fragment)[S::TILES],
                        const u16* const (&x_row)[S::NT], int column) {
-    U4 b[S::NT][2];
+    U4 x[2][S::NT];
 #pragma unroll
     for (int n = 0; n < S::NT; n++)
 #pragma unroll
-        for (int half = 0; half < 2; half++)
-            b[n][half] = load_shared_line((const U4*)(x_row[n] + column * 64 + half * 32));
-#pragma unroll
-    for (int r = 0; r < S::TILES; r++)
-#pragma unroll
-        for (int step = 0; step < 4; step++) {
-            u32 a[4];
-            S::F::dequantise(fragment[r], step, a);
-#pragma unroll
-            for (int n = 0; n < S::NT; n++) {
-                const U4& v = b[n][step / 2];
-                multiply(acc[r][n], a, step % 2 ? v.z : v.x, step % 2 ? v.w : v.y);
-            }
-        }
+        for (int half = 0; half < 2; half++) x[half][n] = load_shared_line((const U4*)(x_row[n] + column * 64 + half * 32));
+    add_half<S>(acc, fragment, x[0], 0);
+    add_half<S>(acc, fragment, x[1], 1);
 }
 
 // A warp's sums of an item, [S::ALONG][S::ROWS][S::STRIDE] in shared memory; they are zero then.
@@ -128,19 +132,25 @@ DEVICE void matmul_few(const Counts* counts, const u16* x, const Segments& segme
     const int rows = all < S::ROWS ? all : S::ROWS;
     x += (u64)row0 * K;
 
-    // Rows that are not there are those that are: what they yield is not used.
+    // Rows that are not there are those that are: what they yield is not used. Each pointer is at the round's first column,
+    // so that others are at distances that instructions hold.
     const u16* x_row[NT];
 #pragma unroll
     for (int n = 0; n < NT; n++) {
         int row = 8 * n + g;
         x_row[n] = x + (u64)(row < rows ? row : rows - 1) * K + begin * 64 + 8 * t;
     }
+    // What is multiplied, and what is multiplied next.
+    U4 b[2][NT];
+#pragma unroll
+    for (int n = 0; n < NT; n++) b[0][n] = load_shared_line((const U4*)x_row[n]);
 
     float acc[TILES][NT][4] = {};
     int set = 0;
     // With many sums, a number that the assembler doesn't know: it would unroll a few rounds and move all their reads ahead,
-    // into more registers than there are. Blocks have one row of threads. Of one round it knows best.
-    const int rounds = S::ROUNDS + (NT > 1 && S::ROUNDS > 1 ? threadIdx.y & 1 : 0);
+    // into more registers than there are. Of one round it knows best.
+    int rounds = S::ROUNDS;
+    if (NT > 1 && S::ROUNDS > 1) asm volatile("mov.u32 %0, %1;" : "=r"(rounds) : "n"(S::ROUNDS));
     for (int item = first; item < last; item++) {
         const u8* next = item + 1 < last ? segments.item(item + 1) + within : p;
 #pragma unroll 1
@@ -151,9 +161,22 @@ DEVICE void matmul_few(const Counts* counts, const u16* x, const Segments& segme
 #pragma unroll
             for (int i = 0; i < DEPTH; i++) {
                 const int c = round * DEPTH + i;
-                const bool here = S::EVEN || c < count;
-                const int column = here ? c : 0;
-                add_column<S>(acc, ring[i], x_row, column);
+                const bool here = S::EVEN || c < count, ends = i + 1 == DEPTH;
+#pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    // A column that is not there counts for nothing: its weights are zero.
+                    const bool moves = ends && half == 1;
+                    if (moves)
+#pragma unroll
+                        for (int n = 0; n < NT; n++) x_row[n] += wraps ? (1 - rounds) * DEPTH * 64 : DEPTH * 64;
+                    if (S::EVEN || (half == 0 ? here : (moves && wraps) || c + 1 < count))
+#pragma unroll
+                        for (int n = 0; n < NT; n++) {
+                            const u16* at = x_row[n] + (moves ? 0 : i * 64 + half * 32 + 32);
+                            b[half ^ 1][n] = load_shared_line((const U4*)at);
+                        }
+                    add_half<S>(acc, ring[i], b[half], half);
+                }
                 // This slot's next fragment: DEPTH further, or of the next item.
                 const bool there = more && (S::EVEN || (wraps ? i : c + DEPTH) < count);
 #pragma unroll

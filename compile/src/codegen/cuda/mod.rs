@@ -64,7 +64,7 @@ impl kernels::Chip for Chip {
 /// Chooses the kernels of a plan, enters them into its variants, and compiles them.
 ///
 /// How many registers a product's kernel takes is the assembler's to say: one that would spill is chosen again with fewer reads
-/// of weights under way.
+/// of weights under way, or fewer tiles a warp.
 pub fn generate(plan: &mut Plan, chip: &Chip) -> Result<Code, Error> {
     let mut depths = kernels::Depths::default();
     let (chosen, source, compiled) = loop {

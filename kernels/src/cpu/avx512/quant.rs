@@ -22,6 +22,9 @@ use crate::quant::BLOCK;
 /// Tokens of a full tile.
 const TOKENS: usize = 8;
 
+/// How far ahead of the block in work weights are fetched, in bytes.
+const AHEAD: usize = 2048;
+
 /// Parts of both groups that are unpacked at a time, for all tokens of a call: 256 k.
 const PANEL: usize = 8;
 
@@ -56,6 +59,7 @@ pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
                     let parts = panel.chunks_exact_mut(F::PARTS).take(count);
                     for (i, parts) in parts.enumerate() {
                         let at = w.add(i * block_bytes);
+                        fetch_next::<F>([at, at.add(second)], 2 * group_bytes);
                         unpack_block::<F, BYTES>([at, at.add(second)], parts);
                     }
                 }
@@ -72,6 +76,7 @@ pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
                         x: args.x_rows(row),
                         out: args.out.add(row * args.out_stride as usize + g * GROUP),
                         out_stride: args.out_stride as usize,
+                        fetches: row == 0,
                     };
                     row += match (shared, rows - row) {
                         (true, 1) => tile.run::<F, BYTES, 1, true>(),
@@ -106,6 +111,21 @@ struct Tile {
     x: [*const u8; TOKENS],
     out: *mut f32,
     out_stride: usize,
+    /// Whether weights further on are fetched: the first of a call's tiles does that for all.
+    fetches: bool,
+}
+
+/// Fetches a block of two groups `ahead` bytes further on to the second-level cache: few tokens are multiplied faster than the
+/// processor by itself reads ahead (NOTES.md).
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+pub(in crate::cpu) fn fetch_next<F: Format>(at: [*const u8; 2], ahead: usize) {
+    for at in at {
+        for line in 0..(F::HEADER + F::PARTS * F::PART).div_ceil(64) {
+            // Hints, which may point anywhere.
+            _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(ahead + line * 64).cast());
+        }
+    }
 }
 
 impl Tile {
@@ -135,6 +155,16 @@ impl Tile {
             for block in 0..self.blocks {
                 let at = self.w.add(block * (F::HEADER + F::PARTS * F::PART));
                 let heads = [F::head(at), F::head(at.add(self.second))];
+                if !SHARED && self.fetches {
+                    // Behind a pair's last blocks comes the next pair.
+                    let left = (self.blocks - block) * (F::HEADER + F::PARTS * F::PART);
+                    let ahead = if left > AHEAD {
+                        AHEAD
+                    } else {
+                        AHEAD + self.second
+                    };
+                    fetch_next::<F>([at, at.add(self.second)], ahead);
+                }
                 for i in 0..F::PARTS {
                     let number = block * F::PARTS + i;
                     let mut part = self.panel.wrapping_add(number);
