@@ -555,6 +555,7 @@ def comparisons():
         case(f'v_cmp_{name}_f32 vcc_lo, v1, v2', {'v1': a, 'v2': b}, {'vcc': mask([bool(x) for x in found])})
         case(f'v_cmpx_{name}_f32 v1, v2', {'v1': a, 'v2': b}, {'exec': mask([bool(x) for x in found])})
         case(f'v_cmp_n{name}_f32 vcc_lo, v1, v2', {'v1': a, 'v2': b}, {'vcc': mask([not x for x in found])})
+        case(f'v_cmpx_n{name}_f32 v1, v2', {'v1': a, 'v2': b}, {'exec': mask([not x for x in found])})
     ordered = [not F32.is_nan(x) and not F32.is_nan(y) for x, y in zip(a, b)]
     case('v_cmp_o_f32 vcc_lo, v1, v2', {'v1': a, 'v2': b}, {'vcc': mask(ordered)})
     case('v_cmp_u_f32 vcc_lo, v1, v2', {'v1': a, 'v2': b}, {'vcc': mask([not x for x in ordered])})
