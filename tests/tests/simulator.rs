@@ -214,12 +214,17 @@ fn launches(name: &str, steps: &[[u32; 3]]) {
 /// attention with heads of many sizes.
 #[test]
 fn each_op_is_the_references() {
-    let options = Options::new(Target::Gfx1151);
-    let loaded = bundle("ops", |path| ops::write(&options, path));
+    let loaded = single_ops();
     for profile in loaded.plan().stability.clone() {
         let model = Model::of(Machine::simulator(), loaded.clone()).with_kv_bytes(KV_BYTES);
         launches_are_the_references(&model.by(profile.stability), &STEPS);
     }
+}
+
+fn single_ops() -> Arc<Loaded> {
+    bundle("ops", |path| {
+        ops::write(&Options::new(Target::Gfx1151), path);
+    })
 }
 
 fn mixture() -> Arc<Loaded> {
@@ -346,7 +351,9 @@ fn objects() -> Vec<(String, Arc<Loaded>)> {
     let models = MODELS
         .iter()
         .map(|(name, ..)| (name.to_string(), model(name).loaded));
-    products.chain(models).collect()
+    let others = [("ops", single_ops()), ("experts", mixture())];
+    let others = others.map(|(name, loaded)| (name.to_string(), loaded));
+    products.chain(models).chain(others).collect()
 }
 
 /// Calls `f` with the instructions of each code object.

@@ -10,7 +10,7 @@ use crate::error::Error;
 const DECODE_ROWS: u32 = 4;
 
 /// Rows of a prefill tile: results of 32 tokens and 64 features are 8 KiB, a quarter of a first-level cache.
-const PREFILL_ROWS: u32 = 64;
+const PREFILL_ROWS: u32 = 32;
 
 /// Columns of a matmul's tile: eight groups of eight weight rows.
 const WIDE: u32 = 64;

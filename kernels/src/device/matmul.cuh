@@ -147,10 +147,9 @@ DEVICE void matmul_few(const Counts* counts, const u16* x, const Segments& segme
 
     float acc[TILES][NT][4] = {};
     int set = 0;
-    // With many sums, a number that the assembler doesn't know: it would unroll a few rounds and move all their reads ahead,
-    // into more registers than there are. Of one round it knows best.
-    int rounds = S::ROUNDS;
-    if (NT > 1 && S::ROUNDS > 1) asm volatile("mov.u32 %0, %1;" : "=r"(rounds) : "n"(S::ROUNDS));
+    // With many sums, a number that the assembler doesn't know: it would unroll rounds and move their reads ahead, into more
+    // registers than there are. Blocks have one row of threads. Of one round it knows best.
+    const int rounds = NT > 1 && S::ROUNDS > 1 ? S::ROUNDS * (1 + threadIdx.y) : S::ROUNDS;
     for (int item = first; item < last; item++) {
         const u8* next = item + 1 < last ? segments.item(item + 1) + within : p;
 #pragma unroll 1

@@ -6,8 +6,8 @@ use std::path::Path;
 use bundle_format::Writer;
 use bundle_format::model::{Manifest, Model};
 use bundle_format::plan::{
-    Buffer, DType, Dim, Encoding, Input, KvGroup, Launch, Limits, Op, Place, Plan, Role, Weight,
-    WeightLayout,
+    Buffer, DType, Dim, Encoding, Input, KvGroup, Launch, Limits, Op, Output, Place, Plan, Role,
+    Weight, WeightLayout,
 };
 use bundle_format::target::Target;
 use bundle_format::write::Contents;
@@ -178,7 +178,10 @@ impl Parts {
         memory::depend(&mut self.plan);
         let code = fastc::codegen::generate(&mut self.plan, options);
         let code = code.unwrap_or_else(|e| panic!("{name}: {e}")).bytes;
-        let manifest = manifest(options.target, vocab, self.plan.limits.context);
+        let hidden = Role::Output(Output::Hidden);
+        let hidden = self.plan.buffers.iter().find(|b| b.place.role == hidden);
+        let embedding = hidden.map_or(vocab, |b| b.cols);
+        let manifest = manifest(options.target, vocab, embedding, self.plan.limits.context);
         let contents = Contents {
             manifest: &manifest,
             plan: &self.plan,
@@ -195,7 +198,7 @@ impl Parts {
     }
 }
 
-fn manifest(target: Target, vocab: u32, context: u32) -> Manifest {
+fn manifest(target: Target, vocab: u32, embedding: u32, context: u32) -> Manifest {
     Manifest {
         compiler: "a test".into(),
         toolchain: vec![],
@@ -211,7 +214,7 @@ fn manifest(target: Target, vocab: u32, context: u32) -> Manifest {
             quantisation: String::new(),
             parameters: 0,
             layers: 1,
-            embedding: vocab,
+            embedding,
             vocab,
             trained_context: context,
         },

@@ -242,9 +242,7 @@ impl Cut {
         most: Option<u32>,
     ) -> Option<Cut> {
         // What is read of x serves two tiles, where their sums fit a thread's registers.
-        let tight = most == Some(1)
-            || groups > 4 && codes == Codes::Half
-            || groups > 2 && scales == Scales::Wide;
+        let tight = most == Some(1) || groups > 2 && scales == Scales::Wide;
         let per_warp = if group.is_multiple_of(2) && !tight {
             2
         } else {

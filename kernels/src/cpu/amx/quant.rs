@@ -1,9 +1,8 @@
 //! Quantised weights times Q8 and Q16 rows, by int8 tiles.
 //!
-//! A chunk of the k of sixteen rows of weights is unpacked once, to *panels* of 32 k; then for each T tokens tiles of some panels
-//! are multiplied and their results stored, and AVX-512 scales these and adds them to accumulators in registers. The two take
-//! turns, rather than overlap: for some hundred cycles behind any tile instruction a core has one pipe of 512 bits that
-//! multiplies and not two (NOTES.md). Factors are laid side by side first, once for all weights of the call.
+//! A chunk of the k of sixteen rows of weights is unpacked once, to *panels* of 32 k; then for each T tokens the tiles of one panel
+//! after the other are multiplied while AVX-512 scales the results of the panel before and adds them to accumulators in
+//! registers. Scaling is what takes longest: so its factors are laid side by side first, once for all weights of the call.
 //!
 //! Every sum of products with one byte of activations, integer scales included, is below 2^24: at most 32 * 32 * 127 * 128, in
 //! Q6_K. So it is exact in f32, and integer scales are multiplied there. Those of the two bytes of Q16 make 128 * high + low in one
@@ -14,7 +13,7 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::panel::{Panel, has_halves, unpack, weights};
-use super::tiles::{Activations, Hardware, Sums, Tiles, sets};
+use super::tiles::{Activations, Hardware, RESULTS, Sums, Tiles, sets};
 use crate::abi::MatMulArgs;
 use crate::cpu::avx2::quant::{Format, Scales};
 use crate::cpu::avx512;
@@ -38,9 +37,8 @@ const PANELS: usize = 16;
 /// Tiles of tokens that share a chunk's panels.
 const TILES: usize = 4;
 
-/// Tiles of results between a turn of products and one of scaling: 16 KiB. Twice as many leave the L1 cache, and storing them then
-/// takes three times as long.
-const STORED: usize = 16;
+/// Steps from the store of results to their scaling, and so the number of steps whose results are in memory.
+const STORED: usize = 2;
 
 /// Weights of a format times rows whose quants have BYTES bytes: 1 in Q8, 2 in Q16.
 ///
@@ -75,7 +73,7 @@ struct Scratch {
     panels: MaybeUninit<[Panel; PANELS]>,
     rows: MaybeUninit<[Rows; TILES]>,
     factors: MaybeUninit<[[Factors; PANELS]; TILES]>,
-    results: MaybeUninit<[Sums; STORED]>,
+    results: MaybeUninit<[[Sums; RESULTS]; STORED]>,
 }
 
 /// A block for each token below a limit, written out, so that what arrays hold for them stays in registers.
@@ -149,7 +147,7 @@ impl Call<'_> {
         let group_bytes = self.blocks * (F::HEADER + F::PARTS * F::PART);
         let first_group = args.col0 as usize / GROUP;
         let groups = (args.cols as usize).div_ceil(GROUP);
-        // Of equal sizes, about: a short one would pay a turn's price for a few steps.
+        // Of equal sizes, about: products have nothing to overlap with at either end of a chunk.
         let chunks = self.blocks.div_ceil(PANELS / F::PARTS).max(1);
         let chunk_blocks = self.blocks.div_ceil(chunks).max(1);
         let panels = scratch.panels.as_mut_ptr().cast::<Panel>();
@@ -299,11 +297,12 @@ struct Run {
 }
 
 impl Run {
-    /// Adds the products of all panels.
+    /// Step `n` scales and adds panel n's results; those of panel n + STORED are stored behind it, and as many products as
+    /// registers hold are ahead of that.
     ///
     /// # Safety
-    /// `x` has T rows of `count` blocks, `panels` and `factors` as many elements, `out` T rows; `results` has room for STORED
-    /// tiles; tiles are configured.
+    /// `x` has T rows of `count` blocks, `panels` and `factors` as many elements, `out` T rows; `results` has room for those of
+    /// STORED steps; tiles are configured.
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
     unsafe fn panels<M: Tiles, F: Format, const BYTES: usize, const T: usize>(
         &self,
@@ -312,8 +311,9 @@ impl Run {
         factors: *const Factors,
         results: *mut Sums,
     ) {
+        let sets = sets(BYTES, weights::<F>());
+        let slot = |step: usize| results.wrapping_add(step % STORED * RESULTS / sets);
         let mut acc = [_mm512_setzero_ps(); 16];
-        let each = BYTES * weights::<F>();
         // SAFETY: the caller's promise.
         unsafe {
             if self.resumes {
@@ -325,13 +325,22 @@ impl Run {
                     };
                 });
             }
-            for first in (0..count).step_by(STORED / each) {
-                let steps = first..count.min(first + STORED / each);
-                self.products::<M, F, BYTES>(steps.clone(), panels, results);
-                for step in steps {
-                    let results = results.add((step - first) * each);
-                    add::<F, BYTES, T>(panels.add(step), factors.add(step), results, &mut acc);
-                    settle(&mut acc);
+            for step in 0..count.min(STORED) {
+                self.multiply::<M, F, BYTES>(step, panels.add(step));
+                store::<M, F, BYTES>(step, slot(step));
+            }
+            for step in STORED..count.min(STORED + sets - 1) {
+                self.multiply::<M, F, BYTES>(step, panels.add(step));
+            }
+            for step in 0..count {
+                let (stored, next) = (step + STORED, step + STORED + sets - 1);
+                if next < count {
+                    self.multiply::<M, F, BYTES>(next, panels.add(next));
+                }
+                add::<F, BYTES, T>(panels.add(step), factors.add(step), slot(step), &mut acc);
+                settle(&mut acc);
+                if stored < count {
+                    store::<M, F, BYTES>(stored, slot(stored));
                 }
             }
             each_token!(t < T: {
@@ -342,36 +351,6 @@ impl Run {
                     false => _mm256_storeu_ps(out, _mm512_castps512_ps256(acc[t])),
                 }
             });
-        }
-    }
-
-    /// Multiplies the tiles of some panels and stores the results, one behind the other. As many products as registers hold are
-    /// ahead of the stores.
-    ///
-    /// # Safety
-    /// As [`Run::panels`], with the panels `steps` and room for the results.
-    #[inline]
-    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-    unsafe fn products<M: Tiles, F: Format, const BYTES: usize>(
-        &self,
-        steps: std::ops::Range<usize>,
-        panels: *const Panel,
-        results: *mut Sums,
-    ) {
-        let ahead = sets(BYTES, weights::<F>()) - 1;
-        // SAFETY: the caller's promise.
-        unsafe {
-            for step in steps.clone().take(ahead) {
-                self.multiply::<M, F, BYTES>(step, panels.add(step));
-            }
-            let mut to = results;
-            for step in steps.clone() {
-                if step + ahead < steps.end {
-                    self.multiply::<M, F, BYTES>(step + ahead, panels.add(step + ahead));
-                }
-                store::<M, F, BYTES>(step, to);
-                to = to.add(BYTES * weights::<F>());
-            }
         }
     }
 

@@ -555,6 +555,7 @@ def comparisons():
         case(f'v_cmp_{name}_f32 vcc_lo, v1, v2', {'v1': a, 'v2': b}, {'vcc': mask([bool(x) for x in found])})
         case(f'v_cmpx_{name}_f32 v1, v2', {'v1': a, 'v2': b}, {'exec': mask([bool(x) for x in found])})
         case(f'v_cmp_n{name}_f32 vcc_lo, v1, v2', {'v1': a, 'v2': b}, {'vcc': mask([not x for x in found])})
+        case(f'v_cmpx_n{name}_f32 v1, v2', {'v1': a, 'v2': b}, {'exec': mask([not x for x in found])})
     ordered = [not F32.is_nan(x) and not F32.is_nan(y) for x, y in zip(a, b)]
     case('v_cmp_o_f32 vcc_lo, v1, v2', {'v1': a, 'v2': b}, {'vcc': mask(ordered)})
     case('v_cmp_u_f32 vcc_lo, v1, v2', {'v1': a, 'v2': b}, {'vcc': mask([not x for x in ordered])})
@@ -785,7 +786,7 @@ def memory():
 
 
 def shared(data, lane4, at):
-    for n in (1, 2, 4):
+    for n in (1, 2, 3, 4):
         case(f'ds_load_b{32 * n} v{"0" if n == 1 else f"[0:{n - 1}]"}, v4 offset:16', {'lds': data, 'v4': lane4},
              {f'v{r}': [at(x + 16 + 4 * r) for x in lane4] for r in range(n)})
         regs = {f'v{r}': [100 * r + i for i in range(32)] for r in range(n)}
