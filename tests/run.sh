@@ -27,7 +27,7 @@ failures=()
 
 # check NAME COMMAND...: one check, passed if the command succeeds.
 check() {
-  local name=$1
+  local name=$1 start=$SECONDS
   shift
   echo "== $name"
   if "$@"; then
@@ -36,11 +36,12 @@ check() {
     failed=$((failed + 1))
     failures+=("$name")
   fi
+  echo "== $name: $((SECONDS - start)) s"
 }
 
 # suite NAME COMMAND...: a run of cargo test, each of its tests counted.
 suite() {
-  local name=$1 log=$logs/suite ok bad
+  local name=$1 log=$logs/suite start=$SECONDS ok bad
   shift
   echo "== $name"
   "$@" 2>&1 | tee "$log"
@@ -53,6 +54,7 @@ suite() {
   passed=$((passed + ok))
   failed=$((failed + bad))
   ((bad)) && failures+=("$name")
+  echo "== $name: $((SECONDS - start)) s"
   return 0
 }
 
