@@ -68,6 +68,7 @@ check "Python package" tests/python.sh
 suite "server" tests/server/run.sh
 if [[ -n $full ]]; then
   check "ids of llama.cpp's vocabularies" tests/vocab_check.sh
+  suite "all kernels for all NVIDIA chips" cargo test --locked -p fastc --test cuda -- --ignored
   suite "cluster" tests/cluster/run.sh
   suite "long tests" cargo test --release --locked -p e2e --features full --test long
 fi
