@@ -256,7 +256,7 @@ fn what_has_no_kernels_is_refused_by_name() {
     let text = error.err().unwrap().to_string();
     assert!(text.starts_with("unsupported: "), "{text}");
     assert!(
-        text.contains("columns of F32") && text.contains("for cpu"),
+        text.contains("'token_embd.weight' is f32") && text.contains("for cpu"),
         "{text}"
     );
 }

@@ -393,24 +393,11 @@ fn mixtures_compile() {
     }
 }
 
-/// What a target or an architecture lacks is said by name.
+/// What an architecture lacks is said by name.
 #[test]
-fn mixtures_are_refused_where_kernels_are_missing() {
+fn mixtures_of_other_architectures_are_refused() {
     let bytes = vocabulary(64, false, false);
     let vocab = Gguf::parse(&bytes).unwrap();
-    let (_, file) = one_layer(&narrow("qwen15-moe"), &vocab, Encoding::Q4_0);
-    let gguf = Gguf::parse(&file).unwrap();
-    for target in [Target::Sm90a, Target::Gfx1151] {
-        let options = fastc::driver::Options::new(target);
-        let found = fastc::driver::compile_graph(&gguf, &options, |_| {}, |_| {});
-        let Err(error @ Error::Unsupported(_)) = found.map(drop) else {
-            panic!("{target} was not refused as unsupported");
-        };
-        let text = error.to_string();
-        for says in ["qwen2moe", target.name(), "route tokens", "for cpu"] {
-            assert!(text.contains(says), "{says}: {text}");
-        }
-    }
     let mut gemma = narrow("gemma3-1b");
     gemma.experts = Shape::named("mixtral-8x7b").unwrap().experts;
     let (_, file) = one_layer(&gemma, &vocab, Encoding::Q4_0);

@@ -6,12 +6,12 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use bundle_format::gpu::{Arg, Extent, Kernel, Sampling};
-use bundle_format::plan::{Dim, Input, Op, Output, Part, Plan, Role, Segment, Variant};
+use bundle_format::plan::{Dim, Encoding, Input, Op, Output, Part, Plan, Role, Segment, Variant};
 use bundle_format::region::{Inst, Region};
 use bundle_format::stability::Profiles;
 
 use super::region;
-use super::segments::format;
+use super::segments::{format, no_fragments};
 use super::shapes::sample;
 use super::work::Turns;
 use crate::error::Error;
@@ -209,6 +209,9 @@ impl Writer<'_> {
                 scale,
             } => {
                 let weight = &self.plan.weights[*table as usize];
+                if weight.encoding == Encoding::F32 {
+                    return Err(no_fragments(&weight.name, weight.encoding));
+                }
                 let (format, cols) = (format(weight.encoding)?, weight.cols);
                 let threads = (cols / 4).next_multiple_of(32).min(256);
                 let told = self.told(threads);
