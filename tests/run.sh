@@ -14,6 +14,9 @@ for argument in "$@"; do
   esac
 done
 
+# A clean machine builds everything once: keeping state for the next time would cost more than it saves.
+export CARGO_INCREMENTAL=${CARGO_INCREMENTAL:-0}
+
 examples/setup.sh --amd || exit 1
 model=$(examples/fetch-model.sh) || exit 1
 export FASTINFER_MODELS=${model%/*}
