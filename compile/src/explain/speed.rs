@@ -89,7 +89,7 @@ const GFX1151: Gpu = Gpu {
 /// shares of one row those of kernels by themselves (an H200's): all measured, and none of them in whole steps of a model. What tiles of
 /// matrix products reach is fitted to llama2-7b's prefill. Products of few rows are by `mma.sync`, at 62% of the unit's rate. Of the
 /// kernels of 32 rows, of which a unit has two warps, ncu saw 30 to 42% of issue slots used. The second cache's rate is as published;
-/// that half of the activations come from it is fitted to TinyLlama at batch 32 on an H200.
+/// that half of the activations come from it was chosen for TinyLlama at batch 32, and not compared with other models.
 const H100: Gpu = Gpu {
     name: "H100",
     read: 3.04e12,
