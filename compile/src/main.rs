@@ -235,6 +235,7 @@ impl Shape {
             disabled: self.disable_pass,
             activations,
             prologues: false,
+            mixed_launches: false,
             epilogue_features: None,
         };
         Ok(Options {
@@ -247,6 +248,7 @@ impl Shape {
             },
             passes,
             portable: self.portable_kernels,
+            draws: true,
             stability,
         })
     }
