@@ -132,6 +132,9 @@ struct Shape {
     /// On a GPU only the kernels that every chip could have: to test them on one that has better ones.
     #[arg(long, hide = true)]
     portable_kernels: bool,
+    /// No kernels that draw tokens: the host does. To test the others.
+    #[arg(long, hide = true)]
+    host_draws: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -248,7 +251,7 @@ impl Shape {
             },
             passes,
             portable: self.portable_kernels,
-            draws: true,
+            draws: !self.host_draws,
             stability,
         })
     }

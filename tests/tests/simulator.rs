@@ -55,28 +55,53 @@ const MODELS: &[(&str, Source, &[&str])] = &[
     ("qwen3moe", Source::Architecture("qwen3moe"), SMALL),
     ("mixtral", Source::Architecture("mixtral"), SMALL),
     // Norms of queries and keys; and with them norms behind each part, windows, GeGLU and heads of 256.
-    ("qwen3", Source::Like("qwen3-8b", 1, 64, 2), &[]),
-    ("gemma3", Source::Like("gemma3-1b", 6, 256, 2), &[]),
+    (
+        "qwen3",
+        Source::Like("qwen3-8b", 1, 64, 2),
+        &["--host-draws"],
+    ),
+    (
+        "gemma3",
+        Source::Like("gemma3-1b", 6, 256, 2),
+        &["--host-draws"],
+    ),
     // Heads whose halves are no whole blocks of a cache of 8 bits.
     (
         "heads-96",
         Source::Like("llama3-8b", 1, 96, 2),
-        &["--kv", "q8_0", "--ctx", "512"],
+        &[
+            "--kv",
+            "q8_0",
+            "--ctx",
+            "512",
+            "--stability",
+            "fast",
+            "--host-draws",
+        ],
     ),
+    // Tokens are drawn from its logits.
     ("tiny", Source::Shape("tiny", "q4_0", 2), &["--ctx", "512"]),
     (
         "batch",
         Source::Shape("tiny256", "q4_0", 1),
-        &["--ctx", "256", "--max-batch", "33", "--stability", "fast"],
+        &[
+            "--ctx",
+            "256",
+            "--max-batch",
+            "33",
+            "--stability",
+            "fast",
+            "--host-draws",
+        ],
     ),
     (
         "smollm2",
         Source::Real,
-        &["--ctx", "256", "--max-batch", "1"],
+        &["--ctx", "256", "--max-batch", "1", "--host-draws"],
     ),
 ];
 
-const SMALL: &[&str] = &["--ctx", "64", "--max-batch", "3"];
+const SMALL: &[&str] = &["--ctx", "64", "--max-batch", "3", "--host-draws"];
 
 /// A bundle that is made once.
 type Slot = Arc<OnceLock<Arc<Loaded>>>;

@@ -23,11 +23,19 @@ fn allowed(plan: &Plan, op: &Op, dtype: Option<DType>) -> f32 {
         // Sines and cosines have an error of their own.
         Op::RopeTable { .. } => 1e-3,
         Op::Region { .. } => 1e-5,
-        // A gate multiplies two of them.
-        Op::MatMul { segments, .. } | Op::ExpertMatMul { segments, .. } => segments
-            .iter()
-            .map(|segment| 2.0 * encoded(segment.weight))
-            .fold(0.0, f32::max),
+        // A gate multiplies two of them; what is normed first is rounded once more.
+        Op::MatMul { segments, .. } | Op::ExpertMatMul { segments, .. } => {
+            let all = segments.iter().map(|s| 2.0 * encoded(s.weight));
+            let normed = matches!(
+                op,
+                Op::MatMul {
+                    prologue: Some(_),
+                    ..
+                }
+            );
+            let roundings: f32 = if normed { 2.0 } else { 1.0 };
+            all.fold(0.0, f32::max) * roundings.sqrt()
+        }
         // Queries and weights of positions are f16.
         Op::Attention { .. } => 4e-3,
         Op::Route { .. } => 1e-5,

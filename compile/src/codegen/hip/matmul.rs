@@ -208,7 +208,7 @@ fn reason(first: u32, last: u32, rows: u32, way: Way) -> String {
         Norm::None => "",
         Norm::Inside => "; each block norms it for itself",
         Norm::Before => "; normed before",
-        Norm::Apart => "; residual sum and norm before, apart",
+        Norm::Apart => "; normed before, by kernels of a stream each",
     });
     if way.behind {
         reason.push_str("; rotation and KV write apart");
