@@ -47,6 +47,8 @@ pub struct Gpu {
     cache: Option<(f64, f64)>,
     /// Cycles from an instruction of a warp to its next, on average, of which the unit's other warps fill as many as they are.
     dependent: f64,
+    /// The same of a warp that has its unit to itself.
+    alone: f64,
     /// Where instructions of products of many rows are not counted in the machine code, what stands for that.
     tiles: Option<Tiles>,
     /// Where those of products of one row are not, the share of the read rate that they reach: of codes, which are unpacked, and
@@ -70,7 +72,8 @@ pub struct Tiles {
     together: u32,
 }
 
-/// Strix Halo. Memory's rate is measured, as is what matrix products reach of 59.4 TFLOPS; latency and gap are assumptions.
+/// Strix Halo. Memory's rate is measured, as is what matrix products reach of 59.4 TFLOPS; latency, gap and the cycles of a wavefront alone
+/// are assumptions.
 const GFX1151: Gpu = Gpu {
     name: "gfx1151",
     read: 212e9,
@@ -88,6 +91,7 @@ const GFX1151: Gpu = Gpu {
     apart: false,
     cache: None,
     dependent: 1.0,
+    alone: 5.0,
     tiles: None,
     one: None,
     attention: 1.0,
@@ -118,6 +122,7 @@ const H100: Gpu = Gpu {
     apart: true,
     cache: Some((5.5e12, 0.5)),
     dependent: 5.5,
+    alone: 5.5,
     tiles: Some(Tiles {
         size: 128,
         many: 65,
@@ -360,21 +365,28 @@ impl Model<'_> {
         };
         let busy = busy.max(time.shared);
         let (chain, before) = self.chains(ops, grid[0]);
-        let chain = match self.routes(ops) {
+        let mut chain = chain * gpu.latency;
+        let mut before = before * gpu.latency;
+        match ops {
+            [Op::Route { .. }] => before += self.ranks(op),
             // Other blocks go on while a router's last one sends the token.
-            true => {
+            [Op::MatMul { .. }, route @ Op::Route { .. }] => {
                 let made = if gpu.early { gpu.latency } else { 0.0 };
-                chain * gpu.latency + made.max(self.of_router(op) / rate)
+                chain += made.max(self.of_router(op) / rate) + self.ranks(route);
             }
-            false => chain * gpu.latency,
-        };
-        time.all = gpu.gap + before * gpu.latency + chain.max(time.memory).max(busy);
+            _ => {}
+        }
+        time.all = gpu.gap + before + chain.max(time.memory).max(busy);
         time
     }
 
-    /// Whether a kernel's last block sends the token that all have multiplied with the router's weights.
-    fn routes(&self, ops: &[&Op]) -> bool {
-        ops.iter().skip(1).any(|op| matches!(op, Op::Route { .. }))
+    /// How long a thread takes to compare its logit with all of the token's: four instructions each, with nothing beside.
+    fn ranks(&self, route: &Op) -> f64 {
+        let Op::Route { logits, .. } = route else {
+            return 0.0;
+        };
+        let logits = self.plan.buffers[*logits as usize].cols;
+        f64::from(logits.next_multiple_of(32)) * 4.0 * self.gpu.alone / self.gpu.clock
     }
 
     /// Reads of a kernel that wait for one another while others go on, and those that all the others wait for.

@@ -315,7 +315,11 @@ impl Products<'_, '_> {
             _ => 4,
         };
         let group = whole * u32::div_ceil(target, whole);
-        let tiles = if group.is_multiple_of(2) { 2 } else { 1 };
+        // Three wavefronts, or six, would each copy more of x than registers have room for.
+        let tiles = match group.is_multiple_of(2) && (group / 2).is_power_of_two() {
+            true => 2,
+            false => 1,
+        };
         let across = group / tiles;
         let along = match columns {
             4 => 1,
