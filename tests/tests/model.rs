@@ -7,8 +7,10 @@ use ::fastrun::device::cpu::{CpuDevice, CpuOptions};
 use ::fastrun::device::reference::{ReferenceDevice, ReferenceOptions};
 use ::fastrun::device::{Device, RowOutcome, Step, StepKv, TokenSource, Want};
 use ::fastrun::load::Loaded;
+
 use e2e::gates::{self, Gates};
 use e2e::{bundle, fastrun, golden, succeed};
+use kernels::cpu::Level;
 use serde_json::Value;
 
 /// The oracle's answer to one prompt (tests/golden/README.md).
@@ -306,6 +308,27 @@ fn logits_have_the_same_bits_however_a_prompt_is_cut() {
                 bits(&found) == expected,
                 "{threads} threads, chunks {cut:?}: other bits"
             );
+        }
+    }
+}
+
+/// The same bits from the microkernels of each instruction set that this processor has: a batch and single tokens.
+#[test]
+fn logits_have_the_same_bits_at_every_level() {
+    let ids: Vec<u32> = cases().swap_remove(6).tokens[..40].to_vec();
+    let last = ids.len() - 4..ids.len();
+    let mut expected: Option<Vec<Vec<f32>>> = None;
+    for level in Level::ALL.into_iter().filter(|level| level.is_available()) {
+        let options = CpuOptions {
+            threads: Some(2),
+            level: Some(level),
+            ..CpuOptions::default()
+        };
+        let mut device = CpuDevice::open(load(), &options).unwrap();
+        let found = run(&mut device, &ids, &[37, 1], last.clone());
+        match &expected {
+            None => expected = Some(found),
+            Some(expected) => assert!(found == *expected, "{}: other logits", level.name()),
         }
     }
 }

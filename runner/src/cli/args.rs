@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 #[cfg(feature = "server")]
 use fastrun::spec::NgramSpec;
+use kernels::cpu::Level;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -179,6 +180,10 @@ pub struct DeviceArgs {
     /// What to compute with; reference is slow, and exact
     #[arg(long, value_name = "DEVICE", value_enum, default_value_t = DeviceKind::Auto)]
     pub device: DeviceKind,
+    /// Instruction set of a processor's kernels: scalar, avx2, avx512vnni or amx; the same results, at another speed [default: the
+    /// best there is]
+    #[arg(long, value_name = "LEVEL", value_parser = level)]
+    pub cpu_level: Option<Level>,
     /// Bytes of the KV cache, with K, M or G: 512M [default: what fits]
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     pub kv_memory: Option<u64>,
@@ -555,6 +560,14 @@ fn bytes(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "this is a number of bytes, maybe with K, M or G behind it".to_string())
 }
 
+fn level(text: &str) -> Result<Level, String> {
+    let known = Level::ALL.into_iter().find(|level| level.name() == text);
+    known.ok_or_else(|| {
+        let names = Level::ALL.map(Level::name);
+        format!("expected one of {}", names.join(", "))
+    })
+}
+
 fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(n) if n > 0 => Ok(n),
@@ -570,6 +583,17 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_level_is_one_of_those_that_there_are() {
+        let parse = |name| Cli::try_parse_from(["fastrun", "m.fib", "--cpu-level", name]);
+        for level in Level::ALL {
+            let cli = parse(level.name()).expect("valid");
+            assert_eq!(cli.run.device.cpu_level, Some(level));
+        }
+        let error = parse("sse2").expect_err("none of them").to_string();
+        assert!(error.contains("scalar, avx2, avx512vnni, amx"), "{error}");
     }
 
     #[test]

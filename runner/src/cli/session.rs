@@ -13,6 +13,7 @@ use fastrun::device::reference::{ReferenceDevice, ReferenceOptions};
 use fastrun::load::Loaded;
 use fastrun::tokenizer::{EncodeOptions, Tokenizer};
 use fastrun::{Config, Error};
+use kernels::cpu::Level;
 
 use super::args::{DeviceArgs, DeviceKind, Verify};
 use super::verify;
@@ -25,6 +26,8 @@ pub struct Session {
     threads: Option<usize>,
     /// Likewise.
     kv_memory: Option<u64>,
+    /// Likewise.
+    level: Option<Level>,
 }
 
 impl Session {
@@ -34,16 +37,22 @@ impl Session {
         if args.verify == Verify::Full {
             verify::weights(&loaded)?;
         }
-        let target = loaded.manifest().target;
+        let kind = match args.device {
+            DeviceKind::Auto if loaded.manifest().target.is_gpu() => DeviceKind::Gpu,
+            DeviceKind::Auto => DeviceKind::Cpu,
+            kind => kind,
+        };
+        if args.cpu_level.is_some() && kind != DeviceKind::Cpu {
+            return Err(Error::User(
+                "--cpu-level is about a processor's kernels, and something else computes here; leave it out".into(),
+            ));
+        }
         Ok(Session {
             loaded: Arc::new(loaded),
-            kind: match args.device {
-                DeviceKind::Auto if target.is_gpu() => DeviceKind::Gpu,
-                DeviceKind::Auto => DeviceKind::Cpu,
-                kind => kind,
-            },
+            kind,
             threads: args.threads,
             kv_memory: args.kv_memory,
+            level: args.cpu_level,
         })
     }
 
@@ -94,6 +103,7 @@ impl Session {
             threads: self.threads,
             kv_bytes: self.kv_memory,
             profile,
+            level: self.level,
         };
         CpuDevice::open(self.loaded.clone(), &options)
     }

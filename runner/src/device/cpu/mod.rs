@@ -14,6 +14,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
 use bundle_format::plan::{Input, Plan, Role};
+use kernels::cpu::Level;
 
 use self::memory::{Code, Mapping};
 use self::pools::Pools;
@@ -41,6 +42,8 @@ pub struct CpuOptions {
     pub kv_bytes: Option<u64>,
     /// Measure how long each launch takes.
     pub profile: bool,
+    /// The instruction set of the microkernels; none: the best that this processor has. All give the same bits.
+    pub level: Option<Level>,
 }
 
 /// Time spent on a launch.
@@ -131,6 +134,15 @@ impl CpuDevice {
                 bundle.code_hash()
             )))
         })?;
+        let level = options.level.unwrap_or_else(Level::detect);
+        if !level.is_available() {
+            return Err(Error::User(format!(
+                "microkernels of level {} need {}, which this processor lacks in part; its best level is {}",
+                level.name(),
+                level.required_features().join(", "),
+                Level::detect().name()
+            )));
+        }
         let arena = Mapping::new(plan.arena_bytes, "the buffers of a step")?;
         let pools = Pools::new(plan, options.kv_bytes)?;
         let outputs = Outputs::find(plan)?;
@@ -142,6 +154,7 @@ impl CpuDevice {
                 pools: &pools,
                 code: &code,
             },
+            level,
         )?;
         let threads = options.threads.unwrap_or_else(default_threads);
         let team = Team::new(threads)?;

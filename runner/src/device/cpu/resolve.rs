@@ -9,6 +9,7 @@ use bundle_format::Bundle;
 use bundle_format::plan::{self, CodeRef, Dim, Op, Part, Plan, WeightLayout};
 use bundle_format::region::{self, KvPart, Operand};
 use kernels::abi::{EmbedArgs, MicroFn, RegionFn, RopeTableArgs, RouteArgs, id};
+use kernels::cpu::{self, Level};
 
 use super::memory::{Code, Mapping};
 use super::pools::Pools;
@@ -34,7 +35,7 @@ pub struct Memory<'a> {
     pub code: &'a Code,
 }
 
-/// Makes the program of a bundle.
+/// Makes the program of a bundle, of the microkernels of a level that this processor has.
 ///
 /// # Errors
 /// [`Error::Unsupported`] for a microkernel that this runner hasn't or a size beyond the executor's, [`Error::Bug`] for a
@@ -43,11 +44,13 @@ pub fn resolve(
     bundle: &Bundle<'_>,
     outputs: &Outputs,
     memory: &Memory<'_>,
+    level: Level,
 ) -> Result<Program, Error> {
     let mut resolver = Resolver {
         plan: bundle.plan(),
         weights: bundle.weights(),
         memory,
+        level,
         chunkings: Vec::new(),
         tile_len: 0,
     };
@@ -107,6 +110,7 @@ struct Resolver<'a> {
     plan: &'a Plan,
     weights: &'a [u8],
     memory: &'a Memory<'a>,
+    level: Level,
     chunkings: Vec<Chunking>,
     tile_len: usize,
 }
@@ -130,8 +134,8 @@ impl Resolver<'_> {
                     scale: *scale,
                 };
                 let weight = &self.plan.weights[*table as usize];
-                let variants = self.variants(launch, |_, parts| {
-                    let micro = embed_fn(micro(&parts[0])?)?;
+                let variants = self.variants(launch, |this, parts| {
+                    let micro = embed_fn(this.micro(&parts[0])?)?;
                     fits(&parts[0], weight, Some(id::embed(weight.encoding)))?;
                     Ok(micro)
                 })?;
@@ -153,7 +157,7 @@ impl Resolver<'_> {
                     mscale: *mscale,
                 };
                 let variants =
-                    self.variants(launch, |_, parts| rope_table_fn(micro(&parts[0])?))?;
+                    self.variants(launch, |this, parts| rope_table_fn(this.micro(&parts[0])?))?;
                 Ok((
                     Extent::Tokens,
                     Work::RopeTable(RopeTable { variants, args }),
@@ -203,7 +207,8 @@ impl Resolver<'_> {
                     scale: *scale,
                     bad: std::ptr::null_mut(),
                 };
-                let variants = self.variants(launch, |_, parts| route_fn(micro(&parts[0])?))?;
+                let variants =
+                    self.variants(launch, |this, parts| route_fn(this.micro(&parts[0])?))?;
                 let route = Route {
                     variants,
                     args,
@@ -254,7 +259,7 @@ impl Resolver<'_> {
                 .iter()
                 .zip(segments)
                 .map(|(part, segment)| {
-                    let micro = matmul_fn(micro(part)?)?;
+                    let micro = matmul_fn(this.micro(part)?)?;
                     let weight = &this.plan.weights[segment.weight as usize];
                     fits(part, weight, id::matmul(weight.encoding, input.dtype))?;
                     Ok(SegmentCode {
@@ -345,7 +350,7 @@ impl Resolver<'_> {
                 )));
             }
             let code = AttentionCode {
-                micro: attention_fn(micro(part)?)?,
+                micro: attention_fn(self.micro(part)?)?,
                 epilogue: self.function(part.code)?,
                 chunking: self.chunking(v.tile_rows as usize, window),
             };
@@ -417,6 +422,19 @@ impl Resolver<'_> {
     }
 
     /// A buffer at its row 0.
+    /// The microkernel of a part.
+    fn micro(&self, part: &Part) -> Result<MicroFn, Refusal> {
+        let id = part
+            .micro
+            .ok_or_else(|| Refusal::Bug("a part has no microkernel".into()))?;
+        let kernel = cpu::lookup_at(self.level, id).ok_or_else(|| {
+            Refusal::Unsupported(format!(
+                "microkernel {id:#x} is not one of this runner's; use a runner of the compiler's version"
+            ))
+        })?;
+        Ok(kernel.func)
+    }
+
     fn buffer(&self, index: u32) -> *mut u8 {
         let offset = self.plan.buffers[index as usize].place.offset;
         self.memory.arena.start().wrapping_add(offset as usize)
@@ -462,19 +480,6 @@ fn extent_of(dim: Dim) -> Extent {
         Dim::Pairs(each) => Extent::Pairs(each as usize),
         Dim::One => Extent::One,
     }
-}
-
-/// The microkernel of a part.
-fn micro(part: &Part) -> Result<MicroFn, Refusal> {
-    let id = part
-        .micro
-        .ok_or_else(|| Refusal::Bug("a part has no microkernel".into()))?;
-    let kernel = kernels::cpu::lookup(id).ok_or_else(|| {
-        Refusal::Unsupported(format!(
-            "microkernel {id:#x} is not one of this runner's; use a runner of the compiler's version"
-        ))
-    })?;
-    Ok(kernel.func)
 }
 
 /// Checks that a part's microkernel is the one for its weight: another would read beyond it or misread it.
