@@ -1,7 +1,8 @@
 //! AMD: the kernels of a plan as HIP C++, compiled at compile time for one chip.
 //!
-//! [`gpu`](super::gpu) chooses templates of `kernels::device` and their constants for each launch, with [`matmul`] and
-//! [`attention`] for what is this chip's own, as the rules of [`stability`] have it, which may take regions apart ([`stages`]);
+//! [`gpu`](super::gpu) chooses templates of `kernels::device` and their constants for each launch, with [`matmul`] ([`one`] for a row) and
+//! [`attention`] for what is this chip's own, as the rules of [`stability`] have it, which may take regions apart ([`stages`]) or let
+//! a kernel of a lone token do the work of two launches ([`join`]);
 //! [`clang`] compiles the whole to a code object, without a GPU or a device library;
 //! [`gate`] refuses one by what its metadata ([`object`]) and its instructions ([`isa`]) say.
 
