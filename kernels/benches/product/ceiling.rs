@@ -99,7 +99,22 @@ fn avx512_operations(encoding: Encoding, activations: DType, tokens: f64) -> f64
 /// At AMX, cycles a token of 16 features by 32 k: the most of what the tiles' unit, the one pipe of 512 bits that multiplies while
 /// tiles are in use, and the two ports for loads take. Unpacking is not in it.
 fn amx_cycles(encoding: Encoding, activations: DType) -> f64 {
-    let bytes = if activations == DType::Q11 { 2.0 } else { 1.0 };
+    // Weights of up to 5 bits meet both bytes of Q11 in one product.
+    let five_bits = matches!(
+        encoding,
+        Encoding::Q4_0
+            | Encoding::Q4_1
+            | Encoding::Q4_K
+            | Encoding::Q5_0
+            | Encoding::Q5_1
+            | Encoding::Q5_K
+            | Encoding::MXFP4
+    );
+    let (bytes, words) = match activations {
+        DType::Q11 if five_bits => (1.0, 16.0),
+        DType::Q11 => (2.0, 8.0),
+        _ => (1.0, 8.0),
+    };
     let (mut min, mut half_mins) = (0.0, 0.0);
     // Tiles of weights, and operations that make an f32 of their results.
     let (tiles, scaled) = match encoding {
@@ -120,10 +135,10 @@ fn amx_cycles(encoding: Encoding, activations: DType) -> f64 {
             (2.0, 1.0)
         }
     };
-    let joined = |scaled: f64| bytes * scaled + bytes - 1.0;
-    let operations = joined(scaled) + 2.0 + min + half_mins * (joined(1.0) + 2.0);
+    let combined = |scaled: f64| bytes * scaled + bytes - 1.0;
+    let operations = combined(scaled) + 2.0 + min + half_mins * (combined(1.0) + 2.0);
     // A row of activations and one of results for each product, factors, and the weights' tiles for sixteen.
-    let loads = bytes + bytes * tiles + 1.0 + min + tiles * 8.0 / 16.0;
+    let loads = bytes + bytes * tiles + 1.0 + min + tiles * words / 16.0;
     (bytes * tiles).max(operations).max(loads / 2.0)
 }
 
