@@ -65,13 +65,13 @@ check "format" cargo fmt --all --check
 check "clippy" cargo clippy --workspace --all-targets --locked -- -D warnings
 check "release build" cargo build --release --locked -p fastc -p fastrun -p fastrun-ffi -p fake-cuda --bins --lib --examples
 check "the runner links no compiler" tests/dependencies.sh
-suite "unit, golden, parity, property and doc tests" cargo test --workspace --locked --exclude e2e
+suite "unit, golden, parity, property and doc tests" cargo test --release --workspace --locked --exclude e2e
 suite "end to end" cargo test --release --locked -p e2e
 check "Python package" tests/python.sh
 suite "server" tests/server/run.sh
 if [[ -n $full ]]; then
   check "ids of llama.cpp's vocabularies" tests/vocab_check.sh
-  suite "all kernels for all NVIDIA chips" cargo test --locked -p fastc --test cuda -- --ignored
+  suite "all kernels for all NVIDIA chips" cargo test --release --locked -p fastc --test cuda -- --ignored
   suite "cluster" tests/cluster/run.sh
   suite "long tests" cargo test --release --locked -p e2e --features full --test long
 fi
