@@ -11,7 +11,7 @@ use crate::gpu::{Kernel, Sampling};
 use crate::region::Region;
 use crate::stability::{Profile, Profiles};
 
-/// Elements of a quantised activation block ([`DType::Q8`], [`DType::Q16`]).
+/// Elements of a quantised activation block ([`DType::Q8`], [`DType::Q11`]).
 pub const Q8_BLOCK: usize = 32;
 
 /// Token positions of a KV block.
@@ -116,14 +116,15 @@ pub enum DType {
     /// Quantisation: amax = max |x|, scale = amax / 127, quant = round-half-to-even(x * (127 / amax)); all zero where amax
     /// is 0.
     Q8,
-    /// Activations quantised to 15 bits in blocks of [`Q8_BLOCK`], each quant in two bytes that integer units multiply
-    /// apart: q = 128 * high + low with high = (q + 64) >> 7 in -127 ..= 127 and low in -64 ..= 63. A row of n elements is:
-    /// n high bytes (i8), n low bytes (i8), then n/32 scales (f32), then n/32 sums (f32: scale times the sum of the
-    /// block's q), padded to [`ALIGN`]. Quantisation: amax = max |x|, scale = amax / 16256,
-    /// q = round-half-to-even(x * (16256 / amax)); all zero where amax is 0. (16256 = 127 * 128.)
+    /// Activations quantised to 11 bits in blocks of [`Q8_BLOCK`], each quant in two bytes that integer units multiply:
+    /// q = 8 * high + low with high = (q + 4) >> 3 in -127 ..= 127 and low in -4 ..= 3. A row of n elements is: of each block
+    /// its 32 high bytes (i8) and its 32 low ones (i8), then n/32 scales (f32), then n/32 sums (f32: scale times the sum of the
+    /// block's q), padded to [`ALIGN`]. Quantisation: amax = max |x|, scale = amax / 1016,
+    /// q = round-half-to-even(x * (1016 / amax)); all zero where amax is 0. (1016 = 127 * 8.)
     ///
-    /// For models whose logits Q8's rounding would move measurably: the error is a 128th, for twice the multiplications.
-    Q16,
+    /// For models whose logits Q8's rounding would move measurably: the error is an eighth. 8 * w fits a byte for weights w of up to
+    /// 5 bits, so that w * q = (8 * w) * high + w * low is one inner product of bytes, of twice the depth.
+    Q11,
     /// f16, for matrix units. Rows lie one after the other; a device whose kernels for many rows want another order may use
     /// it among themselves.
     F16,
@@ -135,7 +136,7 @@ pub fn row_bytes(dtype: DType, cols: u32) -> u64 {
     let bytes = match dtype {
         DType::F32 | DType::U32 => cols * 4,
         DType::Q8 => cols + cols / Q8_BLOCK as u64 * 8,
-        DType::Q16 => 2 * cols + cols / Q8_BLOCK as u64 * 8,
+        DType::Q11 => 2 * cols + cols / Q8_BLOCK as u64 * 8,
         DType::F16 => 2 * cols,
     };
     // A column of indices is dense, so that the host writes it as a slice.
@@ -151,7 +152,7 @@ pub fn quants_bytes(dtype: DType, cols: u32) -> u64 {
     match dtype {
         DType::F32 | DType::U32 | DType::F16 => 0,
         DType::Q8 => cols as u64,
-        DType::Q16 => 2 * cols as u64,
+        DType::Q11 => 2 * cols as u64,
     }
 }
 

@@ -77,7 +77,7 @@ macro_rules! ensure {
 }
 pub(crate) use ensure;
 
-/// Types as error messages list them: `Q8 or Q16`.
+/// Types as error messages list them: `Q8 or Q11`.
 fn one_of(types: &[DType]) -> String {
     let names: Vec<String> = types.iter().map(|dtype| format!("{dtype:?}")).collect();
     names.join(" or ")
@@ -325,7 +325,7 @@ fn buffer(plan: &Plan, buffer: &Buffer) -> Result<(), Invalid> {
     within("cols", buffer.cols, MAX_COLS)?;
     extent(buffer.extent)?;
     ensure!(
-        !matches!(buffer.dtype, DType::Q8 | DType::Q16)
+        !matches!(buffer.dtype, DType::Q8 | DType::Q11)
             || (buffer.cols as usize).is_multiple_of(Q8_BLOCK),
         "cols of a quantised buffer",
         format!("a multiple of {Q8_BLOCK}"),
@@ -439,7 +439,7 @@ pub const fn activation_types(encoding: Encoding) -> &'static [DType] {
         | Encoding::Q6_K
         | Encoding::IQ4_NL
         | Encoding::IQ4_XS
-        | Encoding::MXFP4 => &[DType::Q8, DType::Q16],
+        | Encoding::MXFP4 => &[DType::Q8, DType::Q11],
     }
 }
 

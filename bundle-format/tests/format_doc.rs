@@ -179,7 +179,7 @@ fn fragments() {
 #[test]
 fn types() {
     let rows = table(&["type", "a row"]);
-    let all = [DType::F32, DType::U32, DType::Q8, DType::Q16, DType::F16];
+    let all = [DType::F32, DType::U32, DType::Q8, DType::Q11, DType::F16];
     assert_eq!(rows.len(), all.len());
     for (row, dtype) in rows.iter().zip(all) {
         assert_eq!(row[0], format!("{dtype:?}"));
@@ -189,7 +189,8 @@ fn types() {
             .map(|part| match part {
                 "an f32 a column" | "a u32 a column" => 4 * 64,
                 "an f16 a column" => 2 * 64,
-                "`cols` quants (i8)" | "`cols` high bytes (i8)" | "`cols` low bytes (i8)" => 64,
+                "`cols` quants (i8)" => 64,
+                "of each block 32 high bytes (i8) and 32 low bytes (i8)" => 64 / 32 * (32 + 32),
                 "an f32 scale a block" | "an f32 sum a block" => 64 / 32 * 4,
                 other => panic!("{other:?}"),
             })

@@ -144,30 +144,30 @@ fn deps() {
     });
 }
 
-/// Q16 activations go where Q8 ones go.
+/// Q11 activations go where Q8 ones go.
 #[test]
 fn activations_of_16_bits() {
-    let q16 = |buffer: u32| {
+    let q11 = |buffer: u32| {
         move |p: &mut Plan| {
             let rows = p.limits.max_tokens as u64;
             let offset = p.arena_bytes;
             let b = &mut p.buffers[buffer as usize];
-            b.dtype = DType::Q16;
+            b.dtype = DType::Q11;
             b.place.offset = offset;
             p.arena_bytes += rows * b.row_bytes();
         }
     };
     for buffer in [buf::NORMED, buf::HEADS, buf::LAST] {
-        check(q16(buffer)).unwrap();
+        check(q11(buffer)).unwrap();
     }
     for dtype in [DType::F32, DType::U32] {
         bad(
             &[
                 "type of the stored buffer",
-                "expected Q8 or Q16 over Tokens",
+                "expected Q8 or Q11 over Tokens",
             ],
             |p| {
-                q16(buf::NORMED)(p);
+                q11(buf::NORMED)(p);
                 let b = &mut p.buffers[buf::NORMED as usize];
                 b.dtype = dtype;
                 p.arena_bytes += 1 << 20;
@@ -175,11 +175,11 @@ fn activations_of_16_bits() {
         );
     }
     bad(&["type of the loaded buffer"], |p| {
-        q16(buf::NORMED)(p);
+        q11(buf::NORMED)(p);
         region(p, NORM).operands[0] = Operand::Buffer(buf::NORMED);
     });
     bad(&["buffer 7 (normed): cols of a quantised buffer"], |p| {
-        p.buffers[buf::NORMED as usize].dtype = DType::Q16;
+        p.buffers[buf::NORMED as usize].dtype = DType::Q11;
         p.buffers[buf::NORMED as usize].cols = 48;
     });
 }
@@ -296,11 +296,11 @@ fn matmul() {
     bad(&["launch 3 (qkv): x"], set!(QKV, MatMul, x, 99));
     // The weights of q, k and v are quantised, and so must the activations be.
     bad(
-        &["segment 0: type of x for a weight in Q8_0: expected Q8 or Q16, found F32"],
+        &["segment 0: type of x for a weight in Q8_0: expected Q8 or Q11, found F32"],
         set!(QKV, MatMul, x, buf::X),
     );
     for dtype in [DType::F32, DType::U32] {
-        bad(&["segment 0: type of x", "expected Q8 or Q16"], |p| {
+        bad(&["segment 0: type of x", "expected Q8 or Q11"], |p| {
             p.buffers.push(Buffer {
                 name: "other".into(),
                 dtype,

@@ -242,7 +242,7 @@ fn recorded(options: &Options, limits: &Limits) -> Vec<String> {
         _ if options.target.is_gpu() => "f16",
         Activations::Auto => "auto",
         Activations::Q8 => "q8",
-        Activations::Q16 => "q16",
+        Activations::Q11 => "q11",
         Activations::F16 => "f16",
     };
     list.push(format!("activations={activations}"));

@@ -183,12 +183,12 @@ enum StabilityName {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum ActivationsName {
-    /// 15 bits where the rounding of 8 would show: the head, and models of few features.
+    /// 11 bits where the rounding of 8 would show: the head, and models of few features.
     Auto,
     /// 8 bits: faster prefill.
     Q8,
-    /// 15 bits: as good as f32.
-    Q16,
+    /// 11 bits: close to f32.
+    Q11,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -232,7 +232,7 @@ impl Shape {
         let activations = match self.activations {
             ActivationsName::Auto => Activations::Auto,
             ActivationsName::Q8 => Activations::Q8,
-            ActivationsName::Q16 => Activations::Q16,
+            ActivationsName::Q11 => Activations::Q11,
         };
         let passes = Settings {
             disabled: self.disable_pass,

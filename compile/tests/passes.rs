@@ -462,8 +462,8 @@ fn the_verifier_names_what_is_wrong() {
     );
     assert!(error.contains("no KV group 1"), "{error}");
     let error = broken(
-        "{ @blk.0.ffn_gate.weight @blk.0.ffn_up.weight -> swiglu q16 }",
-        "{ @blk.0.ffn_gate.weight -> swiglu q16 }",
+        "{ @blk.0.ffn_gate.weight @blk.0.ffn_up.weight -> swiglu q11 }",
+        "{ @blk.0.ffn_gate.weight -> swiglu q11 }",
     );
     assert!(error.contains("two tensors"), "{error}");
     for (from, to) in [

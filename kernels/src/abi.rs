@@ -3,9 +3,9 @@
 //! A bundle names microkernels by id and records [`VERSION`]; the runner refuses another version or an unknown id. An id
 //! keeps its meaning for ever: a changed meaning is a new id.
 
-/// Version of this ABI: of the argument structures, of the layouts in [`crate::pack`], of the signature of regions, and of what the
+/// Version of this ABI: of the argument structures, of the layouts in [`crate::pack`] and of rows of activations, of the signature of regions, and of what the
 /// kernels of GPUs find behind their arguments.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 
 /// The type of a compiled region, in a calling convention.
 macro_rules! region_fn {
@@ -38,7 +38,7 @@ pub type RegionFn = region_fn!("C");
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct MatMulArgs {
-    /// Rows of activations: Q8, Q16 or f32 rows, as the microkernel says.
+    /// Rows of activations: Q8, Q11 or f32 rows, as the microkernel says.
     pub x: *const u8,
     /// Bytes between rows of `x`.
     pub x_stride: u64,
@@ -194,7 +194,8 @@ pub enum MicroFn {
 pub mod id {
     use bundle_format::plan::{DType, Encoding, KvDType};
 
-    // 0x101 and 0x111 (Q16) and up; later encodings 0x120 and 0x140 (Q16) plus the encoding's number.
+    // 0x101 and up; later encodings 0x120 plus the encoding's number. With Q11 rows 0x160 plus the number (0x11_ and 0x14_ were
+    // rows of 15 bits).
     pub const MATMUL_F32: u32 = 0x101;
     pub const MATMUL_F16: u32 = 0x102;
     pub const MATMUL_Q4_0: u32 = 0x103;
@@ -211,19 +212,19 @@ pub mod id {
     pub const MATMUL_IQ4_NL: u32 = 0x12d;
     pub const MATMUL_IQ4_XS: u32 = 0x12e;
     pub const MATMUL_MXFP4: u32 = 0x12f;
-    pub const MATMUL_Q4_0_Q16: u32 = 0x113;
-    pub const MATMUL_Q4_1_Q16: u32 = 0x114;
-    pub const MATMUL_Q8_0_Q16: u32 = 0x115;
-    pub const MATMUL_Q5_0_Q16: u32 = 0x146;
-    pub const MATMUL_Q5_1_Q16: u32 = 0x147;
-    pub const MATMUL_Q2_K_Q16: u32 = 0x148;
-    pub const MATMUL_Q3_K_Q16: u32 = 0x149;
-    pub const MATMUL_Q4_K_Q16: u32 = 0x14a;
-    pub const MATMUL_Q5_K_Q16: u32 = 0x14b;
-    pub const MATMUL_Q6_K_Q16: u32 = 0x14c;
-    pub const MATMUL_IQ4_NL_Q16: u32 = 0x14d;
-    pub const MATMUL_IQ4_XS_Q16: u32 = 0x14e;
-    pub const MATMUL_MXFP4_Q16: u32 = 0x14f;
+    pub const MATMUL_Q4_0_Q11: u32 = 0x162;
+    pub const MATMUL_Q4_1_Q11: u32 = 0x163;
+    pub const MATMUL_Q8_0_Q11: u32 = 0x164;
+    pub const MATMUL_Q5_0_Q11: u32 = 0x166;
+    pub const MATMUL_Q5_1_Q11: u32 = 0x167;
+    pub const MATMUL_Q2_K_Q11: u32 = 0x168;
+    pub const MATMUL_Q3_K_Q11: u32 = 0x169;
+    pub const MATMUL_Q4_K_Q11: u32 = 0x16a;
+    pub const MATMUL_Q5_K_Q11: u32 = 0x16b;
+    pub const MATMUL_Q6_K_Q11: u32 = 0x16c;
+    pub const MATMUL_IQ4_NL_Q11: u32 = 0x16d;
+    pub const MATMUL_IQ4_XS_Q11: u32 = 0x16e;
+    pub const MATMUL_MXFP4_Q11: u32 = 0x16f;
     // 0x201 plus the encoding's number.
     pub const EMBED_F32: u32 = 0x201;
     pub const EMBED_F16: u32 = 0x202;
@@ -249,28 +250,28 @@ pub mod id {
     /// Multiplies packed weights of an encoding with rows of activations of a type; none where the type is not one of
     /// [`activation_types`](crate::quant::activation_types).
     pub const fn matmul(encoding: Encoding, activations: DType) -> Option<u32> {
-        let (f32, q8, q16) = match encoding {
+        let (f32, q8, q11) = match encoding {
             Encoding::F32 => (Some(MATMUL_F32), None, None),
             Encoding::F16 => (Some(MATMUL_F16), None, None),
-            Encoding::Q4_0 => (None, Some(MATMUL_Q4_0), Some(MATMUL_Q4_0_Q16)),
-            Encoding::Q4_1 => (None, Some(MATMUL_Q4_1), Some(MATMUL_Q4_1_Q16)),
-            Encoding::Q8_0 => (None, Some(MATMUL_Q8_0), Some(MATMUL_Q8_0_Q16)),
+            Encoding::Q4_0 => (None, Some(MATMUL_Q4_0), Some(MATMUL_Q4_0_Q11)),
+            Encoding::Q4_1 => (None, Some(MATMUL_Q4_1), Some(MATMUL_Q4_1_Q11)),
+            Encoding::Q8_0 => (None, Some(MATMUL_Q8_0), Some(MATMUL_Q8_0_Q11)),
             Encoding::BF16 => (Some(MATMUL_BF16), None, None),
-            Encoding::Q5_0 => (None, Some(MATMUL_Q5_0), Some(MATMUL_Q5_0_Q16)),
-            Encoding::Q5_1 => (None, Some(MATMUL_Q5_1), Some(MATMUL_Q5_1_Q16)),
-            Encoding::Q2_K => (None, Some(MATMUL_Q2_K), Some(MATMUL_Q2_K_Q16)),
-            Encoding::Q3_K => (None, Some(MATMUL_Q3_K), Some(MATMUL_Q3_K_Q16)),
-            Encoding::Q4_K => (None, Some(MATMUL_Q4_K), Some(MATMUL_Q4_K_Q16)),
-            Encoding::Q5_K => (None, Some(MATMUL_Q5_K), Some(MATMUL_Q5_K_Q16)),
-            Encoding::Q6_K => (None, Some(MATMUL_Q6_K), Some(MATMUL_Q6_K_Q16)),
-            Encoding::IQ4_NL => (None, Some(MATMUL_IQ4_NL), Some(MATMUL_IQ4_NL_Q16)),
-            Encoding::IQ4_XS => (None, Some(MATMUL_IQ4_XS), Some(MATMUL_IQ4_XS_Q16)),
-            Encoding::MXFP4 => (None, Some(MATMUL_MXFP4), Some(MATMUL_MXFP4_Q16)),
+            Encoding::Q5_0 => (None, Some(MATMUL_Q5_0), Some(MATMUL_Q5_0_Q11)),
+            Encoding::Q5_1 => (None, Some(MATMUL_Q5_1), Some(MATMUL_Q5_1_Q11)),
+            Encoding::Q2_K => (None, Some(MATMUL_Q2_K), Some(MATMUL_Q2_K_Q11)),
+            Encoding::Q3_K => (None, Some(MATMUL_Q3_K), Some(MATMUL_Q3_K_Q11)),
+            Encoding::Q4_K => (None, Some(MATMUL_Q4_K), Some(MATMUL_Q4_K_Q11)),
+            Encoding::Q5_K => (None, Some(MATMUL_Q5_K), Some(MATMUL_Q5_K_Q11)),
+            Encoding::Q6_K => (None, Some(MATMUL_Q6_K), Some(MATMUL_Q6_K_Q11)),
+            Encoding::IQ4_NL => (None, Some(MATMUL_IQ4_NL), Some(MATMUL_IQ4_NL_Q11)),
+            Encoding::IQ4_XS => (None, Some(MATMUL_IQ4_XS), Some(MATMUL_IQ4_XS_Q11)),
+            Encoding::MXFP4 => (None, Some(MATMUL_MXFP4), Some(MATMUL_MXFP4_Q11)),
         };
         match activations {
             DType::F32 => f32,
             DType::Q8 => q8,
-            DType::Q16 => q16,
+            DType::Q11 => q11,
             DType::U32 | DType::F16 => None,
         }
     }
@@ -316,7 +317,7 @@ mod tests {
     #[test]
     fn a_plan_may_say_what_a_microkernel_takes() {
         for encoding in ENCODINGS {
-            for dtype in [DType::F32, DType::U32, DType::Q8, DType::Q16] {
+            for dtype in [DType::F32, DType::U32, DType::Q8, DType::Q11] {
                 assert_eq!(
                     id::matmul(encoding, dtype).is_some(),
                     activation_types(encoding).contains(&dtype),

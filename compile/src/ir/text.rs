@@ -253,7 +253,7 @@ pub fn dtype_name(dtype: DType) -> &'static str {
         DType::F32 => "f32",
         DType::U32 => "u32",
         DType::Q8 => "q8",
-        DType::Q16 => "q16",
+        DType::Q11 => "q11",
         DType::F16 => "f16",
     }
 }
@@ -617,7 +617,7 @@ fn parse_type(text: &str) -> Result<Type, String> {
         "f32" => DType::F32,
         "u32" => DType::U32,
         "q8" => DType::Q8,
-        "q16" => DType::Q16,
+        "q11" => DType::Q11,
         "f16" => DType::F16,
         _ => return Err(bad()),
     };
@@ -663,9 +663,9 @@ fn parse_rope_freqs(args: &[&str]) -> Result<RopeFreqs, String> {
     })
 }
 
-/// The element type of a result: `q8` or `q16` among the arguments, or f32.
+/// The element type of a result: `q8` or `q11` among the arguments, or f32.
 fn result_type(args: &[&str]) -> DType {
-    let quantised = [DType::Q8, DType::Q16, DType::F16];
+    let quantised = [DType::Q8, DType::Q11, DType::F16];
     let named = quantised
         .into_iter()
         .find(|&t| args.contains(&dtype_name(t)));

@@ -259,7 +259,7 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
                             graph.tensor(t).name
                         ));
                     }
-                    let integers = matches!(dtype, DType::Q8 | DType::Q16);
+                    let integers = matches!(dtype, DType::Q8 | DType::Q11);
                     if integers && !takes_quantised(encoding) {
                         return Err(format!(
                             "multiplies {dtype:?} with {encoding:?} of '{}'",

@@ -32,7 +32,7 @@ impl Units {
     fn for_result(to: DType) -> Units {
         match to {
             DType::F32 | DType::U32 | DType::F16 => Units::FLAT,
-            DType::Q8 | DType::Q16 => Units::BLOCKS,
+            DType::Q8 | DType::Q11 => Units::BLOCKS,
         }
     }
 }
@@ -112,7 +112,7 @@ impl Builder {
     fn store(&mut self, buffer: u32, col: ColMap, x: Val, to: DType) {
         let dst = self.operand(Operand::Buffer(buffer));
         let inst = match to {
-            DType::Q8 | DType::Q16 => Inst::StoreQuant { dst, col, x },
+            DType::Q8 | DType::Q11 => Inst::StoreQuant { dst, col, x },
             DType::F32 | DType::U32 | DType::F16 => Inst::Store { dst, col, x },
         };
         self.push(inst);
@@ -224,7 +224,7 @@ fn named(name: &str, to: DType) -> String {
     match to {
         DType::F32 | DType::U32 => name.to_string(),
         DType::Q8 => format!("{name}_q8"),
-        DType::Q16 => format!("{name}_q16"),
+        DType::Q11 => format!("{name}_q11"),
         DType::F16 => format!("{name}_f16"),
     }
 }

@@ -11,13 +11,13 @@ use crate::ir::{Graph, Node, Op, Type, ValueId};
 /// How finely activations that meet quantised weights are quantised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activations {
-    /// 15 bits where the rounding of 8 would show: before the head, whose inputs are few, and everywhere in models below
+    /// 11 bits where the rounding of 8 would show: before the head, whose inputs are few, and everywhere in models below
     /// [`SMALL`]. 8 bits elsewhere.
     Auto,
     /// 8 bits.
     Q8,
-    /// 15 bits.
-    Q16,
+    /// 11 bits.
+    Q11,
     /// f16, for the matrix units of GPUs.
     F16,
 }
@@ -30,9 +30,9 @@ impl Activations {
     /// The type of the input of a matmul over `cols` features, in a model of an embedding size.
     fn of(self, embedding: u32, is_head: bool) -> DType {
         match self {
-            Activations::Auto if is_head || embedding < SMALL => DType::Q16,
+            Activations::Auto if is_head || embedding < SMALL => DType::Q11,
             Activations::Auto | Activations::Q8 => DType::Q8,
-            Activations::Q16 => DType::Q16,
+            Activations::Q11 => DType::Q11,
             Activations::F16 => DType::F16,
         }
     }
@@ -63,7 +63,7 @@ pub fn quantise_activations(graph: &mut Graph, settings: &Settings) {
             let to = settings
                 .activations
                 .of(embedding, node.outputs.contains(&graph.logits));
-            let q = *quantised.entry((x, to == DType::Q16)).or_insert_with(|| {
+            let q = *quantised.entry((x, to == DType::Q11)).or_insert_with(|| {
                 let q = graph.new_value(graph.ty(x).with_dtype(to));
                 let name = format!("{}.x", node.name);
                 nodes.push(Node {

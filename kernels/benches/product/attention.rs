@@ -4,7 +4,7 @@ use bundle_format::plan::{KV_BLOCK, KvDType};
 use kernels::abi::{AttentionArgs, MicroFn, id};
 use kernels::cpu::{self, Level};
 
-use super::words;
+use super::{Line, words};
 
 /// Query heads.
 const HEADS: usize = 3;
@@ -20,7 +20,7 @@ pub const ATTENTIONS: [(&str, usize, usize, usize); 4] = [
 pub struct Attention {
     args: AttentionArgs,
     func: unsafe fn(&AttentionArgs),
-    _buffers: (Vec<u64>, Vec<u32>, Vec<f32>, Vec<f32>),
+    _buffers: (Vec<Line>, Vec<u32>, Vec<f32>, Vec<f32>),
 }
 
 impl Attention {

@@ -16,7 +16,7 @@ pub fn prefill(level: Level, encoding: Encoding, activations: DType) -> f64 {
         _ if wide => return 512.0 * pipes() / avx512_operations(encoding, activations, 8.0),
         _ => {}
     }
-    let (q8, q16) = match encoding {
+    let (q8, q11) = match encoding {
         Encoding::Q4_0 | Encoding::Q4_1 | Encoding::Q4_K => (42.0, 25.0),
         Encoding::Q5_0 | Encoding::Q5_1 | Encoding::Q5_K => (33.3, 21.0),
         Encoding::MXFP4 => (36.9, 22.4),
@@ -28,12 +28,12 @@ pub fn prefill(level: Level, encoding: Encoding, activations: DType) -> f64 {
         Encoding::Q2_K => (22.8, 12.6),
         Encoding::F32 | Encoding::F16 | Encoding::BF16 => unreachable!("above"),
     };
-    if activations == DType::Q16 { q16 } else { q8 }
+    if activations == DType::Q11 { q11 } else { q8 }
 }
 
 /// Weight bytes a cycle for a lone token, from the L1 cache.
 pub fn decode(level: Level, encoding: Encoding, activations: DType) -> f64 {
-    let (q8, q16) = match encoding {
+    let (q8, q11) = match encoding {
         Encoding::F32 => return 56.9,
         Encoding::F16 => return 28.4,
         Encoding::BF16 => return 21.3,
@@ -57,7 +57,7 @@ pub fn decode(level: Level, encoding: Encoding, activations: DType) -> f64 {
         Encoding::IQ4_XS => (8.4, 5.9),
         Encoding::Q2_K => (5.6, 3.5),
     };
-    if activations == DType::Q16 { q16 } else { q8 }
+    if activations == DType::Q11 { q11 } else { q8 }
 }
 
 /// MACs a cycle of attention: two f32 vectors, or two 16-bit ones.
@@ -74,11 +74,11 @@ pub fn attention(level: Level, dtype: KvDType) -> f64 {
 
 /// At AVX-512, operations a token of 16 features by 32 k in a tile of some tokens: those of 512 bits that multiply.
 fn avx512_operations(encoding: Encoding, activations: DType, tokens: f64) -> f64 {
-    let dots = if activations == DType::Q16 { 16.0 } else { 8.0 };
+    let dots = if activations == DType::Q11 { 16.0 } else { 8.0 };
     // Signed weights are unpacked once for the tokens of a call, 32 in plans. With Q8 rows they are summed then; in 16 bits, which
-    // they are multiplied in with Q16 rows of several tokens, integer scales are multiplied into them.
+    // they are multiplied in with Q11 rows of several tokens, integer scales are multiplied into them.
     let shared = if tokens > 1.0 { 32.0 } else { 1.0 };
-    let wide = activations == DType::Q16 && tokens > 1.0;
+    let wide = activations == DType::Q11 && tokens > 1.0;
     let signed = 8.0 / shared;
     match encoding {
         Encoding::F32 | Encoding::F16 | Encoding::BF16 => unreachable!("not quantised"),
@@ -99,7 +99,22 @@ fn avx512_operations(encoding: Encoding, activations: DType, tokens: f64) -> f64
 /// At AMX, cycles a token of 16 features by 32 k: the most of what the tiles' unit, the one pipe of 512 bits that multiplies while
 /// tiles are in use, and the two ports for loads take. Unpacking is not in it.
 fn amx_cycles(encoding: Encoding, activations: DType) -> f64 {
-    let bytes = if activations == DType::Q16 { 2.0 } else { 1.0 };
+    // Weights of up to 5 bits meet both bytes of Q11 in one product.
+    let five_bits = matches!(
+        encoding,
+        Encoding::Q4_0
+            | Encoding::Q4_1
+            | Encoding::Q4_K
+            | Encoding::Q5_0
+            | Encoding::Q5_1
+            | Encoding::Q5_K
+            | Encoding::MXFP4
+    );
+    let (bytes, words) = match activations {
+        DType::Q11 if five_bits => (1.0, 16.0),
+        DType::Q11 => (2.0, 8.0),
+        _ => (1.0, 8.0),
+    };
     let (mut min, mut half_mins) = (0.0, 0.0);
     // Tiles of weights, and operations that make an f32 of their results.
     let (tiles, scaled) = match encoding {
@@ -120,10 +135,10 @@ fn amx_cycles(encoding: Encoding, activations: DType) -> f64 {
             (2.0, 1.0)
         }
     };
-    let joined = |scaled: f64| bytes * scaled + bytes - 1.0;
-    let operations = joined(scaled) + 2.0 + min + half_mins * (joined(1.0) + 2.0);
+    let combined = |scaled: f64| bytes * scaled + bytes - 1.0;
+    let operations = combined(scaled) + 2.0 + min + half_mins * (combined(1.0) + 2.0);
     // A row of activations and one of results for each product, factors, and the weights' tiles for sixteen.
-    let loads = bytes + bytes * tiles + 1.0 + min + tiles * 8.0 / 16.0;
+    let loads = bytes + bytes * tiles + 1.0 + min + tiles * words / 16.0;
     (bytes * tiles).max(operations).max(loads / 2.0)
 }
 

@@ -24,7 +24,7 @@ pub fn products() -> impl Iterator<Item = (Encoding, DType)> {
 pub struct Product {
     args: MatMulArgs,
     func: unsafe fn(&MatMulArgs),
-    _buffers: (Vec<u64>, Vec<u64>, Vec<f32>),
+    _buffers: (Vec<Line>, Vec<Line>, Vec<f32>),
 }
 
 impl Product {
@@ -48,7 +48,7 @@ impl Product {
         let mut w = words(len as usize);
         if encoding == Encoding::MXFP4 {
             // Its exponents are whole bytes: these ones and the quants behind them make numbers around 1/16.
-            w.fill(0x7878_7878_7878_7878);
+            w.fill(Line([0x7878_7878_7878_7878; 8]));
         }
         let x = words(x_stride * tokens);
         let mut out = vec![0.0; tokens * features];
@@ -77,12 +77,19 @@ impl Product {
     }
 }
 
-/// Bytes of small f16 and f32 numbers, as u64 for alignment.
-pub fn words(bytes: usize) -> Vec<u64> {
-    (0..bytes.div_ceil(8) as u64)
-        .map(|i| {
-            (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) & 0x0fff_0fff_0fff_0fff) | 0x2000_2000_2000_2000
-        })
+/// A line of the cache: buffers begin with one, as those of plans do.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub struct Line([u64; 8]);
+
+/// Bytes of small f16 and f32 numbers.
+pub fn words(bytes: usize) -> Vec<Line> {
+    let word = |i: usize| {
+        let mixed = (i as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed & 0x0fff_0fff_0fff_0fff) | 0x2000_2000_2000_2000
+    };
+    (0..bytes.div_ceil(64))
+        .map(|line| Line(std::array::from_fn(|i| word(8 * line + i))))
         .collect()
 }
 

@@ -25,24 +25,24 @@ macro_rules! each_embed {
     };
 }
 
-/// Hands `make!` what it is given and the products of all quantised encodings, `name with Q8 rows, name with Q16 rows:
+/// Hands `make!` what it is given and the products of all quantised encodings, `name with Q8 rows, name with Q11 rows:
 /// encoding,`.
 macro_rules! each_quantised {
     ($make:ident! $($given:tt)*) => {
         $make! { $($given)*
-            matmul_q4_0, matmul_q4_0_q16: Q4_0,
-            matmul_q4_1, matmul_q4_1_q16: Q4_1,
-            matmul_q5_0, matmul_q5_0_q16: Q5_0,
-            matmul_q5_1, matmul_q5_1_q16: Q5_1,
-            matmul_q8_0, matmul_q8_0_q16: Q8_0,
-            matmul_q2_k, matmul_q2_k_q16: Q2_K,
-            matmul_q3_k, matmul_q3_k_q16: Q3_K,
-            matmul_q4_k, matmul_q4_k_q16: Q4_K,
-            matmul_q5_k, matmul_q5_k_q16: Q5_K,
-            matmul_q6_k, matmul_q6_k_q16: Q6_K,
-            matmul_iq4_nl, matmul_iq4_nl_q16: IQ4_NL,
-            matmul_iq4_xs, matmul_iq4_xs_q16: IQ4_XS,
-            matmul_mxfp4, matmul_mxfp4_q16: MXFP4,
+            matmul_q4_0, matmul_q4_0_q11: Q4_0,
+            matmul_q4_1, matmul_q4_1_q11: Q4_1,
+            matmul_q5_0, matmul_q5_0_q11: Q5_0,
+            matmul_q5_1, matmul_q5_1_q11: Q5_1,
+            matmul_q8_0, matmul_q8_0_q11: Q8_0,
+            matmul_q2_k, matmul_q2_k_q11: Q2_K,
+            matmul_q3_k, matmul_q3_k_q11: Q3_K,
+            matmul_q4_k, matmul_q4_k_q11: Q4_K,
+            matmul_q5_k, matmul_q5_k_q11: Q5_K,
+            matmul_q6_k, matmul_q6_k_q11: Q6_K,
+            matmul_iq4_nl, matmul_iq4_nl_q11: IQ4_NL,
+            matmul_iq4_xs, matmul_iq4_xs_q11: IQ4_XS,
+            matmul_mxfp4, matmul_mxfp4_q11: MXFP4,
         }
     };
 }
@@ -86,7 +86,7 @@ macro_rules! compiled_for {
             unsafe { crate::cpu::scalar::embed(args, bundle_format::plan::Encoding::$encoding) }
         }
     )*};
-    (@matmul $features:literal, $($q8:ident, $q16:ident: $format:ident,)*) => {$(
+    (@matmul $features:literal, $($q8:ident, $q11:ident: $format:ident,)*) => {$(
         /// Quantised weights times Q8 rows.
         ///
         /// # Safety
@@ -97,12 +97,12 @@ macro_rules! compiled_for {
             unsafe { quant::matmul::<formats::$format, 1>(args) }
         }
 
-        /// Quantised weights times Q16 rows.
+        /// Quantised weights times Q11 rows.
         ///
         /// # Safety
         /// As the scalar twin, and the processor has the level.
         #[target_feature(enable = $features)]
-        pub unsafe fn $q16(args: &crate::abi::MatMulArgs) {
+        pub unsafe fn $q11(args: &crate::abi::MatMulArgs) {
             // SAFETY: the caller's promise.
             unsafe { quant::matmul::<formats::$format, 2>(args) }
         }

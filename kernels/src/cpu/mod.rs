@@ -10,8 +10,8 @@
 //!   elements: m in Q4_1 and Q5_1, -m * n (n the integer minimum, an exact product) in Q4_K and Q5_K, and where quants are
 //!   raised to be unsigned -8 d in Q4_0, -16 d in Q5_0, -12 d in MXFP4 (all exact): `acc = fma(that, sum, acc)` with the
 //!   activations' scaled sum. In Q2_K, whose minima are of 16 k: `acc = fma(imin as f32, -m * s, acc)`, imin the exact
-//!   int32 sum of minima times activations. With Q16 activations, 128 * high + low, every isum stays below 2^31
-//!   (32 * 32 * 128 * 16256 in Q6_K) and `isum as f32` rounds to nearest, ties to even.
+//!   int32 sum of minima times activations. With Q11 activations, 8 * high + low, every isum stays below 2^31
+//!   (32 * 32 * 128 * 1016 in Q6_K) and `isum as f32` rounds to nearest, ties to even.
 //! - **F32, F16 and BF16 matmul.** One accumulator an output, from +0: `acc = fma(w, x, acc)` for each k, ascending. Speed comes
 //!   from the independent chains of many outputs.
 //! - **Attention.** The query is multiplied by the scale first. A score is `s = fma(q, k, s)` over ascending dimensions,
@@ -186,19 +186,19 @@ macro_rules! microkernels {
             MatMul MATMUL_IQ4_NL matmul_iq4_nl,
             MatMul MATMUL_IQ4_XS matmul_iq4_xs,
             MatMul MATMUL_MXFP4 matmul_mxfp4,
-            MatMul MATMUL_Q4_0_Q16 matmul_q4_0_q16,
-            MatMul MATMUL_Q4_1_Q16 matmul_q4_1_q16,
-            MatMul MATMUL_Q5_0_Q16 matmul_q5_0_q16,
-            MatMul MATMUL_Q5_1_Q16 matmul_q5_1_q16,
-            MatMul MATMUL_Q8_0_Q16 matmul_q8_0_q16,
-            MatMul MATMUL_Q2_K_Q16 matmul_q2_k_q16,
-            MatMul MATMUL_Q3_K_Q16 matmul_q3_k_q16,
-            MatMul MATMUL_Q4_K_Q16 matmul_q4_k_q16,
-            MatMul MATMUL_Q5_K_Q16 matmul_q5_k_q16,
-            MatMul MATMUL_Q6_K_Q16 matmul_q6_k_q16,
-            MatMul MATMUL_IQ4_NL_Q16 matmul_iq4_nl_q16,
-            MatMul MATMUL_IQ4_XS_Q16 matmul_iq4_xs_q16,
-            MatMul MATMUL_MXFP4_Q16 matmul_mxfp4_q16,
+            MatMul MATMUL_Q4_0_Q11 matmul_q4_0_q11,
+            MatMul MATMUL_Q4_1_Q11 matmul_q4_1_q11,
+            MatMul MATMUL_Q5_0_Q11 matmul_q5_0_q11,
+            MatMul MATMUL_Q5_1_Q11 matmul_q5_1_q11,
+            MatMul MATMUL_Q8_0_Q11 matmul_q8_0_q11,
+            MatMul MATMUL_Q2_K_Q11 matmul_q2_k_q11,
+            MatMul MATMUL_Q3_K_Q11 matmul_q3_k_q11,
+            MatMul MATMUL_Q4_K_Q11 matmul_q4_k_q11,
+            MatMul MATMUL_Q5_K_Q11 matmul_q5_k_q11,
+            MatMul MATMUL_Q6_K_Q11 matmul_q6_k_q11,
+            MatMul MATMUL_IQ4_NL_Q11 matmul_iq4_nl_q11,
+            MatMul MATMUL_IQ4_XS_Q11 matmul_iq4_xs_q11,
+            MatMul MATMUL_MXFP4_Q11 matmul_mxfp4_q11,
             Embed EMBED_F32 embed_f32,
             Embed EMBED_F16 embed_f16,
             Embed EMBED_BF16 embed_bf16,

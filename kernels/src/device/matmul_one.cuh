@@ -19,7 +19,7 @@ DEVICE void load_row(U4 (&parts)[(K / 8 + THREADS - 1) / THREADS], const u8* sha
     }
 }
 
-// Codes as bytes, times x as integers of 15 bits (DType::Q16), exactly; then scales. The matrix unit multiplies with eight columns at
+// Codes as bytes, times x as integers of 15 bits (128 * high + low), exactly; then scales. The matrix unit multiplies with eight columns at
 // a time. These are the upper and the lower bytes of four blocks of 32, one after the other, each zero but for its own block:
 // lane 4g + t has the sums of block t, so that scales are applied once for two fragments.
 template <class F, int K>

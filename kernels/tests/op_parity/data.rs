@@ -4,7 +4,7 @@ use bundle_format::plan::{DType, Encoding, row_bytes};
 use half::{bf16, f16};
 use kernels::pack;
 use kernels::quant::{self, block_bytes};
-use kernels::reference::{q8, q16};
+use kernels::reference::{q8, q11};
 
 /// SplitMix64.
 pub struct Random(pub u64);
@@ -104,7 +104,7 @@ pub fn activation_rows(dtype: DType, x: &[f32], cols: usize) -> (Vec<u8>, Vec<f3
             q8::quantise_row as fn(&[f32], &mut [u8]),
             q8::dequantise_row as fn(&[u8], &mut [f32]),
         ),
-        DType::Q16 => (q16::quantise_row as _, q16::dequantise_row as _),
+        DType::Q11 => (q11::quantise_row as _, q11::dequantise_row as _),
         DType::F32 => return (x.iter().flat_map(|x| x.to_le_bytes()).collect(), x.to_vec()),
         DType::U32 | DType::F16 => panic!("no activations of this device"),
     };

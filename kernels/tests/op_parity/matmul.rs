@@ -53,8 +53,8 @@ enum Inputs {
     Random,
     /// Quants at the ends of their ranges.
     Extreme,
-    /// Weights as in `Extreme`, and 15-bit activations whose low bytes are -64 but for one a block: 16000 is 125 * 128,
-    /// so 16064 is 126 * 128 - 64 and 15936 is 125 * 128 - 64.
+    /// Weights as in `Extreme`, and 11-bit activations whose low bytes are -4 but for one a block: 1000 is 125 * 8, so 1004 is
+    /// 126 * 8 - 4 and 996 is 125 * 8 - 4.
     ExtremeLow,
 }
 
@@ -99,8 +99,8 @@ impl Case {
             Inputs::Extreme => (0..tokens * k).map(sign).collect(),
             Inputs::ExtremeLow => (0..tokens * k)
                 .map(|i| match i % BLOCK {
-                    0 => 16256.0,
-                    _ => 16000.0 + 64.0 * sign(i),
+                    0 => 1016.0,
+                    _ => 1000.0 + 4.0 * sign(i),
                 })
                 .collect(),
         };

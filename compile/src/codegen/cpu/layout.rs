@@ -48,8 +48,8 @@ pub enum Layout {
 pub enum QuantType {
     /// [`DType::Q8`]
     Q8,
-    /// [`DType::Q16`]
-    Q16,
+    /// [`DType::Q11`]
+    Q11,
 }
 
 impl QuantType {
@@ -57,7 +57,15 @@ impl QuantType {
     pub fn levels(self) -> f32 {
         match self {
             QuantType::Q8 => 127.0,
-            QuantType::Q16 => 127.0 * 128.0,
+            QuantType::Q11 => 127.0 * 8.0,
+        }
+    }
+
+    /// Bytes of a quant.
+    pub fn bytes(self) -> u8 {
+        match self {
+            QuantType::Q8 => 1,
+            QuantType::Q11 => 2,
         }
     }
 
@@ -65,7 +73,7 @@ impl QuantType {
     pub fn scales_and_sums(self, cols: u32) -> [u64; 2] {
         let dtype = match self {
             QuantType::Q8 => DType::Q8,
-            QuantType::Q16 => DType::Q16,
+            QuantType::Q11 => DType::Q11,
         };
         let scales = quants_bytes(dtype, cols);
         [scales, scales + cols as u64 / Q8_BLOCK as u64 * 4]
@@ -122,7 +130,7 @@ fn buffer_layout(buffer: &Buffer) -> Result<Layout, String> {
     match buffer.dtype {
         DType::F32 => Ok(Layout::F32 { cols, row_bytes }),
         DType::Q8 => Ok(quant_layout(QuantType::Q8, cols, row_bytes)),
-        DType::Q16 => Ok(quant_layout(QuantType::Q16, cols, row_bytes)),
+        DType::Q11 => Ok(quant_layout(QuantType::Q11, cols, row_bytes)),
         DType::F16 => Err(format!("buffer {} is f16, for GPUs", buffer.name)),
         DType::U32 => Ok(Layout::Indices { cols, row_bytes }),
     }

@@ -131,11 +131,12 @@ impl Emitter<'_> {
             let quants = quants(&mut self.b, &xs, scales.inverse, lane as u8);
             let block = match ty {
                 QuantType::Q8 => q8_block(&mut self.b, &quants),
-                QuantType::Q16 => q16_block(&mut self.b, &quants),
+                QuantType::Q11 => q11_block(&mut self.b, &quants),
             };
-            let (address, offset) = self.address(row, col, points[0], 0);
+            // Of a block, all bytes of one kind lie together.
+            let (address, offset) = self.address(row, col, points[0], ty.bytes() - 1);
             for (part, [first, second]) in block.bytes.into_iter().enumerate() {
-                let at = offset + part as i32 * cols as i32;
+                let at = offset + (part * Q8_BLOCK) as i32;
                 self.b.ins().store(flags(), first, address, at);
                 let at = at + (Q8_BLOCK / 2) as i32;
                 self.b.ins().store(flags(), second, address, at);
@@ -337,28 +338,26 @@ fn q8_block(b: &mut FunctionBuilder, quants: &[Value]) -> BlockBytes {
     }
 }
 
-/// `q = 128 * high + low`, `high = (q + 64) >> 7`.
-fn q16_block(b: &mut FunctionBuilder, quants: &[Value]) -> BlockBytes {
-    let half = constant(b, I16X8, [0x0040_0040; 4]);
-    let seven = b.ins().iconst(I32, 7);
+/// `q = 8 * high + low`, `high = (q + 4) >> 3`.
+fn q11_block(b: &mut FunctionBuilder, quants: &[Value]) -> BlockBytes {
+    let half = constant(b, I16X8, [0x0004_0004; 4]);
+    let three = b.ins().iconst(I32, 3);
     let biased = each(quants, |q| b.ins().iadd(q, half));
-    let high = each(&biased, |q| b.ins().sshr(q, seven));
+    let high = each(&biased, |q| b.ins().sshr(q, three));
     let low = math::each2(quants, &high, |q, high| {
-        let high = b.ins().ishl(high, seven);
+        let high = b.ins().ishl(high, three);
         b.ins().isub(q, high)
     });
     let (high, low) = (narrow(b, &high), narrow(b, &low));
-    // Two quants, at most 16256 each, are an i16.
-    let sums: Vec<Value> = quants
+    // Four quants, at most 1016 each, are an i16.
+    let pairs: Vec<Value> = quants
         .chunks(2)
-        .map(|pair| {
-            let pairs = b.ins().iadd(pair[0], pair[1]);
-            sum_neighbours(b, pairs)
-        })
+        .map(|pair| b.ins().iadd(pair[0], pair[1]))
         .collect();
+    let fours = b.ins().iadd(pairs[0], pairs[1]);
     BlockBytes {
         bytes: vec![[high[0], high[1]], [low[0], low[1]]],
-        sums: b.ins().iadd(sums[0], sums[1]),
+        sums: sum_neighbours(b, fours),
     }
 }
 

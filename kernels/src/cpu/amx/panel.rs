@@ -2,15 +2,16 @@
 
 use std::arch::x86_64::*;
 
-use crate::cpu::avx2::quant::{Format, Scales};
+use crate::cpu::avx2::quant::{Format, Quants, Scales};
 use crate::cpu::avx512::part::{holds_scales, join, join_floats};
+use crate::quant::BLOCK;
 
 /// 32 k of sixteen rows of weights. What the format hasn't stays uninitialised.
 #[repr(C, align(64))]
 pub(super) struct Panel {
     /// The words of a tile. Those of two halves with a scale each are two tiles, each filled up with zeros: the second begins
-    /// four words behind the first.
-    pub(super) words: [[u8; 64]; 12],
+    /// four words behind the first. For both bytes of Q11 in one tile ([`is_joined`]): eight times the words, and the words.
+    pub(super) words: [[u8; 64]; 16],
     /// Integer minima in place of quants, another tile.
     pub(super) mins: [[u8; 64]; 8],
     /// Integer scales of the halves.
@@ -36,13 +37,32 @@ pub(super) const fn has_halves<F: Format>() -> bool {
     matches!(F::SCALES, Scales::Halves) && !holds_scales::<F>()
 }
 
+/// Whether both bytes of Q11 are multiplied by one tile of twice the depth: 8 * weight fits a byte.
+pub(super) const fn is_joined<F: Format, const BYTES: usize>() -> bool {
+    BYTES == 2 && matches!(F::QUANTS, Quants::Nibbles | Quants::Low)
+}
+
+/// Tiles of activations of a step.
+pub(super) const fn planes<F: Format, const BYTES: usize>() -> usize {
+    if is_joined::<F, BYTES>() { 1 } else { BYTES }
+}
+
+/// Bytes of a row of a tile of activations.
+pub(super) const fn depth<F: Format, const BYTES: usize>() -> usize {
+    if is_joined::<F, BYTES>() {
+        2 * BLOCK
+    } else {
+        BLOCK
+    }
+}
+
 /// Unpacks a block of two groups of weights to the panels of its parts. Whole lines are stored: halves of them cost twice the
 /// stores (NOTES.md).
 ///
 /// # Safety
 /// Each of `at` points at a block, `panels` at as many panels as it has parts.
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-pub(super) unsafe fn unpack<F: Format>(at: [*const u8; 2], panels: *mut Panel) {
+pub(super) unsafe fn unpack<F: Format, const BYTES: usize>(at: [*const u8; 2], panels: *mut Panel) {
     // SAFETY: the caller's promise; a panel's rows have sixteen columns of four bytes.
     unsafe {
         let heads = at.map(|at| F::head(at));
@@ -71,7 +91,12 @@ pub(super) unsafe fn unpack<F: Format>(at: [*const u8; 2], panels: *mut Panel) {
                         true => _mm512_mullo_epi16(word, scale),
                         false => word,
                     };
-                    store(words.add(first + j), word);
+                    if is_joined::<F, BYTES>() {
+                        store(words.add(first + j), _mm512_slli_epi16::<3>(word));
+                        store(words.add(8 + first + j), word);
+                    } else {
+                        store(words.add(first + j), word);
+                    }
                 }
                 if F::SCALES != Scales::None && !holds_scales::<F>() {
                     let scale = _mm512_cvtepi32_ps(_mm512_srai_epi32::<16>(scale));

@@ -1,18 +1,19 @@
-//! Quantised weights times Q8 and Q16 rows, by int8 tiles.
+//! Quantised weights times Q8 and Q11 rows, by int8 tiles.
 //!
 //! A chunk of the k of sixteen rows of weights is unpacked once, to *panels* of 32 k; then for each T tokens the tiles of one panel
 //! after the other are multiplied while AVX-512 scales the results of the panel before and adds them to accumulators in
 //! registers. Scaling is what takes longest: so its factors are laid side by side first, once for all weights of the call.
 //!
 //! Every sum of products with one byte of activations, integer scales included, is below 2^24: at most 32 * 32 * 127 * 128, in
-//! Q6_K. So it is exact in f32, and integer scales are multiplied there. Those of the two bytes of Q16 make 128 * high + low in one
-//! rounding, as the conversion of the exact integer does.
+//! Q6_K. So it is exact in f32, and integer scales are multiplied there. Those of the two bytes of Q11 make 8 * high + low in one
+//! rounding, as the conversion of the exact integer does. Weights of 4 and 5 bits are multiplied with both bytes at once
+//! ([`is_joined`]): 8 * w * high + w * low, whose sums of 32 are below 2^24, too, and round once, with the integer scale.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::panel::{Panel, has_halves, unpack, weights};
+use super::panel::{Panel, depth, has_halves, planes, unpack, weights};
 use super::tiles::{Activations, Hardware, RESULTS, Sums, Tiles, sets};
 use crate::abi::MatMulArgs;
 use crate::cpu::avx2::quant::{Format, Scales};
@@ -40,7 +41,7 @@ const TILES: usize = 4;
 /// Steps from the store of results to their scaling, and so the number of steps whose results are in memory.
 const STORED: usize = 2;
 
-/// Weights of a format times rows whose quants have BYTES bytes: 1 in Q8, 2 in Q16.
+/// Weights of a format times rows whose quants have BYTES bytes: 1 in Q8, 2 in Q11.
 ///
 /// # Safety
 /// As the scalar twin, and the processor has the level.
@@ -64,9 +65,8 @@ struct Factors {
     sums: [f32; 16],
 }
 
-/// The quants of a chunk of each token of a tile, byte after byte: a tile's rows must lie at one distance, which those of an
-/// index don't.
-type Rows = [[[u8; PANELS * BLOCK]; 2]; 16];
+/// The quants of a chunk of each token of a tile: a tile's rows must lie at one distance, which those of an index don't.
+type Rows = [[u8; 2 * PANELS * BLOCK]; 16];
 
 /// Memory of a call.
 struct Scratch {
@@ -111,7 +111,7 @@ unsafe fn tiled<M: Tiles, F: Format, const BYTES: usize, const T: usize>(args: &
     let tiles = call.rows.div_ceil(T);
     // SAFETY: the caller's promise.
     unsafe {
-        M::configure(T);
+        M::configure(T, depth::<F, BYTES>());
         for first in (0..tiles).step_by(TILES) {
             call.tiles::<M, F, BYTES, T>(first..tiles.min(first + TILES), scratch);
         }
@@ -181,21 +181,19 @@ impl Call<'_> {
                     for block in 0..count / F::PARTS {
                         let at = at.add(block * block_bytes);
                         fetch_next::<F>([at, at.add(second)], 2 * group_bytes);
-                        unpack::<F>([at, at.add(second)], panels.add(block * F::PARTS));
+                        unpack::<F, BYTES>([at, at.add(second)], panels.add(block * F::PARTS));
                     }
                     for (i, tile) in tiles.clone().enumerate() {
                         let (row, done) = self.rows_of::<T>(tile);
                         let run = Run {
                             x: match args.index.is_null() {
                                 true => Activations {
-                                    at: args.x_row(row).add(first_part * BLOCK),
+                                    at: args.x_row(row).add(BYTES * first_part * BLOCK),
                                     token: args.x_stride as usize,
-                                    byte: args.k as usize,
                                 },
                                 false => Activations {
                                     at: scratch.rows.as_ptr().cast::<Rows>().add(i).cast(),
                                     token: 2 * PANELS * BLOCK,
-                                    byte: PANELS * BLOCK,
                                 },
                             },
                             out: args.out.add(row * args.out_stride as usize + g * GROUP),
@@ -265,11 +263,9 @@ impl Call<'_> {
             // SAFETY: the quants of a row are followed by a scale and a sum for each 32; a chunk has no more than PANELS parts.
             unsafe {
                 let x = self.args.x_row(row + t);
-                for byte in 0..BYTES {
-                    let to = (&raw mut (*rows)[t][byte]).cast::<u8>();
-                    let from = x.add(byte * k + parts.start * BLOCK);
-                    to.copy_from_nonoverlapping(from, parts.len() * BLOCK);
-                }
+                let quants = (&raw mut (*rows)[t]).cast::<u8>();
+                let from = x.add(BYTES * parts.start * BLOCK);
+                quants.copy_from_nonoverlapping(from, BYTES * parts.len() * BLOCK);
                 let factors = x.add(BYTES * k).cast::<f32>();
                 for (i, part) in parts.clone().enumerate() {
                     let to = to.add(i);
@@ -311,7 +307,7 @@ impl Run {
         factors: *const Factors,
         results: *mut Sums,
     ) {
-        let sets = sets(BYTES, weights::<F>());
+        let sets = sets(planes::<F, BYTES>(), weights::<F>());
         let slot = |step: usize| results.wrapping_add(step % STORED * RESULTS / sets);
         let mut acc = [_mm512_setzero_ps(); 16];
         // SAFETY: the caller's promise.
@@ -366,7 +362,7 @@ impl Run {
         panel: *const Panel,
     ) {
         let x = Activations {
-            at: self.x.at.wrapping_add(step * BLOCK),
+            at: self.x.at.wrapping_add(BYTES * step * BLOCK),
             ..self.x
         };
         // SAFETY: the caller's promise; the panel's rows are within it.
@@ -376,11 +372,16 @@ impl Run {
                 true => (&raw const (*panel).mins).cast::<u8>(),
                 false => words.add(4 * 64),
             };
-            match (is_signed::<F>(), weights::<F>()) {
-                (false, 1) => M::multiply::<false, BYTES, 1>(step, x, [words, second]),
-                (false, _) => M::multiply::<false, BYTES, 2>(step, x, [words, second]),
-                (true, 1) => M::multiply::<true, BYTES, 1>(step, x, [words, second]),
-                (true, _) => M::multiply::<true, BYTES, 2>(step, x, [words, second]),
+            let weights_at = [words, second];
+            match (is_signed::<F>(), planes::<F, BYTES>(), weights::<F>()) {
+                (false, 1, 1) => M::multiply::<false, 1, 1>(step, x, weights_at),
+                (false, 1, _) => M::multiply::<false, 1, 2>(step, x, weights_at),
+                (false, _, 1) => M::multiply::<false, 2, 1>(step, x, weights_at),
+                (false, _, _) => M::multiply::<false, 2, 2>(step, x, weights_at),
+                (true, 1, 1) => M::multiply::<true, 1, 1>(step, x, weights_at),
+                (true, 1, _) => M::multiply::<true, 1, 2>(step, x, weights_at),
+                (true, _, 1) => M::multiply::<true, 2, 1>(step, x, weights_at),
+                (true, _, _) => M::multiply::<true, 2, 2>(step, x, weights_at),
             }
         }
     }
@@ -394,9 +395,11 @@ impl Run {
 unsafe fn store<M: Tiles, F: Format, const BYTES: usize>(step: usize, to: *mut Sums) {
     // SAFETY: the caller's promise.
     unsafe {
-        match weights::<F>() {
-            1 => M::store::<BYTES, 1>(step, to),
-            _ => M::store::<BYTES, 2>(step, to),
+        match (planes::<F, BYTES>(), weights::<F>()) {
+            (1, 1) => M::store::<1, 1>(step, to),
+            (1, _) => M::store::<1, 2>(step, to),
+            (_, 1) => M::store::<2, 1>(step, to),
+            (_, _) => M::store::<2, 2>(step, to),
         }
     }
 }
@@ -419,21 +422,23 @@ unsafe fn add<F: Format, const BYTES: usize, const T: usize>(
         let d = load(&raw const (*panel).d);
         each_token!(t < T: {
             let scale = _mm512_set1_ps((*factors).scales[t]);
-            let sum = |tile: usize, byte: usize| sums(results.add(tile * BYTES + byte), t);
-            let scaled = |byte: usize| match F::SCALES {
-                Scales::None => sum(0, byte),
+            let sum = |tile: usize, plane: usize| {
+                sums(results.add(tile * planes::<F, BYTES>() + plane), t)
+            };
+            let scaled = |plane: usize| match F::SCALES {
+                Scales::None => sum(0, plane),
                 Scales::Whole => {
                     let scale = load((&raw const (*panel).scales).cast());
-                    _mm512_mul_ps(sum(0, byte), scale)
+                    _mm512_mul_ps(sum(0, plane), scale)
                 }
-                Scales::Halves if holds_scales::<F>() => sum(0, byte),
+                Scales::Halves if holds_scales::<F>() => sum(0, plane),
                 Scales::Halves => {
                     let scales = (&raw const (*panel).scales).cast::<[f32; 16]>();
-                    let low = _mm512_mul_ps(sum(0, byte), load(scales));
-                    _mm512_fmadd_ps(sum(1, byte), load(scales.add(1)), low)
+                    let low = _mm512_mul_ps(sum(0, plane), load(scales));
+                    _mm512_fmadd_ps(sum(1, plane), load(scales.add(1)), low)
                 }
             };
-            let product = joined::<BYTES>(scaled);
+            let product = combined::<F, BYTES>(scaled);
             acc[t] = _mm512_fmadd_ps(product, _mm512_mul_ps(d, scale), acc[t]);
             if F::HAS_MIN {
                 let sum = _mm512_set1_ps((*factors).sums[t]);
@@ -441,7 +446,7 @@ unsafe fn add<F: Format, const BYTES: usize, const T: usize>(
             }
             if F::HAS_HALF_MINS {
                 let factor = _mm512_mul_ps(load(&raw const (*panel).m), scale);
-                acc[t] = _mm512_fmadd_ps(joined::<BYTES>(|byte| sum(1, byte)), factor, acc[t]);
+                acc[t] = _mm512_fmadd_ps(combined::<F, BYTES>(|plane| sum(1, plane)), factor, acc[t]);
             }
         });
     }
@@ -488,13 +493,13 @@ unsafe fn sums(sums: *const Sums, t: usize) -> __m512 {
     unsafe { _mm512_cvtepi32_ps(_mm512_load_si512(sums.cast::<[i32; 16]>().add(t).cast())) }
 }
 
-/// What the bytes of activations make together.
+/// What the tiles of activations make together.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-fn joined<const BYTES: usize>(of: impl Fn(usize) -> __m512) -> __m512 {
-    match BYTES {
+fn combined<F: Format, const BYTES: usize>(of: impl Fn(usize) -> __m512) -> __m512 {
+    match planes::<F, BYTES>() {
         1 => of(0),
-        _ => _mm512_fmadd_ps(of(0), _mm512_set1_ps(128.0), of(1)),
+        _ => _mm512_fmadd_ps(of(0), _mm512_set1_ps(8.0), of(1)),
     }
 }
 
@@ -510,7 +515,7 @@ mod tests {
     use crate::cpu::{Level, avx2::quant as formats, lookup_at};
     use crate::pack::pack;
     use crate::quant::row_bytes as row_len;
-    use crate::reference::{q8, q16};
+    use crate::reference::{q8, q11};
 
     /// (tokens a tile, tokens, features, first column, columns)
     const CASES: &[(usize, usize, usize, usize, usize)] = &[
@@ -542,14 +547,14 @@ mod tests {
                 .collect();
             match dtype {
                 DType::Q8 => q8::quantise_row(&x, row),
-                _ => q16::quantise_row(&x, row),
+                _ => q11::quantise_row(&x, row),
             }
         }
         bytes
     }
 
     fn check<F: Format, const BYTES: usize>(encoding: Encoding) {
-        let dtype = [DType::Q8, DType::Q16][BYTES - 1];
+        let dtype = [DType::Q8, DType::Q11][BYTES - 1];
         let id = id::matmul(encoding, dtype).expect("a quantised encoding");
         let MicroFn::MatMul(scalar) = lookup_at(Level::Scalar, id).expect("in the table").func
         else {
@@ -598,7 +603,7 @@ mod tests {
     }
 
     macro_rules! checks {
-        ($($q8:ident, $q16:ident: $format:ident,)*) => {$(
+        ($($q8:ident, $q11:ident: $format:ident,)*) => {$(
             #[test]
             fn $q8() {
                 match Level::Avx512.is_available() {
@@ -608,7 +613,7 @@ mod tests {
             }
 
             #[test]
-            fn $q16() {
+            fn $q11() {
                 match Level::Avx512.is_available() {
                     true => check::<formats::$format, 2>(Encoding::$format),
                     false => println!("not run: this processor lacks AVX-512 VNNI"),

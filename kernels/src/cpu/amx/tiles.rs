@@ -1,9 +1,9 @@
 //! Products of int8 tiles.
 //!
-//! Of a step of 32 k there are up to two tiles of activations (the bytes of Q8, or the high and the low ones of Q16), T tokens by
-//! 32 bytes, as they lie in the rows; and up to two tiles of weights, 8 words (4 k) by 16 features of 4 bytes, as panels
-//! ([`super::quant`]) hold them. Each of the ones with each of the others makes a tile of T by 16 int32, from zero. The processor
-//! multiplies a row of activations a cycle, whatever the other sizes.
+//! Of a step of 32 k there are up to two tiles of activations (the bytes of Q8, or the high and the low ones of Q11), T tokens by
+//! 32 bytes, or one of T tokens by 64 bytes (both of Q11), as they lie in the rows; and up to two tiles of weights, words of 4 bytes of 16
+//! features, as many as a row of activations has, as panels ([`super::panel`]) hold them. Each of the ones with each of the others
+//! makes a tile of T by 16 int32, from zero. The processor multiplies a row of activations a cycle, whatever the other sizes.
 //!
 //! The eight tile registers are 0 to 3 for results, 4 and 5 for activations, 6 and 7 for weights. Results of a step stay in
 //! their registers until they are stored, so there are as many *sets* of results as fit four: steps take turns with them, and
@@ -14,48 +14,48 @@
 
 use std::arch::asm;
 
+use crate::quant::BLOCK;
+
 /// Bytes of a row of a tile of weights or of results.
 const LINE: usize = 64;
 
 /// Tiles of int32 that a step makes at most.
 pub const RESULTS: usize = 4;
 
-/// A tile of results: tokens by features. Those of a step lie one behind the other: of weights `w` and bytes `i` number `w *
-/// BYTES + i`.
+/// A tile of results: tokens by features. Those of a step lie one behind the other: of weights `w` and activations `i` number `w *
+/// PLANES + i`.
 #[repr(C, align(64))]
 pub struct Sums(pub [[i32; 16]; 16]);
 
 /// Steps whose results registers hold.
-pub const fn sets(bytes: usize, weights: usize) -> usize {
-    RESULTS / (bytes * weights)
+pub const fn sets(planes: usize, weights: usize) -> usize {
+    RESULTS / (planes * weights)
 }
 
 /// The activations of a step.
 #[derive(Clone, Copy)]
 pub struct Activations {
-    /// The first token's 32 bytes.
+    /// The first token's bytes, the second tile's behind the first's.
     pub at: *const u8,
     /// Bytes from a token to the next.
     pub token: usize,
-    /// Bytes from the high bytes of Q16 to the low ones.
-    pub byte: usize,
 }
 
 /// What multiplies tiles: the processor, or in tests its emulation.
 pub trait Tiles {
-    /// Sets the shapes of tiles of `tokens` (up to 16) tokens, before any product.
+    /// Sets the shapes of tiles of `tokens` (up to 16) tokens by `depth` (up to 64) bytes, before any product.
     ///
     /// # Safety
     /// The processor has the tiles.
-    unsafe fn configure(tokens: usize);
+    unsafe fn configure(tokens: usize, depth: usize);
 
-    /// Step number `step`'s products of BYTES tiles of activations with WEIGHTS tiles of weights, which are SIGNED bytes or not.
+    /// Step number `step`'s products of PLANES tiles of activations with WEIGHTS tiles of weights, which are SIGNED bytes or not.
     /// They take the place of those of step `step - sets(..)`.
     ///
     /// # Safety
     /// Tiles are configured; the configured number of tokens has the activations, `weights` points at tiles, of which the first
     /// WEIGHTS are read.
-    unsafe fn multiply<const SIGNED: bool, const BYTES: usize, const WEIGHTS: usize>(
+    unsafe fn multiply<const SIGNED: bool, const PLANES: usize, const WEIGHTS: usize>(
         step: usize,
         x: Activations,
         weights: [*const u8; 2],
@@ -64,8 +64,8 @@ pub trait Tiles {
     /// Stores the results of a step.
     ///
     /// # Safety
-    /// Tiles are configured; `to` has room for BYTES * WEIGHTS tiles.
-    unsafe fn store<const BYTES: usize, const WEIGHTS: usize>(step: usize, to: *mut Sums);
+    /// Tiles are configured; `to` has room for PLANES * WEIGHTS tiles.
+    unsafe fn store<const PLANES: usize, const WEIGHTS: usize>(step: usize, to: *mut Sums);
 
     /// Gives the tiles back, so that the system need not save them.
     ///
@@ -92,7 +92,7 @@ struct Shapes {
 macro_rules! multiply {
     ($op:literal, $turn:literal, $x:ident, $weights:ident) => {
         // SAFETY of all: the caller's promise.
-        match (BYTES, WEIGHTS) {
+        match (PLANES, WEIGHTS) {
             (1, 1) => unsafe {
                 asm!(
                     "tileloadd tmm{w}, [{w_at} + {line}]",
@@ -122,7 +122,7 @@ macro_rules! multiply {
                     r = const $turn % 2 * 2,
                     s = const $turn % 2 * 2 + 1,
                     x_at = in(reg) $x.at,
-                    y_at = in(reg) $x.at.wrapping_add($x.byte),
+                    y_at = in(reg) $x.at.wrapping_add(BLOCK),
                     token = in(reg) $x.token,
                     w_at = in(reg) $weights[0],
                     line = in(reg) LINE,
@@ -164,7 +164,7 @@ macro_rules! multiply {
                     "tilezero tmm3",
                     concat!($op, " tmm3, tmm5, tmm7"),
                     x_at = in(reg) $x.at,
-                    y_at = in(reg) $x.at.wrapping_add($x.byte),
+                    y_at = in(reg) $x.at.wrapping_add(BLOCK),
                     token = in(reg) $x.token,
                     w_at = in(reg) $weights[0],
                     v_at = in(reg) $weights[1],
@@ -193,13 +193,13 @@ macro_rules! store {
 
 impl Tiles for Hardware {
     #[inline]
-    unsafe fn configure(tokens: usize) {
+    unsafe fn configure(tokens: usize, depth: usize) {
         let (mut row_bytes, mut rows) = ([0; 16], [0; 16]);
         for tile in 0..8 {
             (row_bytes[tile], rows[tile]) = match tile {
                 0..4 => (LINE as u16, tokens as u8),
-                4..6 => (32, tokens as u8),
-                _ => (LINE as u16, 8),
+                4..6 => (depth as u16, tokens as u8),
+                _ => (LINE as u16, (depth / 4) as u8),
             };
         }
         let shapes = Shapes {
@@ -220,7 +220,7 @@ impl Tiles for Hardware {
     }
 
     #[inline]
-    unsafe fn multiply<const SIGNED: bool, const BYTES: usize, const WEIGHTS: usize>(
+    unsafe fn multiply<const SIGNED: bool, const PLANES: usize, const WEIGHTS: usize>(
         step: usize,
         x: Activations,
         weights: [*const u8; 2],
@@ -238,8 +238,8 @@ impl Tiles for Hardware {
     }
 
     #[inline]
-    unsafe fn store<const BYTES: usize, const WEIGHTS: usize>(step: usize, to: *mut Sums) {
-        match (BYTES * WEIGHTS, step % 4) {
+    unsafe fn store<const PLANES: usize, const WEIGHTS: usize>(step: usize, to: *mut Sums) {
+        match (PLANES * WEIGHTS, step % 4) {
             (1, 0) => store!(to, 0 at 0),
             (1, 1) => store!(to, 1 at 0),
             (1, 2) => store!(to, 2 at 0),
@@ -263,13 +263,13 @@ pub mod emulation {
 
     use std::cell::{Cell, RefCell};
 
-    use super::{Activations, LINE, RESULTS, Sums, Tiles, sets};
+    use super::{Activations, BLOCK, LINE, RESULTS, Sums, Tiles, sets};
 
     pub enum Emulated {}
 
     thread_local! {
-        /// The configured number of tokens; 0: no tiles.
-        static TOKENS: Cell<usize> = const { Cell::new(0) };
+        /// The configured numbers of tokens and of bytes of each; 0: no tiles.
+        static SHAPE: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
 
         /// The registers of results, and the step that each is of.
         static REGISTERS: RefCell<[(usize, [[i32; 16]; 16]); RESULTS]> =
@@ -277,27 +277,27 @@ pub mod emulation {
     }
 
     /// The first register of a step's results.
-    fn first(step: usize, bytes: usize, weights: usize) -> usize {
-        step % sets(bytes, weights) * bytes * weights
+    fn first(step: usize, planes: usize, weights: usize) -> usize {
+        step % sets(planes, weights) * planes * weights
     }
 
     impl Tiles for Emulated {
-        unsafe fn configure(tokens: usize) {
-            assert!((1..=16).contains(&tokens));
-            TOKENS.set(tokens);
+        unsafe fn configure(tokens: usize, depth: usize) {
+            assert!((1..=16).contains(&tokens) && (4..=64).contains(&depth) && depth % 4 == 0);
+            SHAPE.set((tokens, depth));
         }
 
-        unsafe fn multiply<const SIGNED: bool, const BYTES: usize, const WEIGHTS: usize>(
+        unsafe fn multiply<const SIGNED: bool, const PLANES: usize, const WEIGHTS: usize>(
             step: usize,
             x: Activations,
             weights: [*const u8; 2],
         ) {
             let byte = |at: *const u8, i: usize| unsafe { at.add(i).read() };
-            let tokens = TOKENS.get();
+            let (tokens, depth) = SHAPE.get();
             assert!(tokens > 0, "tiles are not configured");
             for (w, weights) in weights.into_iter().take(WEIGHTS).enumerate() {
-                for i in 0..BYTES {
-                    let x_at = x.at.wrapping_add(i * x.byte);
+                for i in 0..PLANES {
+                    let x_at = x.at.wrapping_add(i * BLOCK);
                     // What the instruction leaves alone must not matter.
                     let mut sums = [[i32::MIN; 16]; 16];
                     for (m, row) in sums.iter_mut().take(tokens).enumerate() {
@@ -308,18 +308,18 @@ pub mod emulation {
                                 let w = if SIGNED { i32::from(w as i8) } else { w.into() };
                                 i32::from(x) * w
                             };
-                            *sum = (0..32).map(product).sum();
+                            *sum = (0..depth).map(product).sum();
                         }
                     }
-                    let register = first(step, BYTES, WEIGHTS) + w * BYTES + i;
+                    let register = first(step, PLANES, WEIGHTS) + w * PLANES + i;
                     REGISTERS.with_borrow_mut(|all| all[register] = (step, sums));
                 }
             }
         }
 
-        unsafe fn store<const BYTES: usize, const WEIGHTS: usize>(step: usize, to: *mut Sums) {
-            for i in 0..BYTES * WEIGHTS {
-                let register = first(step, BYTES, WEIGHTS) + i;
+        unsafe fn store<const PLANES: usize, const WEIGHTS: usize>(step: usize, to: *mut Sums) {
+            for i in 0..PLANES * WEIGHTS {
+                let register = first(step, PLANES, WEIGHTS) + i;
                 let (of, sums) = REGISTERS.with_borrow(|all| all[register]);
                 assert_eq!(of, step, "another step took register {register}");
                 unsafe { to.add(i).write(Sums(sums)) };
@@ -327,7 +327,7 @@ pub mod emulation {
         }
 
         unsafe fn release() {
-            TOKENS.set(0);
+            SHAPE.set((0, 0));
         }
     }
 }

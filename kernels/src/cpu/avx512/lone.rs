@@ -1,4 +1,4 @@
-//! Quantised weights times one Q8 or Q16 row, which waits for memory: what counts is how many reads are under way. AMD's cores
+//! Quantised weights times one Q8 or Q11 row, which waits for memory: what counts is how many reads are under way. AMD's cores
 //! run ahead of one ascending stream by themselves; Intel's stop at the end of a page, and have more under way with some
 //! streams side by side. So a tile is one group, or some, in vectors of 256 bits; the instructions are those of wider ones.
 //!
@@ -149,10 +149,10 @@ impl Row {
     /// The row has it.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn word(&self, byte: usize, b: usize, j: usize) -> __m256i {
+    unsafe fn word<const BYTES: usize>(&self, byte: usize, b: usize, j: usize) -> __m256i {
         // SAFETY: the caller's promise.
         unsafe {
-            let at = self.quants.add(byte * self.k + b * BLOCK + 4 * j);
+            let at = self.quants.add((b * BYTES + byte) * BLOCK + 4 * j);
             _mm256_set1_epi32(at.cast::<i32>().read_unaligned())
         }
     }
@@ -235,18 +235,18 @@ impl Row {
         let mut sum = _mm256_setzero_si256();
         for byte in 0..BYTES {
             if byte == 1 {
-                sum = _mm256_slli_epi32::<7>(sum);
+                sum = _mm256_slli_epi32::<3>(sum);
             }
             for (j, w) in w.into_iter().enumerate() {
                 // SAFETY: the caller's promise.
-                let x = unsafe { self.word(byte, b, from + j) };
+                let x = unsafe { self.word::<BYTES>(byte, b, from + j) };
                 sum = _mm256_dpbusd_epi32(sum, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
             }
         }
         sum
     }
 
-    /// [`Row::sum`] of unsigned weights. The quants of Q16 rows are 128 * high + low: byte 0 is the high one, or that of Q8.
+    /// [`Row::sum`] of unsigned weights. The quants of Q11 rows are 8 * high + low: byte 0 is the high one, or that of Q8.
     ///
     /// # Safety
     /// As there.
@@ -261,11 +261,11 @@ impl Row {
         let mut sum = _mm256_setzero_si256();
         for byte in 0..BYTES {
             if byte == 1 {
-                sum = _mm256_slli_epi32::<7>(sum);
+                sum = _mm256_slli_epi32::<3>(sum);
             }
             for (j, w) in w.into_iter().enumerate() {
                 // SAFETY: the caller's promise.
-                sum = _mm256_dpbusd_epi32(sum, w, unsafe { self.word(byte, b, from + j) });
+                sum = _mm256_dpbusd_epi32(sum, w, unsafe { self.word::<BYTES>(byte, b, from + j) });
             }
         }
         sum

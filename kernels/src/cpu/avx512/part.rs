@@ -11,11 +11,8 @@ pub(super) struct Part {
     pub(super) words: [__m512i; 16],
     /// What sums of each half start from.
     pub(super) start: [__m512i; 2],
-    /// Integer scales of each half, in f32: with Q8 rows, whose scaled sums f32 holds exactly. Some processors multiply such twice
-    /// as fast as integers of 32 bits (NOTES.md).
+    /// Integer scales of each half, in f32. Some processors multiply such twice as fast as integers of 32 bits (NOTES.md).
     pub(super) float_scales: [__m512; 2],
-    /// With Q16 rows the integer scale.
-    pub(super) scale: __m512i,
     pub(super) d: __m512,
     pub(super) m: __m512,
     pub(super) min: __m512,
@@ -33,7 +30,7 @@ pub(in crate::cpu) const fn holds_scales<F: Format>() -> bool {
     matches!((F::QUANTS, F::SCALES), (Quants::Crumbs, Scales::Halves))
 }
 
-/// Whether weights are multiplied in 16 bits. With Q16 rows that takes as many products as two bytes apart do, but integer
+/// Whether weights are multiplied in 16 bits. With Q11 rows that takes as many products as two bytes apart do, but integer
 /// scales are multiplied into weights, once for all tokens, and signed weights need no raised activations.
 pub(super) const fn is_wide<F: Format, const BYTES: usize>() -> bool {
     BYTES == 2 && is_signed::<F>()
@@ -127,15 +124,8 @@ impl Part {
                     *word = _mm512_mullo_epi16(*word, if j < 4 { scale } else { second_scale });
                 }
             } else if !matches!(F::SCALES, Scales::None) {
-                let scale = _mm512_srai_epi32::<16>(scale);
-                match BYTES {
-                    1 => {
-                        let second = _mm512_srai_epi32::<16>(second_scale);
-                        (*to).float_scales =
-                            [_mm512_cvtepi32_ps(scale), _mm512_cvtepi32_ps(second)];
-                    }
-                    _ => (*to).scale = scale,
-                }
+                let float = |scale| _mm512_cvtepi32_ps(_mm512_srai_epi32::<16>(scale));
+                (*to).float_scales = [float(scale), float(second_scale)];
             }
             if is_signed::<F>() {
                 (*to).start = match F::SCALES {

@@ -1,4 +1,4 @@
-//! Quantised weights times Q8 and Q16 rows, by `vpdpbusd` and `vpdpwssd`.
+//! Quantised weights times Q8 and Q11 rows, by `vpdpbusd` and `vpdpwssd`.
 //!
 //! A tile is two groups of eight rows of weights, a half of a vector each, by up to [`TOKENS`] tokens. [`Format`]s unpack as
 //! for AVX2, each group by itself. `vpdpbusd` multiplies unsigned by signed bytes and adds four products to a lane of 32
@@ -6,7 +6,7 @@
 //! then activations are raised by 128, and sums start from what that adds, -128 times the weights' sum, which all
 //! tokens share.
 //!
-//! The quants of Q16 rows are 128 * high + low: the sums of the high bytes are shifted left by seven before those of the low
+//! The quants of Q11 rows are 8 * high + low: the sums of the high bytes are shifted left by three before those of the low
 //! ones come on top. Signed weights are multiplied with these in 16 bits instead ([`is_wide`]).
 
 use std::arch::asm;
@@ -28,7 +28,7 @@ const AHEAD: usize = 2048;
 /// Parts of both groups that are unpacked at a time, for all tokens of a call: 256 k.
 const PANEL: usize = 8;
 
-/// Weights of a format times rows whose quants have BYTES bytes: 1 in Q8, 2 in Q16.
+/// Weights of a format times rows whose quants have BYTES bytes: 1 in Q8, 2 in Q11.
 ///
 /// # Safety
 /// As the scalar twin, and the processor has the level.
@@ -202,7 +202,7 @@ impl Tile {
     ) {
         // SAFETY: the caller's promise; the quants of a row are followed by a scale and a sum for each 32.
         unsafe {
-            let x = self.quants(b);
+            let x = self.quants::<BYTES>(b);
             let isums = x.isums::<F, BYTES, T, SHARED>(part);
             let imins = match F::HAS_HALF_MINS {
                 true => {
@@ -238,22 +238,18 @@ impl Tile {
     /// As [`Tile::add`].
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn quants(&self, b: usize) -> XBlock {
+    unsafe fn quants<const BYTES: usize>(&self, b: usize) -> XBlock {
         XBlock {
             // SAFETY: the caller's promise.
-            at: self.x.map(|x| unsafe { x.add(b * BLOCK) }),
-            byte: self.k,
+            at: self.x.map(|x| unsafe { x.add(b * BYTES * BLOCK) }),
         }
     }
 }
 
-/// Where a block of 32 quants of some tokens is.
+/// Where a block of 32 quants of each of some tokens is. Behind the high bytes of Q11 are the low ones.
 #[derive(Clone, Copy)]
 struct XBlock {
-    /// Of each token.
     at: [*const u8; TOKENS],
-    /// Bytes from the high bytes of Q16 to the low ones.
-    byte: usize,
 }
 
 /// The same quants, raised by 128.
@@ -271,7 +267,7 @@ impl<const BYTES: usize, const T: usize> Raised<BYTES, T> {
             for (byte, quants) in token.iter_mut().enumerate() {
                 // SAFETY: 32 quants each.
                 unsafe {
-                    let x = _mm256_loadu_si256(x.at[t].add(byte * x.byte).cast());
+                    let x = _mm256_loadu_si256(x.at[t].add(byte * BLOCK).cast());
                     let x = _mm256_xor_si256(x, _mm256_set1_epi8(-128));
                     _mm256_storeu_si256(quants.as_mut_ptr().cast(), x);
                 }
@@ -286,7 +282,6 @@ impl<const BYTES: usize, const T: usize> Raised<BYTES, T> {
         XBlock {
             // Beyond the T tokens the pointers lead nowhere, and nobody follows them.
             at: std::array::from_fn(|t| first.wrapping_add(t * BYTES * BLOCK)),
-            byte: BLOCK,
         }
     }
 }
@@ -356,23 +351,14 @@ impl XBlock {
                 }
                 return sums;
             }
-            let mut sums = self.sums::<F, SIGNED, BYTES, T, SHARED, 0, 8>(words, low);
-            match (scales, BYTES) {
-                (Scales::None, _) => floats(sums),
-                (_, 1) => {
-                    let mut sums = floats(sums);
-                    for sum in &mut sums {
-                        *sum = _mm512_mul_ps(*sum, (*part).float_scales[0]);
-                    }
-                    sums
-                }
-                _ => {
-                    for sum in &mut sums {
-                        *sum = _mm512_mullo_epi32(*sum, (*part).scale);
-                    }
-                    floats(sums)
+            let mut sums = floats(self.sums::<F, SIGNED, BYTES, T, SHARED, 0, 8>(words, low));
+            if scales == Scales::Whole {
+                // The sums are below 2^24, so that a product rounds as the conversion of the exact integer does.
+                for sum in &mut sums {
+                    *sum = _mm512_mul_ps(*sum, (*part).float_scales[0]);
                 }
             }
+            sums
         }
     }
 
@@ -405,7 +391,7 @@ impl XBlock {
                     for (t, sum) in sums.iter_mut().enumerate() {
                         // SAFETY: the caller's promise; word j is 4 j bytes on.
                         let x = unsafe {
-                            let at = self.at[t].add($byte * self.byte + 4 * $j);
+                            let at = self.at[t].add($byte * BLOCK + 4 * $j);
                             _mm512_set1_epi32(at.cast::<i32>().read_unaligned())
                         };
                         *sum = match SIGNED {
@@ -420,7 +406,7 @@ impl XBlock {
         add_words!(0: 0 1 2 3 4 5 6 7);
         if BYTES == 2 {
             for sum in &mut sums {
-                *sum = _mm512_slli_epi32::<7>(*sum);
+                *sum = _mm512_slli_epi32::<3>(*sum);
             }
             add_words!(1: 0 1 2 3 4 5 6 7);
         }
@@ -454,7 +440,7 @@ fn settle(sum: &mut __m512i) {
     };
 }
 
-/// Quants of Q16 rows in 16 bits, of two tokens side by side: of each four, the even ones of all the block, then the odd ones.
+/// Quants of Q11 rows in 16 bits, of two tokens side by side: of each four, the even ones of all the block, then the odd ones.
 /// There is room for twice the tokens.
 #[repr(align(64))]
 struct Pairs<const T: usize>(MaybeUninit<[[[[i16; 16]; 2]; 2]; T]>);
@@ -471,16 +457,16 @@ impl<const T: usize> Pairs<T> {
             // taken twice.
             unsafe {
                 let both = |byte: usize| {
-                    let load = |t: usize| _mm256_loadu_si256(x.at[t].add(byte * x.byte).cast());
+                    let load = |t: usize| _mm256_loadu_si256(x.at[t].add(byte * BLOCK).cast());
                     join(load(t), load((t + 1).min(T - 1)))
                 };
                 let (high, low) = (both(0), both(1));
                 let even = _mm512_add_epi16(
-                    _mm512_srai_epi16::<1>(_mm512_slli_epi16::<8>(high)),
+                    _mm512_srai_epi16::<5>(_mm512_slli_epi16::<8>(high)),
                     _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(low)),
                 );
                 let odd = _mm512_add_epi16(
-                    _mm512_slli_epi16::<7>(_mm512_srai_epi16::<8>(high)),
+                    _mm512_slli_epi16::<3>(_mm512_srai_epi16::<8>(high)),
                     _mm512_srai_epi16::<8>(low),
                 );
                 let to = pairs.0.as_mut_ptr().cast::<__m512i>().add(t);

@@ -8,6 +8,7 @@ use half::{bf16, f16};
 use crate::abi::MatMulArgs;
 use crate::pack::{self, GROUP, Min, packed_block_bytes};
 use crate::quant::{BLOCK, block_elements};
+use crate::reference::q11;
 
 macro_rules! float_of {
     ($($name:ident: $doc:literal, $size:literal, $value:expr;)*) => {$(
@@ -30,7 +31,7 @@ float_of! {
 }
 
 macro_rules! quantised_of {
-    ($($q8:ident, $q16:ident: $encoding:ident,)*) => {$(
+    ($($q8:ident, $q11:ident: $encoding:ident,)*) => {$(
         /// Quantised weights times Q8 rows.
         ///
         /// # Safety
@@ -40,13 +41,13 @@ macro_rules! quantised_of {
             unsafe { quantised(args, Encoding::$encoding, Activations::Q8) }
         }
 
-        /// Quantised weights times Q16 rows.
+        /// Quantised weights times Q11 rows.
         ///
         /// # Safety
         /// As [`quantised`].
-        pub unsafe fn $q16(args: &MatMulArgs) {
+        pub unsafe fn $q11(args: &MatMulArgs) {
             // SAFETY: the caller's promise.
-            unsafe { quantised(args, Encoding::$encoding, Activations::Q16) }
+            unsafe { quantised(args, Encoding::$encoding, Activations::Q11) }
         }
     )*};
 }
@@ -57,7 +58,7 @@ each_quantised! { quantised_of! }
 #[derive(Clone, Copy)]
 enum Activations {
     Q8,
-    Q16,
+    Q11,
 }
 
 /// The packed groups of the tile.
@@ -123,7 +124,7 @@ unsafe fn quantised(args: &MatMulArgs, encoding: Encoding, activations: Activati
     let (k, rows) = (args.k as usize, args.rows as usize);
     let quants_bytes = match activations {
         Activations::Q8 => k,
-        Activations::Q16 => 2 * k,
+        Activations::Q11 => 2 * k,
     };
     let x_bytes = quants_bytes + k / BLOCK * 8;
     let block_bytes = packed_block_bytes(encoding);
@@ -145,11 +146,7 @@ unsafe fn quantised(args: &MatMulArgs, encoding: Encoding, activations: Activati
                     let (quants, factors) = x.split_at(quants_bytes);
                     let quants = |i: usize| match activations {
                         Activations::Q8 => i32::from(quants[b * BLOCK + i] as i8),
-                        Activations::Q16 => {
-                            let [high, low] =
-                                [0, k].map(|at| i32::from(quants[at + b * BLOCK + i] as i8));
-                            128 * high + low
-                        }
+                        Activations::Q11 => q11::quant(quants, b * BLOCK + i),
                     };
                     let (scale, sum) = (f32_at(factors, b), f32_at(factors, k / BLOCK + b));
                     out[r] = part.add(std::array::from_fn(quants), scale, sum, out[r]);

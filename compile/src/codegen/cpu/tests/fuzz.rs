@@ -67,7 +67,7 @@ impl Fuzz {
             floats,
             weight: case.weight(wide),
             indices: case.buffer(DType::U32, 1),
-            quants: [DType::Q8, DType::Q16]
+            quants: [DType::Q8, DType::Q11]
                 .map(|dtype| case.buffer(dtype, wide.next_multiple_of(32))),
             pools: [
                 case.pool(KvPart::Key, units, width * 2),

@@ -120,7 +120,7 @@ fn a_head_norm_takes_two_phases() {
 
 #[test]
 fn the_second_of_two_row_sums_is_of_what_was_stored() {
-    let case = regions::norm_add_norm_quant(DType::Q16, 640);
+    let case = regions::norm_add_norm_quant(DType::Q11, 640);
     let schedule = schedule(&case);
     assert_eq!(schedule.passes.len(), 3);
     let stores: Vec<_> = (0..case.region.body.len())

@@ -513,7 +513,7 @@ pub fn model() -> Vec<Case> {
         head_norm(5, 23),
         head_norm(3, 1),
     ];
-    let quantised = [DType::Q8, DType::Q16].into_iter().flat_map(|dtype| {
+    let quantised = [DType::Q8, DType::Q11].into_iter().flat_map(|dtype| {
         [
             rms_norm_quant(dtype, 576),
             rms_norm_quant(dtype, 32),
@@ -546,7 +546,7 @@ pub fn cancelling() -> Vec<Case> {
         norm_rope_key(2, 10),
         cached_in_8_bits(norm_rope_key(2, 128)),
     ];
-    let quantised = [DType::Q8, DType::Q16]
+    let quantised = [DType::Q8, DType::Q11]
         .into_iter()
         .flat_map(|dtype| [640, 1152, 32].map(|cols| norm_add_norm_quant(dtype, cols)));
     plain.into_iter().chain(quantised).collect()

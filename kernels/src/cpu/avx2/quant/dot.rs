@@ -13,8 +13,8 @@
 //! Signed weights become magnitudes, and their signs move to the activations. `vpmaddwd` multiplies as it widens: by 1 or
 //! by the integer scales.
 //!
-//! The quants of Q16 rows are 128 * high + low. With unsigned weights both bytes take the same way, each into sums of its
-//! own, and the high sums are widened times 128. Signed weights are widened to 16 bits instead, and so are the
+//! The quants of Q11 rows are 8 * high + low. With unsigned weights both bytes take the same way, each into sums of its
+//! own, and the high sums are widened times 8. Signed weights are widened to 16 bits instead, and so are the
 //! activations: a vector becomes its even and its odd bytes, a lane of `vpmaddwd` has quants 4j and 4j + 2, or 4j + 1 and
 //! 4j + 3, of both.
 
@@ -69,7 +69,7 @@ impl Tile {
                 for (byte, sum) in sums.iter_mut().enumerate() {
                     for j in 0..4 {
                         // SAFETY: one of eight words.
-                        let x = unsafe { self.word(t, byte, b, 4 * half + j) };
+                        let x = unsafe { self.word::<BYTES>(t, byte, b, 4 * half + j) };
                         *sum = _mm256_add_epi16(*sum, _mm256_maddubs_epi16(ones, x));
                     }
                 }
@@ -107,7 +107,7 @@ impl Tile {
                 for (byte, sum) in sums.iter_mut().enumerate() {
                     // SAFETY: words of the block.
                     let product = |j: usize| unsafe {
-                        _mm256_maddubs_epi16(w[j], self.word(t, byte, b, 4 * half + j))
+                        _mm256_maddubs_epi16(w[j], self.word::<BYTES>(t, byte, b, 4 * half + j))
                     };
                     let first = _mm256_add_epi16(product(0), product(1));
                     let second = _mm256_add_epi16(product(2), product(3));
@@ -150,7 +150,7 @@ impl Tile {
             for (t, isum) in isums.iter_mut().enumerate() {
                 // SAFETY: words of the block.
                 let product = |j: usize| unsafe {
-                    let x = _mm256_sign_epi8(self.word(t, 0, b, 4 * half + j), w[j]);
+                    let x = _mm256_sign_epi8(self.word::<1>(t, 0, b, 4 * half + j), w[j]);
                     _mm256_maddubs_epi16(_mm256_abs_epi8(w[j]), x)
                 };
                 let first = _mm256_add_epi16(product(0), product(1));
@@ -177,7 +177,7 @@ impl Tile {
             let magnitude = _mm256_abs_epi8(w);
             for (t, isum) in isums.iter_mut().enumerate() {
                 // SAFETY: one of eight words.
-                let x = unsafe { self.word(t, 0, b, j) };
+                let x = unsafe { self.word::<1>(t, 0, b, j) };
                 let pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8(x, w));
                 *isum = _mm256_add_epi32(*isum, _mm256_madd_epi16(pairs, scale));
             }
@@ -186,7 +186,7 @@ impl Tile {
     }
 
     /// # Safety
-    /// As [`Tile::isums`], of Q16 rows.
+    /// As [`Tile::isums`], of Q11 rows.
     #[inline]
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
     unsafe fn wide<F: Format, const T: usize>(&self, part: *const u8, b: usize) -> [__m256i; T] {
@@ -195,8 +195,8 @@ impl Tile {
         let (words, x) = unsafe {
             let words = F::words(part, &mut scratch);
             let x: [WideBlock; T] = std::array::from_fn(|t| {
-                let high = self.x[t].add(b * BLOCK);
-                WideBlock::new(high, high.add(self.k))
+                let high = self.x[t].add(2 * b * BLOCK);
+                WideBlock::new(high, high.add(BLOCK))
             });
             (words, x)
         };
@@ -232,7 +232,7 @@ impl Tile {
 fn widen_sums<const BYTES: usize>(sums: [__m256i; BYTES], scale: __m256i) -> __m256i {
     match sums.as_slice() {
         [high, low] => _mm256_add_epi32(
-            _mm256_madd_epi16(*high, _mm256_slli_epi16::<7>(scale)),
+            _mm256_madd_epi16(*high, _mm256_slli_epi16::<3>(scale)),
             _mm256_madd_epi16(*low, scale),
         ),
         _ => _mm256_madd_epi16(sums[0], scale),
@@ -262,9 +262,9 @@ impl WideBlock {
                 _mm256_loadu_si256(low.cast()),
             )
         };
-        // A byte on top of its word, shifted down by one: 128 times the byte.
-        let high_even = _mm256_srai_epi16::<1>(_mm256_slli_epi16::<8>(high));
-        let high_odd = _mm256_srai_epi16::<1>(_mm256_and_si256(high, _mm256_set1_epi16(-256)));
+        // A byte on top of its word, shifted down by five: 8 times the byte.
+        let high_even = _mm256_srai_epi16::<5>(_mm256_slli_epi16::<8>(high));
+        let high_odd = _mm256_srai_epi16::<5>(_mm256_and_si256(high, _mm256_set1_epi16(-256)));
         let low_even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(low));
         let low_odd = _mm256_srai_epi16::<8>(low);
         let mut block = WideBlock {

@@ -1,4 +1,4 @@
-//! Quantised weights times Q8 and Q16 rows.
+//! Quantised weights times Q8 and Q11 rows.
 //!
 //! A tile is one group of eight rows of weights by up to [`TOKENS`] tokens. Of each 32 k the weights are unpacked once, to
 //! vectors with 4 k of every row, and used by all tokens of the tile. A [`Format`] says how an encoding unpacks, [`dot`]
@@ -97,8 +97,8 @@ pub enum Quants {
     Signed,
 }
 
-/// How many integer scales a part has. Products with signed ones take the sums with Q16 rows to 2^31 - 1 at most:
-/// 32 * 32 * 128 * 16256 = 2 130 706 432 for Q6_K.
+/// How many integer scales a part has. With these the sums of products with Q11 rows are at most 32 * 32 * 128 * 1016, in Q6_K:
+/// 2^27.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Scales {
     None,
@@ -113,7 +113,7 @@ pub struct Head {
     pub m: __m256,
 }
 
-/// Weights of a format times rows whose quants have BYTES bytes: 1 in Q8, 2 in Q16.
+/// Weights of a format times rows whose quants have BYTES bytes: 1 in Q8, 2 in Q11.
 ///
 /// # Safety
 /// As the scalar twin, and the processor has the level.
@@ -227,16 +227,22 @@ impl Tile {
         }
     }
 
-    /// Word `j` (4 quants) of block `b` of token `t`, in every lane. `byte`: 0 is the only one of Q8 and the high one of Q16.
+    /// Word `j` (4 quants) of block `b` of token `t`, in every lane. `byte`: 0 is the only one of Q8 and the high one of Q11.
     ///
     /// # Safety
     /// The rows of x have them.
     #[inline]
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    unsafe fn word(&self, t: usize, byte: usize, b: usize, j: usize) -> __m256i {
+    unsafe fn word<const BYTES: usize>(
+        &self,
+        t: usize,
+        byte: usize,
+        b: usize,
+        j: usize,
+    ) -> __m256i {
         // SAFETY: the caller's promise.
         unsafe {
-            let quants = self.x[t].add(byte * self.k + b * BLOCK);
+            let quants = self.x[t].add((b * BYTES + byte) * BLOCK);
             _mm256_set1_epi32(quants.cast::<i32>().add(j).read_unaligned())
         }
     }

@@ -1,26 +1,26 @@
-//! Q16 activation rows (`bundle_format::plan::DType::Q16`): quantisation and back.
+//! Q11 activation rows (`bundle_format::plan::DType::Q11`): quantisation and back.
 
 use bundle_format::plan::{DType, Q8_BLOCK, quants_bytes, row_bytes};
 
 /// The largest quant.
-const MAX: f32 = 16256.0;
+const MAX: f32 = 1016.0;
 
 /// A quantised block.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Q16Block {
+pub struct Q11Block {
     pub quants: [i16; Q8_BLOCK],
-    /// amax / 16256
+    /// amax / 1016
     pub scale: f32,
     /// The scale times the sum of the quants.
     pub sum: f32,
 }
 
-/// Quantises 32 values. A block whose largest magnitude is too small for `16256 / amax` to be finite (below 5e-35) gets
+/// Quantises 32 values. A block whose largest magnitude is too small for `1016 / amax` to be finite (below 3e-36) gets
 /// saturated quants: it means nothing to a model, and every backend may differ there.
-pub fn quantise_block(x: &[f32; Q8_BLOCK]) -> Q16Block {
+pub fn quantise_block(x: &[f32; Q8_BLOCK]) -> Q11Block {
     let amax = x.iter().fold(0.0f32, |max, x| max.max(x.abs()));
     if amax == 0.0 {
-        return Q16Block {
+        return Q11Block {
             quants: [0; Q8_BLOCK],
             scale: 0.0,
             sum: 0.0,
@@ -30,28 +30,28 @@ pub fn quantise_block(x: &[f32; Q8_BLOCK]) -> Q16Block {
     let inverse = MAX / amax;
     let quants = x.map(|x| (x * inverse).round_ties_even().clamp(-MAX, MAX) as i16);
     let sum: i32 = quants.iter().map(|q| i32::from(*q)).sum();
-    Q16Block {
+    Q11Block {
         quants,
         scale,
         sum: scale * sum as f32,
     }
 }
 
-/// The bytes of a quant: q = 128 * high + low, low in -64 ..= 63.
+/// The bytes of a quant: q = 8 * high + low, low in -4 ..= 3.
 pub fn split(q: i16) -> (i8, i8) {
-    let high = (q + 64) >> 7;
-    (high as i8, (q - 128 * high) as i8)
+    let high = (q + 4) >> 3;
+    (high as i8, (q - 8 * high) as i8)
 }
 
-/// Writes a block at column `col` (a multiple of 32) of a Q16 row of `cols` columns.
+/// Writes a block at column `col` (a multiple of 32) of a Q11 row of `cols` columns.
 ///
 /// # Panics
 /// Where the row is shorter than `plan::row_bytes` says.
-pub fn write_block(row: &mut [u8], cols: usize, col: usize, block: &Q16Block) {
-    for (i, q) in block.quants.into_iter().enumerate() {
-        let (high, low) = split(q);
-        row[col + i] = high as u8;
-        row[cols + col + i] = low as u8;
+pub fn write_block(row: &mut [u8], cols: usize, col: usize, block: &Q11Block) {
+    let (highs, lows) = row[2 * col..][..2 * Q8_BLOCK].split_at_mut(Q8_BLOCK);
+    for ((high, low), q) in highs.iter_mut().zip(lows).zip(block.quants) {
+        let bytes = split(q);
+        (*high, *low) = (bytes.0 as u8, bytes.1 as u8);
     }
     let scale_at = scale_at(cols, col / Q8_BLOCK);
     row[scale_at..][..4].copy_from_slice(&block.scale.to_le_bytes());
@@ -59,34 +59,43 @@ pub fn write_block(row: &mut [u8], cols: usize, col: usize, block: &Q16Block) {
     row[sum_at..][..4].copy_from_slice(&block.sum.to_le_bytes());
 }
 
-/// Offset of the scale of block `b` in a row of `cols` columns.
-fn scale_at(cols: usize, b: usize) -> usize {
-    quants_bytes(DType::Q16, cols as u32) as usize + 4 * b
+/// The quant of column `col` of a row.
+///
+/// # Panics
+/// Where the row is shorter.
+pub fn quant(row: &[u8], col: usize) -> i32 {
+    let at = col + col / Q8_BLOCK * Q8_BLOCK;
+    let [high, low] = [at, at + Q8_BLOCK].map(|at| i32::from(row[at] as i8));
+    8 * high + low
 }
 
-/// Quantises a row. `out` has the bytes of a Q16 row of `x.len()` columns; padding is left as it is.
+/// Offset of the scale of block `b` in a row of `cols` columns.
+fn scale_at(cols: usize, b: usize) -> usize {
+    quants_bytes(DType::Q11, cols as u32) as usize + 4 * b
+}
+
+/// Quantises a row. `out` has the bytes of a Q11 row of `x.len()` columns; padding is left as it is.
 ///
 /// # Panics
 /// Where `x` is not whole blocks or `out` has another length.
 pub fn quantise_row(x: &[f32], out: &mut [u8]) {
-    assert_eq!(out.len() as u64, row_bytes(DType::Q16, x.len() as u32));
+    assert_eq!(out.len() as u64, row_bytes(DType::Q11, x.len() as u32));
     let (blocks, rest) = x.as_chunks::<Q8_BLOCK>();
-    assert!(rest.is_empty(), "a Q16 row is whole blocks");
+    assert!(rest.is_empty(), "a Q11 row is whole blocks");
     for (b, block) in blocks.iter().enumerate() {
         write_block(out, x.len(), b * Q8_BLOCK, &quantise_block(block));
     }
 }
 
-/// The values that a Q16 row of `out.len()` columns stands for: quant times scale.
+/// The values that a Q11 row of `out.len()` columns stands for: quant times scale.
 ///
 /// # Panics
 /// Where the row is shorter than `plan::row_bytes` says.
 pub fn dequantise_row(row: &[u8], out: &mut [f32]) {
     let cols = out.len();
     for (i, out) in out.iter_mut().enumerate() {
-        let (high, low) = (row[i] as i8, row[cols + i] as i8);
-        let q = 128 * i32::from(high) + i32::from(low);
-        *out = q as f32 * crate::quant::f32_at(row, scale_at(cols, i / Q8_BLOCK));
+        let scale = crate::quant::f32_at(row, scale_at(cols, i / Q8_BLOCK));
+        *out = quant(row, i) as f32 * scale;
     }
 }
 
@@ -96,10 +105,10 @@ mod tests {
 
     #[test]
     fn every_quant_splits() {
-        for q in -16256..=16256i16 {
+        for q in -1016..=1016i16 {
             let (high, low) = split(q);
-            assert_eq!(128 * i16::from(high) + i16::from(low), q);
-            assert!((-127..=127).contains(&high) && (-64..=63).contains(&low));
+            assert_eq!(8 * i16::from(high) + i16::from(low), q);
+            assert!((-127..=127).contains(&high) && (-4..=3).contains(&low));
         }
     }
 
@@ -108,14 +117,19 @@ mod tests {
         let x: Vec<f32> = (0..64)
             .map(|i| if i < 32 { i as f32 - 15.5 } else { 0.0 })
             .collect();
-        let mut row = vec![0xee; row_bytes(DType::Q16, 64) as usize];
+        let mut row = vec![0xee; row_bytes(DType::Q11, 64) as usize];
         quantise_row(&x, &mut row);
-        // High bytes, low bytes, two scales, two sums, padding.
-        assert_eq!((row[0] as i8, row[31] as i8, row[40]), (-127, 127, 0));
-        assert_eq!((row[64], row[95], row[104]), (0, 0, 0));
+        // High and low bytes of a block, those of the next, two scales, two sums, padding.
+        assert_eq!((row[0] as i8, row[31] as i8), (-127, 127));
+        // 14.5 / 15.5 of 1016 is 950.5, to even 950: 8 * 119 - 2.
+        assert_eq!((row[30] as i8, row[62] as i8), (119, -2));
+        assert_eq!(
+            (row[32], row[63], row[64..128].iter().max()),
+            (0, 0, Some(&0))
+        );
         let word = |at: usize| f32::from_le_bytes(row[at..at + 4].try_into().unwrap());
         let block = quantise_block(x[..32].try_into().unwrap());
-        assert_eq!(block.scale, 15.5 / 16256.0);
+        assert_eq!(block.scale, 15.5 / 1016.0);
         let sum: i32 = block.quants.iter().map(|q| i32::from(*q)).sum();
         assert_eq!(block.sum, block.scale * sum as f32);
         let fields = [word(128), word(132), word(136), word(140)];
@@ -132,12 +146,12 @@ mod tests {
     #[test]
     fn ties_go_to_even_and_tiny_blocks_saturate() {
         let mut x = [0.0; 32];
-        x[0] = 16256.0;
+        x[0] = 1016.0;
         x[1] = 0.5;
         x[2] = 1.5;
         x[3] = -2.5;
-        assert_eq!(quantise_block(&x).quants[..4], [16256, 0, 2, -2]);
+        assert_eq!(quantise_block(&x).quants[..4], [1016, 0, 2, -2]);
         let tiny = [-f32::MIN_POSITIVE; 32];
-        assert_eq!(quantise_block(&tiny).quants, [-16256; 32]);
+        assert_eq!(quantise_block(&tiny).quants, [-1016; 32]);
     }
 }
