@@ -52,6 +52,16 @@ impl Profiles {
         Profiles(self.0 | others.0)
     }
 
+    /// Those that both sets have.
+    pub fn common(self, others: Profiles) -> Profiles {
+        Profiles(self.0 & others.0)
+    }
+
+    /// Those that the others don't have.
+    pub fn without(self, others: Profiles) -> Profiles {
+        Profiles(self.0 & !others.0)
+    }
+
     /// The profiles of the set, by ascending strictness.
     pub fn iter(self) -> impl Iterator<Item = Stability> {
         Stability::ALL.into_iter().filter(move |&s| self.has(s))
@@ -102,5 +112,8 @@ mod tests {
         let all: Vec<Stability> = set.iter().collect();
         assert_eq!(all, [Stability::Fast, Stability::Strict]);
         assert_eq!(Profiles::NONE.iter().count(), 0);
+        let strict: Profiles = Stability::Strict.into();
+        assert_eq!(set.common(strict), strict);
+        assert_eq!(set.without(strict), Profiles(0b001));
     }
 }

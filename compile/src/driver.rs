@@ -35,6 +35,8 @@ pub struct Options {
     pub portable: bool,
     /// How far kernels keep from what a GPU is known to fail at, on targets that have profiles for that.
     pub stability: Stability,
+    /// Whether a GPU has kernels that draw tokens; without them the host does. What tests other kernels needs none.
+    pub draws: bool,
 }
 
 impl Options {
@@ -48,10 +50,12 @@ impl Options {
                 disabled: Vec::new(),
                 activations: Activations::Auto,
                 prologues: false,
+                mixed_launches: false,
                 epilogue_features: None,
             },
             portable: false,
             stability: Stability::Balanced,
+            draws: true,
         }
     }
 }
@@ -78,9 +82,21 @@ pub struct Compiled {
 pub fn compile_graph(
     gguf: &Gguf<'_>,
     options: &Options,
+    seen: impl FnMut(passes::Stage),
+    imported: impl FnMut(&Graph),
+) -> Result<Compiled, Error> {
+    let (graph, mut plan) = plan_graph(gguf, options, seen, imported)?;
+    let code = codegen::generate(&mut plan, options)?;
+    Ok(Compiled { graph, plan, code })
+}
+
+/// A model's graph, and its plan without code.
+pub fn plan_graph(
+    gguf: &Gguf<'_>,
+    options: &Options,
     mut seen: impl FnMut(passes::Stage),
     mut imported: impl FnMut(&Graph),
-) -> Result<Compiled, Error> {
+) -> Result<(Graph, Plan), Error> {
     let limits = limits(gguf, options)?;
     let mut graph = arch::build(gguf, limits.context)?;
     store_kv_as(&mut graph, options.kv)?;
@@ -90,11 +106,11 @@ pub fn compile_graph(
         settings.activations = Activations::F16;
     }
     settings.prologues = codegen::has_prologues(options.target);
+    settings.mixed_launches = codegen::has_mixed_launches(options.target);
     settings.epilogue_features = codegen::epilogue_features(options.target);
     let graph = passes::run(graph, &settings, &mut seen)?;
-    let mut plan = lower::lower(&graph, options.target, limits)?;
-    let code = codegen::generate(&mut plan, options)?;
-    Ok(Compiled { graph, plan, code })
+    let plan = lower::lower(&graph, options.target, limits)?;
+    Ok((graph, plan))
 }
 
 /// Compiles `input` to a bundle at `output`, which appears whole or not at all.

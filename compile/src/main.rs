@@ -132,6 +132,9 @@ struct Shape {
     /// On a GPU only the kernels that every chip could have: to test them on one that has better ones.
     #[arg(long, hide = true)]
     portable_kernels: bool,
+    /// No kernels that draw tokens: the host does. To test the others.
+    #[arg(long, hide = true)]
+    host_draws: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -235,6 +238,7 @@ impl Shape {
             disabled: self.disable_pass,
             activations,
             prologues: false,
+            mixed_launches: false,
             epilogue_features: None,
         };
         Ok(Options {
@@ -247,6 +251,7 @@ impl Shape {
             },
             passes,
             portable: self.portable_kernels,
+            draws: !self.host_draws,
             stability,
         })
     }

@@ -209,6 +209,7 @@ fn norms_in_prologues_have_their_golden_text() {
             disabled: disabled.iter().map(|d| d.to_string()).collect(),
             activations: Activations::F16,
             prologues,
+            mixed_launches: false,
             epilogue_features: None,
         };
         passes::run(imported.clone(), &settings, |_| {}).unwrap()
@@ -243,6 +244,44 @@ fn norms_in_prologues_have_their_golden_text() {
     let broken = found.replacen(" add {", " {", 1);
     assert!(broken != found);
     verify::verify(&text::parse(&broken).unwrap()).unwrap_err();
+}
+
+/// As for gfx1151: the shared expert's gate and up go with the router, whose norm is kept for the experts; without a shared expert
+/// nothing changes.
+#[test]
+fn a_shared_expert_goes_with_the_router() {
+    let folder = tempfile::tempdir().unwrap();
+    let graph = |shape: &str, mixed_launches| {
+        let imported = compile(&model_of(folder.path(), shape), &[]).imported;
+        let settings = Settings {
+            disabled: Vec::new(),
+            activations: Activations::F16,
+            prologues: true,
+            mixed_launches,
+            epilogue_features: None,
+        };
+        passes::run(imported, &settings, |_| {}).unwrap()
+    };
+    let fused = graph("tiny-qwen2moe", true);
+    let found = text::print(&fused);
+    golden("shared.txt", &found);
+    assert_eq!(text::parse(&found).unwrap(), fused);
+    let products = |graph: &Graph| {
+        let products = graph.nodes.iter().map(|n| &n.op);
+        products
+            .filter(|op| matches!(op, Op::MatMul { .. }))
+            .count()
+    };
+    let layers = fused.kv.iter().map(|kv| kv.layers as usize).sum::<usize>();
+    let apart = graph("tiny-qwen2moe", false);
+    assert_eq!(products(&apart), products(&fused) + layers);
+    let kept = |op: &Op| matches!(op, Op::MatMul { prologue: Some(norm), .. } if norm.keep);
+    let kept = |graph: &Graph| graph.nodes.iter().filter(|n| kept(&n.op)).count();
+    assert_eq!((kept(&fused), kept(&apart)), (layers, layers));
+    assert_eq!(
+        text::print(&graph("tiny-mixtral", true)),
+        text::print(&graph("tiny-mixtral", false))
+    );
 }
 
 /// Gemma's heads of 256: more than some targets' epilogues have together.
@@ -287,6 +326,7 @@ logits %18
             disabled: Vec::new(),
             activations: Activations::F16,
             prologues: false,
+            mixed_launches: false,
             epilogue_features,
         };
         let graph = text::parse(&text_of(kv)).unwrap();

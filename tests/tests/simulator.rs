@@ -20,7 +20,7 @@ use e2e::gpu::model::{
 };
 use e2e::gpu::ops;
 use e2e::gpu::product::Product;
-use e2e::gpu::products::{SHAPES, agree, encodings};
+use e2e::gpu::products::{NORMED, SHAPES, agree, encodings};
 use e2e::models;
 use fastc::driver::Options;
 use fastc::progress::Silent;
@@ -55,22 +55,53 @@ const MODELS: &[(&str, Source, &[&str])] = &[
     ("qwen3moe", Source::Architecture("qwen3moe"), SMALL),
     ("mixtral", Source::Architecture("mixtral"), SMALL),
     // Norms of queries and keys; and with them norms behind each part, windows, GeGLU and heads of 256.
-    ("qwen3", Source::Like("qwen3-8b", 1, 64, 2), &[]),
-    ("gemma3", Source::Like("gemma3-1b", 6, 256, 2), &[]),
+    (
+        "qwen3",
+        Source::Like("qwen3-8b", 1, 64, 2),
+        &["--host-draws"],
+    ),
+    (
+        "gemma3",
+        Source::Like("gemma3-1b", 6, 256, 2),
+        &["--host-draws"],
+    ),
+    // Heads whose halves are no whole blocks of a cache of 8 bits.
+    (
+        "heads-96",
+        Source::Like("llama3-8b", 1, 96, 2),
+        &[
+            "--kv",
+            "q8_0",
+            "--ctx",
+            "512",
+            "--stability",
+            "fast",
+            "--host-draws",
+        ],
+    ),
+    // Tokens are drawn from its logits.
     ("tiny", Source::Shape("tiny", "q4_0", 2), &["--ctx", "512"]),
     (
         "batch",
         Source::Shape("tiny256", "q4_0", 1),
-        &["--ctx", "256", "--max-batch", "33", "--stability", "fast"],
+        &[
+            "--ctx",
+            "256",
+            "--max-batch",
+            "33",
+            "--stability",
+            "fast",
+            "--host-draws",
+        ],
     ),
     (
         "smollm2",
         Source::Real,
-        &["--ctx", "256", "--max-batch", "1"],
+        &["--ctx", "256", "--max-batch", "1", "--host-draws"],
     ),
 ];
 
-const SMALL: &[&str] = &["--ctx", "64", "--max-batch", "3"];
+const SMALL: &[&str] = &["--ctx", "64", "--max-batch", "3", "--host-draws"];
 
 /// A bundle that is made once.
 type Slot = Arc<OnceLock<Arc<Loaded>>>;
@@ -147,7 +178,8 @@ fn products() -> impl Iterator<Item = Product> {
             depth,
             target: Target::Gfx1151,
             portable: false,
-            normed: false,
+            // With a norm in the prologue, of each form of the kernel for one row.
+            normed: NORMED.contains(&encoding),
         }
     })
 }
@@ -204,7 +236,7 @@ architectures! {
 const STEPS: [[u32; 3]; 5] = [[1, 17, 70], [1, 1, 1], [33, 100, 1], [1, 1, 1], [2, 1, 130]];
 
 /// Each launch by itself, by every profile that the bundle has.
-fn launches(name: &str, steps: &[[u32; 3]]) {
+fn launches<const N: usize>(name: &str, steps: &[[u32; N]]) {
     for profile in model(name).loaded.plan().stability.clone() {
         launches_are_the_references(&model(name).by(profile.stability), steps);
     }
@@ -241,6 +273,24 @@ fn each_product_of_experts_is_the_references() {
         let model = Model::of(Machine::simulator(), loaded.clone()).with_kv_bytes(KV_BYTES);
         let steps = [[1], [2], [33], [90]];
         launches_of(&model.by(profile.stability), &steps, experts::BAD);
+    }
+}
+
+/// Launches of a lone token that one kernel does: a router and its route, beside the shared expert's gate and up; its down beside
+/// the experts' gate and up; the experts' down and the sum.
+#[test]
+fn joined_launches_are_the_references() {
+    for (name, joined) in [("qwen2moe", 3), ("mixtral", 2)] {
+        let plan = model(name).loaded.plan().clone();
+        let of_layer = plan.launches.iter().filter(|l| {
+            let balanced = l
+                .variants
+                .iter()
+                .filter(|v| v.profiles.has(Stability::Balanced));
+            l.name.starts_with("blk.0.") && balanced.clone().any(|v| v.is_joined())
+        });
+        assert_eq!(of_layer.count(), joined, "{name}");
+        launches(name, &[[1], [1], [3]]);
     }
 }
 
@@ -281,6 +331,11 @@ fn a_router_without_numbers_is_an_error() {
 fn norms_of_queries_and_keys() {
     launches("qwen3", &STEPS[..3]);
     logits_are_the_references(&model("qwen3"), &STEPS, 0.005);
+}
+
+#[test]
+fn heads_of_96_in_8_bits() {
+    launches("heads-96", &STEPS[..3]);
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use bundle_format::plan::{CodeRef, Op, Plan};
 use bundle_format::region::Region;
+use bundle_format::stability::Stability;
 use bundle_format::target::Target;
 
 use super::cpu::{self, CodeSection, RegionContext};
@@ -28,19 +29,35 @@ pub fn epilogue_features(target: Target) -> Option<u32> {
     cuda::Chip::of(target, false).map(|_| cuda::EPILOGUE_FEATURES)
 }
 
-/// Whether a target's matmuls may have prologues. On gfx1151 they don't: its stability profiles want norms apart.
+/// Whether a target's matmuls may have prologues.
 pub fn has_prologues(target: Target) -> bool {
-    cuda::Chip::of(target, false).is_some()
+    target.is_gpu()
+}
+
+/// Whether a target's launches of one token may multiply with weights of two formats in one kernel.
+pub fn has_mixed_launches(target: Target) -> bool {
+    hip::Chip::of(target, Stability::Balanced).is_some()
+}
+
+/// Chooses the kernels of a plan for an AMD chip without compiling them: what they take of a processor is not known then.
+pub fn choose(plan: &mut Plan, options: &Options) -> Result<(), Error> {
+    match hip::Chip::of(options.target, options.stability) {
+        Some(chip) => hip::choose(plan, &chip, options.draws).map(|_| ()),
+        None => Err(Error::Bug(format!(
+            "{} has no kernels that are chosen by themselves",
+            options.target
+        ))),
+    }
 }
 
 /// Generates the code of a plan's regions and enters it into the plan's variants.
 pub fn generate(plan: &mut Plan, options: &Options) -> Result<Code, Error> {
     let target = options.target;
     if let Some(chip) = cuda::Chip::of(target, options.portable) {
-        return cuda::generate(plan, &chip);
+        return cuda::generate(plan, &chip, options.draws);
     }
     if let Some(chip) = hip::Chip::of(target, options.stability) {
-        return hip::generate(plan, &chip);
+        return hip::generate(plan, &chip, options.draws);
     }
     let mut section = CodeSection::new();
     let mut refs: Vec<Vec<Vec<Option<CodeRef>>>> = Vec::new();

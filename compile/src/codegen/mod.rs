@@ -6,5 +6,5 @@ mod generate;
 mod gpu;
 mod hip;
 
-pub use generate::{Code, epilogue_features, generate, has_prologues};
+pub use generate::{Code, choose, epilogue_features, generate, has_mixed_launches, has_prologues};
 pub use gpu::work::{Context, Count, Turns, Work};

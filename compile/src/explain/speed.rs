@@ -5,152 +5,20 @@
 //! way, which the wavefronts that fit a processor must have. Activations stay in the caches and count for nothing; kernels
 //! begin when those before them have ended.
 
+mod gpu;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use bundle_format::gpu::{Arg, Extent, Kernel};
-use bundle_format::plan::{Dim, Encoding, Op, Plan, Variant, Weight};
+use bundle_format::plan::{Dim, Encoding, Op, Plan, Segment, Variant, Weight};
 use bundle_format::stability::Stability;
-use bundle_format::target::Target;
+
+pub use gpu::Gpu;
+use gpu::Tiles;
 
 use super::experts;
 use crate::codegen::{Count, Turns, Work};
-
-/// What a GPU does in a second.
-pub struct Gpu {
-    pub name: &'static str,
-    /// Bytes from memory.
-    read: f64,
-    /// Operations of matrix products in f16, as they were reached.
-    matrix: f64,
-    /// Vector units, each of which issues an instruction of a warp a cycle.
-    units: f64,
-    /// Cycles.
-    clock: f64,
-    /// Bytes of shared memory a cycle, for each vector unit.
-    shared: f64,
-    /// From a read of memory to its data, seconds.
-    latency: f64,
-    /// From the end of a kernel to the first instruction of the next, seconds.
-    gap: f64,
-    /// Warps of a vector unit, registers of a lane that they share and in which granules.
-    warps: u32,
-    registers: (u32, u32),
-    /// Vector units and bytes of shared memory of a processor, and granules of the latter.
-    processor: (u32, u32, u32),
-    /// Operations of a matrix instruction, how many of them a second, and whether the vector unit goes on meanwhile.
-    product: f64,
-    products: f64,
-    apart: bool,
-    /// Bytes a second of the last cache that all processors share, and the share of reads of activations that come from there; where
-    /// that is known.
-    cache: Option<(f64, f64)>,
-    /// Cycles from an instruction of a warp to its next, on average, of which the unit's other warps fill as many as they are.
-    dependent: f64,
-    /// Where instructions of products of many rows are not counted in the machine code, what stands for that.
-    tiles: Option<Tiles>,
-    /// Where those of products of one row are not, the share of the read rate that they reach: of codes, which are unpacked, and
-    /// of f16.
-    one: Option<[f64; 2]>,
-}
-
-/// Products of many rows in tiles, of which one is under way on each processor.
-pub struct Tiles {
-    /// Rows and features of a tile, and the fewest rows of such products.
-    size: u32,
-    many: u32,
-    /// Tiles at a time.
-    together: u32,
-}
-
-/// Strix Halo. Memory's rate is measured, as is what matrix products reach of 59.4 TFLOPS; latency and gap are assumptions.
-const GFX1151: Gpu = Gpu {
-    name: "gfx1151",
-    read: 212e9,
-    matrix: 36.9e12,
-    units: 80.0,
-    clock: 2.9e9,
-    shared: 64.0,
-    latency: 0.8e-6,
-    gap: 2.0e-6,
-    warps: 16,
-    registers: (1536, 24),
-    processor: (4, 128 << 10, 1 << 10),
-    product: 8192.0,
-    products: 36.9e12,
-    apart: false,
-    cache: None,
-    dependent: 1.0,
-    tiles: None,
-    one: None,
-};
-
-/// H100 (SXM). The read rate is that of a kernel that only reads, the gap that between launches of a graph that may overlap, the
-/// shares of one row those of kernels by themselves (an H200's): all measured, and none of them in whole steps of a model. What tiles of
-/// matrix products reach is fitted to llama2-7b's prefill. Products of few rows are by `mma.sync`, at 62% of the unit's rate. Of the
-/// kernels of 32 rows, of which a unit has two warps, ncu saw 30 to 42% of issue slots used. The second cache's rate is as published;
-/// that half of the activations come from it was chosen for TinyLlama at batch 32, and not compared with other models.
-const H100: Gpu = Gpu {
-    name: "H100",
-    read: 3.04e12,
-    matrix: 445e12,
-    units: 528.0,
-    clock: 1.755e9,
-    shared: 32.0,
-    latency: 0.8e-6,
-    gap: 1.6e-6,
-    warps: 16,
-    registers: (512, 8),
-    processor: (4, 228 << 10, 1 << 10),
-    product: 4096.0,
-    products: 613e12,
-    apart: true,
-    cache: Some((5.5e12, 0.5)),
-    dependent: 5.5,
-    tiles: Some(Tiles {
-        size: 128,
-        many: 65,
-        together: 132,
-    }),
-    one: Some([0.85, 1.0]),
-};
-
-/// The same chip with more memory.
-const H200: Gpu = Gpu {
-    name: "H200",
-    read: 4.36e12,
-    ..H100
-};
-
-impl Gpu {
-    /// The GPUs of a target of which there is a model.
-    pub fn of(target: Target) -> &'static [Gpu] {
-        match target {
-            Target::Gfx1151 => &[GFX1151],
-            Target::Sm90a => &[H100, H200],
-            _ => &[],
-        }
-    }
-
-    /// Warps of a kernel that a vector unit has at a time, and what limits them.
-    pub fn occupancy(&self, kernel: &Kernel) -> (f64, &'static str) {
-        let (units, shared, granule) = self.processor;
-        let block = f64::from(kernel.threads.div_ceil(32));
-        let (all, of) = self.registers;
-        let by_registers = all / kernel.registers.max(1).next_multiple_of(of);
-        let by_registers = by_registers.min(self.warps);
-        // Blocks are whole.
-        let blocks = (f64::from(by_registers * units) / block).floor().max(1.0);
-        let bytes = (kernel.fixed_shared + kernel.shared).next_multiple_of(granule);
-        let by_shared = f64::from(shared.checked_div(bytes).unwrap_or(u32::MAX));
-        let warps = |blocks: f64| blocks * block / f64::from(units);
-        match by_shared < blocks {
-            true => (warps(by_shared), "shared memory"),
-            false if by_registers < self.warps => (warps(blocks), "registers"),
-            false => (warps(blocks), "wavefronts"),
-        }
-    }
-}
 
 /// A step whose time is asked for: `sequences` of them with `tokens` tokens each, behind which the cache has `depth` positions.
 #[derive(Clone, Copy, Debug)]
@@ -209,21 +77,22 @@ impl Model<'_> {
     /// The kernels of a step in their order, by launch, and how long each takes.
     pub fn step(&self, step: Step) -> Vec<(&str, &Kernel, Time)> {
         let mut all = Vec::new();
-        // The launch before, whose work is the next one's kernels', and most of it.
-        let mut joined = None;
+        // What a kernel does: the work of the launch before, too, where that is joined.
+        let mut ops: Vec<&Op> = Vec::new();
         for launch in &self.plan.launches {
             let rows = step.rows(self.plan.extent(&launch.op));
             let Some(variant) = self.variant(&launch.variants, rows) else {
                 continue;
             };
-            let (op, rows) = joined.take().unwrap_or((&launch.op, rows));
+            ops.push(&launch.op);
             if variant.is_joined() {
-                joined = Some((op, rows));
+                continue;
             }
             for kernel in &variant.kernels {
-                let time = self.time(op, kernel, variant.tile_rows, rows, step);
+                let time = self.time(&ops, kernel, variant.tile_rows, step);
                 all.push((launch.name.as_str(), kernel, time));
             }
+            ops.clear();
         }
         if let Some(sampling) = &self.plan.sampling {
             let kernel = &sampling.likeliest;
@@ -244,10 +113,18 @@ impl Model<'_> {
             .find(|v| (v.min_rows..=v.max_rows).contains(&rows))
     }
 
-    fn time(&self, op: &Op, kernel: &Kernel, of_block: u32, rows: u32, step: Step) -> Time {
+    fn time(&self, ops: &[&Op], kernel: &Kernel, of_block: u32, step: Step) -> Time {
         let gpu = self.gpu;
-        let bytes = self.bytes(op, kernel, rows, step);
-        let operations = self.operations(op, kernel, rows, step);
+        // What most of it is for.
+        let Some(op) = ops.first().copied() else {
+            return Time::default();
+        };
+        let rows = step.rows(self.plan.extent(op));
+        let of_each = |of: fn(&Self, &Op, &Kernel, Step) -> f64| -> f64 {
+            ops.iter().map(|op| of(self, op, kernel, step)).sum()
+        };
+        let bytes = of_each(Self::bytes);
+        let operations = of_each(Self::operations);
         let blocks = |extent: Extent| match extent {
             Extent::Fixed(n) => n,
             Extent::Rows(n) => rows.div_ceil(n),
@@ -256,6 +133,7 @@ impl Model<'_> {
         let mut grid = kernel.grid.map(|e| f64::from(blocks(e)));
         if let Op::ExpertMatMul { tokens, starts, .. } = op
             && gpu.tiles.is_none()
+            && grid[1] > 1.0
         {
             // Grids have blocks for any routing; those that there is nothing for end at once.
             let (experts, used) = experts::of(self.plan, *tokens, *starts);
@@ -264,7 +142,16 @@ impl Model<'_> {
         // The mean query of a chunk at the sequence's end sees half a chunk less.
         let seen = f64::from(self.window(op).min(step.depth)) - f64::from(step.tokens - 1) / 2.0;
         let seen = seen.max(1.0);
-        let work = self.work.get(&kernel.symbol).copied().unwrap_or_default();
+        let mut work = self.work.get(&kernel.symbol).copied().unwrap_or_default();
+        if let Op::ExpertMatMul { tokens, starts, .. } = op
+            && gpu.tiles.is_some()
+            && let Turns::Product { turns, stores, .. } = &mut work.turns
+        {
+            // Those of one block of rows: blocks of threads take as many as there are in turn.
+            let (experts, used) = experts::of(self.plan, *tokens, *starts);
+            let blocks = experts::blocks(experts, used, rows / used, of_block);
+            (*turns, *stores) = (*turns * blocks, *stores * blocks);
+        }
         if let Turns::Attention(context) = work.turns {
             grid[2] = context.parts(seen, grid[2]);
         }
@@ -294,8 +181,12 @@ impl Model<'_> {
             }
             (_, false) => (self.uncounted(op, kernel), operations / gpu.matrix),
         };
+        let (share, dependent) = match (op, gpu.experts) {
+            (Op::ExpertMatMul { .. }, Some(own)) => own,
+            _ => (gpu.cache.map_or(0.0, |c| c.1), gpu.dependent),
+        };
         let cache = match (gpu.cache, work.turns) {
-            (Some((rate, share)), Turns::Product { .. }) => {
+            (Some((rate, _)), Turns::Product { .. }) => {
                 let others = (warp.loaded_bytes * warps - bytes).max(0.0);
                 (bytes + others * share) / rate
             }
@@ -303,8 +194,8 @@ impl Model<'_> {
         };
         // All instructions of products, where each waits for one before; else those of the vector unit, beside which others go.
         let issued = match work.turns {
-            Turns::Product { .. } if gpu.dependent > 1.0 => {
-                warp.instructions * (gpu.dependent / resident).max(1.0)
+            Turns::Product { .. } if dependent > 1.0 => {
+                warp.instructions * (dependent / resident).max(1.0)
             }
             _ => warp.vector,
         };
@@ -322,33 +213,83 @@ impl Model<'_> {
             false => time.vector + time.matrix,
         };
         let busy = busy.max(time.shared);
-        // Attention reads which sequence it is of, then where that one's blocks are, then those.
-        let chain = match op {
-            Op::Attention { .. } => 2.0 * gpu.latency,
-            _ => 0.0,
-        };
-        time.all = gpu.gap + chain.max(time.memory).max(busy);
+        let (chain, before) = self.chains(ops, grid[0]);
+        let mut chain = chain * gpu.latency;
+        let mut before = before * gpu.latency;
+        match ops {
+            [Op::Route { .. }] => before += self.ranks(op),
+            // Other blocks go on while a router's last one sends the token.
+            [Op::MatMul { .. }, route @ Op::Route { .. }] => {
+                let made = if gpu.early { gpu.latency } else { 0.0 };
+                chain += made.max(self.of_router(op) / rate) + self.ranks(route);
+            }
+            _ => {}
+        }
+        time.all = gpu.gap + before + chain.max(time.memory).max(busy);
         time
+    }
+
+    /// How long a thread takes to compare its logit with all of the token's: four instructions each, with nothing beside.
+    fn ranks(&self, route: &Op) -> f64 {
+        let Op::Route { logits, .. } = route else {
+            return 0.0;
+        };
+        let logits = self.plan.buffers[*logits as usize].cols;
+        f64::from(logits.next_multiple_of(32)) * 4.0 * self.gpu.alone / self.gpu.clock
+    }
+
+    /// Reads of a kernel that wait for one another while others go on, and those that all the others wait for.
+    fn chains(&self, ops: &[&Op], blocks: f64) -> (f64, f64) {
+        let early = self.gpu.early;
+        match ops {
+            // Which sequence it is of, then where that one's blocks are, then those.
+            [Op::Attention { .. }] => (2.0, 0.0),
+            // A ticket, then the logits.
+            [Op::MatMul { .. }, Op::Route { .. }] => (2.0, 0.0),
+            // The logits; where there are several blocks, a ticket, and what others have chosen.
+            [Op::Route { .. }] => (0.0, if blocks > 1.0 { 3.0 } else { 1.0 }),
+            // Where experts' pairs begin, then weights, which others read early; of rows of pairs, the product before waited for that.
+            [Op::ExpertMatMul { x, .. }, rest @ ..] => {
+                let of_pairs = matches!(self.plan.buffers[*x as usize].extent, Dim::Pairs(_));
+                let sums = if early { rest.len() as f64 } else { 0.0 };
+                let starts = match (early, of_pairs) {
+                    (false, _) => 1.0,
+                    (true, true) => 0.0,
+                    (true, false) => 2.0,
+                };
+                (0.0, starts + sums)
+            }
+            _ => (0.0, 0.0),
+        }
+    }
+
+    /// Bytes of a router's weights, in a product that may have others.
+    fn of_router(&self, op: &Op) -> f64 {
+        let Op::MatMul { segments, .. } = op else {
+            return 0.0;
+        };
+        let weights = segments
+            .iter()
+            .map(|s| &self.plan.weights[s.weight as usize]);
+        let routers = weights.filter(|w| w.encoding == Encoding::F32);
+        routers.map(|w| w.len as f64).sum()
     }
 
     /// The rate at which a kernel reads whose instructions are not counted.
     fn uncounted(&self, op: &Op, kernel: &Kernel) -> f64 {
-        let packed = |arg: &Arg| match *arg {
-            Arg::Weight(index) => {
-                let w = &self.plan.weights[index as usize];
-                is_matrix(w)
-                    && !matches!(w.encoding, Encoding::F16 | Encoding::BF16 | Encoding::F32)
-            }
-            _ => false,
-        };
-        match (self.gpu.one, op) {
-            (Some([codes, halves]), Op::MatMul { .. } | Op::ExpertMatMul { .. }) => {
-                let share = if kernel.args.iter().any(packed) {
-                    codes
-                } else {
-                    halves
-                };
-                self.gpu.read * share
+        if let Op::Attention { .. } = op {
+            return self.gpu.read * self.gpu.attention;
+        }
+        let matrices = kernel.args.iter().filter_map(|arg| match *arg {
+            Arg::Weight(index) => Some(&self.plan.weights[index as usize]),
+            _ => None,
+        });
+        let mut matrices = matrices.filter(|w| is_matrix(w)).peekable();
+        let floats = [Encoding::F16, Encoding::BF16, Encoding::F32];
+        match (self.gpu.one, matrices.peek().is_some()) {
+            (Some([codes, halves]), true) => {
+                let packed = matrices.any(|w| !floats.contains(&w.encoding));
+                self.gpu.read * if packed { codes } else { halves }
             }
             _ => self.gpu.read,
         }
@@ -396,23 +337,31 @@ impl Model<'_> {
         }
     }
 
-    /// Bytes that must come from memory: weights, keys and values.
-    fn bytes(&self, op: &Op, kernel: &Kernel, rows: u32, step: Step) -> f64 {
-        let of = |arg: &Arg| match (*arg, op) {
-            (Arg::Weight(index), op) => {
+    /// Bytes that must come from memory for a launch that a kernel has to do with: weights, keys and values.
+    fn bytes(&self, op: &Op, kernel: &Kernel, step: Step) -> f64 {
+        let rows = step.rows(self.plan.extent(op));
+        let of = |arg: &Arg| match *arg {
+            Arg::Weight(index) => {
                 let w = &self.plan.weights[index as usize];
                 match op {
-                    Op::Embed { .. } => w.len as f64 / f64::from(w.rows) * f64::from(rows),
-                    Op::ExpertMatMul { tokens, starts, .. } if is_matrix(w) => {
+                    Op::Embed { table, .. } if *table == index => {
+                        w.len as f64 / f64::from(w.rows) * f64::from(rows)
+                    }
+                    Op::ExpertMatMul {
+                        tokens,
+                        starts,
+                        segments,
+                        ..
+                    } if multiplies(segments, index) => {
                         let (experts, used) = experts::of(self.plan, *tokens, *starts);
                         let touched = experts::touched(experts, used, rows / used);
                         w.len as f64 * touched / f64::from(experts)
                     }
-                    _ if is_matrix(w) => w.len as f64,
+                    Op::MatMul { segments, .. } if multiplies(segments, index) => w.len as f64,
                     _ => 0.0,
                 }
             }
-            (Arg::Kv { group, .. }, Op::Attention { .. }) => {
+            Arg::Kv { group, .. } if matches!(op, Op::Attention { .. }) => {
                 let kv = &self.plan.kv[group as usize];
                 let seen = kv.window.unwrap_or(u32::MAX).min(step.depth);
                 let position = kv.part_bytes() as f64 / 16.0;
@@ -423,10 +372,11 @@ impl Model<'_> {
         kernel.args.iter().map(of).sum()
     }
 
-    /// Operations of products, two for a multiplication and an addition.
-    fn operations(&self, op: &Op, kernel: &Kernel, rows: u32, step: Step) -> f64 {
+    /// Operations of a launch's products that a kernel has to do with, two for a multiplication and an addition.
+    fn operations(&self, op: &Op, kernel: &Kernel, step: Step) -> f64 {
+        let rows = f64::from(step.rows(self.plan.extent(op)));
         match op {
-            Op::MatMul { .. } | Op::ExpertMatMul { .. } => {
+            Op::MatMul { segments, .. } | Op::ExpertMatMul { segments, .. } => {
                 let experts = match op {
                     Op::ExpertMatMul { tokens, starts, .. } => {
                         experts::of(self.plan, *tokens, *starts).0
@@ -434,26 +384,28 @@ impl Model<'_> {
                     _ => 1,
                 };
                 let of = |arg: &Arg| match *arg {
-                    Arg::Weight(index) => {
+                    Arg::Weight(index) if multiplies(segments, index) => {
                         let w = &self.plan.weights[index as usize];
-                        match is_matrix(w) {
-                            true => 2.0 * f64::from(w.rows / experts) * f64::from(w.cols),
-                            false => 0.0,
-                        }
+                        2.0 * f64::from(w.rows / experts) * f64::from(w.cols)
                     }
                     _ => 0.0,
                 };
-                kernel.args.iter().map(of).sum::<f64>() * f64::from(rows)
+                kernel.args.iter().map(of).sum::<f64>() * rows
             }
             Op::Attention { heads, group, .. } => {
                 let dim = f64::from(self.plan.kv[*group as usize].head_dim);
                 let seen = f64::from(self.window(op).min(step.depth));
                 let mean = (seen - f64::from(step.tokens - 1) / 2.0).max(1.0);
-                4.0 * f64::from(rows) * f64::from(*heads) * dim * mean
+                4.0 * rows * f64::from(*heads) * dim * mean
             }
             _ => 0.0,
         }
     }
+}
+
+/// Whether segments multiply with a weight.
+fn multiplies(segments: &[Segment], weight: u32) -> bool {
+    segments.iter().any(|s| s.weight == weight)
 }
 
 /// Whether a weight is multiplied with rows, and not a vector.
@@ -461,9 +413,10 @@ fn is_matrix(weight: &Weight) -> bool {
     weight.rows > 1
 }
 
-/// Sequences of the steps that are told of, as `fastrun bench` has them, positions that they hold, and tokens of a prompt.
+/// Sequences of the steps that are told of, positions that they hold, and tokens of a prompt: as `fastrun bench --depth 128 --gen 128` has
+/// them on average.
 const BATCHES: [u32; 3] = [1, 8, 32];
-const DEPTH: u32 = 128;
+const DEPTH: u32 = 192;
 const PROMPT: u32 = 512;
 
 /// Tokens a second that are to be expected.

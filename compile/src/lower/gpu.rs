@@ -1,6 +1,6 @@
 //! What a plan for a GPU has otherwise: the layout of KV blocks, and the order of rows that a rotation pairs.
 
-use bundle_format::plan::{Dim, Encoding, KvDType, KvGroup, Op, Plan, WeightLayout};
+use bundle_format::plan::{Dim, Encoding, KvDType, KvGroup, Op, Plan, Segment, WeightLayout};
 use bundle_format::region::{Inst, Operand, Region, RowMap};
 
 /// Arranges KV pools and weights for matrix units.
@@ -65,16 +65,48 @@ pub fn summed(product: &Op, sum: &Op) -> Option<u32> {
     (by_place && flat && !region.has_row_sum()).then_some(y)
 }
 
-/// Whether a launch multiplies with a router's weights alone, and the one behind it sends tokens by these logits: kernels may do both.
+/// Whether a launch multiplies with a router's weights, and the one behind it sends tokens by these logits: kernels may do both.
 pub fn routed(plan: &Plan, product: &Op, route: &Op) -> bool {
     let (Op::MatMul { segments, .. }, Op::Route { logits, .. }) = (product, route) else {
         return false;
     };
-    let gives = |region: &Region| region.operands.contains(&Operand::Buffer(*logits));
-    segments.iter().any(|s| gives(&s.epilogue))
-        && segments
+    segments.iter().any(|s| {
+        s.epilogue.operands.contains(&Operand::Buffer(*logits))
+            && plan.weights[s.weight as usize].encoding == Encoding::F32
+    })
+}
+
+/// Whether a launch multiplies rows of tokens, and the one behind it pairs of a token and an expert, without waiting for what the first
+/// gives: kernels may do both side by side.
+pub fn beside(first: &Op, second: &Op) -> bool {
+    let Op::MatMul {
+        x: own,
+        prologue: None,
+        segments,
+    } = first
+    else {
+        return false;
+    };
+    let Op::ExpertMatMul {
+        x,
+        tokens,
+        starts,
+        segments: others,
+    } = second
+    else {
+        return false;
+    };
+    let operands = |segments: &[Segment]| -> Vec<Operand> {
+        let all = segments.iter().flat_map(|s| s.epilogue.operands.clone());
+        // Weights are read and no more.
+        all.filter(|o| !matches!(o, Operand::Weight(_))).collect()
+    };
+    let (of_first, of_second) = (operands(segments), operands(others));
+    let reads = [*x, *tokens, *starts].map(Operand::Buffer);
+    !of_second.contains(&Operand::Buffer(*own))
+        && !of_first
             .iter()
-            .all(|s| plan.weights[s.weight as usize].encoding == Encoding::F32)
+            .any(|o| of_second.contains(o) || reads.contains(o))
 }
 
 /// Whether kernels of a launch may do the work of the one before it, in a plan for a GPU.
@@ -87,5 +119,5 @@ pub fn may_join(plan: &Plan, first: &Op, second: &Op) -> bool {
         .iter()
         .map(|s| plan.weights[s.weight as usize].layout);
     layouts.into_iter().all(|l| l != WeightLayout::Interleave8)
-        && (summed(first, second).is_some() || routed(plan, first, second))
+        && (summed(first, second).is_some() || routed(plan, first, second) || beside(first, second))
 }

@@ -43,7 +43,7 @@ pub fn fuse_norm_matmul(graph: &mut Graph) {
         let is_router = |graph: &Graph| match &graph.nodes[user].op {
             Op::MatMul { parts, .. } => {
                 let mut tensors = parts.iter().flat_map(|p| &p.tensors);
-                tensors.all(|&t| graph.tensor(t).encoding == Encoding::F32)
+                tensors.any(|&t| graph.tensor(t).encoding == Encoding::F32)
             }
             _ => false,
         };

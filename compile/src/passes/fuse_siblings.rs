@@ -1,6 +1,6 @@
 //! Matmuls of one input, in one launch: one barrier, and one reading of the activations.
 
-use crate::ir::{Graph, Op, ValueId};
+use crate::ir::{Epilogue, Graph, Op, Part, ValueId};
 
 /// Joins the matmuls whose results (rotated or not) become queries, keys and values.
 pub fn fuse_qkv(graph: &mut Graph) {
@@ -42,6 +42,47 @@ pub fn fuse_router(graph: &mut Graph) {
             _ => false,
         })
     });
+}
+
+/// Joins a router and the gate and up of the expert that every token goes to: what these read hides the route.
+pub fn fuse_shared(graph: &mut Graph) {
+    let mut next = 0;
+    while next < graph.nodes.len() {
+        let index = next;
+        next += 1;
+        let routes = |&value: &ValueId| {
+            let users = graph.users(value);
+            let mut users = users.iter().map(|&u| &graph.nodes[u].op);
+            users.any(|op| matches!(op, Op::Route { .. }))
+        };
+        let of = |at: usize| match &graph.nodes[at].op {
+            Op::MatMul {
+                prologue: None,
+                parts,
+                experts: None,
+            } if graph.nodes[at].inputs.len() == 1 => Some(parts),
+            _ => None,
+        };
+        if of(index).is_none() || !graph.nodes[index].outputs.iter().any(routes) {
+            continue;
+        }
+        let gated = |&at: &usize| {
+            let glu = |parts: &Vec<Part>| matches!(&parts[..], [part] if matches!(part.epilogue, Epilogue::Glu { .. }));
+            graph.nodes[at].inputs == graph.nodes[index].inputs && of(at).is_some_and(glu)
+        };
+        let Some(other) = (index + 1..graph.nodes.len()).find(gated) else {
+            continue;
+        };
+        let (Some(more), outputs) = (of(other).cloned(), graph.nodes[other].outputs.clone()) else {
+            continue;
+        };
+        let node = &mut graph.nodes[index];
+        if let Op::MatMul { parts, .. } = &mut node.op {
+            parts.extend(more);
+            node.outputs.extend(outputs);
+        }
+        graph.remove_nodes(&[other]);
+    }
 }
 
 /// Joins consecutive single matmuls of the same inputs whose results satisfy `wanted`, at the place of the first.

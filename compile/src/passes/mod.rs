@@ -25,6 +25,8 @@ pub struct Settings {
     pub activations: Activations,
     /// Whether the target's matmuls have prologues.
     pub prologues: bool,
+    /// Whether the target's launches of one token may multiply with weights of two formats in one kernel.
+    pub mixed_launches: bool,
     /// Features that an epilogue of the target's matmuls has together; none: as many as there are. What adds over heads that
     /// do not divide them is a launch of its own.
     pub epilogue_features: Option<u32>,
@@ -101,6 +103,16 @@ pub const PASSES: &[Pass] = &[
         about: "quantise activations where they are made",
         optional: true,
         run: |graph, _| fuse_quantise::fuse_quantise(graph),
+    },
+    Pass {
+        name: "fuse-shared",
+        about: "multiply with a router's weights and the shared expert's gate and up in one launch, where the target's kernels can",
+        optional: true,
+        run: |graph, settings| {
+            if settings.mixed_launches {
+                fuse_siblings::fuse_shared(graph);
+            }
+        },
     },
     Pass {
         name: "fuse-norm-matmul",

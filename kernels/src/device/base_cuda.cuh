@@ -43,6 +43,9 @@ DEVICE U4 load_from_shared(u32 at) {
 // Other chips' compilers are told not to begin a step before the last (base_hip.h).
 DEVICE void steps_apart() {}
 
+// A barrier for what lies in shared memory; here there is one for all (base_hip.h).
+DEVICE void shared_barrier() { __syncthreads(); }
+
 // Programmatic dependent launch. A kernel says early that the next may start, so that the next one's weights are on their
 // way while this one computes; and it waits for the ones before it before it touches anything that they write.
 DEVICE void let_next_start() {

@@ -14,6 +14,7 @@ DEVICE void matmul_floats(const Counts* counts, const u16* x, const Segments& se
     const float* w = (const float*)segments.item(item) + (works ? feature : 0) * K + 4 * lane;
     auto is_there = [&](int step) { return K % 128 == 0 || step * 128 + 4 * lane < K; };
     auto load = [&](int step) { return is_there(step) ? *(const float4*)(w + step * 128) : make_float4(0, 0, 0, 0); };
+    const RowAhead<K, THREADS, Prologue> row(prologue);
     float4 ahead[AHEAD];
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) ahead[i] = load(i);
@@ -21,7 +22,7 @@ DEVICE void matmul_floats(const Counts* counts, const u16* x, const Segments& se
     const int rows = (int)counts->tokens_or_rows(Segments::OF_ROWS);
     if constexpr (Prologue::IS) {
         __shared__ __align__(16) u16 made[K];
-        make_row<K, THREADS>(prologue, made);
+        make_row<K, THREADS, THREADS>(prologue, row, made);
         x = made;
     } else {
         wait_for_previous();

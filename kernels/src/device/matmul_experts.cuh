@@ -7,16 +7,6 @@
 // Segments are as in matmul.cuh, of the first expert, and
 //   u64 expert_bytes(int item)   from an expert's item to the next expert's
 
-// What a region makes of a tile's sums for all places of a token, [places][stride] from feature `first` on, by one warp.
-template <class R>
-DEVICE void finish_places(const R& region, const float* sums, int stride, int first) {
-    const int lane = threadIdx.x & 31;
-    const int unit[1] = {first + lane}, c[1] = {0};
-    const bool live[1] = {lane < 16 && first + lane < R::COLS};
-    auto tile = [&](int place, int) { return sums[place * stride + lane]; };
-    region.template run<1>(tile, NoSums{}, 0, unit, c, live);
-}
-
 // Of one token: each place of the list is an expert of its own. As matmul_one, but the experts are known only when the launch before
 // this one has ended, and reads of weights begin then.
 //

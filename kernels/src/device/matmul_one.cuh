@@ -375,7 +375,7 @@ DEVICE void matmul_one(const Counts* counts, const u16* x, const Segments& segme
     make_barriers<S>(barriers);
     let_next_start();
     if constexpr (Prologue::IS)
-        make_row<S::K, S::WORKERS>(prologue, (u16*)shared);
+        make_row<S::K, S::WORKERS>(prologue, RowAhead<S::K, S::WORKERS, Prologue>(prologue), (u16*)shared);
     else
         wait_for_previous();
     M::template prepare<S::THREADS, Prologue::IS>(shared, x);

@@ -72,7 +72,7 @@ struct BlockSums {
         float* mine = warps + 32 * *set;
         *set ^= 1;
         if ((threadIdx.x & 31) == 0) mine[threadIdx.x >> 5] = v;
-        __syncthreads();
+        shared_barrier();
         const int count = block_threads<THREADS>() >> 5, lane = threadIdx.x & 31;
         v = warp_sum(lane < count ? mine[lane] : 0.f);
 #pragma unroll
@@ -127,6 +127,17 @@ DEVICE void finish_units(const R& region, const float* sums, int stride, int row
     }
 }
 
+// What a region makes of the sums of consecutive features from `first` on for all places of a token, [places][stride].
+template <int THREADS = 0, class R>
+DEVICE void finish_places(const R& region, const float* sums, int stride, int first, int features) {
+    for (int i = block_thread<THREADS>(); i < features; i += block_threads<THREADS>()) {
+        const int unit[1] = {first + i}, c[1] = {0};
+        const bool live[1] = {first + i < R::COLS};
+        auto tile = [&](int place, int) { return sums[place * stride + i]; };
+        region.template run<1>(tile, NoSums{}, 0, unit, c, live);
+    }
+}
+
 // A launch of its own: a CTA a row, of which there are EACH a token (0: those of logits). J elements a thread.
 template <class R, int J, int EACH, int THREADS = 0>
 DEVICE void run_rows(const Counts* counts, const R& region) {
@@ -172,24 +183,38 @@ struct NoPrologue {
     static constexpr bool IS = false;
 };
 
-// x of one row, made by the first WORKERS threads of a block, as f16 in shared memory; once the launch before this one has ended.
+// What each of the first WORKERS threads of a block has of a row that a prologue makes: its elements, and what is loaded for them ahead.
 template <int K, int WORKERS, class P>
-DEVICE void make_row(P prologue, u16* x) {
-    constexpr int J = (K + WORKERS - 1) / WORKERS;
-    __shared__ float warps[64];
-    int set = 0, unit[J], c[J];
+struct RowAhead {
+    static constexpr int J = (K + WORKERS - 1) / WORKERS;
+    int unit[J], c[J];
     bool live[J];
+    typename P::template Ahead<J> values;
+    __device__ explicit RowAhead(const P& prologue) {
 #pragma unroll
-    for (int j = 0; j < J; j++) {
-        const int e = j * WORKERS + threadIdx.x;
-        unit[j] = e / P::WIDTH, c[j] = e % P::WIDTH;
-        live[j] = threadIdx.x < WORKERS && (K % WORKERS == 0 || e < K);
+        for (int j = 0; j < J; j++) {
+            const int e = j * WORKERS + threadIdx.x;
+            unit[j] = e / P::WIDTH, c[j] = e % P::WIDTH;
+            live[j] = threadIdx.x < WORKERS && (K % WORKERS == 0 || e < K);
+        }
+        values = prologue.load_ahead(unit, c, live);
     }
-    const auto ahead = prologue.load_weights(unit, c, live);
+};
+template <int K, int WORKERS>
+struct RowAhead<K, WORKERS, NoPrologue> {
+    __device__ explicit RowAhead(const NoPrologue&) {}
+};
+
+// x of one row, made by the first WORKERS threads of a block, as f16 in shared memory; once the launch before this one has ended.
+// THREADS are those of the block, where that is told.
+template <int K, int WORKERS, int THREADS = 0, class P>
+DEVICE void make_row(P prologue, const RowAhead<K, WORKERS, P>& ahead, u16* x) {
+    __shared__ float warps[64];
+    int set = 0;
     wait_for_previous();
     prologue.keep(x);
-    prologue.run(NoTile{}, BlockSums<0>{warps, &set}, 0, unit, c, live, ahead);
-    __syncthreads();
+    prologue.run(NoTile{}, BlockSums<THREADS>{warps, &set}, 0, ahead.unit, ahead.c, ahead.live, ahead.values);
+    shared_barrier();
 }
 
 // The id of a token, which may be one that is being drawn: then it is an entry of `drawn`.

@@ -28,6 +28,15 @@ pub struct Contents {
     pub pools: HashMap<KvPool, BTreeMap<u32, Vec<f32>>>,
 }
 
+impl Contents {
+    /// With those of others, which count where both have some.
+    pub fn add(&mut self, others: Contents) {
+        self.floats.extend(others.floats);
+        self.indices.extend(others.indices);
+        self.pools.extend(others.pools);
+    }
+}
+
 /// What an op touches.
 #[derive(Clone, Debug, Default)]
 pub struct Touch {

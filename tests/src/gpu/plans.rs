@@ -176,6 +176,11 @@ impl Parts {
     pub fn write(mut self, name: &str, options: &Options, vocab: u32, path: &Path) {
         memory::place(&mut self.plan).unwrap_or_else(|e| panic!("{name}: {e}"));
         memory::depend(&mut self.plan);
+        // Nobody draws from these logits.
+        let options = &Options {
+            draws: false,
+            ..options.clone()
+        };
         let code = fastc::codegen::generate(&mut self.plan, options);
         let code = code.unwrap_or_else(|e| panic!("{name}: {e}")).bytes;
         let hidden = Role::Output(Output::Hidden);

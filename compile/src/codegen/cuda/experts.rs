@@ -15,7 +15,6 @@ use crate::codegen::gpu::kernels::{ExpertProduct, Writer, variant};
 use crate::codegen::gpu::segments::{Items, by_format, form, format};
 use crate::codegen::gpu::work::Turns;
 use crate::error::Error;
-use crate::explain::touched;
 use crate::lower::gpu::summed;
 
 /// Bytes of a row of a stage of the kernel for many tokens, and floats of a row of its sums.
@@ -185,12 +184,10 @@ impl<'a, 'w> Products<'a, 'w> {
         if shared > self.chip.shared - 1024 {
             return Ok(None);
         }
+        let items = self.items(TILE as u32, false).by(Some(32));
         let (segments, mut parameters) = match sum {
-            None => {
-                let items = self.items(TILE as u32, false).by(Some(32));
-                self.writer.segments(self.product.x, run, &items)?
-            }
-            Some(sum) => self.writer.summed(self.product.x, run[0], experts, sum)?,
+            None => self.writer.segments(self.product.x, run, &items)?,
+            Some(sum) => self.writer.summed(self.product.x, run[0], &items, sum)?,
         };
         let (_, starts) = self.list(&mut parameters);
         let ahead = self.ahead;
@@ -296,8 +293,8 @@ impl<'a, 'w> Products<'a, 'w> {
             .insert(kernel.symbol.clone(), (product, depth));
         kernel.grid[0] = Extent::Fixed(self.chip.processors);
         let items: u32 = tiles.iter().map(|t| t / group).sum();
-        let of_block =
-            touched(experts, used, last) * f64::from(items) / f64::from(self.chip.processors);
+        // Of each block of an expert's rows.
+        let of_block = f64::from(items) / f64::from(self.chip.processors);
         let turns = Turns::Product {
             turns: f64::from(own.div_ceil(depth)) * of_block,
             alternatives: run.len() as u32,

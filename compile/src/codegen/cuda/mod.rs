@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
 
 use bundle_format::gpu::Kernel;
 use bundle_format::plan::{Plan, Variant};
+use bundle_format::stability::Profiles;
 
 use super::generate::Code;
 use super::gpu::kernels::{self, Attend, ExpertProduct, Product, Writer};
@@ -37,6 +38,18 @@ impl kernels::Chip for Chip {
 
     fn tells_threads(&self) -> bool {
         false
+    }
+
+    fn launches_overlap(&self) -> bool {
+        true
+    }
+
+    fn profiles(&self) -> Profiles {
+        Profiles::NONE
+    }
+
+    fn joining(&self) -> Profiles {
+        Profiles::NONE
     }
 
     fn matmul(&self, writer: &mut Writer, product: &Product) -> Result<Vec<Variant>, Error> {
@@ -65,10 +78,10 @@ impl kernels::Chip for Chip {
 ///
 /// How many registers a product's kernel takes is the assembler's to say: one that would spill is chosen again with fewer reads
 /// of weights under way, or fewer tiles a warp.
-pub fn generate(plan: &mut Plan, chip: &Chip) -> Result<Code, Error> {
+pub fn generate(plan: &mut Plan, chip: &Chip, draws: bool) -> Result<Code, Error> {
     let mut depths = kernels::Depths::default();
     let (chosen, source, compiled) = loop {
-        let chosen = kernels::choose(plan, chip, &depths)?;
+        let chosen = kernels::choose(plan, chip, &depths, draws)?;
         let source = format!(
             "{}\n{}",
             ::kernels::device::cuda(chip.hopper),

@@ -10,7 +10,7 @@ use bundle_format::plan::{Dim, Encoding, Input, Op, Output, Part, Plan, Role, Se
 use bundle_format::region::{Inst, Region};
 use bundle_format::stability::Profiles;
 
-use super::region;
+use super::region::{self, Use};
 use super::segments::{format, no_fragments};
 use super::shapes::sample;
 use super::work::Turns;
@@ -23,6 +23,15 @@ pub trait Chip {
 
     /// Whether shared templates are told how many threads a block has; otherwise they find out.
     fn tells_threads(&self) -> bool;
+
+    /// Whether a launch's blocks may begin before the launch before it has ended.
+    fn launches_overlap(&self) -> bool;
+
+    /// The stability profiles that there are kernels for; none where a plan has none.
+    fn profiles(&self) -> Profiles;
+
+    /// Those whose launches of one token may do the work of the launch before.
+    fn joining(&self) -> Profiles;
 
     /// The variants of a matrix product.
     fn matmul(&self, writer: &mut Writer, product: &Product) -> Result<Vec<Variant>, Error>;
@@ -130,8 +139,8 @@ pub struct Kernels {
 /// Products whose kernels have to do with fewer reads under way, and with how many.
 pub type Depths = BTreeMap<String, u32>;
 
-/// Chooses the kernels of a plan.
-pub fn choose(plan: &Plan, chip: &dyn Chip, most: &Depths) -> Result<Kernels, Error> {
+/// Chooses the kernels of a plan, and those that draw tokens, where `draws` is set.
+pub fn choose(plan: &Plan, chip: &dyn Chip, most: &Depths, draws: bool) -> Result<Kernels, Error> {
     let mut writer = Writer {
         plan,
         chip,
@@ -153,17 +162,28 @@ pub fn choose(plan: &Plan, chip: &dyn Chip, most: &Depths) -> Result<Kernels, Er
                 .map_err(|e| e.context(format_args!("launch '{}'", launch.name)))
         })
         .collect::<Result<Vec<_>, Error>>()?;
+    for variant in variants.iter_mut().flatten() {
+        // What no rule is about.
+        if variant.profiles == Profiles::NONE {
+            variant.profiles = chip.profiles();
+        }
+    }
     let mut last = 0;
     for index in 1..plan.launches.len() {
         // One kernel does the work of two launches, not of more.
         if index > last + 1
             && let Some(kernel) = chip.join(&mut writer, index)?
         {
-            join(&mut variants, index, kernel);
+            let of_token = |at: usize| plan.extent(&plan.launches[at].op).rows(1, 1) as u32;
+            let ones = [of_token(index - 1), of_token(index)];
+            join(&mut variants, index, ones, kernel, chip.joining());
             last = index;
         }
     }
-    let sampling = writer.sampling()?;
+    let sampling = match draws {
+        true => writer.sampling()?,
+        false => None,
+    };
     let mut symbols: Vec<String> = writer.functions.into_values().collect();
     symbols.sort();
     Ok(Kernels {
@@ -424,7 +444,7 @@ impl Writer<'_> {
 
     /// The struct of a region: its name, and its pointers.
     pub fn region_struct(&mut self, region: &Region) -> Result<(String, Parameters), Error> {
-        let source = region::source("@", region, self.plan, None, None)?;
+        let source = region::source("@", region, self.plan, Use::Plain)?;
         Ok((self.named_struct("Region", source.text), source.pointers))
     }
 
@@ -438,7 +458,11 @@ impl Writer<'_> {
         let Some(Prologue { region, stores }) = prologue else {
             return Ok("NoPrologue{}".to_string());
         };
-        let source = region::source("@", region, self.plan, Some(x), None)?;
+        let usage = Use::Prologue {
+            kept: x,
+            all_ahead: !self.chip.launches_overlap(),
+        };
+        let source = region::source("@", region, self.plan, usage)?;
         let name = self.named_struct("Prologue", source.text);
         let first = parameters.len();
         parameters.extend(source.pointers);
@@ -504,19 +528,40 @@ impl Writer<'_> {
     }
 }
 
-/// Gives the work of a launch, and of the one before it, for one token to a kernel.
-fn join(variants: &mut [Vec<Variant>], index: usize, kernel: Kernel) {
-    let before = &mut variants[index - 1][0];
-    before.kernels.clear();
-    before.reason = "one token: with what the next launch makes of it".to_string();
-    let own = &mut variants[index];
-    let one = variant(1, 1, vec![kernel], 1, "one token: with the launch before");
-    match own[0].max_rows {
-        1 => own[0] = one,
-        _ => {
-            own[0].min_rows = 2;
-            own.insert(0, one);
+/// Gives the work of a launch, and of the one before it, for one token to a kernel: in these profiles, or in all that there are. One
+/// token has `ones` rows of either.
+fn join(
+    variants: &mut [Vec<Variant>],
+    index: usize,
+    ones: [u32; 2],
+    kernel: Kernel,
+    joining: Profiles,
+) {
+    let before = "one token: with what the next launch makes of it";
+    let own = "one token: with the launch before";
+    let works = [(before, vec![]), (own, vec![kernel])];
+    for (k, (reason, kernels)) in works.into_iter().enumerate() {
+        let at = &mut variants[index - 1 + k];
+        let mut one = variant(1, ones[k], kernels, 1, reason);
+        one.profiles = joining;
+        let mut all = vec![one];
+        for mut other in std::mem::take(at) {
+            // Profiles that don't join have what they had; in the others it is left for more tokens.
+            let rest = other.profiles.without(joining);
+            if rest != Profiles::NONE {
+                all.push(Variant {
+                    profiles: rest,
+                    ..other.clone()
+                });
+            }
+            let joins = other.profiles.common(joining);
+            if (joining == Profiles::NONE || joins != Profiles::NONE) && other.max_rows > ones[k] {
+                other.min_rows = other.min_rows.max(ones[k] + 1);
+                other.profiles = joins;
+                all.push(other);
+            }
         }
+        *at = all;
     }
 }
 

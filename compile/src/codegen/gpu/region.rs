@@ -16,25 +16,38 @@ pub struct Source {
     pub pointers: Vec<(&'static str, Arg)>,
 }
 
-/// Writes the struct of a region. A prologue's buffer `kept` goes to where `keep` says, and its other buffers are stored to
-/// where the member `stores`, behind the pointers, is set. The rows of a buffer `summed` are those of the tile.
-pub fn source(
-    name: &str,
-    region: &Region,
-    plan: &Plan,
-    kept: Option<u32>,
-    summed: Option<u32>,
-) -> Result<Source, Error> {
+/// What a struct of a region is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// A launch of its own, or what becomes of sums.
+    Plain,
+    /// A prologue, whose buffer `kept` goes to where `keep` says. Its other buffers are stored to where the member `stores`, behind the
+    /// pointers, is set. `all_ahead`: everything that it loads is there when its kernel begins, and not weights alone.
+    Prologue { kept: u32, all_ahead: bool },
+    /// The rows of this buffer are those of the tile.
+    Sum { of: u32 },
+}
+
+/// Writes the struct of a region.
+pub fn source(name: &str, region: &Region, plan: &Plan, usage: Use) -> Result<Source, Error> {
     let mut writer = Writer {
         region,
         plan,
-        kept,
-        summed,
+        usage,
         text: String::new(),
     };
+    // What is summed is in no memory.
+    let is_there = |operand: &Operand| match usage {
+        Use::Sum { of } => *operand != Operand::Buffer(of),
+        Use::Plain | Use::Prologue { .. } => true,
+    };
     let mut pointers = Vec::new();
-    for operand in &region.operands {
-        pointers.push(writer.pointer(*operand)?);
+    let mut members = Vec::new();
+    for (i, operand) in region.operands.iter().enumerate() {
+        if is_there(operand) {
+            pointers.push(writer.pointer(*operand)?);
+            members.push(i);
+        }
     }
     let out = &mut writer.text;
     let (unit, width, cols, flat) = (region.unit, region.width, region.cols, region.is_flat());
@@ -44,10 +57,10 @@ pub fn source(
         out,
         "    static constexpr int UNIT = {unit}, WIDTH = {width}, COLS = {cols};\n    static constexpr bool FLAT = {flat};"
     );
-    for (i, (kind, _)) in pointers.iter().enumerate() {
+    for (i, (kind, _)) in members.iter().zip(&pointers) {
         let _ = writeln!(out, "    {kind} o{i};");
     }
-    if let Some(kept) = kept {
+    if let Use::Prologue { kept, .. } = usage {
         let operand = Operand::Buffer(kept);
         let Some(at) = region.operands.iter().position(|&o| o == operand) else {
             return Err(writer.bug("a prologue that stores no input"));
@@ -59,8 +72,8 @@ pub fn source(
     }
     // Weights depend on no launch: a region of its own fetches them before it waits, a prologue has them by then.
     let elements = "const int (&unit)[J], const int (&c)[J], const bool (&live)[J]";
-    let ahead = match kept {
-        None => {
+    let ahead = match usage {
+        Use::Plain | Use::Sum { .. } => {
             out.push_str("    __device__ void fetch() const {\n");
             for (i, operand) in region.operands.iter().enumerate() {
                 if let Operand::Weight(index) = operand {
@@ -71,8 +84,8 @@ pub fn source(
             out.push_str("    }\n");
             ""
         }
-        Some(_) => {
-            writer.weights_ahead(elements)?;
+        Use::Prologue { .. } => {
+            writer.loads_ahead(elements)?;
             ", const Ahead<J>& ahead"
         }
     };
@@ -94,8 +107,7 @@ pub fn source(
 struct Writer<'a> {
     region: &'a Region,
     plan: &'a Plan,
-    kept: Option<u32>,
-    summed: Option<u32>,
+    usage: Use,
     text: String,
 }
 
@@ -128,13 +140,13 @@ impl Writer<'_> {
         })
     }
 
-    /// A struct of the elements that are loaded from weights, and the function that loads them.
-    fn weights_ahead(&mut self, elements: &str) -> Result<(), Error> {
+    /// A struct of the elements that are loaded ahead, and the function that loads them.
+    fn loads_ahead(&mut self, elements: &str) -> Result<(), Error> {
         let mut members = String::new();
         let mut loads = String::new();
         for (i, inst) in self.region.body.iter().enumerate() {
             if let Inst::Load { src, row, col } = *inst
-                && self.is_weight(src)
+                && self.is_ahead(src)
             {
                 let _ = writeln!(members, "        float v{i}[J];");
                 let _ = writeln!(
@@ -147,13 +159,17 @@ impl Writer<'_> {
         let _ = writeln!(
             self.text,
             "    template <int J>\n    struct Ahead {{\n{members}    }};\n    template <int J>\n    __device__ Ahead<J> \
-             load_weights({elements}) const {{\n        Ahead<J> a;\n{loads}        return a;\n    }}"
+             load_ahead({elements}) const {{\n        constexpr int row = 0;\n        Ahead<J> a;\n{loads}        return a;\n    }}"
         );
         Ok(())
     }
 
-    fn is_weight(&self, operand: OperandId) -> bool {
-        matches!(self.region.operands[operand as usize], Operand::Weight(_))
+    /// Whether a prologue loads of this operand ahead.
+    fn is_ahead(&self, operand: OperandId) -> bool {
+        let Use::Prologue { all_ahead, .. } = self.usage else {
+            return false;
+        };
+        all_ahead || matches!(self.region.operands[operand as usize], Operand::Weight(_))
     }
 
     /// Statements that give element j of value `index`.
@@ -161,7 +177,7 @@ impl Writer<'_> {
         let each = match *inst {
             Inst::Const { value } => format!("__uint_as_float(0x{:08x}u)", value.to_bits()),
             Inst::Tile { offset } => format!("tile({offset}, j)"),
-            Inst::Load { src, .. } if self.kept.is_some() && self.is_weight(src) => {
+            Inst::Load { src, .. } if self.is_ahead(src) => {
                 format!("ahead.v{index}[j]")
             }
             Inst::Load { src, row, col } => self.load(src, row, col)?,
@@ -222,7 +238,7 @@ impl Writer<'_> {
 
     fn load(&self, src: OperandId, row: RowMap, col: ColMap) -> Result<String, Error> {
         if let Operand::Buffer(buffer) = self.region.operands[src as usize]
-            && self.summed == Some(buffer)
+            && self.usage == (Use::Sum { of: buffer })
         {
             let RowMap::At { index, col } = row else {
                 return Err(self.bug("rows that are summed, and not by their places"));
@@ -265,8 +281,8 @@ impl Writer<'_> {
                 return Err(self.bug("a store to a buffer of integers"));
             }
         };
-        let when = match self.kept {
-            Some(kept) if kept != index => "stores && live[j]",
+        let when = match self.usage {
+            Use::Prologue { kept, .. } if kept != index => "stores && live[j]",
             _ => "live[j]",
         };
         let _ = writeln!(

@@ -6,6 +6,7 @@ use bundle_format::plan::{Dim, Op, Segment, Variant};
 use super::floats;
 use super::kernels::{Parameters, Prologue, Writer};
 use super::region::stride;
+use super::segments::is_f32;
 use crate::error::Error;
 use crate::lower::gpu::routed;
 
@@ -129,9 +130,29 @@ impl Writer<'_> {
         Ok(variants)
     }
 
-    /// A kernel of one token for a route, whose last block sends the token when all have multiplied with the router's weights: the
-    /// work of the launch before. None where that is another one, or has other threads.
+    /// A kernel of one token for a route and the launch before, where that multiplies with the router's weights and no others.
     pub fn route_behind(&mut self, first: &Op, second: &Op) -> Result<Option<Kernel>, Error> {
+        let Some(router) = self.router(first, second)? else {
+            return Ok(None);
+        };
+        if !router.others.is_empty() {
+            return Ok(None);
+        }
+        let Router {
+            body,
+            parameters,
+            blocks,
+            ..
+        } = router;
+        let mut kernel = self.kernel("router", parameters, &body, "", floats::THREADS, 1);
+        kernel.grid[0] = Extent::Fixed(blocks);
+        kernel.tickets = 1;
+        Ok(Some(kernel))
+    }
+
+    /// What blocks of [`floats::THREADS`] threads do for a route behind a launch that multiplies with the router's weights: the last of
+    /// them sends the token when all have done so. None where the launch before is another one, or a route has other threads.
+    pub fn router<'s>(&mut self, first: &'s Op, second: &Op) -> Result<Option<Router<'s>>, Error> {
         let (
             Op::MatMul {
                 x,
@@ -162,7 +183,8 @@ impl Writer<'_> {
         if shape.threads != floats::THREADS {
             return Ok(None);
         }
-        let run: Vec<&Segment> = segments.iter().collect();
+        let of_router = |s: &&Segment| is_f32(self.plan, &[s]);
+        let (run, others): (Vec<&Segment>, Vec<&Segment>) = segments.iter().partition(of_router);
         let prologue = prologue.as_ref().map(|region| Prologue {
             region,
             stores: true,
@@ -177,10 +199,20 @@ impl Writer<'_> {
             given.join(", "),
             scale.to_bits()
         );
-        let threads = shape.threads;
-        let mut kernel = self.kernel("router", parameters, &body, "", threads, 1);
-        kernel.grid[0] = Extent::Fixed(blocks);
-        kernel.tickets = 1;
-        Ok(Some(kernel))
+        Ok(Some(Router {
+            body,
+            parameters,
+            blocks,
+            others,
+        }))
     }
+}
+
+/// A router of one token, and its route.
+pub struct Router<'s> {
+    pub body: String,
+    pub parameters: Parameters,
+    pub blocks: u32,
+    /// Segments of the router's launch that multiply with other weights.
+    pub others: Vec<&'s Segment>,
 }

@@ -8,7 +8,7 @@ use bundle_format::region::Region;
 use kernels::pack::fragment::{self, Codes, Scales, TILE};
 
 use super::kernels::{Parameters, Writer};
-use super::region;
+use super::region::{self, Use};
 use crate::error::Error;
 use crate::lower::gpu::goes_together;
 
@@ -35,6 +35,19 @@ impl Writer<'_> {
         run: &[&Segment],
         items: &Items,
     ) -> Result<(String, Parameters), Error> {
+        let mut parameters = Parameters::new();
+        let made = self.segments_behind(x, run, items, &mut parameters)?;
+        Ok((made, parameters))
+    }
+
+    /// The same, of parameters behind others.
+    pub fn segments_behind(
+        &mut self,
+        x: u32,
+        run: &[&Segment],
+        items: &Items,
+        parameters: &mut Parameters,
+    ) -> Result<String, Error> {
         let Items {
             features,
             tiled,
@@ -42,10 +55,9 @@ impl Writer<'_> {
             experts,
             ..
         } = *items;
-        let mut parameters: Parameters = vec![("const u16*", Arg::Buffer(x))];
-        let told = items
-            .threads
-            .map_or(String::new(), |threads| format!("<{threads}>"));
+        parameters.push(("const u16*", Arg::Buffer(x)));
+        let mut next = parameters.len();
+        let told = items.told();
         let mut members = String::new();
         let mut item = String::new();
         let mut left = String::new();
@@ -124,7 +136,6 @@ impl Writer<'_> {
         let name = self.named_struct("Segments", text);
         // Members in order: each weight, then its region of the pointers behind it.
         let mut values = Vec::new();
-        let mut next = 1;
         for segment in run {
             let operands = segment.epilogue.operands.len();
             let region: Vec<String> = (next + 1..=next + operands)
@@ -133,34 +144,36 @@ impl Writer<'_> {
             values.push(format!("p{next}, {{{}}}", region.join(", ")));
             next += 1 + operands;
         }
-        Ok((format!("{name}{{{}}}", values.join(", ")), parameters))
+        Ok(format!("{name}{{{}}}", values.join(", ")))
     }
 
-    /// The struct of a segment of `experts` whose results for the pairs of a token are summed by a region, tile by tile: the sums
-    /// of a tile for all places come together, in place of the rows of `y`.
+    /// The struct of a segment of experts whose results for the pairs of a token are summed by a region, item by item: the sums of an
+    /// item for all places come together, in place of the rows of `y`.
     pub fn summed(
         &mut self,
         x: u32,
         segment: &Segment,
-        experts: u32,
+        items: &Items,
         (region, y): (&Region, u32),
     ) -> Result<(String, Parameters), Error> {
         let weight = &self.plan.weights[segment.weight as usize];
-        let rows = weight.rows / experts;
-        let (tile, expert) = (bytes_of(weight, TILE as u32)?, bytes_of(weight, rows)?);
-        let source = region::source("@", region, self.plan, None, Some(y))?;
+        let (rows, features) = (weight.rows / items.experts, items.features);
+        let (item, expert) = (bytes_of(weight, features)?, bytes_of(weight, rows)?);
+        let (tiles, of_item) = (rows / TILE as u32, features / TILE as u32);
+        let source = region::source("@", region, self.plan, Use::Sum { of: y })?;
         let name = self.named_struct("Region", source.text);
         let mut parameters: Parameters = vec![
             ("const u16*", Arg::Buffer(x)),
             ("const u8*", Arg::Weight(segment.weight)),
         ];
         parameters.extend(source.pointers);
+        let told = items.told();
         let text = format!(
             "struct @ {{\n    static constexpr int ITEMS = {};\n    const u8* w0;\n    {name}<false> r0;\n    __device__ const u8* item(int \
-             i) const {{ return w0 + (u64)i * {tile}u; }}\n    __device__ u64 expert_bytes(int) const {{ return {expert}u; }}\n    \
-             __device__ void finish(int i, int, const float* sums, int stride, int) const {{ finish_places(r0, sums, stride, i * \
-             {TILE}); }}\n}};\n",
-            rows / TILE as u32
+             i) const {{ return w0 + (u64)i * {item}u; }}\n    __device__ int tiles(int i) const {{ return {tiles} - i * {of_item}; }}\n    \
+             __device__ u64 expert_bytes(int) const {{ return {expert}u; }}\n    __device__ void finish(int i, int, const float* sums, int \
+             stride, int) const {{ finish_places{told}(r0, sums, stride, i * {features}, {features}); }}\n}};\n",
+            rows.div_ceil(features)
         );
         let name = self.named_struct("Segments", text);
         let pointers: Vec<String> = (2..parameters.len()).map(|k| format!("p{k}")).collect();
@@ -198,6 +211,12 @@ impl Items {
 
     pub fn by(self, threads: Option<u32>) -> Items {
         Items { threads, ..self }
+    }
+
+    /// The threads as the argument of a template, where they are to be told.
+    fn told(&self) -> String {
+        self.threads
+            .map_or(String::new(), |threads| format!("<{threads}>"))
     }
 }
 

@@ -63,6 +63,33 @@ pub enum Turns {
     Attention(Context),
 }
 
+impl Turns {
+    /// Those of products that share a kernel, each with its number of blocks, on average.
+    pub fn mean(parts: impl Iterator<Item = (Turns, u32)>) -> Turns {
+        let (mut all, mut turned, mut branches, mut stored) = (0.0, 0.0, 0, 0.0);
+        for (part, blocks) in parts {
+            let Turns::Product {
+                turns,
+                alternatives,
+                stores,
+            } = part
+            else {
+                return Turns::Once;
+            };
+            let blocks = f64::from(blocks);
+            all += blocks;
+            turned += turns * blocks;
+            branches += alternatives;
+            stored += stores * blocks;
+        }
+        Turns::Product {
+            turns: turned / all,
+            alternatives: branches.max(1),
+            stores: stored / all,
+        }
+    }
+}
+
 /// How attention goes through the positions that a query sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Context {

@@ -121,6 +121,9 @@ impl Clang {
             .args(["-mcode-object-version=5", "-fno-ident", "-Wl,--strip-all"])
             // Where a source says so, an operation is rounded on its own; elsewhere multiplications and additions fuse, as CUDA's do.
             .args(["-ffp-contract=fast-honor-pragmas", "-fno-exceptions"])
+            // How far back a load looks for what it may be: a fifth of the time, for 2 of 71,657 instructions.
+            .args(["-mllvm", "-memdep-block-scan-limit=10"])
+            .args(["-mllvm", "-memdep-block-number-limit=20"])
             .args(["-Wno-pass-failed", "-o", "kernels.o", "kernels.hip"])
             .output()
             .map_err(|e| Error::User(format!("can't run {}: {e}", self.path.display())))?;

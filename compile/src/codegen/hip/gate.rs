@@ -33,7 +33,7 @@ pub fn budget(symbol: &str) -> Budget {
         // Those of many waves, with as few as five under way where results fill registers.
         registers: match () {
             () if is("matmul_many") || is("experts_many") || is("prefill") => 256,
-            () if is("matmul_") || is("experts_") || is("decode") => 256,
+            () if is("matmul_") || is("experts_") || is("router") || is("decode") => 256,
             () => 96,
         },
         matrix: [

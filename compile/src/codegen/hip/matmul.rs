@@ -1,8 +1,8 @@
-//! Matrix products: a kernel for one row, bound by reading weights, one for each range of few rows, and one for many.
+//! Matrix products: a kernel for one row ([`one`](super::one)), bound by reading weights, one for each range of few rows, and one for many.
 
 use bundle_format::gpu::{Arg, Extent, Kernel};
 use bundle_format::plan::{Dim, Segment, Variant};
-use kernels::pack::fragment::{Codes, FRAGMENT};
+use kernels::pack::fragment::FRAGMENT;
 
 use super::RANGES;
 use super::regions;
@@ -10,8 +10,8 @@ use super::stability;
 use super::stages;
 use super::target::Chip;
 use crate::codegen::gpu::floats::FLOAT_ROWS;
-use crate::codegen::gpu::kernels::{ExpertProduct, Parameters, Writer, variant};
-use crate::codegen::gpu::segments::{Items, by_format, form, format, is_f32};
+use crate::codegen::gpu::kernels::{ExpertProduct, Parameters, Product, Prologue, Writer, variant};
+use crate::codegen::gpu::segments::{Items, by_format, format, is_f32};
 use crate::codegen::gpu::work::Turns;
 use crate::error::Error;
 
@@ -19,20 +19,17 @@ use crate::error::Error;
 const WAVES_PER_UNIT: u32 = 8;
 
 /// Wavefronts of a block, at most.
-const MOST_WAVES: u32 = 16;
-
-/// Bytes of shared memory for a row of activations; longer ones are read through the caches.
-const STAGED_ROW: u32 = 56 << 10;
+pub const MOST_WAVES: u32 = 16;
 
 /// Variants of a matrix product.
-pub fn matmul(
-    chip: &Chip,
-    writer: &mut Writer,
-    x: u32,
-    segments: &[Segment],
-) -> Result<Vec<Variant>, Error> {
-    let limit = writer.limit(writer.plan.buffers[x as usize].extent);
+pub fn matmul(chip: &Chip, writer: &mut Writer, product: &Product) -> Result<Vec<Variant>, Error> {
+    let Product {
+        x,
+        prologue,
+        segments,
+    } = *product;
     let extent = writer.plan.buffers[x as usize].extent;
+    let limit = writer.limit(extent);
     let apart = regions::behind(writer, extent, segments)?;
     let mut products = Products {
         chip,
@@ -47,23 +44,44 @@ pub fn matmul(
         if first > last {
             continue;
         }
-        let ways = stability::ways(chip.profiles(), first, |choices| {
-            apart.is_some() && choices.rope_kv_apart
+        let ways = stability::ways(chip.profiles(), first, |choices| Way {
+            behind: apart.is_some() && choices.rope_kv_apart,
+            norm: match prologue {
+                None => Norm::None,
+                Some(_) if choices.norm_apart => Norm::Apart,
+                Some(_) if last == 1 && products.is_staged() => Norm::Inside,
+                Some(_) => Norm::Before,
+            },
         });
-        for (profiles, take_apart) in ways {
-            let (segments, behind) = match (&apart, take_apart) {
+        for (profiles, way) in ways {
+            let (segments, behind) = match (&apart, way.behind) {
                 (Some((sums, behind)), true) => (&sums[..], &behind[..]),
                 _ => (segments, &[][..]),
             };
             let mut kernels = Vec::new();
+            if let (Some(region), Norm::Before | Norm::Apart) = (prologue, way.norm) {
+                let apart = way.norm == Norm::Apart;
+                kernels.extend(regions::before(products.writer, extent, region, apart)?);
+            }
             let mut rows = 1;
-            for run in by_format(products.writer.plan, segments)? {
+            for (i, run) in by_format(products.writer.plan, segments)?
+                .into_iter()
+                .enumerate()
+            {
+                let inside = match (prologue, way.norm) {
+                    (Some(region), Norm::Inside) => Some(Prologue {
+                        region,
+                        stores: i == 0,
+                    }),
+                    _ => None,
+                };
                 let (kernel, of_block) = match last {
                     _ if is_f32(products.writer.plan, &run) => {
                         let rows = last.min(FLOAT_ROWS);
-                        (products.writer.floats(x, &run, false, rows, None)?, rows)
+                        let kernel = products.writer.floats(x, &run, false, rows, inside)?;
+                        (kernel, rows)
                     }
-                    1 => (products.one(&run)?, 1),
+                    1 => (products.one(&run, inside)?, 1),
                     _ => {
                         let columns = match first {
                             ..=16 => 1,
@@ -78,19 +96,34 @@ pub fn matmul(
             }
             kernels.extend_from_slice(behind);
             stages::resolve(products.writer.plan, &mut kernels, last);
-            let mut made = variant(
-                first,
-                last,
-                kernels,
-                rows,
-                &reason(first, last, rows, take_apart),
-            );
+            let reason = reason(first, last, rows, way);
+            let mut made = variant(first, last, kernels, rows, &reason);
             made.profiles = profiles;
             variants.push(made);
         }
         first = last + 1;
     }
     Ok(variants)
+}
+
+/// What is a kernel of its own of a product: the rotation and KV write behind it, and the norm before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Way {
+    behind: bool,
+    norm: Norm,
+}
+
+/// Where a product's input is normed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Norm {
+    /// By another launch, if at all.
+    None,
+    /// By each block for itself.
+    Inside,
+    /// By a kernel before.
+    Before,
+    /// By a kernel behind the one that adds the residual.
+    Apart,
 }
 
 /// Variants of a product of pairs of a token and one of its experts.
@@ -136,7 +169,7 @@ pub fn experts(
             let mut rows = 1;
             for run in &runs {
                 let kernel = match last {
-                    1 => products.one(run)?,
+                    1 => products.one(run, None)?,
                     _ => {
                         let (kernel, of_block) = products.more(run, columns(last))?;
                         rows = of_block;
@@ -163,35 +196,42 @@ pub fn experts(
 }
 
 /// Why a range of rows is done as it is.
-fn reason(first: u32, last: u32, rows: u32, apart: bool) -> String {
-    let product = match first {
+fn reason(first: u32, last: u32, rows: u32, way: Way) -> String {
+    let mut reason = match first {
         1 if last == 1 => "one row: dot products of codes as they are, sums scaled".to_string(),
         _ if last <= RANGES[RANGES.len() - 1] => {
             format!("up to {last} rows: bound by reading weights, {rows} rows share them")
         }
         _ => format!("many rows: {rows} of them share a weight, which goes through registers"),
     };
-    match apart {
-        true => format!("{product}; rotation and KV write apart"),
-        false => product,
+    reason.push_str(match way.norm {
+        Norm::None => "",
+        Norm::Inside => "; each block norms it for itself",
+        Norm::Before => "; normed before",
+        Norm::Apart => "; normed before, by kernels of a stream each",
+    });
+    if way.behind {
+        reason.push_str("; rotation and KV write apart");
     }
+    reason
 }
 
-struct Products<'a, 'w> {
-    chip: &'a Chip,
-    writer: &'a mut Writer<'w>,
-    x: u32,
+/// Chooses the kernels of a product.
+pub struct Products<'a, 'w> {
+    pub chip: &'a Chip,
+    pub writer: &'a mut Writer<'w>,
+    pub x: u32,
     /// Whose product it is, where experts have one each.
-    experts: Option<Experts<'a>>,
+    pub experts: Option<Experts<'a>>,
 }
 
 /// A product of experts, for steps of up to `last` tokens.
 #[derive(Clone, Copy)]
-struct Experts<'a> {
-    product: &'a ExpertProduct<'a>,
-    last: u32,
+pub struct Experts<'a> {
+    pub product: &'a ExpertProduct<'a>,
+    pub last: u32,
     /// Whether what a router wrote is held within what there is.
-    checked: bool,
+    pub checked: bool,
 }
 
 impl Experts<'_> {
@@ -209,38 +249,38 @@ impl Experts<'_> {
 
 /// How the wavefronts of a block divide an item: `across` of them its tiles, `tiles` each, and `along` its columns.
 #[derive(Clone, Copy)]
-struct Division {
-    across: u32,
-    tiles: u32,
-    along: u32,
+pub struct Division {
+    pub across: u32,
+    pub tiles: u32,
+    pub along: u32,
 }
 
 impl Division {
-    fn group(self) -> u32 {
+    pub fn group(self) -> u32 {
         self.across * self.tiles
     }
 
-    fn threads(self) -> u32 {
+    pub fn threads(self) -> u32 {
         32 * self.across * self.along
     }
 }
 
 impl Products<'_, '_> {
-    fn cols(&self) -> u32 {
+    pub fn cols(&self) -> u32 {
         self.writer.plan.buffers[self.x as usize].cols
     }
 
-    fn of_rows(&self) -> bool {
+    pub fn of_rows(&self) -> bool {
         self.writer.plan.buffers[self.x as usize].extent == Dim::Rows
     }
 
     /// Experts that share a weight's rows; 1 where there are none.
-    fn count(&self) -> u32 {
+    pub fn count(&self) -> u32 {
         self.experts.map_or(1, |e| e.product.experts)
     }
 
     /// Tiles of all segments (of one expert), and of the largest unit that is summed over, which lies in one item.
-    fn tiles(&self, run: &[&Segment]) -> Result<(u32, u32), Error> {
+    pub fn tiles(&self, run: &[&Segment]) -> Result<(u32, u32), Error> {
         let all = run.iter().map(|s| self.writer.tiles(s)).sum::<u32>() / self.count();
         let units = run.iter().map(|s| self.writer.unit_tiles(s));
         let whole = units.clone().max().unwrap_or(1);
@@ -255,41 +295,12 @@ impl Products<'_, '_> {
     }
 
     /// Wavefronts along columns, so that all of them together keep memory busy, and each has `least` fragments.
-    fn along(&self, waves: u32, across: u32, least: u32) -> u32 {
+    pub fn along(&self, waves: u32, across: u32, least: u32) -> u32 {
         let blocks = self.experts.map_or(1, |e| e.together());
         let wanted = (2 * self.chip.units * WAVES_PER_UNIT).div_ceil((waves * blocks).max(1));
         let fragments = self.cols() / FRAGMENT as u32;
         let most = (MOST_WAVES / across).min((fragments / least).max(1));
         wanted.next_power_of_two().min(1 << most.ilog2())
-    }
-
-    /// The kernel for one row.
-    fn one(&mut self, run: &[&Segment]) -> Result<Kernel, Error> {
-        let encoding = self.writer.plan.weights[run[0].weight as usize].encoding;
-        let (format, (codes, _)) = (format(encoding)?, form(encoding)?);
-        let (all, whole) = self.tiles(run)?;
-        // Four tiles share a block's copy of x where there are many.
-        let across = match all / 4 >= 4 * self.chip.units {
-            true => whole * u32::div_ceil(4, whole),
-            false => whole,
-        };
-        let depth = match codes {
-            Codes::Nibbles | Codes::Five | Codes::Six => 4,
-            Codes::Bytes | Codes::Half => 2,
-        };
-        let along = self.along(all, across, depth);
-        let division = Division {
-            across,
-            tiles: 1,
-            along,
-        };
-        let cols = self.cols();
-        let staged = cols * 2 <= STAGED_ROW;
-        let shape = format!("OneShape<{format}, {cols}, {across}, {along}, 1, {depth}, {staged}>");
-        let sums = along * (division.group() * 16 + 4) * 4;
-        let shared = if staged { cols * 2 } else { 0 } + sums;
-        let turns = (cols / FRAGMENT as u32).div_ceil(along).div_ceil(depth);
-        self.kernel("one", run, division, &shape, shared, (1, turns))
     }
 
     /// The kernel for blocks of so many times 16 rows, and how many rows that are.
@@ -304,7 +315,11 @@ impl Products<'_, '_> {
             _ => 4,
         };
         let group = whole * u32::div_ceil(target, whole);
-        let tiles = if group.is_multiple_of(2) { 2 } else { 1 };
+        // Three wavefronts, or six, would each copy more of x than registers have room for.
+        let tiles = match group.is_multiple_of(2) && (group / 2).is_power_of_two() {
+            true => 2,
+            false => 1,
+        };
         let across = group / tiles;
         let along = match columns {
             4 => 1,
@@ -327,8 +342,8 @@ impl Products<'_, '_> {
         Ok((kernel, rows))
     }
 
-    /// Which rows a block of up to so many has (matmul.h, experts.h).
-    fn block(&self, rows: u32, parameters: &mut Parameters) -> String {
+    /// Which rows a block of up to so many has (matmul.h, experts.h), of pairs that with a number.
+    pub fn block(&self, rows: u32, number: &str, parameters: &mut Parameters) -> String {
         let Some(Experts {
             product, checked, ..
         }) = self.experts
@@ -339,14 +354,14 @@ impl Products<'_, '_> {
         let (tokens, starts) = (parameters.len(), parameters.len() + 1);
         parameters.push(("const u32*", Arg::Buffer(product.tokens)));
         parameters.push(("const u32*", Arg::Buffer(product.starts)));
-        let by_tokens = self.writer.plan.buffers[self.x as usize].extent == Dim::Tokens;
+        let by_tokens = self.by_tokens();
         let ExpertProduct { experts, used, .. } = *product;
         format!(
-            "const Pairs<{experts}, {used}, {rows}, {by_tokens}, {checked}> block(counts, p{tokens}, p{starts}, blockIdx.y);\n    if \
-             (block.rows() == 0) return;"
+            "const Pairs<{experts}, {used}, {rows}, {by_tokens}, {checked}> block(counts, p{tokens}, p{starts}, {number});"
         )
     }
 
+    /// A kernel of more than one row.
     fn kernel(
         &mut self,
         name: &str,
@@ -362,11 +377,14 @@ impl Products<'_, '_> {
             ..Items::of(features, false, self.of_rows()).by(Some(threads))
         };
         let (segments, mut parameters) = self.writer.segments(self.x, run, &items)?;
-        let block = self.block(rows, &mut parameters);
-        let template = if name == "one" { "one" } else { "many" };
+        let block = self.block(rows, "blockIdx.y", &mut parameters);
+        let leave = match self.experts {
+            None => "",
+            Some(_) => "\n    if (block.rows() == 0) return;",
+        };
         let body = format!(
             "using S = {shape};\n    static_assert(S::THREADS == {threads} && S::SHARED == {shared}, \"as the plan says\");\n    \
-             {block}\n    matmul_{template}<S>(p0, {segments}, block);"
+             {block}{leave}\n    matmul_many<S>(p0, {segments}, block);"
         );
         let symbol = match self.experts {
             None => format!("matmul_{name}"),
@@ -376,21 +394,15 @@ impl Products<'_, '_> {
             .writer
             .kernel(&symbol, parameters, &body, "", threads, 1);
         let symbol = kernel.symbol.clone();
-        // Of a loop that stores: elements of as many rows as sums have room for, of pairs where segments have them.
+        // Of a loop that stores: as many rows as sums have room for.
         let at_once = match rows {
             32.. if 2 * division.along * 16 * (features + 4) * 4 <= shared => 32,
             _ => rows.min(16),
         };
-        let elements = |s: &&Segment| match s.epilogue.unit == 2 * s.epilogue.width {
-            true => 0.5,
-            false => 1.0,
-        };
-        let mean = run.iter().map(elements).sum::<f64>() / run.len() as f64;
-        let stores = f64::from(at_once * features) * mean / f64::from(threads);
         let turns = Turns::Product {
             turns: f64::from(turns),
             alternatives: run.len() as u32,
-            stores: stores.max(1.0),
+            stores: stores(run, at_once * features, threads),
         };
         self.writer.turns.insert(symbol, turns);
         let items = run
@@ -407,4 +419,14 @@ impl Products<'_, '_> {
         kernel.shared = shared;
         Ok(kernel)
     }
+}
+
+/// Turns of a loop that stores so many results: pairs of them where segments have such.
+pub fn stores(run: &[&Segment], results: u32, threads: u32) -> f64 {
+    let elements = |s: &&Segment| match s.epilogue.unit == 2 * s.epilogue.width {
+        true => 0.5,
+        false => 1.0,
+    };
+    let mean = run.iter().map(elements).sum::<f64>() / run.len() as f64;
+    (f64::from(results) * mean / f64::from(threads)).max(1.0)
 }

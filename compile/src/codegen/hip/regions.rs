@@ -77,6 +77,23 @@ fn joined(variants: Vec<Variant>) -> Vec<Variant> {
     all
 }
 
+/// What runs before a product for its prologue: a kernel, or where a rule takes it apart, two.
+pub fn before(
+    writer: &mut Writer,
+    extent: Dim,
+    region: &Region,
+    take_apart: bool,
+) -> Result<Vec<Kernel>, Error> {
+    let kernels = match take_apart {
+        true => apart(writer, extent, region)?,
+        false => None,
+    };
+    match kernels {
+        Some(kernels) => Ok(kernels),
+        None => Ok(vec![writer.region_kernel(extent, region, false)?]),
+    }
+}
+
 /// The kernels of a region that a rule may take apart; none for others.
 fn apart(writer: &mut Writer, extent: Dim, region: &Region) -> Result<Option<Vec<Kernel>>, Error> {
     if let Some((first, second)) = stages::norm(region, writer.plan)? {

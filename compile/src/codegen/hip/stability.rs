@@ -50,6 +50,8 @@ pub enum Choice {
     Apart,
     /// Indices that a router wrote are held within what there is.
     CheckIndices,
+    /// No kernel does the work of the launch before, too.
+    EachItsOwn,
     /// Launches one by one, not as graphs.
     Eager,
 }
@@ -190,6 +192,14 @@ pub const RULES: &[Rule] = &[
         on: On::Launches,
         rows: Rows::Any,
         from: Stability::Strict,
+        choice: Choice::EachItsOwn,
+        what: "each launch of a lone token has kernels of its own",
+        why: "nothing is left that counts tickets across blocks, and a fault is known by its launch",
+    },
+    Rule {
+        on: On::Launches,
+        rows: Rows::Any,
+        from: Stability::Strict,
         choice: Choice::Eager,
         what: "kernels are launched one by one",
         why: "the driver's graphs queue a whole step at once; a fault is then known by its launch, too",
@@ -215,6 +225,8 @@ pub struct Choices {
     /// Rotations and KV writes: either is a kernel of its own only behind the product's sums, so both are.
     pub rope_kv_apart: bool,
     pub check_indices: bool,
+    /// Whether kernels of a lone token may do the work of the launch before.
+    pub joined: bool,
 }
 
 impl Choice {
@@ -228,6 +240,7 @@ impl Choice {
             Choice::Apart => 4,
             Choice::Eager => 5,
             Choice::CheckIndices => 6,
+            Choice::EachItsOwn => 7,
         }
     }
 }
@@ -265,6 +278,7 @@ pub fn choices(stability: Stability, first: u32) -> Choices {
         norm_apart: false,
         rope_kv_apart: false,
         check_indices: false,
+        joined: true,
     };
     for rule in RULES.iter().filter(|rule| rule.holds(stability, first)) {
         match (rule.choice, rule.on) {
@@ -274,6 +288,7 @@ pub fn choices(stability: Stability, first: u32) -> Choices {
             (Choice::OnePart, _) => made.parts = Parts::One,
             (Choice::Blocks(most), _) => made.blocks = Some(most),
             (Choice::CheckIndices, _) => made.check_indices = true,
+            (Choice::EachItsOwn, _) => made.joined = false,
             (Choice::Apart, On::Norm) => made.norm_apart = true,
             (Choice::Apart, On::Rope | On::KvWrite) => made.rope_kv_apart = true,
             // Of whole steps: `profiles`.
@@ -346,6 +361,7 @@ mod tests {
         assert!(few.stage_tables && few.read_ahead);
         assert_eq!((few.parts, few.blocks), (Parts::FillOnce, None));
         assert!(!few.norm_apart && !few.rope_kv_apart && few.check_indices);
+        assert!(few.joined);
     }
 
     #[test]
@@ -356,6 +372,7 @@ mod tests {
             assert!(!fast.check_indices);
             let strict = choices(Stability::Strict, first);
             assert!(strict.norm_apart && strict.rope_kv_apart);
+            assert!(fast.joined && !strict.joined);
             assert_eq!((strict.parts, strict.blocks), (Parts::One, Some(2)));
         }
         let all = profiles(Stability::Fast);

@@ -15,7 +15,9 @@ use crate::lower::gpu::goes_together;
 /// A plan with the workspace for a buffer, the last one.
 pub fn with_workspace(plan: &Plan) -> Plan {
     let cols = |op: &Op| match op {
-        Op::MatMul { segments, .. } => features(segments),
+        Op::MatMul {
+            prologue, segments, ..
+        } => features(segments).max(prologue.as_ref().map_or(0, |region| region.cols)),
         Op::Region { region, .. } => region.cols,
         _ => 1,
     };

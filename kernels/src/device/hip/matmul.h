@@ -49,20 +49,23 @@ DEVICE u32 there(u32 tile, int tiles) { return tile < (u32)tiles ? tile : tiles 
 
 // ---- One row ----
 
-template <class Format, int K_, int ACROSS_, int ALONG_, int TILES_, int DEPTH_, bool STAGED_>
+template <class Format, int K_, int ACROSS_, int ALONG_, int PLACES_, int DEPTH_, bool STAGED_>
 struct OneShape {
     using F = Format;
     static constexpr int K = K_, DEPTH = DEPTH_, FRAGMENTS = K / 64;
-    // Wavefronts that share an item's tiles, TILES each, and that share its columns.
-    static constexpr int ACROSS = ACROSS_, ALONG = ALONG_, TILES = TILES_, GROUP = ACROSS * TILES;
-    static constexpr int THREADS = 32 * ACROSS * ALONG, STRIDE = GROUP * 16 + 4;
+    // Wavefronts that share an item's tiles, and that share its columns; as many for each of PLACES rows of x, which have weights
+    // of their own.
+    static constexpr int ACROSS = ACROSS_, ALONG = ALONG_, PLACES = PLACES_;
+    static constexpr int THREADS = 32 * ACROSS * ALONG * PLACES, STRIDE = ACROSS * 16 + 4;
     // Whether x is copied to shared memory.
     static constexpr bool STAGED = STAGED_;
     // Fragments of a wavefront, rounded up to whole rounds of DEPTH.
     static constexpr int ROUNDS = ((FRAGMENTS + ALONG - 1) / ALONG + DEPTH - 1) / DEPTH;
     static constexpr bool EVEN = FRAGMENTS == ROUNDS * DEPTH * ALONG;
-    static constexpr int X_BYTES = STAGED ? 2 * K : 0, SHARED = X_BYTES + ALONG * STRIDE * 4;
+    static constexpr int X_BYTES = STAGED ? 2 * K * PLACES : 0, SHARED = X_BYTES + ALONG * PLACES * STRIDE * 4;
     static_assert(K % 64 == 0, "columns are whole fragments");
+    // A wavefront's place.
+    DEVICE u32 place() { return wave_index() / ACROSS % PLACES; }
 };
 
 // A fragment's sums of a row g and g + 8, over the 8 columns of each block that lane 4 g + t has. Codes that can be are multiplied
@@ -98,39 +101,43 @@ DEVICE void multiply_fragment(const typename F::Fragment& f, const U4 (&x)[2], f
     }
 }
 
-template <class S, class Segments, class Block>
-DEVICE void matmul_one(const u16* x, const Segments& segments, const Block& block) {
+// An item's row of x, which a prologue (region.cuh) may make; of more than one place, the block is that of a wavefront's place. Results
+// for all places are finished together.
+//
+// Reads come back in their order: those of a prologue go out first, so that it need not wait for weights.
+template <class S, class Segments, class Block, class Prologue>
+DEVICE void matmul_one(const u16* x, const Segments& segments, const Block& block, const Prologue& prologue, u32 item) {
     using F = typename S::F;
     using Fragment = typename F::Fragment;
-    constexpr int DEPTH = S::DEPTH, TILES = S::TILES;
+    constexpr int DEPTH = S::DEPTH, PLACES = S::PLACES;
+    static_assert(!Prologue::IS || S::STAGED && PLACES == 1, "what a prologue makes lies in shared memory");
     extern __shared__ __align__(16) u8 shared[];
     float* sums = (float*)(shared + S::X_BYTES);
     const u32 lane = threadIdx.x & 31, wave = wave_index(), t = lane & 3;
-    const u32 across = wave % S::ACROSS, along = wave / S::ACROSS;
-    const int item = blockIdx.x, begin = along * S::FRAGMENTS / S::ALONG;
+    const u32 across = wave % S::ACROSS, place = S::place(), along = wave / (S::ACROSS * PLACES);
+    const int begin = along * S::FRAGMENTS / S::ALONG;
     const int count = (along + 1) * S::FRAGMENTS / S::ALONG - begin;
     constexpr u64 TILE_BYTES = (u64)S::FRAGMENTS * F::BYTES;
-    const u8* const weights = segments.item(item) + block.weights(segments, item);
-    const u8* p[TILES];
-#pragma unroll
-    for (int r = 0; r < TILES; r++)
-        p[r] = weights + there(across * TILES + r, segments.tiles(item)) * TILE_BYTES + (u64)begin * F::BYTES;
+    const u8* const p = segments.item(item) + block.weights(segments, item) +
+                        there(across, segments.tiles(item)) * TILE_BYTES + (u64)begin * F::BYTES;
 
-    Fragment ring[DEPTH][TILES];
+    const RowAhead<S::K, S::THREADS, Prologue> row(prologue);
+    Fragment ring[DEPTH];
 #pragma unroll
-    for (int i = 0; i < DEPTH; i++)
-#pragma unroll
-        for (int r = 0; r < TILES; r++)
-            ring[i][r] = S::EVEN || i < count ? F::load(p[r] + i * F::BYTES, lane) : F::none();
-    if (block.rows() <= 0) return;
-    x += (u64)block.x_row(0) * S::K;
-    if (S::STAGED) {
-        for (int i = threadIdx.x; i < S::K / 8; i += S::THREADS) ((U4*)shared)[i] = ((const U4*)x)[i];
+    for (int i = 0; i < DEPTH; i++) ring[i] = S::EVEN || i < count ? F::load(p + i * F::BYTES, lane) : F::none();
+    // Of several places, each wavefront has its own, and there are all.
+    if (PLACES == 1 && block.rows() <= 0) return;
+    if constexpr (Prologue::IS) {
+        make_row<S::K, S::THREADS, S::THREADS>(prologue, row, (u16*)shared);
+    } else if constexpr (S::STAGED) {
+        const U4* const from = (const U4*)(PLACES > 1 ? x : x + (u64)block.x_row(0) * S::K);
+        for (int i = threadIdx.x; i < S::K / 8 * PLACES; i += S::THREADS) ((U4*)shared)[i] = from[i];
         shared_barrier();
     }
-    const u8* x_at = (S::STAGED ? shared : (const u8*)x) + begin * 128 + t * 16;
+    const u8* const own = S::STAGED ? shared + place * (2 * S::K) : (const u8*)x + (u64)block.x_row(0) * (2 * S::K);
+    const u8* const x_at = own + begin * 128 + t * 16;
 
-    float low[TILES] = {}, high[TILES] = {};
+    float low = 0, high = 0;
 #pragma unroll 1
     for (int round = 0; round < S::ROUNDS; round++) {
 #pragma unroll
@@ -139,31 +146,27 @@ DEVICE void matmul_one(const u16* x, const Segments& segments, const Block& bloc
             const bool here = S::EVEN || c < count;
             const u8* at = x_at + (here ? c : 0) * 128;
             const U4 v[2] = {*(const U4*)at, *(const U4*)(at + 64)};
-#pragma unroll
-            for (int r = 0; r < TILES; r++) {
-                multiply_fragment<F>(ring[i][r], v, low[r], high[r]);
-                const int next = c + DEPTH;
-                if (round + 1 < S::ROUNDS)
-                    ring[i][r] = S::EVEN || next < count ? F::load(p[r] + (u64)next * F::BYTES, lane) : F::none();
-            }
+            multiply_fragment<F>(ring[i], v, low, high);
+            const int next = c + DEPTH;
+            if (round + 1 < S::ROUNDS)
+                ring[i] = S::EVEN || next < count ? F::load(p + (u64)next * F::BYTES, lane) : F::none();
             __builtin_amdgcn_sched_barrier(0);
         }
     }
     // The four lanes of a row, then the wavefronts, always in this order.
-#pragma unroll
-    for (int r = 0; r < TILES; r++) {
-        low[r] += lane_xor<1>(low[r]), high[r] += lane_xor<1>(high[r]);
-        low[r] += lane_xor<2>(low[r]), high[r] += lane_xor<2>(high[r]);
-        float* mine = sums + along * S::STRIDE + (across * TILES + r) * 16 + lane / 4;
-        if (t == 0) mine[0] = low[r], mine[8] = high[r];
-    }
+    low += lane_xor<1>(low), high += lane_xor<1>(high);
+    low += lane_xor<2>(low), high += lane_xor<2>(high);
+    float* mine = sums + (along * PLACES + place) * S::STRIDE + across * 16 + lane / 4;
+    if (t == 0) mine[0] = low, mine[8] = high;
     shared_barrier();
     if (S::ALONG > 1) {
-        for (int i = threadIdx.x; i < S::GROUP * 16; i += S::THREADS) {
-            float v = sums[i];
+        constexpr int FEATURES = S::ACROSS * 16;
+        for (int i = threadIdx.x; i < PLACES * FEATURES; i += S::THREADS) {
+            float* at = sums + i / FEATURES * S::STRIDE + i % FEATURES;
+            float v = *at;
 #pragma unroll
-            for (int k = 1; k < S::ALONG; k++) v += sums[i + k * S::STRIDE];
-            sums[i] = v;
+            for (int k = 1; k < S::ALONG; k++) v += at[k * PLACES * S::STRIDE];
+            *at = v;
         }
         shared_barrier();
     }

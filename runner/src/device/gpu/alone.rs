@@ -1,5 +1,8 @@
 //! A step whose launches run one at a time, each with what it was given and what it left.
 
+use std::collections::BTreeSet;
+use std::ops::Range;
+
 use bundle_format::gpu::Arg;
 use bundle_format::plan::{DType, Plan};
 use half::f16;
@@ -12,8 +15,9 @@ use crate::Error;
 use crate::device::alone::{Contents, KvPool, Touch, block, blocks};
 use crate::device::{Step, Ticket};
 
-/// Is told of each launch by its index in the plan: what it was given, and what it left.
-pub type Look<'a> = dyn FnMut(usize, Contents, Contents) + 'a;
+/// Is told of each launch by its index in the plan: what it was given, and what it left. Of launches that one kernel does, and which hand
+/// something on inside of it, those together.
+pub type Look<'a> = dyn FnMut(Range<usize>, Contents, Contents) + 'a;
 
 impl GpuDevice {
     /// As [`Device::submit`](crate::device::Device::submit), but each launch is waited for, and `look` is told of it. For finding
@@ -32,18 +36,80 @@ impl GpuDevice {
         step: &Step,
         look: &mut Look,
     ) -> Result<(), Error> {
-        let plan = self.loaded.plan();
-        for (index, launch) in plan.launches.iter().enumerate() {
+        // Launches whose work the next one's kernels do, and that one.
+        let mut together = Vec::new();
+        for index in 0..self.loaded.plan().launches.len() {
             if !self.is_needed(bucket, index) {
                 continue;
             }
-            let touch = Touch::of(&launch.op);
-            let before = self.contents(step, touch.reads, &touch.pools_read)?;
-            self.launch_op(bucket, index, &mut false)?;
-            let after = self.contents(step, touch.writes, &touch.pools_written)?;
-            look(index, before, after);
+            together.push(index);
+            if self.variant(bucket, index)?.is_joined() {
+                continue;
+            }
+            self.launch_together(bucket, step, &together, look)?;
+            together.clear();
         }
         self.launch_drawing(bucket, &mut false)
+    }
+
+    /// The kernels of the last of some launches, which do the work of all of them.
+    fn launch_together(
+        &self,
+        bucket: Bucket,
+        step: &Step,
+        launches: &[usize],
+        look: &mut Look,
+    ) -> Result<(), Error> {
+        let Some(&last) = launches.last() else {
+            return Ok(());
+        };
+        let kernels = &self.variant(bucket, last)?.kernels;
+        let is_stored = |buffer: &u32| {
+            let mut args = kernels.iter().flat_map(|kernel| &kernel.args);
+            args.any(|&arg| arg == Arg::Buffer(*buffer)) || launches.len() == 1
+        };
+        let plan = self.loaded.plan();
+        let touches = launches.iter().map(|&i| Touch::of(&plan.launches[i].op));
+        let touches: Vec<Touch> = touches.collect();
+        // What a launch reads that one of the others writes is there behind both, if at all.
+        let inside = |k: usize| -> BTreeSet<u32> {
+            let written = touches[..k].iter().flat_map(|t| t.writes.iter().copied());
+            written.filter(|b| touches[k].reads.contains(b)).collect()
+        };
+        let mut given = Vec::new();
+        for (k, touch) in touches.iter().enumerate() {
+            let inside = inside(k);
+            let reads = touch.reads.difference(&inside).copied();
+            given.push(self.contents(step, reads, &touch.pools_read)?);
+        }
+        self.launch_op(bucket, last, &mut false)?;
+        // Those from which on nothing was handed on inside, and what they were given and have left.
+        let mut open: Option<(usize, Contents, Contents)> = None;
+        for (k, touch) in touches.iter().enumerate() {
+            let (stored, hidden): (Vec<u32>, Vec<u32>) =
+                inside(k).iter().partition(|b| is_stored(b));
+            let mut own = std::mem::take(&mut given[k]);
+            own.add(self.contents(step, stored, &[])?);
+            let writes = touch.writes.iter().copied().filter(is_stored);
+            let left = self.contents(step, writes, &touch.pools_written)?;
+            open = match open.take() {
+                Some((first, mut before, mut after)) if !hidden.is_empty() => {
+                    before.add(own);
+                    after.add(left);
+                    Some((first, before, after))
+                }
+                whole => {
+                    if let Some((first, before, after)) = whole {
+                        look(launches[first]..launches[k - 1] + 1, before, after);
+                    }
+                    Some((k, own, left))
+                }
+            };
+        }
+        if let Some((first, before, after)) = open {
+            look(launches[first]..last + 1, before, after);
+        }
+        Ok(())
     }
 
     fn contents(

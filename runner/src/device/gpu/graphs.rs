@@ -94,10 +94,17 @@ impl GpuDevice {
     ) -> Result<(), Error> {
         let launch = &self.loaded.plan().launches[index];
         let rows = self.rows(bucket, index);
-        for kernel in &variant(&launch.variants, self.profile, rows, &launch.name)?.kernels {
+        for kernel in &self.variant(bucket, index)?.kernels {
             self.launch(kernel, rows, bucket.turn, &launch.name, dependent)?;
         }
         Ok(())
+    }
+
+    /// The variant of a launch in a bucket's steps.
+    pub(super) fn variant(&self, bucket: Bucket, index: usize) -> Result<&Variant, Error> {
+        let launch = &self.loaded.plan().launches[index];
+        let rows = self.rows(bucket, index);
+        variant(&launch.variants, self.profile, rows, &launch.name)
     }
 
     /// Puts the kernels that draw a bucket's tokens into the stream.
