@@ -80,7 +80,7 @@ impl Product {
 /// A line of the cache: buffers begin with one, as those of plans do.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-pub struct Line([u64; 8]);
+pub struct Line(#[allow(dead_code, reason = "read through pointers")] [u64; 8]);
 
 /// Bytes of small f16 and f32 numbers.
 pub fn words(bytes: usize) -> Vec<Line> {
