@@ -84,7 +84,8 @@ pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
                         (true, 4..TOKENS) => tile.run::<F, BYTES, 4, true>(),
                         (true, _) => tile.run::<F, BYTES, TOKENS, true>(),
                         (false, 1) => tile.run::<F, BYTES, 1, false>(),
-                        (false, 2 | 3) => tile.run::<F, BYTES, 2, false>(),
+                        (false, 2) => tile.run::<F, BYTES, 2, false>(),
+                        (false, 3) => tile.run::<F, BYTES, 3, false>(),
                         (false, 4..TOKENS) => tile.run::<F, BYTES, 4, false>(),
                         (false, _) => tile.run::<F, BYTES, TOKENS, false>(),
                     };
