@@ -283,9 +283,8 @@ pub mod emulation {
 
     impl Tiles for Emulated {
         unsafe fn configure(tokens: usize, depth: usize) {
-            assert!(
-                (1..=16).contains(&tokens) && (4..=64).contains(&depth) && depth.is_multiple_of(4)
-            );
+            assert!((1..=16).contains(&tokens) && (4..=64).contains(&depth));
+            assert!(depth.is_multiple_of(4));
             SHAPE.set((tokens, depth));
         }
 
