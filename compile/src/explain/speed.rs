@@ -179,7 +179,19 @@ impl Model<'_> {
                 let matrix = gpu.product * warp.matrix * warps / gpu.products;
                 (gpu.read.min(under_way / wait), matrix)
             }
-            (_, false) => (self.uncounted(op, kernel), operations / gpu.matrix),
+            (tiles, false) => {
+                let reached = match (op, tiles) {
+                    // Blocks of an expert's rows are multiplied whole.
+                    (Op::ExpertMatMul { tokens, starts, .. }, Some(tiles)) => {
+                        let (experts, used) = experts::of(self.plan, *tokens, *starts);
+                        let blocks = experts::blocks(experts, used, rows / used, of_block);
+                        tiles.of_experts * f64::from(rows) / (blocks * f64::from(of_block))
+                    }
+                    _ => 1.0,
+                };
+                let matrix = operations / gpu.matrix / reached;
+                (self.uncounted(op, kernel), matrix)
+            }
         };
         let (share, dependent) = match (op, gpu.experts) {
             (Op::ExpertMatMul { .. }, Some(own)) => own,

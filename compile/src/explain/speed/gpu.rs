@@ -57,6 +57,8 @@ pub struct Tiles {
     pub(super) many: u32,
     /// Tiles at a time.
     pub(super) together: u32,
+    /// What blocks of an expert's rows, which have fewer rows for the same weights, reach of the rate of these tiles.
+    pub(super) of_experts: f64,
 }
 
 /// Strix Halo. Memory's rate is measured, as is what matrix products reach of 59.4 TFLOPS; latency, gap and the cycles of a wavefront alone
@@ -90,7 +92,8 @@ const GFX1151: Gpu = Gpu {
 /// shares of one row those of kernels by themselves (an H200's): all measured, and none of them in whole steps of a model. What tiles of
 /// matrix products reach is fitted to llama2-7b's prefill. Products of few rows are by `mma.sync`, at 62% of the unit's rate. Of the
 /// kernels of 32 rows, of which a unit has two warps, ncu saw 30 to 42% of issue slots used. The second cache's rate is as published;
-/// that half of the activations come from it was chosen for TinyLlama at batch 32. Two numbers are fitted to steps of one model each, on an
+/// that half of the activations come from it was chosen for TinyLlama at batch 32. What blocks of experts reach in a prompt is that of Qwen3-30B-A3B's
+/// two products by themselves (an H200: 183 and 100 us without the launch). Two numbers are fitted to steps of one model each, on an
 /// H200: what attention reads to llama2-7b at batch 32, and those of experts to Qwen1.5-MoE-A2.7B at 8 and 32.
 const H100: Gpu = Gpu {
     name: "H100",
@@ -114,6 +117,7 @@ const H100: Gpu = Gpu {
         size: 128,
         many: 65,
         together: 132,
+        of_experts: 0.62,
     }),
     one: Some([0.85, 1.0]),
     attention: 0.72,
