@@ -13,7 +13,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::panel::{Panel, depth, has_halves, planes, unpack, weights};
+use super::panel::{Panel, depth, has_halves, is_joined, planes, unpack, weights};
 use super::tiles::{Activations, Hardware, RESULTS, Sums, Tiles, sets};
 use crate::abi::MatMulArgs;
 use crate::cpu::avx2::quant::{Format, Scales};
@@ -24,7 +24,7 @@ use crate::pack::GROUP;
 use crate::quant::BLOCK;
 
 /// Tokens below which the level below is faster (NOTES.md): a tile's loads and the panels' stores are the price of its products.
-const FEW: u64 = 16;
+const FEW: usize = 16;
 
 /// Whether the level below is always faster: where two bytes of activations meet two halves of weights, four products each wait for
 /// registers of the step before, and AVX-512 multiplies in 16 bits (NOTES.md).
@@ -32,8 +32,19 @@ const fn is_below<F: Format, const BYTES: usize>() -> bool {
     BYTES == 2 && has_halves::<F>()
 }
 
-/// Panels of a chunk: 10 to 20 KiB, so that they stay in the L1 cache beside a tile's activations (NOTES.md).
+/// Panels of a chunk, at most: 10 to 20 KiB, so that they stay in the L1 cache beside a tile's activations.
 const PANELS: usize = 16;
+
+/// Panels of a chunk for a number of tokens. Those of Q11 and its activations are twice as large; many tokens make up for what a
+/// chunk's ends cost, few do not wait for the cache (NOTES.md, "Chunks").
+const fn panels<F: Format, const BYTES: usize>(tokens: usize) -> usize {
+    match BYTES {
+        2 if tokens > 2 * FEW => PANELS,
+        2 if is_joined::<F, BYTES>() => PANELS / 4,
+        2 => PANELS / 2,
+        _ => PANELS,
+    }
+}
 
 /// Tiles of tokens that share a chunk's panels.
 const TILES: usize = 4;
@@ -47,11 +58,19 @@ const STORED: usize = 2;
 /// As the scalar twin, and the processor has the level.
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
 pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
+    let rows = args.rows as usize;
+    // In tiles of about one size.
+    let tokens = rows.div_ceil(rows.div_ceil(16).max(1));
     // SAFETY: the caller's promise.
     unsafe {
-        match args.rows {
-            ..FEW => avx512::quant::matmul::<F, BYTES>(args),
+        match rows {
             _ if is_below::<F, BYTES>() => avx512::quant::matmul::<F, BYTES>(args),
+            // Numbers of tokens that fill tiles. The level below multiplies both bytes of Q11 apart.
+            8 if is_joined::<F, BYTES>() => tiled::<Hardware, F, BYTES, 8>(args),
+            12 => tiled::<Hardware, F, BYTES, 12>(args),
+            13..FEW if is_joined::<F, BYTES>() => tiled::<Hardware, F, BYTES, 12>(args),
+            ..FEW => avx512::quant::matmul::<F, BYTES>(args),
+            _ if tokens <= 12 => tiled::<Hardware, F, BYTES, 12>(args),
             _ => tiled::<Hardware, F, BYTES, 16>(args),
         }
     }
@@ -89,7 +108,7 @@ macro_rules! each_token {
     )*};
 }
 
-/// T tokens (8 or 16) a tile, of which there are as many at least.
+/// T tokens (up to 16) a tile, of which there are as many at least.
 ///
 /// # Safety
 /// As [`matmul`]; the processor has the tiles of M.
@@ -148,7 +167,8 @@ impl Call<'_> {
         let first_group = args.col0 as usize / GROUP;
         let groups = (args.cols as usize).div_ceil(GROUP);
         // Of equal sizes, about: products have nothing to overlap with at either end of a chunk.
-        let chunks = self.blocks.div_ceil(PANELS / F::PARTS).max(1);
+        let most = (panels::<F, BYTES>(self.rows) / F::PARTS).max(1);
+        let chunks = self.blocks.div_ceil(most).max(1);
         let chunk_blocks = self.blocks.div_ceil(chunks).max(1);
         let panels = scratch.panels.as_mut_ptr().cast::<Panel>();
         for chunk in (0..self.blocks).step_by(chunk_blocks) {
@@ -521,6 +541,8 @@ mod tests {
     const CASES: &[(usize, usize, usize, usize, usize)] = &[
         (8, 8, 16, 0, 16),
         (8, 15, 24, 8, 16),
+        (12, 12, 16, 0, 16),
+        (12, 23, 24, 8, 16),
         (16, 16, 8, 0, 8),
         (16, 35, 40, 0, 40),
         (16, 71, 24, 8, 13),
@@ -591,6 +613,7 @@ mod tests {
                 };
                 let found = match tile {
                     8 => run(tiled::<Emulated, F, BYTES, 8>),
+                    12 => run(tiled::<Emulated, F, BYTES, 12>),
                     _ => run(tiled::<Emulated, F, BYTES, 16>),
                 };
                 assert_eq!(
