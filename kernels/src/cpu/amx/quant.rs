@@ -49,8 +49,8 @@ const fn panels<F: Format, const BYTES: usize>(tokens: usize) -> usize {
 /// Tiles of tokens that share a chunk's panels.
 const TILES: usize = 4;
 
-/// Steps from the store of results to their scaling, and so the number of steps whose results are in memory.
-const STORED: usize = 2;
+/// Steps whose products are ahead of the one that is scaled, at most (NOTES.md, "Chunks").
+const AHEAD: usize = 2;
 
 /// Weights of a format times rows whose quants have BYTES bytes: 1 in Q8, 2 in Q11.
 ///
@@ -92,7 +92,7 @@ struct Scratch {
     panels: MaybeUninit<[Panel; PANELS]>,
     rows: MaybeUninit<[Rows; TILES]>,
     factors: MaybeUninit<[[Factors; PANELS]; TILES]>,
-    results: MaybeUninit<[[Sums; RESULTS]; STORED]>,
+    results: MaybeUninit<[Sums; RESULTS]>,
 }
 
 /// A block for each token below a limit, written out, so that what arrays hold for them stays in registers.
@@ -313,12 +313,11 @@ struct Run {
 }
 
 impl Run {
-    /// Step `n` scales and adds panel n's results; those of panel n + STORED are stored behind it, and as many products as
-    /// registers hold are ahead of that.
+    /// Step `n` stores panel n's results, scales them and adds them; products of up to AHEAD more are ahead of that.
     ///
     /// # Safety
     /// `x` has T rows of `count` blocks, `panels` and `factors` as many elements, `out` T rows; `results` has room for those of
-    /// STORED steps; tiles are configured.
+    /// a step; tiles are configured.
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
     unsafe fn panels<M: Tiles, F: Format, const BYTES: usize, const T: usize>(
         &self,
@@ -328,7 +327,6 @@ impl Run {
         results: *mut Sums,
     ) {
         let sets = sets(planes::<F, BYTES>(), weights::<F>());
-        let slot = |step: usize| results.wrapping_add(step % STORED * RESULTS / sets);
         let mut acc = [_mm512_setzero_ps(); 16];
         // SAFETY: the caller's promise.
         unsafe {
@@ -341,23 +339,18 @@ impl Run {
                     };
                 });
             }
-            for step in 0..count.min(STORED) {
-                self.multiply::<M, F, BYTES>(step, panels.add(step));
-                store::<M, F, BYTES>(step, slot(step));
-            }
-            for step in STORED..count.min(STORED + sets - 1) {
+            let ahead = AHEAD.min(sets - 1);
+            for step in 0..count.min(ahead) {
                 self.multiply::<M, F, BYTES>(step, panels.add(step));
             }
             for step in 0..count {
-                let (stored, next) = (step + STORED, step + STORED + sets - 1);
+                let next = step + ahead;
                 if next < count {
                     self.multiply::<M, F, BYTES>(next, panels.add(next));
                 }
-                add::<F, BYTES, T>(panels.add(step), factors.add(step), slot(step), &mut acc);
+                store::<M, F, BYTES>(step, results);
+                add::<F, BYTES, T>(panels.add(step), factors.add(step), results, &mut acc);
                 settle(&mut acc);
-                if stored < count {
-                    store::<M, F, BYTES>(stored, slot(stored));
-                }
             }
             each_token!(t < T: {
                 let out = self.out.add(t * self.out_stride);
