@@ -23,7 +23,10 @@ use crate::cpu::avx512::quant::fetch_next;
 use crate::pack::GROUP;
 use crate::quant::BLOCK;
 
-/// Tokens below which the level below is faster (NOTES.md): a tile's loads and the panels' stores are the price of its products.
+/// Tokens of a full tile.
+const FULL: usize = 16;
+
+/// Tokens below which the level below is faster, but for some (NOTES.md): a tile's loads and the panels' stores are the price of its products.
 const FEW: usize = 16;
 
 /// Whether the level below is always faster: where two bytes of activations meet two halves of weights, four products each wait for
@@ -39,7 +42,7 @@ const PANELS: usize = 16;
 /// chunk's ends cost, few do not wait for the cache (NOTES.md, "Chunks").
 const fn panels<F: Format, const BYTES: usize>(tokens: usize) -> usize {
     match BYTES {
-        2 if tokens > 2 * FEW => PANELS,
+        2 if tokens > 2 * FULL => PANELS,
         2 if is_joined::<F, BYTES>() => PANELS / 4,
         2 => PANELS / 2,
         _ => PANELS,
@@ -60,7 +63,7 @@ const AHEAD: usize = 2;
 pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
     let rows = args.rows as usize;
     // In tiles of about one size.
-    let tokens = rows.div_ceil(rows.div_ceil(16).max(1));
+    let tokens = rows.div_ceil(rows.div_ceil(FULL).max(1));
     // SAFETY: the caller's promise.
     unsafe {
         match rows {
@@ -71,7 +74,7 @@ pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
             13..FEW if is_joined::<F, BYTES>() => tiled::<Hardware, F, BYTES, 12>(args),
             ..FEW => avx512::quant::matmul::<F, BYTES>(args),
             _ if tokens <= 12 => tiled::<Hardware, F, BYTES, 12>(args),
-            _ => tiled::<Hardware, F, BYTES, 16>(args),
+            _ => tiled::<Hardware, F, BYTES, FULL>(args),
         }
     }
 }
