@@ -14,7 +14,7 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::panel::{Panel, depth, has_halves, is_joined, planes, unpack, weights};
-use super::tiles::{Activations, Hardware, RESULTS, Sums, Tiles, sets};
+use super::tiles::{Activations, Hardware, PIECES, RESULTS, Sums, Tiles, sets};
 use crate::abi::MatMulArgs;
 use crate::cpu::avx2::quant::{Format, Scales};
 use crate::cpu::avx512;
@@ -316,7 +316,8 @@ struct Run {
 }
 
 impl Run {
-    /// Step `n` stores panel n's results, scales them and adds them; products of up to AHEAD more are ahead of that.
+    /// Step `n` stores panel n's results, scales them and adds them, a token after the other; the products of a step up to AHEAD
+    /// further on are issued in pieces between tokens (NOTES.md, "Pieces").
     ///
     /// # Safety
     /// `x` has T rows of `count` blocks, `panels` and `factors` as many elements, `out` T rows; `results` has room for those of
@@ -343,16 +344,31 @@ impl Run {
                 });
             }
             let ahead = AHEAD.min(sets - 1);
-            for step in 0..count.min(ahead) {
-                self.multiply::<M, F, BYTES>(step, panels.add(step));
+            let multiply = |step: usize, piece: usize| {
+                if step < count {
+                    self.multiply::<M, F, BYTES>(step, piece, panels.add(step));
+                }
+            };
+            for step in 0..ahead {
+                (0..PIECES).for_each(|piece| multiply(step, piece));
             }
             for step in 0..count {
-                let next = step + ahead;
-                if next < count {
-                    self.multiply::<M, F, BYTES>(next, panels.add(next));
+                if ahead == 0 {
+                    (0..PIECES).for_each(|piece| multiply(step, piece));
                 }
                 store::<M, F, BYTES>(step, results);
-                add::<F, BYTES, T>(panels.add(step), factors.add(step), results, &mut acc);
+                let (panel, factors) = (panels.add(step), factors.add(step));
+                each_token!(t < T: {
+                    // A quarter of the tokens, a piece, and so on.
+                    let quarter = T / (PIECES + 1);
+                    if t > 0 && t % quarter == 0 && t / quarter <= PIECES {
+                        settle(&mut acc);
+                        if ahead > 0 {
+                            multiply(step + ahead, t / quarter - 1);
+                        }
+                    }
+                    add::<F, BYTES>(panel, factors, results, t, &mut acc[t]);
+                });
                 settle(&mut acc);
             }
             each_token!(t < T: {
@@ -366,7 +382,7 @@ impl Run {
         }
     }
 
-    /// Multiplies the tiles of a panel.
+    /// Multiplies the tiles of a panel, or does a piece of that ([`Tiles::multiply`]).
     ///
     /// # Safety
     /// As [`Run::panels`]; the panel is number `step`.
@@ -375,6 +391,7 @@ impl Run {
     unsafe fn multiply<M: Tiles, F: Format, const BYTES: usize>(
         &self,
         step: usize,
+        piece: usize,
         panel: *const Panel,
     ) {
         let x = Activations {
@@ -390,14 +407,14 @@ impl Run {
             };
             let weights_at = [words, second];
             match (is_signed::<F>(), planes::<F, BYTES>(), weights::<F>()) {
-                (false, 1, 1) => M::multiply::<false, 1, 1>(step, x, weights_at),
-                (false, 1, _) => M::multiply::<false, 1, 2>(step, x, weights_at),
-                (false, _, 1) => M::multiply::<false, 2, 1>(step, x, weights_at),
-                (false, _, _) => M::multiply::<false, 2, 2>(step, x, weights_at),
-                (true, 1, 1) => M::multiply::<true, 1, 1>(step, x, weights_at),
-                (true, 1, _) => M::multiply::<true, 1, 2>(step, x, weights_at),
-                (true, _, 1) => M::multiply::<true, 2, 1>(step, x, weights_at),
-                (true, _, _) => M::multiply::<true, 2, 2>(step, x, weights_at),
+                (false, 1, 1) => M::multiply::<false, 1, 1>(step, piece, x, weights_at),
+                (false, 1, _) => M::multiply::<false, 1, 2>(step, piece, x, weights_at),
+                (false, _, 1) => M::multiply::<false, 2, 1>(step, piece, x, weights_at),
+                (false, _, _) => M::multiply::<false, 2, 2>(step, piece, x, weights_at),
+                (true, 1, 1) => M::multiply::<true, 1, 1>(step, piece, x, weights_at),
+                (true, 1, _) => M::multiply::<true, 1, 2>(step, piece, x, weights_at),
+                (true, _, 1) => M::multiply::<true, 2, 1>(step, piece, x, weights_at),
+                (true, _, _) => M::multiply::<true, 2, 2>(step, piece, x, weights_at),
             }
         }
     }
@@ -420,51 +437,49 @@ unsafe fn store<M: Tiles, F: Format, const BYTES: usize>(step: usize, to: *mut S
     }
 }
 
-/// Adds a panel's results, scaled.
+/// Adds a panel's results for token `t`, scaled.
 ///
 /// # Safety
-/// The panel and the results of T tokens are the format's.
+/// The panel and the results are the format's; there are those of the token.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-unsafe fn add<F: Format, const BYTES: usize, const T: usize>(
+unsafe fn add<F: Format, const BYTES: usize>(
     panel: *const Panel,
     factors: *const Factors,
     results: *const Sums,
-    acc: &mut [__m512; 16],
+    t: usize,
+    acc: &mut __m512,
 ) {
     // SAFETY: the caller's promise: what is read of the panel is initialised.
     unsafe {
         let load = |floats: *const [f32; 16]| _mm512_load_ps(floats.cast());
         let d = load(&raw const (*panel).d);
-        each_token!(t < T: {
-            let scale = _mm512_set1_ps((*factors).scales[t]);
-            let sum = |tile: usize, plane: usize| {
-                sums(results.add(tile * planes::<F, BYTES>() + plane), t)
-            };
-            let scaled = |plane: usize| match F::SCALES {
-                Scales::None => sum(0, plane),
-                Scales::Whole => {
-                    let scale = load((&raw const (*panel).scales).cast());
-                    _mm512_mul_ps(sum(0, plane), scale)
-                }
-                Scales::Halves if holds_scales::<F>() => sum(0, plane),
-                Scales::Halves => {
-                    let scales = (&raw const (*panel).scales).cast::<[f32; 16]>();
-                    let low = _mm512_mul_ps(sum(0, plane), load(scales));
-                    _mm512_fmadd_ps(sum(1, plane), load(scales.add(1)), low)
-                }
-            };
-            let product = combined::<F, BYTES>(scaled);
-            acc[t] = _mm512_fmadd_ps(product, _mm512_mul_ps(d, scale), acc[t]);
-            if F::HAS_MIN {
-                let sum = _mm512_set1_ps((*factors).sums[t]);
-                acc[t] = _mm512_fmadd_ps(load(&raw const (*panel).min), sum, acc[t]);
+        let scale = _mm512_set1_ps((*factors).scales[t]);
+        let sum =
+            |tile: usize, plane: usize| sums(results.add(tile * planes::<F, BYTES>() + plane), t);
+        let scaled = |plane: usize| match F::SCALES {
+            Scales::None => sum(0, plane),
+            Scales::Whole => {
+                let scale = load((&raw const (*panel).scales).cast());
+                _mm512_mul_ps(sum(0, plane), scale)
             }
-            if F::HAS_HALF_MINS {
-                let factor = _mm512_mul_ps(load(&raw const (*panel).m), scale);
-                acc[t] = _mm512_fmadd_ps(combined::<F, BYTES>(|plane| sum(1, plane)), factor, acc[t]);
+            Scales::Halves if holds_scales::<F>() => sum(0, plane),
+            Scales::Halves => {
+                let scales = (&raw const (*panel).scales).cast::<[f32; 16]>();
+                let low = _mm512_mul_ps(sum(0, plane), load(scales));
+                _mm512_fmadd_ps(sum(1, plane), load(scales.add(1)), low)
             }
-        });
+        };
+        let product = combined::<F, BYTES>(scaled);
+        *acc = _mm512_fmadd_ps(product, _mm512_mul_ps(d, scale), *acc);
+        if F::HAS_MIN {
+            let sum = _mm512_set1_ps((*factors).sums[t]);
+            *acc = _mm512_fmadd_ps(load(&raw const (*panel).min), sum, *acc);
+        }
+        if F::HAS_HALF_MINS {
+            let factor = _mm512_mul_ps(load(&raw const (*panel).m), scale);
+            *acc = _mm512_fmadd_ps(combined::<F, BYTES>(|plane| sum(1, plane)), factor, *acc);
+        }
     }
 }
 

@@ -10,7 +10,9 @@
 //! with registers of operands that a step leaves free. A store is issued when its product is long done, since loads behind a
 //! store that waits, wait as well if the lower 12 bits of their addresses are the same: such is bound to happen with sixteen rows.
 //!
-//! No code that a compiler makes uses tile registers, so they keep their values between these functions.
+//! No code that a compiler makes uses tile registers, so they keep their values between these functions. That lets a step's
+//! products be issued in [`PIECES`], with other work in between: a processor whose core serves two threads holds half the
+//! instructions in flight, and tile instructions in a row, of many operations each, leave no room for those that could run beside them.
 
 use std::arch::asm;
 
@@ -21,6 +23,9 @@ const LINE: usize = 64;
 
 /// Tiles of int32 that a step makes at most.
 pub const RESULTS: usize = 4;
+
+/// Pieces of a step's products.
+pub const PIECES: usize = 3;
 
 /// A tile of results: tokens by features. Those of a step lie one behind the other: of weights `w` and activations `i` number `w *
 /// PLANES + i`.
@@ -49,14 +54,15 @@ pub trait Tiles {
     /// The processor has the tiles.
     unsafe fn configure(tokens: usize, depth: usize);
 
-    /// Step number `step`'s products of PLANES tiles of activations with WEIGHTS tiles of weights, which are SIGNED bytes or not.
-    /// They take the place of those of step `step - sets(..)`.
+    /// Number `piece` of the [`PIECES`] of step `step`'s products, PLANES tiles of activations with WEIGHTS tiles of weights, which
+    /// are SIGNED bytes or not. All pieces together, in ascending order, take the place of the products of step `step - sets(..)`.
     ///
     /// # Safety
     /// Tiles are configured; the configured number of tokens has the activations, `weights` points at tiles, of which the first
-    /// WEIGHTS are read.
+    /// WEIGHTS are read. Pieces of two steps do not mix.
     unsafe fn multiply<const SIGNED: bool, const PLANES: usize, const WEIGHTS: usize>(
         step: usize,
+        piece: usize,
         x: Activations,
         weights: [*const u8; 2],
     );
@@ -88,92 +94,81 @@ struct Shapes {
     rows: [u8; 16],
 }
 
-/// The products of a step, with instruction `$op`, in tile registers that depend on the step's `$turn`.
-macro_rules! multiply {
-    ($op:literal, $turn:literal, $x:ident, $weights:ident) => {
-        // SAFETY of all: the caller's promise.
-        match (PLANES, WEIGHTS) {
-            (1, 1) => unsafe {
-                asm!(
-                    "tileloadd tmm{w}, [{w_at} + {line}]",
-                    "tileloadd tmm{x}, [{x_at} + {token}]",
-                    "tilezero tmm{r}",
-                    concat!($op, " tmm{r}, tmm{x}, tmm{w}"),
-                    x = const 4 + $turn % 2,
-                    w = const 6 + $turn % 2,
-                    r = const $turn,
-                    x_at = in(reg) $x.at,
-                    token = in(reg) $x.token,
-                    w_at = in(reg) $weights[0],
-                    line = in(reg) LINE,
-                    options(nostack, preserves_flags),
-                )
-            },
-            (2, 1) => unsafe {
-                asm!(
-                    "tileloadd tmm{w}, [{w_at} + {line}]",
-                    "tileloadd tmm4, [{x_at} + {token}]",
-                    "tilezero tmm{r}",
-                    concat!($op, " tmm{r}, tmm4, tmm{w}"),
-                    "tileloadd tmm5, [{y_at} + {token}]",
-                    "tilezero tmm{s}",
-                    concat!($op, " tmm{s}, tmm5, tmm{w}"),
-                    w = const 6 + $turn % 2,
-                    r = const $turn % 2 * 2,
-                    s = const $turn % 2 * 2 + 1,
-                    x_at = in(reg) $x.at,
-                    y_at = in(reg) $x.at.wrapping_add(BLOCK),
-                    token = in(reg) $x.token,
-                    w_at = in(reg) $weights[0],
-                    line = in(reg) LINE,
-                    options(nostack, preserves_flags),
-                )
-            },
-            (1, _) => unsafe {
-                asm!(
-                    "tileloadd tmm{x}, [{x_at} + {token}]",
-                    "tileloadd tmm6, [{w_at} + {line}]",
-                    "tilezero tmm{r}",
-                    concat!($op, " tmm{r}, tmm{x}, tmm6"),
-                    "tileloadd tmm7, [{v_at} + {line}]",
-                    "tilezero tmm{s}",
-                    concat!($op, " tmm{s}, tmm{x}, tmm7"),
-                    x = const 4 + $turn % 2,
-                    r = const $turn % 2 * 2,
-                    s = const $turn % 2 * 2 + 1,
-                    x_at = in(reg) $x.at,
-                    token = in(reg) $x.token,
-                    w_at = in(reg) $weights[0],
-                    v_at = in(reg) $weights[1],
-                    line = in(reg) LINE,
-                    options(nostack, preserves_flags),
-                )
-            },
-            _ => unsafe {
-                asm!(
-                    "tileloadd tmm4, [{x_at} + {token}]",
-                    "tileloadd tmm6, [{w_at} + {line}]",
-                    "tilezero tmm0",
-                    concat!($op, " tmm0, tmm4, tmm6"),
-                    "tileloadd tmm5, [{y_at} + {token}]",
-                    "tilezero tmm1",
-                    concat!($op, " tmm1, tmm5, tmm6"),
-                    "tileloadd tmm7, [{v_at} + {line}]",
-                    "tilezero tmm2",
-                    concat!($op, " tmm2, tmm4, tmm7"),
-                    "tilezero tmm3",
-                    concat!($op, " tmm3, tmm5, tmm7"),
-                    x_at = in(reg) $x.at,
-                    y_at = in(reg) $x.at.wrapping_add(BLOCK),
-                    token = in(reg) $x.token,
-                    w_at = in(reg) $weights[0],
-                    v_at = in(reg) $weights[1],
-                    line = in(reg) LINE,
-                    options(nostack, preserves_flags),
-                )
-            },
+/// A tile operand is loaded from rows that are `$stride` bytes apart.
+macro_rules! load {
+    ($tile:expr, $at:expr, $stride:expr) => {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!(
+                "tileloadd tmm{tile}, [{at} + {stride}]",
+                tile = const $tile,
+                at = in(reg) $at,
+                stride = in(reg) $stride,
+                options(nostack, preserves_flags),
+            )
         }
     };
+}
+
+/// A product in place of what register `$r` holds, with instruction `$op`.
+macro_rules! product {
+    ($op:literal, $r:expr, $x:expr, $w:expr) => {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!(
+                "tilezero tmm{r}",
+                concat!($op, " tmm{r}, tmm{x}, tmm{w}"),
+                r = const $r,
+                x = const $x,
+                w = const $w,
+                options(nostack, preserves_flags),
+            )
+        }
+    };
+}
+
+/// A piece of a step's products, with instruction `$op`, in tile registers that depend on the step's `$turn`.
+macro_rules! multiply {
+    ($op:literal, $turn:literal, $piece:ident, $x:ident, $weights:ident) => {{
+        let (y, token) = ($x.at.wrapping_add(BLOCK), $x.token);
+        match (PLANES, WEIGHTS, $piece) {
+            (1, 1, 0) => load!(6 + $turn % 2, $weights[0], LINE),
+            (1, 1, 1) => load!(4 + $turn % 2, $x.at, token),
+            (1, 1, _) => product!($op, $turn, 4 + $turn % 2, 6 + $turn % 2),
+            (2, 1, 0) => load!(6 + $turn % 2, $weights[0], LINE),
+            (2, 1, 1) => {
+                load!(4, $x.at, token);
+                product!($op, $turn % 2 * 2, 4, 6 + $turn % 2);
+            }
+            (2, 1, _) => {
+                load!(5, y, token);
+                product!($op, $turn % 2 * 2 + 1, 5, 6 + $turn % 2);
+            }
+            (1, _, 0) => load!(4 + $turn % 2, $x.at, token),
+            (1, _, 1) => {
+                load!(6, $weights[0], LINE);
+                product!($op, $turn % 2 * 2, 4 + $turn % 2, 6);
+            }
+            (1, _, _) => {
+                load!(7, $weights[1], LINE);
+                product!($op, $turn % 2 * 2 + 1, 4 + $turn % 2, 7);
+            }
+            (_, _, 0) => {
+                load!(4, $x.at, token);
+                load!(6, $weights[0], LINE);
+                product!($op, 0, 4, 6);
+            }
+            (_, _, 1) => {
+                load!(5, y, token);
+                product!($op, 1, 5, 6);
+            }
+            _ => {
+                load!(7, $weights[1], LINE);
+                product!($op, 2, 4, 7);
+                product!($op, 3, 5, 7);
+            }
+        }
+    }};
 }
 
 /// Stores tile registers one behind the other.
@@ -222,18 +217,19 @@ impl Tiles for Hardware {
     #[inline]
     unsafe fn multiply<const SIGNED: bool, const PLANES: usize, const WEIGHTS: usize>(
         step: usize,
+        piece: usize,
         x: Activations,
         weights: [*const u8; 2],
     ) {
         match (SIGNED, step % 4) {
-            (false, 0) => multiply!("tdpbsud", 0, x, weights),
-            (false, 1) => multiply!("tdpbsud", 1, x, weights),
-            (false, 2) => multiply!("tdpbsud", 2, x, weights),
-            (false, _) => multiply!("tdpbsud", 3, x, weights),
-            (true, 0) => multiply!("tdpbssd", 0, x, weights),
-            (true, 1) => multiply!("tdpbssd", 1, x, weights),
-            (true, 2) => multiply!("tdpbssd", 2, x, weights),
-            (true, _) => multiply!("tdpbssd", 3, x, weights),
+            (false, 0) => multiply!("tdpbsud", 0, piece, x, weights),
+            (false, 1) => multiply!("tdpbsud", 1, piece, x, weights),
+            (false, 2) => multiply!("tdpbsud", 2, piece, x, weights),
+            (false, _) => multiply!("tdpbsud", 3, piece, x, weights),
+            (true, 0) => multiply!("tdpbssd", 0, piece, x, weights),
+            (true, 1) => multiply!("tdpbssd", 1, piece, x, weights),
+            (true, 2) => multiply!("tdpbssd", 2, piece, x, weights),
+            (true, _) => multiply!("tdpbssd", 3, piece, x, weights),
         }
     }
 
@@ -263,13 +259,16 @@ pub mod emulation {
 
     use std::cell::{Cell, RefCell};
 
-    use super::{Activations, BLOCK, LINE, RESULTS, Sums, Tiles, sets};
+    use super::{Activations, BLOCK, LINE, PIECES, RESULTS, Sums, Tiles, sets};
 
     pub enum Emulated {}
 
     thread_local! {
         /// The configured numbers of tokens and of bytes of each; 0: no tiles.
         static SHAPE: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
+
+        /// The step and the piece that come next.
+        static NEXT: Cell<(usize, usize)> = const { Cell::new((0, 0)) };
 
         /// The registers of results, and the step that each is of.
         static REGISTERS: RefCell<[(usize, [[i32; 16]; 16]); RESULTS]> =
@@ -290,9 +289,20 @@ pub mod emulation {
 
         unsafe fn multiply<const SIGNED: bool, const PLANES: usize, const WEIGHTS: usize>(
             step: usize,
+            piece: usize,
             x: Activations,
             weights: [*const u8; 2],
         ) {
+            let expected = NEXT.replace(match piece + 1 {
+                PIECES => (step + 1, 0),
+                next => (step, next),
+            });
+            // A call's first steps begin anew.
+            assert!(expected == (step, piece) || (step, piece) == (0, 0));
+            // All of it at once, with the last piece: results are not looked at before.
+            if piece + 1 < PIECES {
+                return;
+            }
             let byte = |at: *const u8, i: usize| unsafe { at.add(i).read() };
             let (tokens, depth) = SHAPE.get();
             assert!(tokens > 0, "tiles are not configured");
