@@ -3,7 +3,7 @@
 use bundle_format::plan::Encoding;
 
 use super::GROUP;
-use crate::quant::fields::{self, Fields, half_exponent, offset, value};
+use crate::quant::fields::{Fields, half_exponent, value};
 use crate::quant::{BLOCK, f16_at};
 
 /// Bytes of a vector of a plane: a 32-bit lane for each row.
@@ -280,16 +280,6 @@ impl Part {
                 Min::Added(min) => *out += min,
                 Min::Halves { factor, mins } => *out += factor * mins[half] as f32,
             }
-        }
-    }
-
-    /// What microkernels multiply: non-negative numbers where that is cheaper, and how much larger they are than quants.
-    #[inline(always)]
-    pub fn raised(&self) -> i32 {
-        match self.encoding {
-            Encoding::Q4_0 | Encoding::Q5_0 => i32::from(offset(self.encoding)),
-            Encoding::MXFP4 => i32::from(fields::MXFP4_VALUES[7]),
-            _ => 0,
         }
     }
 }

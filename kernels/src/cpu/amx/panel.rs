@@ -3,14 +3,14 @@
 use std::arch::x86_64::*;
 
 use crate::cpu::avx2::quant::{Format, Quants, Scales};
-use crate::cpu::avx512::part::{holds_scales, join, join_floats};
+use crate::cpu::avx512::part::{holds_scales, is_signed, join, join_floats};
 use crate::quant::BLOCK;
 
 /// 32 k of sixteen rows of weights. What the format hasn't stays uninitialised.
 #[repr(C, align(64))]
 pub(super) struct Panel {
     /// The words of a tile. Those of two halves with a scale each are two tiles, each filled up with zeros: the second begins
-    /// four words behind the first. For both bytes of Q11 in one tile ([`is_joined`]): eight times the words, and the words.
+    /// four words behind the first. Quants that the format raises are as the encoding has them. For both bytes of Q11 in one tile ([`is_joined`]): eight times the words, and the words.
     pub(super) words: [[u8; 64]; 16],
     /// Integer minima in place of quants, another tile.
     pub(super) mins: [[u8; 64]; 8],
@@ -35,6 +35,11 @@ pub(super) const fn weights<F: Format>() -> usize {
 /// Whether a panel's halves are tiles of their own.
 pub(super) const fn has_halves<F: Format>() -> bool {
     matches!(F::SCALES, Scales::Halves) && !holds_scales::<F>()
+}
+
+/// Whether bytes of a panel's words are signed.
+pub(super) const fn has_signs<F: Format>() -> bool {
+    is_signed::<F>() || F::RAISED != 0
 }
 
 /// Whether both bytes of Q11 are multiplied by one tile of twice the depth: 8 * weight fits a byte.
@@ -91,11 +96,15 @@ pub(super) unsafe fn unpack<F: Format, const BYTES: usize>(at: [*const u8; 2], p
                         true => _mm512_mullo_epi16(word, scale),
                         false => word,
                     };
+                    let less = |word, times: i32| match F::RAISED {
+                        0 => word,
+                        _ => _mm512_sub_epi8(word, _mm512_set1_epi8((times * F::RAISED) as i8)),
+                    };
                     if is_joined::<F, BYTES>() {
-                        store(words.add(first + j), _mm512_slli_epi16::<3>(word));
-                        store(words.add(8 + first + j), word);
+                        store(words.add(first + j), less(_mm512_slli_epi16::<3>(word), 8));
+                        store(words.add(8 + first + j), less(word, 1));
                     } else {
-                        store(words.add(first + j), word);
+                        store(words.add(first + j), less(word, 1));
                     }
                 }
                 if F::SCALES != Scales::None && !holds_scales::<F>() {

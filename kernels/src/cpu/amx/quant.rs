@@ -13,12 +13,12 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::panel::{Panel, depth, has_halves, is_joined, planes, unpack, weights};
+use super::panel::{Panel, depth, has_halves, has_signs, is_joined, planes, unpack, weights};
 use super::tiles::{Activations, Hardware, PIECES, RESULTS, Sums, Tiles, sets};
 use crate::abi::MatMulArgs;
 use crate::cpu::avx2::quant::{Format, Scales};
 use crate::cpu::avx512;
-use crate::cpu::avx512::part::{holds_scales, is_signed};
+use crate::cpu::avx512::part::holds_scales;
 use crate::cpu::avx512::quant::fetch_next;
 use crate::pack::GROUP;
 use crate::quant::BLOCK;
@@ -406,7 +406,7 @@ impl Run {
                 false => words.add(4 * 64),
             };
             let weights_at = [words, second];
-            match (is_signed::<F>(), planes::<F, BYTES>(), weights::<F>()) {
+            match (has_signs::<F>(), planes::<F, BYTES>(), weights::<F>()) {
                 (false, 1, 1) => M::multiply::<false, 1, 1>(step, piece, x, weights_at),
                 (false, 1, _) => M::multiply::<false, 1, 2>(step, piece, x, weights_at),
                 (false, _, 1) => M::multiply::<false, 2, 1>(step, piece, x, weights_at),

@@ -8,8 +8,9 @@
 use std::arch::x86_64::*;
 
 use super::part::{holds_scales, is_signed};
+use super::quant::unit;
 use crate::abi::MatMulArgs;
-use crate::cpu::avx2::quant::{Format, Head, Scales};
+use crate::cpu::avx2::quant::{Format, Head, Scales, each_slice};
 use crate::cpu::features::is_amd;
 use crate::pack::GROUP;
 use crate::quant::BLOCK;
@@ -22,10 +23,10 @@ use crate::quant::BLOCK;
 pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
     // SAFETY: the caller's promise.
     unsafe {
-        match is_amd() {
-            true => run::<F, BYTES, true>(args),
-            false => run::<F, BYTES, false>(args),
-        }
+        each_slice::<F, BYTES>(args, unit::<F, BYTES>(), |_, starts| match is_amd() {
+            true => run::<F, BYTES, true>(args, starts),
+            false => run::<F, BYTES, false>(args, starts),
+        });
     }
 }
 
@@ -52,17 +53,20 @@ fn prefetch<F: Format, const AMD: bool>(part: *const u8) {
 }
 
 /// # Safety
-/// As [`matmul`].
+/// As [`matmul`]; `starts` has a number for each block if the format is raised.
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-unsafe fn run<F: Format, const BYTES: usize, const AMD: bool>(args: &MatMulArgs) {
+unsafe fn run<F: Format, const BYTES: usize, const AMD: bool>(
+    args: &MatMulArgs,
+    starts: *const i32,
+) {
     let groups = (args.cols as usize).div_ceil(GROUP);
     let mut g = 0;
     while g < groups {
         // SAFETY: the caller's promise: there are the groups.
         g += unsafe {
             match groups - g >= STREAMS && !AMD {
-                true => some_groups::<F, BYTES, AMD, STREAMS>(args, g),
-                false => some_groups::<F, BYTES, AMD, 1>(args, g),
+                true => some_groups::<F, BYTES, AMD, STREAMS>(args, starts, g),
+                false => some_groups::<F, BYTES, AMD, 1>(args, starts, g),
             }
         };
     }
@@ -71,11 +75,12 @@ unsafe fn run<F: Format, const BYTES: usize, const AMD: bool>(args: &MatMulArgs)
 /// N groups from the call's `g`-th on, side by side; their number.
 ///
 /// # Safety
-/// As [`matmul`], and the call has the groups.
+/// As [`run`], and the call has the groups.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
 unsafe fn some_groups<F: Format, const BYTES: usize, const AMD: bool, const N: usize>(
     args: &MatMulArgs,
+    starts: *const i32,
     g: usize,
 ) -> usize {
     let blocks = args.k as usize / (F::PARTS * BLOCK);
@@ -86,6 +91,7 @@ unsafe fn some_groups<F: Format, const BYTES: usize, const AMD: bool, const N: u
         // SAFETY: the call has a row.
         quants: unsafe { args.x_row(0) },
         k: args.k as usize,
+        starts,
     };
     let mut acc = [_mm256_setzero_ps(); N];
     for block in 0..blocks {
@@ -129,6 +135,8 @@ unsafe fn some_groups<F: Format, const BYTES: usize, const AMD: bool, const N: u
 struct Row {
     quants: *const u8,
     k: usize,
+    /// What each block's sums start from, if the format is raised.
+    starts: *const i32,
 }
 
 impl Row {
@@ -173,8 +181,13 @@ impl Row {
                 low = low.map(|w| _mm256_mullo_epi16(w, first));
                 high = high.map(|w| _mm256_mullo_epi16(w, second));
             }
-            let low = self.sum::<F, BYTES>(low, b, 0);
-            let high = self.sum::<F, BYTES>(high, b, 4);
+            let zero = _mm256_setzero_si256();
+            let start = match F::RAISED {
+                0 => zero,
+                _ => _mm256_set1_epi32(*self.starts.add(b)),
+            };
+            let low = self.sum::<F, BYTES>(start, low, b, 0);
+            let high = self.sum::<F, BYTES>(zero, high, b, 4);
             match F::SCALES {
                 Scales::Halves if !holds_scales::<F>() => {
                     let first = _mm256_srai_epi32::<16>(F::scale::<0>(part));
@@ -210,13 +223,13 @@ impl Row {
             let [low, high] =
                 mins.map(|min| [_mm256_or_si256(min, _mm256_slli_epi16::<8>(min)); 4]);
             Some(_mm256_add_epi32(
-                self.unsigned_sum::<BYTES>(low, b, 0),
-                self.unsigned_sum::<BYTES>(high, b, 4),
+                self.unsigned_sum::<BYTES>(_mm256_setzero_si256(), low, b, 0),
+                self.unsigned_sum::<BYTES>(_mm256_setzero_si256(), high, b, 4),
             ))
         }
     }
 
-    /// The products of four words of weights with words `from ..` of block `b`.
+    /// The products of four words of weights with words `from ..` of block `b`, added to `start` (of two bytes, to the high one's sums).
     ///
     /// # Safety
     /// The row has the block.
@@ -224,15 +237,16 @@ impl Row {
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
     unsafe fn sum<F: Format, const BYTES: usize>(
         &self,
+        start: __m256i,
         w: [__m256i; 4],
         b: usize,
         from: usize,
     ) -> __m256i {
         if !is_signed::<F>() {
             // SAFETY: the caller's promise.
-            return unsafe { self.unsigned_sum::<BYTES>(w, b, from) };
+            return unsafe { self.unsigned_sum::<BYTES>(start, w, b, from) };
         }
-        let mut sum = _mm256_setzero_si256();
+        let mut sum = start;
         for byte in 0..BYTES {
             if byte == 1 {
                 sum = _mm256_slli_epi32::<3>(sum);
@@ -254,11 +268,12 @@ impl Row {
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
     unsafe fn unsigned_sum<const BYTES: usize>(
         &self,
+        start: __m256i,
         w: [__m256i; 4],
         b: usize,
         from: usize,
     ) -> __m256i {
-        let mut sum = _mm256_setzero_si256();
+        let mut sum = start;
         for byte in 0..BYTES {
             if byte == 1 {
                 sum = _mm256_slli_epi32::<3>(sum);

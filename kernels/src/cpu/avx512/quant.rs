@@ -12,10 +12,11 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use super::part::{Part, holds_scales, is_signed, is_wide, join, unpack_block};
 use crate::abi::MatMulArgs;
-use crate::cpu::avx2::quant::{Format, Scales};
+use crate::cpu::avx2::quant::{Format, Scales, each_slice};
 use crate::pack::GROUP;
 use crate::quant::BLOCK;
 
@@ -38,14 +39,40 @@ pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
         // SAFETY: the caller's promise.
         return unsafe { super::lone::matmul::<F, BYTES>(args) };
     }
+    // SAFETY: the caller's promise.
+    unsafe {
+        each_slice::<F, BYTES>(args, unit::<F, BYTES>(), |rows, starts| {
+            slice::<F, BYTES>(args, rows, starts);
+        });
+    }
+}
+
+/// What sums of a raised format start from is this many times the sum of the activations, negative ([`each_slice`]). Of two bytes
+/// it starts the high one's sums, which are shifted by three later.
+pub(super) const fn unit<F: Format, const BYTES: usize>() -> i32 {
+    match BYTES {
+        2 => F::RAISED / 8,
+        _ => F::RAISED,
+    }
+}
+
+/// Some of the tile's rows, with what their sums start from.
+///
+/// # Safety
+/// As [`matmul`]; `starts` has a number for each block of the rows if the format is raised.
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+unsafe fn slice<F: Format, const BYTES: usize>(
+    args: &MatMulArgs,
+    rows: Range<usize>,
+    starts: *const i32,
+) {
     let blocks = args.k as usize / (F::PARTS * BLOCK);
     let block_bytes = F::HEADER + F::PARTS * F::PART;
     let group_bytes = blocks * block_bytes;
     let first = args.col0 as usize / GROUP;
     let groups = (args.cols as usize).div_ceil(GROUP);
-    let rows = args.rows as usize;
     let mut panel = [const { MaybeUninit::<Part>::uninit() }; PANEL];
-    let shared = is_signed::<F>() && rows > TOKENS;
+    let shared = is_signed::<F>() && rows.len() > TOKENS;
     let step = if shared { PANEL / F::PARTS } else { blocks };
     for g in (0..groups).step_by(2) {
         let pair = g + 1 < groups;
@@ -63,8 +90,8 @@ pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
                         unpack_block::<F, BYTES>([at, at.add(second)], parts);
                     }
                 }
-                let mut row = 0;
-                while row < rows {
+                let mut row = rows.start;
+                while row < rows.end {
                     let tile = Tile {
                         w,
                         second,
@@ -74,11 +101,12 @@ pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
                         pair,
                         k: args.k as usize,
                         x: args.x_rows(row),
+                        starts: starts.wrapping_add((row - rows.start) * (args.k as usize / BLOCK)),
                         out: args.out.add(row * args.out_stride as usize + g * GROUP),
                         out_stride: args.out_stride as usize,
-                        fetches: row == 0,
+                        fetches: row == rows.start,
                     };
-                    row += match (shared, rows - row) {
+                    row += match (shared, rows.end - row) {
                         (true, 1) => tile.run::<F, BYTES, 1, true>(),
                         (true, 2 | 3) => tile.run::<F, BYTES, 2, true>(),
                         (true, 4..TOKENS) => tile.run::<F, BYTES, 4, true>(),
@@ -110,6 +138,8 @@ struct Tile {
     k: usize,
     /// The tokens' activations.
     x: [*const u8; TOKENS],
+    /// What each block's sums start from, a token after the other, if the format is raised.
+    starts: *const i32,
     out: *mut f32,
     out_stride: usize,
     /// Whether weights further on are fetched: the first of a call's tiles does that for all.
@@ -204,14 +234,18 @@ impl Tile {
         // SAFETY: the caller's promise; the quants of a row are followed by a scale and a sum for each 32.
         unsafe {
             let x = self.quants::<BYTES>(b);
-            let isums = x.isums::<F, BYTES, T, SHARED>(part);
+            let starts: [__m512i; T] = std::array::from_fn(|t| match F::RAISED {
+                0 => _mm512_setzero_si512(),
+                _ => _mm512_set1_epi32(*self.starts.add(t * (self.k / BLOCK) + b)),
+            });
+            let isums = x.isums::<F, BYTES, T, SHARED>(part, starts);
             let imins = match F::HAS_HALF_MINS {
                 true => {
                     let [low, high] = (*part).half_mins;
                     let mins = [low, low, low, low, high, high, high, high];
                     x.sums::<F, false, BYTES, T, SHARED, 0, 8>(
                         mins.as_ptr(),
-                        _mm512_setzero_si512(),
+                        [_mm512_setzero_si512(); T],
                     )
                 }
                 false => [_mm512_setzero_si512(); T],
@@ -288,7 +322,8 @@ impl<const BYTES: usize, const T: usize> Raised<BYTES, T> {
 }
 
 impl XBlock {
-    /// The inner products of a part's rows with T tokens, integer scales included: exact numbers, in f32.
+    /// The inner products of a part's rows with T tokens, from `starts` on where the format is raised, integer scales included: exact
+    /// numbers, in f32.
     ///
     /// # Safety
     /// It has T tokens.
@@ -297,6 +332,7 @@ impl XBlock {
     unsafe fn isums<F: Format, const BYTES: usize, const T: usize, const SHARED: bool>(
         self,
         part: *const Part,
+        starts: [__m512i; T],
     ) -> [__m512; T] {
         // SAFETY: the caller's promise.
         unsafe {
@@ -305,12 +341,12 @@ impl XBlock {
                 return floats(pairs.sums::<F, SHARED>(&raw const (*part).words));
             }
             if !is_signed::<F>() {
-                return self.scaled_sums::<F, false, BYTES, T, SHARED>(part);
+                return self.scaled_sums::<F, false, BYTES, T, SHARED>(part, starts);
             }
             let raised = Raised::<BYTES, T>::new(self);
             raised
                 .quants()
-                .scaled_sums::<F, true, BYTES, T, SHARED>(part)
+                .scaled_sums::<F, true, BYTES, T, SHARED>(part, starts)
         }
     }
 
@@ -329,6 +365,7 @@ impl XBlock {
     >(
         self,
         part: *const Part,
+        starts: [__m512i; T],
     ) -> [__m512; T] {
         let scales = match holds_scales::<F>() {
             true => Scales::None,
@@ -337,8 +374,8 @@ impl XBlock {
         // SAFETY: the caller's promise.
         unsafe {
             let [low, high] = match is_signed::<F>() {
-                true => (*part).start,
-                false => [_mm512_setzero_si512(); 2],
+                true => (*part).start.map(|start| [start; T]),
+                false => [starts, [_mm512_setzero_si512(); T]],
             };
             let words = (&raw const (*part).words).cast();
             if scales == Scales::Halves {
@@ -363,7 +400,7 @@ impl XBlock {
         }
     }
 
-    /// The products of words `FROM .. TO` of weights with T tokens, added to `start`. Instantiated once in each microkernel
+    /// The products of words `FROM .. TO` of weights with T tokens, added to `starts`. Instantiated once in each microkernel
     /// (therefore F) and written out, so that it is inlined and all of it stays in registers.
     ///
     /// # Safety
@@ -381,9 +418,9 @@ impl XBlock {
     >(
         self,
         words: *const __m512i,
-        start: __m512i,
+        starts: [__m512i; T],
     ) -> [__m512i; T] {
-        let mut sums = [start; T];
+        let mut sums = starts;
         macro_rules! add_words {
             ($byte:literal: $($j:literal)*) => {$(
                 if FROM <= $j && $j < TO {

@@ -167,15 +167,11 @@ struct Unpacked {
 impl Unpacked {
     fn new(encoding: Encoding, block: &[u8], b: usize, r: usize) -> Unpacked {
         let part = pack::part(encoding, block, b, r);
-        let raised = part.raised();
         Unpacked {
             d: part.d,
-            quants: std::array::from_fn(|i| part.quant(i) + raised),
+            quants: std::array::from_fn(|i| part.quant(i)),
             scales: part.scales,
-            min: match raised {
-                0 => part.min,
-                _ => Min::Added(part.d * -raised as f32),
-            },
+            min: part.min,
         }
     }
 

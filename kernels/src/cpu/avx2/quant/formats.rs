@@ -12,11 +12,11 @@ use crate::quant::fields::{IQ4_VALUES, MXFP4_VALUES};
 /// Bytes of a plane of 1 bit.
 const PLANE: usize = 32;
 
-/// MXFP4's quants, raised by the largest one so that they are not negative.
+/// MXFP4's quants, raised so that they are not negative. The largest, 12, would do; of multiples of 8 an eighth is whole.
 const RAISED_MXFP4_VALUES: [i8; 16] = {
     let (mut raised, mut i) = (MXFP4_VALUES, 0);
     while i < 16 {
-        raised[i] += MXFP4_VALUES[7];
+        raised[i] += 16;
         i += 1;
     }
     raised
@@ -32,12 +32,22 @@ macro_rules! has {
     };
 }
 
+/// A number, or 0.
+macro_rules! number {
+    () => {
+        0
+    };
+    ($number:literal) => {
+        $number
+    };
+}
+
 /// Implements formats: constants, the header's reader, what a part's pointer `at` and the half `H` make of quants, and
 /// whatever else the format has.
 macro_rules! formats {
     ($($name:ident {
         $parts:literal parts of $part:expr, behind $header:literal;
-        $quants:ident, $scales:ident;
+        $quants:ident, $scales:ident $(, raised by $raised:literal)?;
         head: $head:ident;
         half($at:ident, $h:ident): $half:expr;
         $(scale($scale_at:ident, $scale_h:ident): $scale:expr;)?
@@ -56,6 +66,7 @@ macro_rules! formats {
             const PART: usize = $part;
             const QUANTS: Quants = Quants::$quants;
             const SCALES: Scales = Scales::$scales;
+            const RAISED: i32 = number![$($raised)?];
             const HAS_MIN: bool = has![$($min)?];
             const HAS_HALF_MINS: bool = has![$($half_min)?];
 
@@ -115,10 +126,9 @@ macro_rules! formats {
 formats! {
     Q4_0 {
         1 parts of 4 * PLANE, behind 16;
-        Nibbles, None;
+        Nibbles, None, raised by 8;
         head: factor;
         half(at, H): nibbles::<H>(at);
-        min(head, at): _mm256_mul_ps(head.d, _mm256_set1_ps(-8.0));
     }
     Q4_1 {
         1 parts of 4 * PLANE, behind 32;
@@ -129,10 +139,9 @@ formats! {
     }
     Q5_0 {
         1 parts of 5 * PLANE, behind 16;
-        Low, None;
+        Low, None, raised by 16;
         head: factor;
         half(at, H): or(nibbles::<H>(at), bits::<H>(at.add(4 * PLANE), 4));
-        min(head, at): _mm256_mul_ps(head.d, _mm256_set1_ps(-16.0));
     }
     Q5_1 {
         1 parts of 5 * PLANE, behind 32;
@@ -156,10 +165,9 @@ formats! {
     }
     MXFP4 {
         1 parts of 4 * PLANE, behind 8;
-        Low, None;
+        Low, None, raised by 16;
         head: exponents;
         half(at, H): looked_up(nibbles::<H>(at), &RAISED_MXFP4_VALUES);
-        min(head, at): _mm256_mul_ps(head.d, _mm256_set1_ps(-f32::from(MXFP4_VALUES[7])));
     }
     Q2_K {
         8 parts of 16 + 2 * PLANE, behind 32;

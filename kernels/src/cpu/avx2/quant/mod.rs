@@ -6,13 +6,17 @@
 
 mod dot;
 mod formats;
+mod starts;
 mod unpack;
 
 pub use formats::{
     IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
 };
 
+pub(in crate::cpu) use starts::each_slice;
+
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use crate::abi::MatMulArgs;
 use crate::pack::GROUP;
@@ -37,6 +41,8 @@ pub trait Format {
     const PART: usize;
     const QUANTS: Quants;
     const SCALES: Scales;
+    /// What the encoding's quants are raised by, so that those of [`Format::half`] are not negative: 0, or a multiple of 8.
+    const RAISED: i32;
     /// Whether there is a `min`.
     const HAS_MIN: bool;
     /// Whether there are `half_min`s.
@@ -119,14 +125,31 @@ pub struct Head {
 /// As the scalar twin, and the processor has the level.
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
 pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        each_slice::<F, BYTES>(args, F::RAISED, |rows, starts| {
+            slice::<F, BYTES>(args, rows, starts)
+        })
+    };
+}
+
+/// Some of the tile's rows, with what their sums start from ([`each_slice`]).
+///
+/// # Safety
+/// As [`matmul`]; `starts` has a number for each block of the rows if the format is raised.
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+unsafe fn slice<F: Format, const BYTES: usize>(
+    args: &MatMulArgs,
+    rows: Range<usize>,
+    starts: *const i32,
+) {
     let blocks = args.k as usize / (F::PARTS * BLOCK);
     let group_bytes = blocks * (F::HEADER + F::PARTS * F::PART);
     let first = args.col0 as usize / GROUP;
-    let rows = args.rows as usize;
     // A variable, so that loops over words stay loops: unrolled, the compiler spills their registers.
     let half_words = std::hint::black_box(4);
     for g in 0..(args.cols as usize).div_ceil(GROUP) {
-        for row in (0..rows).step_by(TOKENS) {
+        for row in rows.clone().step_by(TOKENS) {
             // SAFETY: the caller promises the groups from `col0` on, and rows of x and out.
             unsafe {
                 let tile = Tile {
@@ -135,10 +158,11 @@ pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
                     blocks,
                     k: args.k as usize,
                     x: args.x_rows(row),
+                    starts: starts.wrapping_add((row - rows.start) * (args.k as usize / BLOCK)),
                     out: args.out.add(row * args.out_stride as usize + g * GROUP),
                     out_stride: args.out_stride as usize,
                 };
-                match rows - row {
+                match rows.end - row {
                     1 => tile.run::<F, BYTES, 1>(),
                     2 => tile.run::<F, BYTES, 2>(),
                     3 => tile.run::<F, BYTES, 3>(),
@@ -159,6 +183,8 @@ struct Tile {
     k: usize,
     /// The tokens' activations.
     x: [*const u8; TOKENS],
+    /// What each block's sums start from, a token after the other, if the format is raised.
+    starts: *const i32,
     out: *mut f32,
     out_stride: usize,
 }
@@ -214,7 +240,14 @@ impl Tile {
                 let factors = self.x[t].add(BYTES * self.k).cast::<f32>();
                 let scale = _mm256_broadcast_ss(&*factors.add(b));
                 let factor = _mm256_mul_ps(head.d, scale);
-                *acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(isums[t]), factor, *acc);
+                let isum = match F::RAISED {
+                    0 => isums[t],
+                    _ => {
+                        let start = *self.starts.add(t * (self.k / BLOCK) + b);
+                        _mm256_add_epi32(isums[t], _mm256_set1_epi32(start))
+                    }
+                };
+                *acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(isum), factor, *acc);
                 if let Some(min) = min {
                     let sum = _mm256_broadcast_ss(&*factors.add(self.k / BLOCK + b));
                     *acc = _mm256_fmadd_ps(min, sum, *acc);

@@ -1,0 +1,180 @@
+//! What exact sums of products start from where weights are raised to be unsigned: `sum of (w + r) x - r sum of x` is the sum of w x.
+
+use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+use super::Format;
+use crate::abi::MatMulArgs;
+use crate::quant::BLOCK;
+
+/// Starts that are made at a time, at most: 64 KiB of the stack, rows of half a million quants.
+const ROOM: usize = 16 * 1024;
+
+/// Rows whose starts are made at a time are a multiple of this, so that tiles are full.
+const FULL: usize = 8;
+
+/// Calls `run` with ranges of a call's rows that together are all of them, and for a raised format with `-unit` times the sum of
+/// the quants of each block of those rows, a row after the other. `unit` is a multiple of 1.
+///
+/// # Safety
+/// The call's rows hold quants of BYTES bytes.
+#[inline]
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+pub unsafe fn each_slice<F: Format, const BYTES: usize>(
+    args: &MatMulArgs,
+    unit: i32,
+    run: impl Fn(Range<usize>, *const i32),
+) {
+    let rows = args.rows as usize;
+    if F::RAISED == 0 {
+        return run(0..rows, std::ptr::null());
+    }
+    let blocks = (args.k as usize / BLOCK).max(1);
+    let mut stack = [const { MaybeUninit::<i32>::uninit() }; ROOM];
+    let mut heap = Vec::<i32>::new();
+    let starts = match blocks <= ROOM {
+        true => stack.as_mut_ptr().cast::<i32>(),
+        false => {
+            heap.reserve_exact(blocks);
+            heap.as_mut_ptr()
+        }
+    };
+    let at_once = match ROOM / blocks {
+        few @ ..FULL => few.max(1),
+        many => many / FULL * FULL,
+    };
+    for first in (0..rows).step_by(at_once) {
+        let slice = first..rows.min(first + at_once);
+        for (i, row) in slice.clone().enumerate() {
+            // SAFETY: the caller's promise; there is room for the starts of `at_once` rows.
+            unsafe {
+                of_row::<BYTES>(
+                    args.x_row(row),
+                    args.k as usize,
+                    unit,
+                    starts.add(i * blocks),
+                )
+            };
+        }
+        run(slice, starts);
+    }
+}
+
+/// The starts of a row of k quants.
+///
+/// A row has the scaled sum of each block, not the sum. The quotient of that and the scale is the sum but for errors far below a half:
+/// the estimate of 1 / scale has 11 bits (`vrcpps`), 22 after a step of Newton's method, and sums are below 2^15.
+///
+/// # Safety
+/// The row holds them; `starts` has room for one a block.
+#[inline]
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+unsafe fn of_row<const BYTES: usize>(row: *const u8, k: usize, unit: i32, starts: *mut i32) {
+    let blocks = k / BLOCK;
+    // SAFETY: the quants of a row are followed by a scale and a sum for each 32.
+    let (scales, sums) = unsafe {
+        let scales = row.add(BYTES * k).cast::<f32>();
+        (scales, scales.add(blocks))
+    };
+    let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    let (least, most) = (_mm256_set1_ps(LEAST), _mm256_set1_ps(1.0 / LEAST));
+    for b in (0..blocks).step_by(8) {
+        let mask = _mm256_cmpgt_epi32(_mm256_set1_epi32((blocks - b) as i32), lanes);
+        // SAFETY: lanes behind the last block are neither read nor written.
+        unsafe {
+            let scale = _mm256_maskload_ps(scales.add(b), mask);
+            let sum = _mm256_maskload_ps(sums.add(b), mask);
+            let usual = _mm256_and_ps(
+                _mm256_cmp_ps::<_CMP_GE_OQ>(scale, least),
+                _mm256_cmp_ps::<_CMP_LE_OQ>(scale, most),
+            );
+            let zero = _mm256_cmp_ps::<_CMP_EQ_OQ>(scale, _mm256_setzero_ps());
+            if _mm256_movemask_ps(_mm256_or_ps(usual, zero)) != 0xff {
+                return by_quants::<BYTES>(row, k, unit, starts);
+            }
+            let estimate = _mm256_rcp_ps(scale);
+            let error = _mm256_fnmadd_ps(scale, estimate, _mm256_set1_ps(2.0));
+            let quotient = _mm256_mul_ps(sum, _mm256_mul_ps(estimate, error));
+            // All quants of a block whose scale is 0 are 0.
+            let sum = _mm256_and_si256(_mm256_cvtps_epi32(quotient), _mm256_castps_si256(usual));
+            let start = _mm256_mullo_epi32(sum, _mm256_set1_epi32(-unit));
+            _mm256_maskstore_epi32(starts.add(b), mask, start);
+        }
+    }
+}
+
+/// Scales from this to its inverse have normal estimates and quotients.
+const LEAST: f32 = 1e-30;
+
+/// [`of_row`] for a row with scales beyond what quotients are good for.
+///
+/// # Safety
+/// As there.
+#[cold]
+unsafe fn by_quants<const BYTES: usize>(row: *const u8, k: usize, unit: i32, starts: *mut i32) {
+    for b in 0..k / BLOCK {
+        let byte = |plane: usize, i: usize| {
+            // SAFETY: the caller's promise.
+            i32::from(unsafe { *row.add((b * BYTES + plane) * BLOCK + i).cast::<i8>() })
+        };
+        let quant = |i: usize| match BYTES {
+            1 => byte(0, i),
+            _ => 8 * byte(0, i) + byte(1, i),
+        };
+        // SAFETY: the caller's promise.
+        unsafe { *starts.add(b) = -unit * (0..BLOCK).map(quant).sum::<i32>() };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bundle_format::plan::{DType, row_bytes};
+
+    use super::*;
+    use crate::cpu::Level;
+    use crate::reference::{q8, q11};
+
+    /// Starts by quotients, and by quants.
+    fn both<const BYTES: usize>(x: &[f32], unit: i32) -> [Vec<i32>; 2] {
+        let dtype = [DType::Q8, DType::Q11][BYTES - 1];
+        let mut row = vec![0; row_bytes(dtype, x.len() as u32) as usize];
+        match dtype {
+            DType::Q8 => q8::quantise_row(x, &mut row),
+            _ => q11::quantise_row(x, &mut row),
+        }
+        let (mut quick, mut exact) = (vec![0; x.len() / BLOCK], vec![0; x.len() / BLOCK]);
+        // SAFETY: a row of so many quants, and room for a start a block; the test has asked for the level.
+        unsafe {
+            of_row::<BYTES>(row.as_ptr(), x.len(), unit, quick.as_mut_ptr());
+            by_quants::<BYTES>(row.as_ptr(), x.len(), unit, exact.as_mut_ptr());
+        }
+        [quick, exact]
+    }
+
+    #[test]
+    fn quotients_are_the_sums() {
+        assert!(Level::Avx2.is_available(), "the tests need AVX2");
+        // The largest sums, odd ones, zeros, and scales from the smallest to the largest.
+        let value = |i: usize| match i / BLOCK % 5 {
+            0 => 1.0,
+            1 => -1.0,
+            2 => 0.0,
+            3 => ((i * 37) % 101) as f32 - 50.0,
+            _ => ((i * 53) % 17) as f32 - 3.0,
+        };
+        for exponent in -38..=38 {
+            let scale = 10f32.powi(exponent) / 101.0;
+            for k in [32, 5 * 32, 8 * 32, 21 * 32] {
+                let x: Vec<f32> = (0..k).map(|i| value(i) * scale).collect();
+                for unit in [1, 8, 16] {
+                    let [quick, exact] = both::<1>(&x, unit);
+                    assert_eq!(quick, exact, "Q8, 10^{exponent}, k {k}");
+                    let [quick, exact] = both::<2>(&x, unit);
+                    assert_eq!(quick, exact, "Q11, 10^{exponent}, k {k}");
+                    assert!(exact.iter().any(|start| *start != 0));
+                }
+            }
+        }
+    }
+}
