@@ -19,7 +19,7 @@ use crate::abi::MatMulArgs;
 use crate::cpu::avx2::quant::{Format, Scales};
 use crate::cpu::avx512;
 use crate::cpu::avx512::part::holds_scales;
-use crate::cpu::avx512::quant::fetch_next;
+use crate::cpu::avx512::quant::fetch;
 use crate::pack::GROUP;
 use crate::quant::BLOCK;
 
@@ -201,9 +201,22 @@ impl Call<'_> {
                         .add((first_group + g) * group_bytes + chunk * block_bytes);
                     // Where there is no second group, the first is taken twice.
                     let second = if pair { group_bytes } else { 0 };
+                    // What is unpacked next: the next pair of the chunk, the first one of the next chunk, or that of the next
+                    // columns.
+                    let next = match (g + 2 < groups, chunk + chunk_blocks < self.blocks) {
+                        (true, _) => at.wrapping_add(2 * group_bytes),
+                        (false, true) => at
+                            .wrapping_sub(g * group_bytes)
+                            .wrapping_add(chunk_blocks * block_bytes),
+                        (false, false) => at
+                            .wrapping_add(2 * group_bytes)
+                            .wrapping_sub(chunk * block_bytes),
+                    };
                     for block in 0..count / F::PARTS {
-                        let at = at.add(block * block_bytes);
-                        fetch_next::<F>([at, at.add(second)], 2 * group_bytes);
+                        let offset = block * block_bytes;
+                        fetch::<F>(next.wrapping_add(offset));
+                        fetch::<F>(next.wrapping_add(offset + group_bytes));
+                        let at = at.add(offset);
                         unpack::<F, BYTES>([at, at.add(second)], panels.add(block * F::PARTS));
                     }
                     for (i, tile) in tiles.clone().enumerate() {

@@ -86,7 +86,8 @@ unsafe fn slice<F: Format, const BYTES: usize>(
                     let parts = panel.chunks_exact_mut(F::PARTS).take(count);
                     for (i, parts) in parts.enumerate() {
                         let at = w.add(i * block_bytes);
-                        fetch_next::<F>([at, at.add(second)], 2 * group_bytes);
+                        fetch::<F>(at.wrapping_add(2 * group_bytes));
+                        fetch::<F>(at.wrapping_add(2 * group_bytes + second));
                         unpack_block::<F, BYTES>([at, at.add(second)], parts);
                     }
                 }
@@ -146,16 +147,13 @@ struct Tile {
     fetches: bool,
 }
 
-/// Fetches a block of two groups `ahead` bytes further on to the second-level cache: few tokens are multiplied faster than the
-/// processor by itself reads ahead (NOTES.md).
+/// Fetches a block, which may be anywhere, to the second-level cache: few tokens are multiplied faster than the processor by itself
+/// reads ahead (NOTES.md).
 #[inline]
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-pub(in crate::cpu) fn fetch_next<F: Format>(at: [*const u8; 2], ahead: usize) {
-    for at in at {
-        for line in 0..(F::HEADER + F::PARTS * F::PART).div_ceil(64) {
-            // Hints, which may point anywhere.
-            _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(ahead + line * 64).cast());
-        }
+pub(in crate::cpu) fn fetch<F: Format>(block: *const u8) {
+    for line in 0..(F::HEADER + F::PARTS * F::PART).div_ceil(64) {
+        _mm_prefetch::<_MM_HINT_T1>(block.wrapping_add(line * 64).cast());
     }
 }
 
@@ -194,7 +192,8 @@ impl Tile {
                     } else {
                         AHEAD + self.second
                     };
-                    fetch_next::<F>([at, at.add(self.second)], ahead);
+                    fetch::<F>(at.wrapping_add(ahead));
+                    fetch::<F>(at.wrapping_add(ahead + self.second));
                 }
                 for i in 0..F::PARTS {
                     let number = block * F::PARTS + i;
