@@ -214,8 +214,8 @@ impl Call<'_> {
                     };
                     for block in 0..count / F::PARTS {
                         let offset = block * block_bytes;
-                        fetch::<F>(next.wrapping_add(offset));
-                        fetch::<F>(next.wrapping_add(offset + group_bytes));
+                        fetch::<F, _MM_HINT_T1>(next.wrapping_add(offset));
+                        fetch::<F, _MM_HINT_T1>(next.wrapping_add(offset + group_bytes));
                         let at = at.add(offset);
                         unpack::<F, BYTES>([at, at.add(second)], panels.add(block * F::PARTS));
                     }

@@ -23,8 +23,8 @@ use crate::quant::BLOCK;
 /// Tokens of a full tile.
 const TOKENS: usize = 8;
 
-/// How far ahead of the block in work weights are fetched, in bytes.
-const AHEAD: usize = 2048;
+/// How far ahead of the part in work weights are fetched, in parts of a group (NOTES.md, "Few tokens").
+const AHEAD: usize = 15;
 
 /// Parts of both groups that are unpacked at a time, for all tokens of a call: 256 k.
 const PANEL: usize = 8;
@@ -86,8 +86,8 @@ unsafe fn slice<F: Format, const BYTES: usize>(
                     let parts = panel.chunks_exact_mut(F::PARTS).take(count);
                     for (i, parts) in parts.enumerate() {
                         let at = w.add(i * block_bytes);
-                        fetch::<F>(at.wrapping_add(2 * group_bytes));
-                        fetch::<F>(at.wrapping_add(2 * group_bytes + second));
+                        fetch::<F, _MM_HINT_T1>(at.wrapping_add(2 * group_bytes));
+                        fetch::<F, _MM_HINT_T1>(at.wrapping_add(2 * group_bytes + second));
                         unpack_block::<F, BYTES>([at, at.add(second)], parts);
                     }
                 }
@@ -147,13 +147,13 @@ struct Tile {
     fetches: bool,
 }
 
-/// Fetches a block, which may be anywhere, to the second-level cache: few tokens are multiplied faster than the processor by itself
-/// reads ahead (NOTES.md).
+/// Fetches a block, which may be anywhere, to a cache: few tokens are multiplied faster than the processor by itself reads ahead
+/// (NOTES.md).
 #[inline]
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-pub(in crate::cpu) fn fetch<F: Format>(block: *const u8) {
+pub(in crate::cpu) fn fetch<F: Format, const CACHE: i32>(block: *const u8) {
     for line in 0..(F::HEADER + F::PARTS * F::PART).div_ceil(64) {
-        _mm_prefetch::<_MM_HINT_T1>(block.wrapping_add(line * 64).cast());
+        _mm_prefetch::<CACHE>(block.wrapping_add(line * 64).cast());
     }
 }
 
@@ -185,15 +185,17 @@ impl Tile {
                 let at = self.w.add(block * (F::HEADER + F::PARTS * F::PART));
                 let heads = [F::head(at), F::head(at.add(self.second))];
                 if !SHARED && self.fetches {
+                    let block_bytes = F::HEADER + F::PARTS * F::PART;
+                    let ahead = AHEAD * block_bytes / F::PARTS;
                     // Behind a pair's last blocks comes the next pair.
-                    let left = (self.blocks - block) * (F::HEADER + F::PARTS * F::PART);
-                    let ahead = if left > AHEAD {
-                        AHEAD
+                    let left = (self.blocks - block) * block_bytes;
+                    let ahead = if left > ahead {
+                        ahead
                     } else {
-                        AHEAD + self.second
+                        ahead + self.second
                     };
-                    fetch::<F>(at.wrapping_add(ahead));
-                    fetch::<F>(at.wrapping_add(ahead + self.second));
+                    fetch::<F, _MM_HINT_T0>(at.wrapping_add(ahead));
+                    fetch::<F, _MM_HINT_T0>(at.wrapping_add(ahead + self.second));
                 }
                 for i in 0..F::PARTS {
                     let number = block * F::PARTS + i;
@@ -477,6 +479,9 @@ fn settle(sum: &mut __m512i) {
     };
 }
 
+/// Up to so many tokens, sums are two chains each ([`Pairs::sums`]).
+const CHAINS: usize = 4;
+
 /// Quants of Q11 rows in 16 bits, of two tokens side by side: of each four, the even ones of all the block, then the odd ones.
 /// There is room for twice the tokens.
 #[repr(align(64))]
@@ -514,7 +519,7 @@ impl<const T: usize> Pairs<T> {
         pairs
     }
 
-    /// The exact inner products with a part's words.
+    /// The exact inner products with a part's words: those of even words and of odd ones, lest few tokens wait for one chain each.
     ///
     /// # Safety
     /// `words` may be read.
@@ -524,9 +529,10 @@ impl<const T: usize> Pairs<T> {
         &self,
         words: *const [__m512i; 16],
     ) -> [__m512i; T] {
-        let mut sums = [_mm512_setzero_si512(); T];
+        let (mut even, mut odd) = ([_mm512_setzero_si512(); T], [_mm512_setzero_si512(); T]);
         macro_rules! add_words {
             ($($j:literal)*) => {$(
+                let sums = if T <= CHAINS && $j % 2 == 1 { &mut odd } else { &mut even };
                 // SAFETY: the caller's promise; a token has 16 pairs.
                 unsafe {
                     let word = (*words)[$j];
@@ -547,6 +553,11 @@ impl<const T: usize> Pairs<T> {
             )*};
         }
         add_words!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
-        sums
+        if T <= CHAINS {
+            for (even, odd) in even.iter_mut().zip(odd) {
+                *even = _mm512_add_epi32(*even, odd);
+            }
+        }
+        even
     }
 }
