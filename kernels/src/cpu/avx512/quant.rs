@@ -429,15 +429,26 @@ impl XBlock {
                     let word = unsafe { *words.add($j) };
                     for (t, sum) in sums.iter_mut().enumerate() {
                         // SAFETY: the caller's promise; word j is 4 j bytes on.
-                        let x = unsafe {
-                            let at = self.at[t].add($byte * BLOCK + 4 * $j);
-                            _mm512_set1_epi32(at.cast::<i32>().read_unaligned())
-                        };
-                        *sum = match SIGNED {
-                            true => _mm512_dpbusd_epi32(*sum, x, word),
-                            false => _mm512_dpbusd_epi32(*sum, word, x),
-                        };
-                        settle(sum);
+                        unsafe {
+                            let at = self.at[t];
+                            if SIGNED {
+                                let at = at.add($byte * BLOCK + 4 * $j).cast::<i32>();
+                                let x = _mm512_set1_epi32(at.read_unaligned());
+                                *sum = _mm512_dpbusd_epi32(*sum, x, word);
+                                settle(sum);
+                            } else {
+                                // With an index, which the compiler would have in it, the instruction is two operations. In the
+                                // order of the source, as [`settle`] says.
+                                asm!(
+                                    "vpdpbusd {sum}, {word}, dword ptr [{at} + {offset}]{{1to16}}",
+                                    sum = inout(zmm_reg) *sum,
+                                    word = in(zmm_reg) word,
+                                    at = in(reg) at,
+                                    offset = const $byte * BLOCK + 4 * $j,
+                                    options(readonly, nostack, preserves_flags),
+                                );
+                            }
+                        }
                     }
                 }
             )*};
