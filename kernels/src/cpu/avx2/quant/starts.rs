@@ -11,11 +11,14 @@ use crate::quant::BLOCK;
 /// Starts that are made at a time, at most: 64 KiB of the stack, rows of half a million quants.
 const ROOM: usize = 16 * 1024;
 
+/// Starts of most calls for few tokens, which need not touch as many pages of the stack.
+const FEW: usize = 1024;
+
 /// Rows whose starts are made at a time are a multiple of this, so that tiles are full.
 const FULL: usize = 8;
 
 /// Calls `run` with ranges of a call's rows that together are all of them, and for a raised format with `-unit` times the sum of
-/// the quants of each block of those rows, a row after the other. `unit` is a multiple of 1.
+/// the quants of each block of those rows, a row after the other.
 ///
 /// # Safety
 /// The call's rows hold quants of BYTES bytes.
@@ -27,11 +30,35 @@ pub unsafe fn each_slice<F: Format, const BYTES: usize>(
     run: impl Fn(Range<usize>, *const i32),
 ) {
     let rows = args.rows as usize;
+    let blocks = args.k as usize / BLOCK;
     if F::RAISED == 0 {
-        return run(0..rows, std::ptr::null());
+        run(0..rows, std::ptr::null());
+    } else if rows * blocks <= FEW {
+        let mut starts = MaybeUninit::<[i32; FEW]>::uninit();
+        let starts = starts.as_mut_ptr().cast();
+        // SAFETY: the caller's promise; there is room for the starts of all rows.
+        unsafe { of_rows::<BYTES>(args, 0..rows, unit, starts) };
+        run(0..rows, starts);
+    } else {
+        // SAFETY: the caller's promise.
+        unsafe { each_large_slice::<BYTES>(args, unit, &run) };
     }
-    let blocks = (args.k as usize / BLOCK).max(1);
-    let mut stack = [const { MaybeUninit::<i32>::uninit() }; ROOM];
+}
+
+/// [`each_slice`] of a raised format and more rows.
+///
+/// # Safety
+/// As there.
+#[inline(never)]
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+unsafe fn each_large_slice<const BYTES: usize>(
+    args: &MatMulArgs,
+    unit: i32,
+    run: &dyn Fn(Range<usize>, *const i32),
+) {
+    let rows = args.rows as usize;
+    let blocks = args.k as usize / BLOCK;
+    let mut stack = MaybeUninit::<[i32; ROOM]>::uninit();
     let mut heap = Vec::<i32>::new();
     let starts = match blocks <= ROOM {
         true => stack.as_mut_ptr().cast::<i32>(),
@@ -46,18 +73,28 @@ pub unsafe fn each_slice<F: Format, const BYTES: usize>(
     };
     for first in (0..rows).step_by(at_once) {
         let slice = first..rows.min(first + at_once);
-        for (i, row) in slice.clone().enumerate() {
-            // SAFETY: the caller's promise; there is room for the starts of `at_once` rows.
-            unsafe {
-                of_row::<BYTES>(
-                    args.x_row(row),
-                    args.k as usize,
-                    unit,
-                    starts.add(i * blocks),
-                )
-            };
-        }
+        // SAFETY: the caller's promise; there is room for the starts of `at_once` rows.
+        unsafe { of_rows::<BYTES>(args, slice.clone(), unit, starts) };
         run(slice, starts);
+    }
+}
+
+/// The starts of some rows.
+///
+/// # Safety
+/// As [`of_row`], of each.
+#[inline]
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+unsafe fn of_rows<const BYTES: usize>(
+    args: &MatMulArgs,
+    rows: Range<usize>,
+    unit: i32,
+    starts: *mut i32,
+) {
+    let k = args.k as usize;
+    for (i, row) in rows.enumerate() {
+        // SAFETY: the caller's promise.
+        unsafe { of_row::<BYTES>(args.x_row(row), k, unit, starts.add(i * (k / BLOCK))) };
     }
 }
 
