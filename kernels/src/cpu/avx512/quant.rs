@@ -66,6 +66,57 @@ unsafe fn slice<F: Format, const BYTES: usize>(
     rows: Range<usize>,
     starts: *const i32,
 ) {
+    let bytes = args.k as usize / BLOCK * rows.len().next_multiple_of(2) * size_of::<__m512i>();
+    // One tile, whose rows are widened once for all groups.
+    if is_wide::<F, BYTES>() && matches!(rows.len(), 2 | 3 | 4 | TOKENS) && bytes <= ROOM {
+        // SAFETY: the caller's promise.
+        return unsafe { widened::<F, BYTES>(args, rows, starts) };
+    }
+    // SAFETY: the caller's promise.
+    unsafe { groups::<F, BYTES>(args, rows, starts, std::ptr::null()) };
+}
+
+/// Bytes of rows that are widened at once, at most: eight of 4096 quants.
+const ROOM: usize = 64 * 1024;
+
+/// [`slice`] of a tile of rows that fit.
+///
+/// # Safety
+/// As there.
+#[inline(never)]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+unsafe fn widened<F: Format, const BYTES: usize>(
+    args: &MatMulArgs,
+    rows: Range<usize>,
+    starts: *const i32,
+) {
+    let mut pairs = MaybeUninit::<[__m512i; ROOM / size_of::<__m512i>()]>::uninit();
+    let pairs = pairs.as_mut_ptr().cast::<__m512i>();
+    let tokens = rows.len();
+    for b in 0..args.k as usize / BLOCK {
+        // SAFETY: the caller's promise; there is room for the rows, which have the block.
+        unsafe {
+            let at = args
+                .x_rows(rows.start)
+                .map(|x: *const u8| x.add(b * BYTES * BLOCK));
+            widen(at, tokens, pairs.add(b * tokens.next_multiple_of(2)));
+        }
+    }
+    // SAFETY: the caller's promise.
+    unsafe { groups::<F, BYTES>(args, rows, starts, pairs) };
+}
+
+/// All groups times some rows, `widened` if that is not null.
+///
+/// # Safety
+/// As [`slice`].
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+unsafe fn groups<F: Format, const BYTES: usize>(
+    args: &MatMulArgs,
+    rows: Range<usize>,
+    starts: *const i32,
+    widened: *const __m512i,
+) {
     let blocks = args.k as usize / (F::PARTS * BLOCK);
     let block_bytes = F::HEADER + F::PARTS * F::PART;
     let group_bytes = blocks * block_bytes;
@@ -103,6 +154,7 @@ unsafe fn slice<F: Format, const BYTES: usize>(
                         k: args.k as usize,
                         x: args.x_rows(row),
                         starts: starts.wrapping_add((row - rows.start) * (args.k as usize / BLOCK)),
+                        widened,
                         out: args.out.add(row * args.out_stride as usize + g * GROUP),
                         out_stride: args.out_stride as usize,
                         fetches: row == rows.start,
@@ -141,6 +193,8 @@ struct Tile {
     x: [*const u8; TOKENS],
     /// What each block's sums start from, a token after the other, if the format is raised.
     starts: *const i32,
+    /// Their quants in 16 bits ([`widen`]), or null: then a block is widened when it is multiplied.
+    widened: *const __m512i,
     out: *mut f32,
     out_stride: usize,
     /// Whether weights further on are fetched: the first of a call's tiles does that for all.
@@ -234,7 +288,7 @@ impl Tile {
     ) {
         // SAFETY: the caller's promise; the quants of a row are followed by a scale and a sum for each 32.
         unsafe {
-            let x = self.quants::<BYTES>(b);
+            let x = self.quants::<BYTES, T>(b);
             let starts: [__m512i; T] = std::array::from_fn(|t| match F::RAISED {
                 0 => _mm512_setzero_si512(),
                 _ => _mm512_set1_epi32(*self.starts.add(t * (self.k / BLOCK) + b)),
@@ -274,10 +328,14 @@ impl Tile {
     /// As [`Tile::add`].
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn quants<const BYTES: usize>(&self, b: usize) -> XBlock {
+    unsafe fn quants<const BYTES: usize, const T: usize>(&self, b: usize) -> XBlock {
         XBlock {
             // SAFETY: the caller's promise.
             at: self.x.map(|x| unsafe { x.add(b * BYTES * BLOCK) }),
+            widened: match self.widened.is_null() {
+                true => self.widened,
+                false => self.widened.wrapping_add(b * T.next_multiple_of(2)),
+            },
         }
     }
 }
@@ -286,6 +344,8 @@ impl Tile {
 #[derive(Clone, Copy)]
 struct XBlock {
     at: [*const u8; TOKENS],
+    /// The same in 16 bits ([`widen`]), or null.
+    widened: *const __m512i,
 }
 
 /// The same quants, raised by 128.
@@ -318,6 +378,7 @@ impl<const BYTES: usize, const T: usize> Raised<BYTES, T> {
         XBlock {
             // Beyond the T tokens the pointers lead nowhere, and nobody follows them.
             at: std::array::from_fn(|t| first.wrapping_add(t * BYTES * BLOCK)),
+            widened: std::ptr::null(),
         }
     }
 }
@@ -338,8 +399,13 @@ impl XBlock {
         // SAFETY: the caller's promise.
         unsafe {
             if is_wide::<F, BYTES>() {
-                let pairs = Pairs::<T>::new(self);
-                return floats(pairs.sums::<F, SHARED>(&raw const (*part).words));
+                let mut own = MaybeUninit::<[[__m512i; 2]; T]>::uninit();
+                let mut pairs = self.widened;
+                if pairs.is_null() {
+                    widen(self.at, T, own.as_mut_ptr().cast());
+                    pairs = own.as_ptr().cast();
+                }
+                return floats(wide_sums::<F, T, SHARED>(pairs, &raw const (*part).words));
             }
             if !is_signed::<F>() {
                 return self.scaled_sums::<F, false, BYTES, T, SHARED>(part, starts);
@@ -490,85 +556,78 @@ fn settle(sum: &mut __m512i) {
     };
 }
 
-/// Up to so many tokens, sums are two chains each ([`Pairs::sums`]).
+/// Widens 32 quants of two bytes of each of some tokens to 16 bits, two tokens side by side: of each four, the even ones of all the
+/// block, then the odd ones. Of an odd number of tokens the last has itself for company.
+///
+/// # Safety
+/// `at` points at the blocks of as many tokens; `to` has room for a vector a token, rounded up to pairs.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+unsafe fn widen(at: [*const u8; TOKENS], tokens: usize, to: *mut __m512i) {
+    for t in (0..tokens).step_by(2) {
+        // SAFETY: a token has 32 quants of each byte, two tokens 64 bytes in each array.
+        unsafe {
+            let both = |byte: usize| {
+                let load = |t: usize| _mm256_loadu_si256(at[t].add(byte * BLOCK).cast());
+                join(load(t), load((t + 1).min(tokens - 1)))
+            };
+            let (high, low) = (both(0), both(1));
+            let even = _mm512_add_epi16(
+                _mm512_srai_epi16::<5>(_mm512_slli_epi16::<8>(high)),
+                _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(low)),
+            );
+            let odd = _mm512_add_epi16(
+                _mm512_slli_epi16::<3>(_mm512_srai_epi16::<8>(high)),
+                _mm512_srai_epi16::<8>(low),
+            );
+            to.add(t).write(even);
+            to.add(t + 1).write(odd);
+        }
+    }
+}
+
+/// Up to so many tokens, sums are two chains each.
 const CHAINS: usize = 4;
 
-/// Quants of Q11 rows in 16 bits, of two tokens side by side: of each four, the even ones of all the block, then the odd ones.
-/// There is room for twice the tokens.
-#[repr(align(64))]
-struct Pairs<const T: usize>(MaybeUninit<[[[[i16; 16]; 2]; 2]; T]>);
-
-impl<const T: usize> Pairs<T> {
-    /// # Safety
-    /// `x` has T tokens, of two bytes.
-    #[inline]
-    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn new(x: XBlock) -> Self {
-        let mut pairs = Pairs(MaybeUninit::uninit());
-        for t in (0..T).step_by(2) {
-            // SAFETY: a token has 32 quants of each byte, two tokens 64 bytes in each array; a last one without company is
-            // taken twice.
+/// The exact inner products of widened activations with a part's words: of up to [`CHAINS`] tokens those of even words and of odd
+/// ones, lest each token waits for one chain.
+///
+/// # Safety
+/// `pairs` has T tokens' ([`widen`]); `words` may be read.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+unsafe fn wide_sums<F: Format, const T: usize, const SHARED: bool>(
+    pairs: *const __m512i,
+    words: *const [__m512i; 16],
+) -> [__m512i; T] {
+    let (mut even, mut odd) = ([_mm512_setzero_si512(); T], [_mm512_setzero_si512(); T]);
+    macro_rules! add_words {
+        ($($j:literal)*) => {$(
+            let sums = if T <= CHAINS && $j % 2 == 1 { &mut odd } else { &mut even };
+            // SAFETY: the caller's promise; a token has 16 pairs.
             unsafe {
-                let both = |byte: usize| {
-                    let load = |t: usize| _mm256_loadu_si256(x.at[t].add(byte * BLOCK).cast());
-                    join(load(t), load((t + 1).min(T - 1)))
-                };
-                let (high, low) = (both(0), both(1));
-                let even = _mm512_add_epi16(
-                    _mm512_srai_epi16::<5>(_mm512_slli_epi16::<8>(high)),
-                    _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(low)),
-                );
-                let odd = _mm512_add_epi16(
-                    _mm512_slli_epi16::<3>(_mm512_srai_epi16::<8>(high)),
-                    _mm512_srai_epi16::<8>(low),
-                );
-                let to = pairs.0.as_mut_ptr().cast::<__m512i>().add(t);
-                to.write(even);
-                to.add(1).write(odd);
-            }
-        }
-        pairs
-    }
-
-    /// The exact inner products with a part's words: those of even words and of odd ones, lest few tokens wait for one chain each.
-    ///
-    /// # Safety
-    /// `words` may be read.
-    #[inline]
-    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn sums<F: Format, const SHARED: bool>(
-        &self,
-        words: *const [__m512i; 16],
-    ) -> [__m512i; T] {
-        let (mut even, mut odd) = ([_mm512_setzero_si512(); T], [_mm512_setzero_si512(); T]);
-        macro_rules! add_words {
-            ($($j:literal)*) => {$(
-                let sums = if T <= CHAINS && $j % 2 == 1 { &mut odd } else { &mut even };
-                // SAFETY: the caller's promise; a token has 16 pairs.
-                unsafe {
-                    let word = (*words)[$j];
-                    for (t, sum) in sums.iter_mut().enumerate() {
-                        let pairs = self.0.as_ptr().cast::<[i16; 16]>().add(t / 2 * 4 + t % 2);
-                        // The intrinsic becomes `vpmaddwd` and `vpaddd`, on one pipe each, for what it saves of latency. Not
-                        // `pure`: it stays in the order of the source, as [`settle`] says.
-                        asm!(
-                            "vpdpwssd {sum}, {word}, dword ptr [{at} + {offset}]{{1to16}}",
-                            sum = inout(zmm_reg) *sum,
-                            word = in(zmm_reg) word,
-                            at = in(reg) pairs,
-                            offset = const 4 * $j + $j / 8 * 32,
-                            options(readonly, nostack, preserves_flags),
-                        );
-                    }
+                let word = (*words)[$j];
+                for (t, sum) in sums.iter_mut().enumerate() {
+                    let at = pairs.cast::<[i16; 16]>().add(t / 2 * 4 + t % 2);
+                    // The intrinsic becomes `vpmaddwd` and `vpaddd`, on one pipe each, for what it saves of latency. Not
+                    // `pure`: it stays in the order of the source, as [`settle`] says.
+                    asm!(
+                        "vpdpwssd {sum}, {word}, dword ptr [{at} + {offset}]{{1to16}}",
+                        sum = inout(zmm_reg) *sum,
+                        word = in(zmm_reg) word,
+                        at = in(reg) at,
+                        offset = const 4 * $j + $j / 8 * 32,
+                        options(readonly, nostack, preserves_flags),
+                    );
                 }
-            )*};
-        }
-        add_words!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
-        if T <= CHAINS {
-            for (even, odd) in even.iter_mut().zip(odd) {
-                *even = _mm512_add_epi32(*even, odd);
             }
-        }
-        even
+        )*};
     }
+    add_words!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
+    if T <= CHAINS {
+        for (even, odd) in even.iter_mut().zip(odd) {
+            *even = _mm512_add_epi32(*even, odd);
+        }
+    }
+    even
 }
