@@ -82,9 +82,8 @@ fn avx512_operations(encoding: Encoding, activations: DType, tokens: f64) -> f64
     let signed = 8.0 / shared;
     match encoding {
         Encoding::F32 | Encoding::F16 | Encoding::BF16 => unreachable!("not quantised"),
-        Encoding::Q4_0 | Encoding::Q4_1 | Encoding::Q5_0 | Encoding::Q5_1 | Encoding::MXFP4 => {
-            dots + 3.0
-        }
+        Encoding::Q4_0 | Encoding::Q5_0 | Encoding::MXFP4 => dots + 2.0,
+        Encoding::Q4_1 | Encoding::Q5_1 => dots + 3.0,
         Encoding::Q4_K | Encoding::Q5_K => dots + 4.0,
         Encoding::Q8_0 | Encoding::IQ4_NL if wide => dots + 2.0,
         Encoding::IQ4_XS | Encoding::Q3_K | Encoding::Q6_K if wide => dots + 2.0 + 16.0 / shared,
@@ -119,7 +118,7 @@ fn amx_cycles(encoding: Encoding, activations: DType) -> f64 {
     // Tiles of weights, and operations that make an f32 of their results.
     let (tiles, scaled) = match encoding {
         Encoding::F32 | Encoding::F16 | Encoding::BF16 => unreachable!("not quantised"),
-        Encoding::Q4_0 | Encoding::Q4_1 | Encoding::Q5_0 | Encoding::Q5_1 | Encoding::MXFP4 => {
+        Encoding::Q4_1 | Encoding::Q5_1 => {
             min = 1.0;
             (1.0, 1.0)
         }
@@ -127,6 +126,7 @@ fn amx_cycles(encoding: Encoding, activations: DType) -> f64 {
             min = 1.0;
             (1.0, 2.0)
         }
+        Encoding::Q4_0 | Encoding::Q5_0 | Encoding::MXFP4 => (1.0, 1.0),
         Encoding::Q8_0 | Encoding::IQ4_NL => (1.0, 1.0),
         Encoding::IQ4_XS => (1.0, 2.0),
         Encoding::Q3_K | Encoding::Q6_K => (2.0, 4.0),

@@ -5,12 +5,12 @@
 //! all of them. The orders of summation that this rests on:
 //!
 //! - **Quantised matmul.** One f32 accumulator an output, from +0. For each 32 k, ascending: `isum` is the exact int32
-//!   inner product of the quants (q - 8 in Q4_0, q - 16 in Q5_0, the looked up value in MXFP4), with the integer scales of each 16 or 32 k multiplied in where the encoding has such; `acc =
-//!   fma(isum as f32, d * s, acc)` with the block's factor d and the activations' scale s. Then what is added to all
-//!   elements: m in Q4_1 and Q5_1, -m * n (n the integer minimum, an exact product) in Q4_K and Q5_K: `acc = fma(that, sum,
-//!   acc)` with the activations' scaled sum. In Q2_K, whose minima are of 16 k: `acc = fma(imin as f32, -m * s, acc)`, imin the exact
-//!   int32 sum of minima times activations. With Q11 activations, 8 * high + low, every isum stays below 2^31
-//!   (32 * 32 * 128 * 1016 in Q6_K) and `isum as f32` rounds to nearest, ties to even.
+//!   inner product of the quants (q - 8 in Q4_0, q - 16 in Q5_0, the value looked up in MXFP4), with the integer scales of each
+//!   16 or 32 k multiplied in where the encoding has such; `acc = fma(isum as f32, d * s, acc)` with the block's factor d and the
+//!   activations' scale s. Then what is added to all elements: m in Q4_1 and Q5_1, -m * n (n the integer minimum, an exact product)
+//!   in Q4_K and Q5_K: `acc = fma(that, sum, acc)` with the activations' scaled sum. In Q2_K, whose minima are of 16 k: `acc =
+//!   fma(imin as f32, -m * s, acc)`, imin the exact int32 sum of minima times activations. With Q11 activations, 8 * high + low,
+//!   every isum stays below 2^31 (32 * 32 * 128 * 1016 in Q6_K) and `isum as f32` rounds to nearest, ties to even.
 //! - **F32, F16 and BF16 matmul.** One accumulator an output, from +0: `acc = fma(w, x, acc)` for each k, ascending. Speed comes
 //!   from the independent chains of many outputs.
 //! - **Attention.** The query is multiplied by the scale first. A score is `s = fma(q, k, s)` over ascending dimensions,

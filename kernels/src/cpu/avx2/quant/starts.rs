@@ -214,4 +214,61 @@ mod tests {
             }
         }
     }
+
+    /// Rows of ones, twos, ...: however many, each is met once, with its own starts.
+    #[test]
+    fn slices_are_all_rows() {
+        assert!(Level::Avx2.is_available(), "the tests need AVX2");
+        let sum = |row: usize| BLOCK as i32 * (row % 100 + 1) as i32;
+        for (rows, k) in [
+            (1, 32),
+            (8, 2048),
+            (65, 512),
+            (33, 32 * 1024),
+            (3, 32 * (ROOM + 5)),
+        ] {
+            let blocks = k / BLOCK;
+            let stride = row_bytes(DType::Q8, k as u32) as usize;
+            let mut x = vec![0u8; rows * stride];
+            for (i, row) in x.chunks_exact_mut(stride).enumerate() {
+                row[..k].fill((i % 100 + 1) as u8);
+                for (b, factor) in row[k..].chunks_exact_mut(4).take(2 * blocks).enumerate() {
+                    let value = if b < blocks { 0.5 } else { 0.5 * sum(i) as f32 };
+                    factor.copy_from_slice(&value.to_le_bytes());
+                }
+            }
+            let args = MatMulArgs {
+                x: x.as_ptr(),
+                x_stride: stride as u64,
+                index: std::ptr::null(),
+                w: std::ptr::null(),
+                out: std::ptr::null_mut(),
+                out_stride: 0,
+                k: k as u64,
+                rows: rows as u64,
+                col0: 0,
+                cols: 0,
+            };
+            let met = std::cell::RefCell::new(Vec::new());
+            let meet = |slice: Range<usize>, starts: *const i32| {
+                for (i, row) in slice.enumerate() {
+                    // SAFETY: a start a block of each row.
+                    let starts =
+                        unsafe { std::slice::from_raw_parts(starts.add(i * blocks), blocks) };
+                    assert!(
+                        starts.iter().all(|start| *start == -8 * sum(row)),
+                        "row {row} of {rows}"
+                    );
+                    met.borrow_mut().push(row);
+                }
+            };
+            // SAFETY: rows of k quants; the test has asked for the level.
+            unsafe { each_slice::<super::super::Q4_0, 1>(&args, 8, meet) };
+            assert_eq!(
+                met.into_inner(),
+                (0..rows).collect::<Vec<_>>(),
+                "{rows} rows of {k}"
+            );
+        }
+    }
 }
