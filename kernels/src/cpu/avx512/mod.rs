@@ -10,6 +10,7 @@ pub(super) mod float;
 mod lone;
 pub(super) mod part;
 pub(super) mod quant;
+mod wide;
 
 pub use super::avx2::{matmul_bf16, matmul_f16, matmul_f32};
 pub use attention_f16::{attention_f16, wide_attention_f16};
