@@ -37,7 +37,7 @@ const SHAPES: [(&str, usize, usize); 5] = [
 const FEATURES: usize = 64;
 
 fn main() {
-    let levels: Vec<Level> = [Level::Avx2, Level::Avx512, Level::Amx]
+    let levels: Vec<Level> = [Level::Avx2, Level::AvxVnni, Level::Avx512, Level::Amx]
         .into_iter()
         .filter(|level| {
             if !level.is_available() {

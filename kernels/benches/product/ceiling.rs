@@ -68,7 +68,7 @@ pub fn attention(level: Level, dtype: KvDType) -> f64 {
     };
     match level {
         Level::Avx512 | Level::Amx => 16.0 * pipes() * lanes,
-        Level::Scalar | Level::Avx2 => 16.0 * lanes,
+        Level::Scalar | Level::Avx2 | Level::AvxVnni => 16.0 * lanes,
     }
 }
 

@@ -38,6 +38,8 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avxvnni;
 mod features;
 mod math;
 mod scalar;
@@ -77,36 +79,55 @@ pub enum Level {
     Scalar,
     /// x86-64 with AVX2, FMA, F16C and BMI2.
     Avx2,
-    /// And AVX-512 (F, BW, CD, DQ, VL) with VNNI.
+    /// And AVX-VNNI, the 256-bit products of processors without AVX-512.
+    AvxVnni,
+    /// AVX2 and the like, and AVX-512 (F, BW, CD, DQ, VL) with VNNI.
     Avx512,
     /// And AMX tiles of int8, which the system lets this process use.
     Amx,
 }
 
-/// The features of [`Level::Amx`]: those of AVX-512, and the tiles.
-const AMX_FEATURES: [&str; 12] = {
-    let below = Target::X86_64V4.required_features();
-    let mut all = [""; 12];
+const AVX_VNNI_FEATURES: [&str; Target::X86_64V3.required_features().len() + 1] =
+    and(Target::X86_64V3, ["avxvnni"]);
+
+const AMX_FEATURES: [&str; Target::X86_64V4.required_features().len() + 2] =
+    and(Target::X86_64V4, ["amx-tile", "amx-int8"]);
+
+/// The features of a target, and more.
+const fn and<const MORE: usize, const ALL: usize>(
+    target: Target,
+    more: [&'static str; MORE],
+) -> [&'static str; ALL] {
+    let below = target.required_features();
+    let mut all = [""; ALL];
     let mut i = 0;
-    while i < below.len() {
-        all[i] = below[i];
+    while i < ALL {
+        all[i] = if i < below.len() {
+            below[i]
+        } else {
+            more[i - below.len()]
+        };
         i += 1;
     }
-    all[i] = "amx-tile";
-    all[i + 1] = "amx-int8";
-    assert!(i + 2 == all.len());
     all
-};
+}
 
 impl Level {
     /// Every level.
-    pub const ALL: [Level; 4] = [Level::Scalar, Level::Avx2, Level::Avx512, Level::Amx];
+    pub const ALL: [Level; 5] = [
+        Level::Scalar,
+        Level::Avx2,
+        Level::AvxVnni,
+        Level::Avx512,
+        Level::Amx,
+    ];
 
     /// The name that diagnostics show.
     pub fn name(self) -> &'static str {
         match self {
             Level::Scalar => "scalar",
             Level::Avx2 => "avx2",
+            Level::AvxVnni => "avxvnni",
             Level::Avx512 => "avx512vnni",
             Level::Amx => "amx",
         }
@@ -117,6 +138,7 @@ impl Level {
         match self {
             Level::Scalar => &[],
             Level::Avx2 => Target::X86_64V3.required_features(),
+            Level::AvxVnni => &AVX_VNNI_FEATURES,
             Level::Avx512 => Target::X86_64V4.required_features(),
             Level::Amx => &AMX_FEATURES,
         }
@@ -146,11 +168,13 @@ pub fn table(level: Level) -> &'static [MicroKernel] {
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => &AVX2,
         #[cfg(target_arch = "x86_64")]
+        Level::AvxVnni => &AVX_VNNI,
+        #[cfg(target_arch = "x86_64")]
         Level::Avx512 => &AVX512,
         #[cfg(target_arch = "x86_64")]
         Level::Amx => &AMX,
         #[cfg(not(target_arch = "x86_64"))]
-        Level::Avx2 | Level::Avx512 | Level::Amx => &[],
+        Level::Avx2 | Level::AvxVnni | Level::Avx512 | Level::Amx => &[],
     }
 }
 
@@ -233,6 +257,8 @@ macro_rules! microkernels {
 static SCALAR: [MicroKernel; 49] = microkernels!(Level::Scalar, scalar);
 #[cfg(target_arch = "x86_64")]
 static AVX2: [MicroKernel; 49] = microkernels!(Level::Avx2, avx2);
+#[cfg(target_arch = "x86_64")]
+static AVX_VNNI: [MicroKernel; 49] = microkernels!(Level::AvxVnni, avxvnni);
 #[cfg(target_arch = "x86_64")]
 static AVX512: [MicroKernel; 49] = microkernels!(Level::Avx512, avx512);
 #[cfg(target_arch = "x86_64")]

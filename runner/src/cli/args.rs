@@ -180,7 +180,7 @@ pub struct DeviceArgs {
     /// What to compute with; reference is slow, and exact
     #[arg(long, value_name = "DEVICE", value_enum, default_value_t = DeviceKind::Auto)]
     pub device: DeviceKind,
-    /// Instruction set of a processor's kernels: scalar, avx2, avx512vnni or amx; the same results, at another speed [default: the
+    /// Instruction set of a processor's kernels: scalar, avx2, avxvnni, avx512vnni or amx; the same results, at another speed [default: the
     /// best there is]
     #[arg(long, value_name = "LEVEL", value_parser = level)]
     pub cpu_level: Option<Level>,
@@ -593,7 +593,10 @@ mod tests {
             assert_eq!(cli.run.device.cpu_level, Some(level));
         }
         let error = parse("sse2").expect_err("none of them").to_string();
-        assert!(error.contains("scalar, avx2, avx512vnni, amx"), "{error}");
+        assert!(
+            error.contains("scalar, avx2, avxvnni, avx512vnni, amx"),
+            "{error}"
+        );
     }
 
     #[test]

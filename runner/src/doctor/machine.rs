@@ -43,6 +43,7 @@ fn processor(tree: &Tree, needs: Option<&Needs>) -> Finding {
         // The kernel writes some names otherwise.
         let name = match feature {
             "avx512vnni" => "avx512_vnni",
+            "avxvnni" => "avx_vnni",
             "amx-int8" => "amx_int8",
             "amx-tile" => "amx_tile",
             other => other,
@@ -75,6 +76,8 @@ fn processor(tree: &Tree, needs: Option<&Needs>) -> Finding {
         "AMX, AVX-512 VNNI"
     } else if has("avx512vnni") && has("avx512bw") && has("avx512vl") {
         "AVX-512 VNNI"
+    } else if has("avxvnni") {
+        "AVX2, AVX-VNNI"
     } else {
         "AVX2"
     };

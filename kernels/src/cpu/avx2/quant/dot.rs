@@ -242,7 +242,7 @@ fn widen_sums<const BYTES: usize>(sums: [__m256i; BYTES], scale: __m256i) -> __m
 /// 32 quants of a token in 16 bits: word j of `even` is quants 4j and 4j + 2, word j of `odd` 4j + 1 and 4j + 3.
 #[derive(Clone, Copy)]
 #[repr(align(32))]
-struct WideBlock {
+pub(super) struct WideBlock {
     even: [i32; 8],
     odd: [i32; 8],
 }
@@ -254,7 +254,7 @@ impl WideBlock {
     /// Both point at 32 bytes.
     #[inline]
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    unsafe fn new(high: *const u8, low: *const u8) -> WideBlock {
+    pub(super) unsafe fn new(high: *const u8, low: *const u8) -> WideBlock {
         // SAFETY: the caller's promise.
         let (high, low) = unsafe {
             (
@@ -267,15 +267,31 @@ impl WideBlock {
         let high_odd = _mm256_srai_epi16::<5>(_mm256_and_si256(high, _mm256_set1_epi16(-256)));
         let low_even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(low));
         let low_odd = _mm256_srai_epi16::<8>(low);
+        WideBlock::of(
+            _mm256_add_epi16(high_even, low_even),
+            _mm256_add_epi16(high_odd, low_odd),
+        )
+    }
+
+    /// Widens 32 bytes.
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    pub(super) fn of_bytes(x: __m256i) -> WideBlock {
+        let even = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(x));
+        WideBlock::of(even, _mm256_srai_epi16::<8>(x))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    fn of(even: __m256i, odd: __m256i) -> WideBlock {
         let mut block = WideBlock {
             even: [0; 8],
             odd: [0; 8],
         };
         // SAFETY: each array has 32 bytes.
         unsafe {
-            let (even, odd) = (block.even.as_mut_ptr(), block.odd.as_mut_ptr());
-            _mm256_storeu_si256(even.cast(), _mm256_add_epi16(high_even, low_even));
-            _mm256_storeu_si256(odd.cast(), _mm256_add_epi16(high_odd, low_odd));
+            _mm256_storeu_si256(block.even.as_mut_ptr().cast(), even);
+            _mm256_storeu_si256(block.odd.as_mut_ptr().cast(), odd);
         }
         block
     }

@@ -1,11 +1,13 @@
 //! Quantised weights times Q8 and Q11 rows.
 //!
-//! A tile is one group of eight rows of weights by up to [`TOKENS`] tokens. Of each 32 k the weights are unpacked once, to
-//! vectors with 4 k of every row, and used by all tokens of the tile. A [`Format`] says how an encoding unpacks, [`dot`]
-//! how unpacked weights and activations are multiplied; the loops here are the same for all.
+//! A [`Format`] says how an encoding unpacks, to vectors with 4 k of every row of a group. Of few tokens a tile is one group by up to
+//! [`TOKENS`] tokens, which use what is unpacked of each 32 k while registers hold it; [`dot`] says how that is multiplied with
+//! activations. [`many`] tokens share weights that are unpacked to memory.
 
 mod dot;
 mod formats;
+mod many;
+mod panel;
 mod starts;
 mod unpack;
 
@@ -24,6 +26,16 @@ use crate::quant::BLOCK;
 
 /// Tokens of a full tile.
 const TOKENS: usize = 4;
+
+/// Tokens from which on weights are unpacked to panels ([`many`]), which cost the less the more there are (NOTES.md, "Panels").
+const fn are_many<F: Format, const BYTES: usize, const VNNI: bool>(tokens: u64) -> bool {
+    let are_slow = match F::QUANTS {
+        Quants::SignedLow | Quants::Crumbs => true,
+        Quants::Signed => VNNI || BYTES == 2,
+        Quants::Nibbles | Quants::Low => VNNI && BYTES == 2,
+    };
+    tokens > 4 || tokens == 4 && are_slow
+}
 
 /// How far ahead of the part in work a lone token's weights are fetched, in bytes: a lone token waits for memory alone.
 const PREFETCH: usize = 2048;
@@ -125,6 +137,33 @@ pub struct Head {
 /// As the scalar twin, and the processor has the level.
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
 pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
+    if are_many::<F, BYTES, false>(args.rows) {
+        // SAFETY: the caller's promise.
+        return unsafe { many::matmul::<F, BYTES, false>(args) };
+    }
+    // SAFETY: the caller's promise.
+    unsafe { tiles::<F, BYTES>(args) }
+}
+
+/// [`matmul`] of a processor that has AVX-VNNI, too.
+///
+/// # Safety
+/// As there.
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+pub unsafe fn vnni_matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
+    // SAFETY: the caller's promise.
+    match are_many::<F, BYTES, true>(args.rows) {
+        true => unsafe { many::matmul::<F, BYTES, true>(args) },
+        false => unsafe { tiles::<F, BYTES>(args) },
+    }
+}
+
+/// [`matmul`] of few tokens.
+///
+/// # Safety
+/// As there.
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+unsafe fn tiles<F: Format, const BYTES: usize>(args: &MatMulArgs) {
     // SAFETY: the caller's promise.
     unsafe {
         each_slice::<F, BYTES>(args, F::RAISED, |rows, starts| {
@@ -133,7 +172,7 @@ pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
     };
 }
 
-/// Some of the tile's rows, with what their sums start from ([`each_slice`]).
+/// Some of the call's rows, with what their sums start from ([`each_slice`]).
 ///
 /// # Safety
 /// As [`matmul`]; `starts` has a number for each block of the rows if the format is raised.

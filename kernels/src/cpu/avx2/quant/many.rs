@@ -1,0 +1,445 @@
+//! Products of many tokens: weights are unpacked to [`Panel`]s, a chunk of k at a time, once for all tokens of a call, and each token
+//! meets [`GROUPS`] groups of them at a time.
+//!
+//! Results of `vpmaddubsw`, sums of two products each, are added in 16 bits. That may go beyond those on its way: what counts is the
+//! sum from its start on, whose reach is that of [`super::dot`]'s table. A result itself is at most 2 * 255 * 32.
+
+use std::arch::asm;
+use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
+
+use super::panel::{Panel, block_bytes, has_halves, has_one_chain, holds_scales, is_wide, prepare};
+use super::{Format, Scales};
+use crate::abi::MatMulArgs;
+use crate::pack::GROUP;
+use crate::quant::BLOCK;
+
+/// Groups that a token meets at a time: as many as registers hold sums and accumulators of.
+const GROUPS: usize = 4;
+
+/// Parts of a chunk: panels and activations of a chunk stay in the L1 cache.
+const PARTS: usize = 8;
+
+/// Tokens of a call that are done at a time.
+const TOKENS: usize = 32;
+
+/// Most bytes of 32 activations.
+const BLOCK_BYTES: usize = 64;
+
+/// Memory of a call.
+#[repr(align(64))]
+struct Scratch {
+    panels: MaybeUninit<[[Panel; GROUPS]; PARTS]>,
+    /// A chunk of each token, [`block_bytes`] a part.
+    x: MaybeUninit<[[u8; PARTS * BLOCK_BYTES]; TOKENS]>,
+    /// Sums of halves of each part of each token, for integer minima.
+    sums: MaybeUninit<[[i32; PARTS]; TOKENS]>,
+}
+
+/// Weights of a format times rows whose quants have BYTES bytes.
+///
+/// # Safety
+/// As [`super::matmul`]; with VNNI the processor has AVX-VNNI.
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+pub(super) unsafe fn matmul<F: Format, const BYTES: usize, const VNNI: bool>(args: &MatMulArgs) {
+    let mut scratch = Scratch {
+        panels: MaybeUninit::uninit(),
+        x: MaybeUninit::uninit(),
+        sums: MaybeUninit::uninit(),
+    };
+    let rows = args.rows as usize;
+    for first in (0..rows).step_by(TOKENS) {
+        let tokens = TOKENS.min(rows - first);
+        // SAFETY: the caller's promise.
+        unsafe { slice::<F, BYTES, VNNI>(args, first, tokens, &mut scratch) };
+    }
+}
+
+/// Rows `first .. first + tokens`, up to [`TOKENS`].
+///
+/// # Safety
+/// As [`matmul`]; the call has the rows.
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+unsafe fn slice<F: Format, const BYTES: usize, const VNNI: bool>(
+    args: &MatMulArgs,
+    first: usize,
+    tokens: usize,
+    scratch: &mut Scratch,
+) {
+    let parts = args.k as usize / BLOCK;
+    let groups = (args.cols as usize).div_ceil(GROUP);
+    for chunk in (0..parts).step_by(PARTS) {
+        let count = PARTS.min(parts - chunk);
+        for t in 0..tokens {
+            // SAFETY: the row has the chunk's quants, and the scratch room for so many parts.
+            unsafe {
+                let row = args.x_row(first + t).add(chunk * BYTES * BLOCK);
+                let x = (&raw mut (*scratch.x.as_mut_ptr())[t]).cast::<u8>();
+                for i in 0..count {
+                    let to = x.add(i * block_bytes::<F, BYTES, VNNI>());
+                    let sums = prepare::<F, BYTES, VNNI>(row.add(i * BYTES * BLOCK), to);
+                    if F::HAS_HALF_MINS {
+                        (*scratch.sums.as_mut_ptr())[t][i] = sums;
+                    }
+                }
+            }
+        }
+        let mut g = 0;
+        while g < groups {
+            let strip = Strip {
+                args,
+                first,
+                tokens,
+                chunk,
+                count,
+                g,
+            };
+            // SAFETY: the caller's promise; the scratch has the tokens' activations.
+            g += unsafe {
+                match groups - g {
+                    GROUPS.. => strip.groups::<F, BYTES, VNNI, GROUPS>(scratch),
+                    2.. => strip.groups::<F, BYTES, VNNI, 2>(scratch),
+                    _ => strip.groups::<F, BYTES, VNNI, 1>(scratch),
+                }
+            };
+        }
+    }
+}
+
+/// Some groups of a call over a chunk.
+struct Strip<'a> {
+    args: &'a MatMulArgs,
+    /// The first row.
+    first: usize,
+    tokens: usize,
+    /// The first part.
+    chunk: usize,
+    /// Parts of the chunk.
+    count: usize,
+    /// The first group of the call's.
+    g: usize,
+}
+
+impl Strip<'_> {
+    /// G groups; their number.
+    ///
+    /// # Safety
+    /// The call has them; the scratch has the tokens' activations.
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    unsafe fn groups<F: Format, const BYTES: usize, const VNNI: bool, const G: usize>(
+        &self,
+        scratch: &mut Scratch,
+    ) -> usize {
+        let args = self.args;
+        let block_bytes = F::HEADER + F::PARTS * F::PART;
+        let group_bytes = args.k as usize / (F::PARTS * BLOCK) * block_bytes;
+        let first_group = args.col0 as usize / GROUP + self.g;
+        let panels = scratch.panels.as_mut_ptr().cast::<Panel>();
+        // What is unpacked next: the next groups of the chunk, the first ones of the next chunk, or those of the next columns.
+        let groups = (args.cols as usize).div_ceil(GROUP);
+        let chunk_bytes = PARTS / F::PARTS * block_bytes;
+        let chunk_at = self.chunk / F::PARTS * block_bytes;
+        let ends = (self.chunk + self.count) * BLOCK == args.k as usize;
+        let next = match (self.g + G < groups, ends) {
+            (true, _) => G * group_bytes + chunk_at,
+            (false, false) => (chunk_at + chunk_bytes).wrapping_sub(self.g * group_bytes),
+            (false, true) => G * group_bytes,
+        };
+        for g in 0..G {
+            // SAFETY: the caller promises the groups from `col0` on; there is room for the panels.
+            unsafe {
+                let group = args.w.add((first_group + g) * group_bytes);
+                for block in 0..self.count / F::PARTS {
+                    let offset = block * block_bytes;
+                    let at = group.add(chunk_at + offset);
+                    fetch::<F>(group.wrapping_add(next).wrapping_add(offset));
+                    let head = F::head(at);
+                    for i in 0..F::PARTS {
+                        let part = at.add(F::HEADER + i * F::PART);
+                        let to = panels.add((block * F::PARTS + i) * G + g);
+                        Panel::unpack::<F, BYTES, VNNI>(&head, part, to);
+                    }
+                }
+            }
+        }
+        for t in 0..self.tokens {
+            // SAFETY: rows of out have the groups' columns.
+            unsafe {
+                let row = self.first + t;
+                let token = Token {
+                    panels,
+                    x: (&raw const (*scratch.x.as_ptr())[t]).cast(),
+                    factors: args
+                        .x_row(row)
+                        .add(BYTES * args.k as usize)
+                        .cast::<f32>()
+                        .add(self.chunk),
+                    blocks: args.k as usize / BLOCK,
+                    sums: (&raw const (*scratch.sums.as_ptr())[t]).cast(),
+                    out: args
+                        .out
+                        .add(row * args.out_stride as usize + self.g * GROUP),
+                };
+                token.run::<F, BYTES, VNNI, G>(self.count, self.chunk > 0);
+            }
+        }
+        G
+    }
+}
+
+/// Fetches a block, which may be anywhere: each chunk of a group is too short for the processor to see what comes next.
+#[inline]
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+fn fetch<F: Format>(block: *const u8) {
+    for line in 0..(F::HEADER + F::PARTS * F::PART).div_ceil(64) {
+        _mm_prefetch::<_MM_HINT_T1>(block.wrapping_add(line * 64).cast());
+    }
+}
+
+/// A token's chunk, and the panels that it meets.
+struct Token {
+    /// Those of some groups, part by part.
+    panels: *const Panel,
+    x: *const u8,
+    /// The scales of the chunk's activations; `blocks` further on are their scaled sums.
+    factors: *const f32,
+    blocks: usize,
+    sums: *const i32,
+    out: *mut f32,
+}
+
+/// Does something for each of eight words, the number of the word being a constant.
+macro_rules! each_word {
+    (|$j:ident| $body:block) => {
+        each_word!(@ $j $body 0 1 2 3 4 5 6 7)
+    };
+    (@ $j:ident $body:block $($number:literal)*) => {$({
+        const $j: usize = $number;
+        $body
+    })*};
+}
+
+impl Token {
+    /// Adds the products of `count` parts to what out holds, or writes them.
+    ///
+    /// # Safety
+    /// The token has them; out has G groups.
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    unsafe fn run<F: Format, const BYTES: usize, const VNNI: bool, const G: usize>(
+        &self,
+        count: usize,
+        resumes: bool,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut acc: [__m256; G] = std::array::from_fn(|g| match resumes {
+                true => _mm256_loadu_ps(self.out.add(g * GROUP)),
+                false => _mm256_setzero_ps(),
+            });
+            for i in 0..count {
+                let panels = self.panels.add(i * G);
+                let x = self.x.add(i * block_bytes::<F, BYTES, VNNI>());
+                let isums: [__m256; G] = match (is_wide::<F, BYTES, VNNI>(), VNNI) {
+                    (true, _) => wide_sums::<F, G>(x, panels),
+                    (_, true) => dot_sums::<F, BYTES, G>(x, panels),
+                    (_, false) => sums::<F, G>(x, panels),
+                };
+                let scale = _mm256_broadcast_ss(&*self.factors.add(i));
+                for (g, acc) in acc.iter_mut().enumerate() {
+                    let panel = panels.add(g);
+                    let factor = _mm256_mul_ps(scale, (*panel).d);
+                    *acc = _mm256_fmadd_ps(isums[g], factor, *acc);
+                    if F::HAS_MIN {
+                        let sum = _mm256_broadcast_ss(&*self.factors.add(self.blocks + i));
+                        *acc = _mm256_fmadd_ps((*panel).min, sum, *acc);
+                    }
+                    if F::HAS_HALF_MINS {
+                        let sums = _mm256_set1_epi32(*self.sums.add(i));
+                        let imin = _mm256_madd_epi16(sums, (*panel).half_mins);
+                        let factor = _mm256_mul_ps(scale, (*panel).m);
+                        *acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(imin), factor, *acc);
+                    }
+                }
+            }
+            for (g, acc) in acc.into_iter().enumerate() {
+                _mm256_storeu_ps(self.out.add(g * GROUP), acc);
+            }
+        }
+    }
+}
+
+/// The exact inner products of a part of G groups with a token's raised activations, integer scales included, in f32.
+///
+/// # Safety
+/// `x` points at 32 of these, `panels` at G of F.
+#[inline]
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+unsafe fn sums<F: Format, const G: usize>(x: *const u8, panels: *const Panel) -> [__m256; G] {
+    // Words whose results are added in 16 bits.
+    let chain = if has_one_chain::<F>() { 8 } else { 4 };
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut isums = [_mm256_setzero_si256(); G];
+        let mut pairs = [_mm256_setzero_si256(); G];
+        each_word!(|J| {
+            let word = x.add(4 * J).cast::<i32>().read_unaligned();
+            let word = _mm256_set1_epi32(word);
+            for (g, pairs) in pairs.iter_mut().enumerate() {
+                let panel = panels.add(g);
+                let product = _mm256_maddubs_epi16(word, (*panel).words[J]);
+                *pairs = match J % chain {
+                    0 => _mm256_add_epi16(product, (*panel).start[J / 4]),
+                    _ => _mm256_add_epi16(*pairs, product),
+                };
+                settle(pairs);
+            }
+            if (J + 1).is_multiple_of(chain) {
+                for (g, isum) in isums.iter_mut().enumerate() {
+                    let scale = match F::SCALES {
+                        Scales::None => _mm256_set1_epi16(1),
+                        _ => (*panels.add(g)).scales[J / 4],
+                    };
+                    let sum = _mm256_madd_epi16(pairs[g], scale);
+                    *isum = match J < chain {
+                        true => sum,
+                        false => _mm256_add_epi32(*isum, sum),
+                    };
+                }
+            }
+        });
+        isums.map(|isum| _mm256_cvtepi32_ps(isum))
+    }
+}
+
+/// As [`sums`], of a token's activations and weights in 16 bits.
+///
+/// # Safety
+/// `x` points at a [`super::dot::WideBlock`], `panels` at G of F.
+#[inline]
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+unsafe fn wide_sums<F: Format, const G: usize>(x: *const u8, panels: *const Panel) -> [__m256; G] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut isums = [_mm256_setzero_si256(); G];
+        for odd in 0..2 {
+            each_word!(|J| {
+                let word = x.add(odd * BLOCK + 4 * J).cast::<i32>().read_unaligned();
+                let word = _mm256_set1_epi32(word);
+                for (g, isum) in isums.iter_mut().enumerate() {
+                    let product = _mm256_madd_epi16(word, (*panels.add(g)).words[8 * odd + J]);
+                    *isum = _mm256_add_epi32(*isum, product);
+                }
+            });
+        }
+        isums.map(|isum| _mm256_cvtepi32_ps(isum))
+    }
+}
+
+/// Has a sum computed here, in the order of the source: a word of activations for all groups before the next. The compiler would
+/// rather do a group after the other, and keep the words where accumulators could be.
+#[inline]
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+fn settle(sum: &mut __m256i) {
+    // SAFETY: no instruction.
+    unsafe {
+        asm!(
+            "/* {} */",
+            inout(ymm_reg) * sum,
+            options(nomem, nostack, preserves_flags)
+        )
+    };
+}
+
+/// As [`sums`], by AVX-VNNI.
+///
+/// # Safety
+/// As there; the processor has it.
+#[inline]
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+unsafe fn dot_sums<F: Format, const BYTES: usize, const G: usize>(
+    x: *const u8,
+    panels: *const Panel,
+) -> [__m256; G] {
+    /// Adds the products of a word of a byte to sums.
+    macro_rules! dot {
+        ($sums:ident, $byte:expr, $j:ident) => {
+            let word = x.add($byte * BLOCK + 4 * $j).cast::<i32>().read_unaligned();
+            let word = _mm256_set1_epi32(word);
+            for (g, sum) in $sums.iter_mut().enumerate() {
+                // AVX-VNNI's encoding. In the order of the source: a word for all groups before the next word, since a group's
+                // products are one chain.
+                asm!(
+                    "{{vex}} vpdpbusd {sum}, {word}, ymmword ptr [{panel} + {offset}]",
+                    sum = inout(ymm_reg) *sum,
+                    word = in(ymm_reg) word,
+                    panel = in(reg) panels.add(g),
+                    offset = const 32 * $j,
+                    options(readonly, nostack, preserves_flags),
+                );
+            }
+        };
+    }
+    // SAFETY: the caller's promise; a panel begins with its words.
+    unsafe {
+        let panel = |g: usize| &*panels.add(g);
+        let mut sums: [__m256i; G] = std::array::from_fn(|g| panel(g).start[0]);
+        if !has_halves::<F, BYTES, true>() {
+            let mut more = [_mm256_setzero_si256(); G];
+            each_word!(|J| {
+                dot!(sums, 0, J);
+                if BYTES == 2 {
+                    dot!(more, 1, J);
+                }
+            });
+            if BYTES == 2 {
+                for (sum, more) in sums.iter_mut().zip(more) {
+                    *sum = _mm256_add_epi32(_mm256_slli_epi32::<3>(*sum), more);
+                }
+            }
+            let mut floats = sums.map(|sum| _mm256_cvtepi32_ps(sum));
+            if F::SCALES != Scales::None && !holds_scales::<F, true>() {
+                // The sums are below 2^24, so that a product rounds as the conversion of the exact integer does.
+                for (g, float) in floats.iter_mut().enumerate() {
+                    let scale = _mm256_castsi256_ps(panel(g).scales[0]);
+                    *float = _mm256_mul_ps(*float, scale);
+                }
+            }
+            return floats;
+        }
+        let mut others: [__m256i; G] = std::array::from_fn(|g| panel(g).start[1]);
+        macro_rules! half {
+            ($half:literal, $sums:ident) => {
+                for byte in 0..BYTES {
+                    if byte == 1 {
+                        for sum in &mut $sums {
+                            *sum = _mm256_slli_epi32::<3>(*sum);
+                        }
+                    }
+                    each_word!(|J| {
+                        if J / 4 == $half {
+                            dot!($sums, byte, J);
+                        }
+                    });
+                }
+            };
+        }
+        half!(0, sums);
+        if BYTES == 2 {
+            let first: [__m256i; G] =
+                std::array::from_fn(|g| _mm256_mullo_epi32(sums[g], panel(g).scales[0]));
+            half!(1, others);
+            return std::array::from_fn(|g| {
+                let second = _mm256_mullo_epi32(others[g], panel(g).scales[1]);
+                _mm256_cvtepi32_ps(_mm256_add_epi32(first[g], second))
+            });
+        }
+        // All of it is below 2^24, and so exact in f32: 32 * 32 * 127 * 128 in Q6_K.
+        let scale = |g: usize, half: usize| _mm256_castsi256_ps(panel(g).scales[half]);
+        let first: [__m256; G] =
+            std::array::from_fn(|g| _mm256_mul_ps(_mm256_cvtepi32_ps(sums[g]), scale(g, 0)));
+        half!(1, others);
+        std::array::from_fn(|g| {
+            _mm256_fmadd_ps(_mm256_cvtepi32_ps(others[g]), scale(g, 1), first[g])
+        })
+    }
+}
