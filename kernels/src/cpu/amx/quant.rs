@@ -185,12 +185,10 @@ impl Call<'_> {
                     let (row, _) = self.rows_of::<T>(tile);
                     let to = factors.add(i).cast::<Factors>();
                     let parts = first_part..first_part + count;
-                    match args.index.is_null() {
-                        true => self.gather::<F, BYTES, T>(row, parts, to),
-                        false => {
-                            let rows = scratch.rows.as_mut_ptr().cast::<Rows>().add(i);
-                            self.collect::<F, BYTES, T>(row, parts, to, rows);
-                        }
+                    self.factors::<F, BYTES, T>(row, parts.clone(), to);
+                    if !args.index.is_null() {
+                        let rows = scratch.rows.as_mut_ptr().cast::<Rows>().add(i);
+                        self.collect::<BYTES, T>(row, parts, rows);
                     }
                 }
                 for g in (0..groups).step_by(2) {
@@ -247,72 +245,94 @@ impl Call<'_> {
         }
     }
 
-    /// Writes the factors of blocks `parts` of the T rows from `row` on.
+    /// Writes the factors of blocks `parts` of the T rows from `row` on, four blocks at a time: gathering them one by one would take as
+    /// long as a tenth of the products (NOTES.md, "Factors").
     ///
     /// # Safety
     /// The rows have them, and `to` has room.
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-    unsafe fn gather<F: Format, const BYTES: usize, const T: usize>(
+    unsafe fn factors<F: Format, const BYTES: usize, const T: usize>(
         &self,
         row: usize,
         parts: std::ops::Range<usize>,
         to: *mut Factors,
     ) {
         let k = self.args.k as usize;
-        let stride = self.args.x_stride as usize;
-        let lanes = ((1u32 << T) - 1) as __mmask16;
-        let rows = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-        let rows = _mm512_mullo_epi32(rows, _mm512_set1_epi32(stride as i32));
-        for (i, part) in parts.enumerate() {
-            // SAFETY: the quants of a row are followed by a scale and a sum for each 32; lanes beyond the T rows are not read.
+        for (i, part) in parts.clone().step_by(4).enumerate() {
+            let count = (parts.end - part).min(4);
+            // SAFETY: the quants of a row are followed by a scale and a sum for each 32.
             unsafe {
-                let at = self.args.x.add(row * stride + BYTES * k + 4 * part);
-                let zero = _mm512_setzero_ps();
-                let to = to.add(i);
-                let scales = _mm512_mask_i32gather_ps::<1>(zero, lanes, rows, at.cast());
-                _mm512_store_ps((&raw mut (*to).scales).cast(), scales);
-                if F::HAS_MIN {
-                    let at = at.add(k / BLOCK * 4);
-                    let sums = _mm512_mask_i32gather_ps::<1>(zero, lanes, rows, at.cast());
-                    _mm512_store_ps((&raw mut (*to).sums).cast(), sums);
+                let at: [*const f32; T] = std::array::from_fn(|t| {
+                    self.args
+                        .x_row(row + t)
+                        .add(BYTES * k)
+                        .cast::<f32>()
+                        .add(part)
+                });
+                let to = to.add(4 * i);
+                for (i, scales) in transposed(at, count).into_iter().enumerate().take(count) {
+                    _mm512_store_ps((&raw mut (*to.add(i)).scales).cast(), scales);
                 }
-            }
-        }
-    }
-}
-
-impl Call<'_> {
-    /// As [`Call::gather`], of rows by an index, whose quants are laid side by side in `rows`, too.
-    ///
-    /// # Safety
-    /// As there.
-    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-    unsafe fn collect<F: Format, const BYTES: usize, const T: usize>(
-        &self,
-        row: usize,
-        parts: std::ops::Range<usize>,
-        to: *mut Factors,
-        rows: *mut Rows,
-    ) {
-        let k = self.args.k as usize;
-        for t in 0..T {
-            // SAFETY: the quants of a row are followed by a scale and a sum for each 32; a chunk has no more than PANELS parts.
-            unsafe {
-                let x = self.args.x_row(row + t);
-                let quants = (&raw mut (*rows)[t]).cast::<u8>();
-                let from = x.add(BYTES * parts.start * BLOCK);
-                quants.copy_from_nonoverlapping(from, BYTES * parts.len() * BLOCK);
-                let factors = x.add(BYTES * k).cast::<f32>();
-                for (i, part) in parts.clone().enumerate() {
-                    let to = to.add(i);
-                    (*to).scales[t] = *factors.add(part);
-                    if F::HAS_MIN {
-                        (*to).sums[t] = *factors.add(k / BLOCK + part);
+                if F::HAS_MIN {
+                    let at = at.map(|at| at.add(k / BLOCK));
+                    for (i, sums) in transposed(at, count).into_iter().enumerate().take(count) {
+                        _mm512_store_ps((&raw mut (*to.add(i)).sums).cast(), sums);
                     }
                 }
             }
         }
     }
+
+    /// Lays the quants of blocks `parts` of the T rows from `row` on side by side.
+    ///
+    /// # Safety
+    /// The rows have them; a chunk has no more than PANELS parts.
+    unsafe fn collect<const BYTES: usize, const T: usize>(
+        &self,
+        row: usize,
+        parts: std::ops::Range<usize>,
+        to: *mut Rows,
+    ) {
+        for t in 0..T {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let quants = (&raw mut (*to)[t]).cast::<u8>();
+                let from = self.args.x_row(row + t).add(BYTES * parts.start * BLOCK);
+                quants.copy_from_nonoverlapping(from, BYTES * parts.len() * BLOCK);
+            }
+        }
+    }
+}
+
+/// The first floats of T rows, those of all rows in one vector, and up to four such vectors, of which `count` count.
+///
+/// # Safety
+/// Each of `rows` points at `count` floats.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+unsafe fn transposed<const T: usize>(rows: [*const f32; T], count: usize) -> [__m512; 4] {
+    let some = ((1u32 << count) - 1) as __mmask8;
+    // Row 4 i + j is quarter i of vector j.
+    let quarter = |row: usize| match row < T {
+        // SAFETY: the caller's promise.
+        true => unsafe { _mm_maskz_loadu_ps(some, rows[row]) },
+        false => _mm_setzero_ps(),
+    };
+    let [a, b, c, d]: [__m512; 4] = std::array::from_fn(|j| {
+        let v = _mm512_zextps128_ps512(quarter(j));
+        let v = _mm512_insertf32x4::<1>(v, quarter(4 + j));
+        let v = _mm512_insertf32x4::<2>(v, quarter(8 + j));
+        _mm512_insertf32x4::<3>(v, quarter(12 + j))
+    });
+    let pairs = |low, high| (_mm512_castps_pd(low), _mm512_castps_pd(high));
+    let first = pairs(_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d));
+    let second = pairs(_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d));
+    [
+        _mm512_castpd_ps(_mm512_unpacklo_pd(first.0, first.1)),
+        _mm512_castpd_ps(_mm512_unpackhi_pd(first.0, first.1)),
+        _mm512_castpd_ps(_mm512_unpacklo_pd(second.0, second.1)),
+        _mm512_castpd_ps(_mm512_unpackhi_pd(second.0, second.1)),
+    ]
 }
 
 /// A tile of tokens by sixteen features, over a chunk.
