@@ -3,7 +3,9 @@
 use std::arch::x86_64::*;
 
 use crate::cpu::avx2::quant::{Format, Quants, Scales};
-use crate::cpu::avx512::part::{holds_scales, is_signed, join, join_floats};
+use crate::cpu::avx512::part::{
+    float_scales, holds_scales, is_signed, join, join_floats, min, scales,
+};
 use crate::quant::BLOCK;
 
 /// 32 k of sixteen rows of weights. What the format hasn't stays uninitialised.
@@ -79,14 +81,13 @@ pub(super) unsafe fn unpack<F: Format, const BYTES: usize>(at: [*const u8; 2], p
             let words = (&raw mut (*panel).words).cast::<[u8; 64]>();
             let low = (F::half::<0>(part[0]), F::half::<0>(part[1]));
             let high = (F::half::<1>(part[0]), F::half::<1>(part[1]));
-            let first_scale = join(F::scale::<0>(part[0]), F::scale::<0>(part[1]));
-            let scales = match F::SCALES {
-                Scales::Halves => {
-                    let second_scale = join(F::scale::<1>(part[0]), F::scale::<1>(part[1]));
-                    [first_scale, second_scale]
+            let scales = scales::<F>(part);
+            if F::SCALES != Scales::None && !holds_scales::<F>() {
+                let to = (&raw mut (*panel).scales).cast::<[f32; 16]>();
+                for (h, scale) in float_scales::<F>(part).into_iter().enumerate() {
+                    floats(to.add(h), scale);
                 }
-                _ => [first_scale; 2],
-            };
+            }
             for (h, (half, scale)) in [low, high].into_iter().zip(scales).enumerate() {
                 let first = if has_halves::<F>() { 8 * h } else { 4 * h };
                 for (j, (one, other)) in half.0.into_iter().zip(half.1).enumerate() {
@@ -106,10 +107,6 @@ pub(super) unsafe fn unpack<F: Format, const BYTES: usize>(at: [*const u8; 2], p
                     } else {
                         store(words.add(first + j), less(word, 1));
                     }
-                }
-                if F::SCALES != Scales::None && !holds_scales::<F>() {
-                    let scale = _mm512_cvtepi32_ps(_mm512_srai_epi32::<16>(scale));
-                    floats((&raw mut (*panel).scales).cast::<[f32; 16]>().add(h), scale);
                 }
             }
             if has_halves::<F>() {
@@ -134,10 +131,8 @@ pub(super) unsafe fn unpack<F: Format, const BYTES: usize>(at: [*const u8; 2], p
                 floats(&raw mut (*panel).m, join_floats(heads[0].m, heads[1].m));
             }
             floats(&raw mut (*panel).d, join_floats(heads[0].d, heads[1].d));
-            if let (Some(one), Some(other)) =
-                (F::min(&heads[0], part[0]), F::min(&heads[1], part[1]))
-            {
-                floats(&raw mut (*panel).min, join_floats(one, other));
+            if F::HAS_MIN {
+                floats(&raw mut (*panel).min, min::<F>(&heads, part));
             }
         }
     }

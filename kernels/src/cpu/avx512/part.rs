@@ -84,19 +84,9 @@ impl Part {
                 join(high[0][2], high[1][2]),
                 join(high[0][3], high[1][3]),
             ];
-            let scale = match F::SCALES {
-                Scales::None => _mm512_setzero_si512(),
-                _ => join(F::scale::<0>(at[0]), F::scale::<0>(at[1])),
-            };
-            let second_scale = match F::SCALES {
-                Scales::Halves => join(F::scale::<1>(at[0]), F::scale::<1>(at[1])),
-                _ => scale,
-            };
             (*to).d = join_floats(heads[0].d, heads[1].d);
-            if let (Some(first), Some(second)) =
-                (F::min(&heads[0], at[0]), F::min(&heads[1], at[1]))
-            {
-                (*to).min = join_floats(first, second);
+            if F::HAS_MIN {
+                (*to).min = min::<F>(heads, at);
             }
             if let ([Some(low), Some(low_second)], [Some(high), Some(high_second)]) = (
                 [F::half_min::<0>(at[0]), F::half_min::<0>(at[1])],
@@ -108,24 +98,23 @@ impl Part {
                     in_every_byte(join(high, high_second)),
                 ];
             }
+            let scales = scales::<F>(at);
             if is_wide::<F, BYTES>() {
                 for (j, word) in words.into_iter().enumerate() {
                     let even = _mm512_srai_epi16::<8>(_mm512_slli_epi16::<8>(word));
                     let odd = _mm512_srai_epi16::<8>(word);
-                    let scale = if j < 4 { scale } else { second_scale };
-                    (*to).words[j] = times::<F>(even, scale);
-                    (*to).words[8 + j] = times::<F>(odd, scale);
+                    (*to).words[j] = times::<F>(even, scales[j / 4]);
+                    (*to).words[8 + j] = times::<F>(odd, scales[j / 4]);
                 }
                 return;
             }
             if holds_scales::<F>() {
                 // Both bytes of 16 bits at once: neither product leaves its byte.
                 for (j, word) in words.iter_mut().enumerate() {
-                    *word = _mm512_mullo_epi16(*word, if j < 4 { scale } else { second_scale });
+                    *word = _mm512_mullo_epi16(*word, scales[j / 4]);
                 }
             } else if !matches!(F::SCALES, Scales::None) {
-                let float = |scale| _mm512_cvtepi32_ps(_mm512_srai_epi32::<16>(scale));
-                (*to).float_scales = [float(scale), float(second_scale)];
+                (*to).float_scales = float_scales::<F>(at);
             }
             if is_signed::<F>() {
                 (*to).start = match F::SCALES {
@@ -138,6 +127,82 @@ impl Part {
             }
         }
     }
+}
+
+/// Integer scales of each half of a part of both groups, twice in a lane, in 16 bits.
+///
+/// # Safety
+/// Each of `at` points at a part.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+pub(in crate::cpu) unsafe fn scales<F: Format>(at: [*const u8; 2]) -> [__m512i; 2] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match F::SCALES {
+            Scales::None => [_mm512_setzero_si512(); 2],
+            Scales::Whole => [join(F::scale::<0>(at[0]), F::scale::<0>(at[1])); 2],
+            Scales::Halves => [
+                join(F::scale::<0>(at[0]), F::scale::<0>(at[1])),
+                join(F::scale::<1>(at[0]), F::scale::<1>(at[1])),
+            ],
+        }
+    }
+}
+
+/// The same in f32, of a format whose scales are bytes, with which its parts begin: those of the eight rows' first halves, or of
+/// all, then those of the second ones.
+///
+/// # Safety
+/// As [`scales`].
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+pub(in crate::cpu) unsafe fn float_scales<F: Format>(at: [*const u8; 2]) -> [__m512; 2] {
+    let floats = |bytes| {
+        _mm512_cvtepi32_ps(match is_signed::<F>() {
+            true => _mm512_cvtepi8_epi32(bytes),
+            false => _mm512_cvtepu8_epi32(bytes),
+        })
+    };
+    // SAFETY: the caller's promise.
+    let [first, second] = unsafe { leading_bytes(at) };
+    match F::SCALES {
+        Scales::Halves => [floats(first), floats(second)],
+        _ => [floats(first); 2],
+    }
+}
+
+/// What is added to every weight of a part of both groups.
+///
+/// # Safety
+/// As [`scales`], of a format that has it, and its blocks' heads.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+pub(in crate::cpu) unsafe fn min<F: Format>(heads: &[Head; 2], at: [*const u8; 2]) -> __m512 {
+    let m = join_floats(heads[0].m, heads[1].m);
+    match F::SCALES {
+        Scales::None => m,
+        // Times the integer minima, bytes behind the scales.
+        _ => {
+            // SAFETY: the caller's promise.
+            let [_, mins] = unsafe { leading_bytes(at) };
+            _mm512_mul_ps(m, _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(mins)))
+        }
+    }
+}
+
+/// The first eight bytes of both parts, and the next eight.
+///
+/// # Safety
+/// Each of `at` points at sixteen bytes.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+unsafe fn leading_bytes(at: [*const u8; 2]) -> [__m128i; 2] {
+    // SAFETY: the caller's promise.
+    let [first, second] = at.map(|at| unsafe { _mm_loadu_si128(at.cast()) });
+    [
+        _mm_unpacklo_epi64(first, second),
+        _mm_unpackhi_epi64(first, second),
+    ]
 }
 
 /// Weights of 16 bits times their integer scales, which they hold: 32 * 128 is the most.
