@@ -214,6 +214,18 @@ pub(in crate::cpu) fn fetch<F: Format, const CACHE: i32>(block: *const u8) {
     }
 }
 
+/// As [`fetch`], of what a part's share of the block is: many lines at once would wait for one another.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+fn fetch_part<F: Format, const CACHE: i32>(block: *const u8, part: usize) {
+    // The first one's begins with the header.
+    let block = block.wrapping_add(part * F::PART);
+    let bytes = F::PART + if F::PARTS == 1 { F::HEADER } else { 0 };
+    for line in 0..bytes.div_ceil(64) {
+        _mm_prefetch::<CACHE>(block.wrapping_add(line * 64).cast());
+    }
+}
+
 impl Tile {
     /// Computes T tokens and returns their number.
     ///
@@ -241,22 +253,21 @@ impl Tile {
             for block in 0..self.blocks {
                 let at = self.w.add(block * (F::HEADER + F::PARTS * F::PART));
                 let heads = [F::head(at), F::head(at.add(self.second))];
-                if !SHARED && self.fetches {
-                    let block_bytes = F::HEADER + F::PARTS * F::PART;
-                    let ahead = AHEAD * block_bytes / F::PARTS;
-                    // Behind a pair's last blocks comes the next pair.
-                    let left = (self.blocks - block) * block_bytes;
-                    let ahead = if left > ahead {
-                        ahead
-                    } else {
-                        ahead + self.second
-                    };
-                    fetch::<F, _MM_HINT_T0>(at.wrapping_add(ahead));
-                    fetch::<F, _MM_HINT_T0>(at.wrapping_add(ahead + self.second));
+                let block_bytes = F::HEADER + F::PARTS * F::PART;
+                // Behind a pair's last blocks comes the next pair.
+                let left = (self.blocks - block) * block_bytes;
+                let mut ahead = AHEAD * block_bytes / F::PARTS;
+                if left <= ahead {
+                    ahead += self.second;
                 }
+                let ahead = at.wrapping_add(ahead);
                 for i in 0..F::PARTS {
                     let number = block * F::PARTS + i;
                     let mut part = self.panel.wrapping_add(number);
+                    if !SHARED && self.fetches {
+                        fetch_part::<F, _MM_HINT_T0>(ahead, i);
+                        fetch_part::<F, _MM_HINT_T0>(ahead.wrapping_add(self.second), i);
+                    }
                     if !SHARED {
                         let at = at.add(F::HEADER + i * F::PART);
                         let at = [at, at.add(self.second)];
