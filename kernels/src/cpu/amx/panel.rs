@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::cpu::avx2::quant::{Format, Quants, Scales};
+use crate::cpu::avx2::quant::{Format, Quants, Scales, fetch_part};
 use crate::cpu::avx512::part::{
     float_scales, holds_scales, is_signed, join, join_floats, min, scales,
 };
@@ -63,19 +63,24 @@ pub(super) const fn depth<F: Format, const BYTES: usize>() -> usize {
     }
 }
 
-/// Unpacks a block of two groups of weights to the panels of its parts. Whole lines are stored: halves of them cost twice the
+/// Unpacks a block of two groups of weights to the panels of its parts, and fetches those that come next, which may be anywhere. Whole lines are stored: halves of them cost twice the
 /// stores (NOTES.md).
 ///
 /// # Safety
 /// Each of `at` points at a block, `panels` at as many panels as it has parts.
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-pub(super) unsafe fn unpack<F: Format, const BYTES: usize>(at: [*const u8; 2], panels: *mut Panel) {
+pub(super) unsafe fn unpack<F: Format, const BYTES: usize>(
+    at: [*const u8; 2],
+    panels: *mut Panel,
+    next: [*const u8; 2],
+) {
     // SAFETY: the caller's promise; a panel's rows have sixteen columns of four bytes.
     unsafe {
         let heads = at.map(|at| F::head(at));
         for i in 0..F::PARTS {
             let part = at.map(|at| at.add(F::HEADER + i * F::PART));
             let panel = panels.add(i);
+            next.map(|next| fetch_part::<F, _MM_HINT_T1>(next, i));
             let store = |to: *mut [u8; 64], x| _mm512_store_si512(to.cast(), x);
             let floats = |to: *mut [f32; 16], x| _mm512_store_ps(to.cast(), x);
             let words = (&raw mut (*panel).words).cast::<[u8; 64]>();

@@ -19,7 +19,6 @@ use crate::abi::MatMulArgs;
 use crate::cpu::avx2::quant::{Format, Scales};
 use crate::cpu::avx512;
 use crate::cpu::avx512::part::holds_scales;
-use crate::cpu::avx512::quant::fetch;
 use crate::pack::GROUP;
 use crate::quant::BLOCK;
 
@@ -212,10 +211,13 @@ impl Call<'_> {
                     };
                     for block in 0..count / F::PARTS {
                         let offset = block * block_bytes;
-                        fetch::<F, _MM_HINT_T1>(next.wrapping_add(offset));
-                        fetch::<F, _MM_HINT_T1>(next.wrapping_add(offset + group_bytes));
                         let at = at.add(offset);
-                        unpack::<F, BYTES>([at, at.add(second)], panels.add(block * F::PARTS));
+                        let next = next.wrapping_add(offset);
+                        unpack::<F, BYTES>(
+                            [at, at.add(second)],
+                            panels.add(block * F::PARTS),
+                            [next, next.wrapping_add(group_bytes)],
+                        );
                     }
                     for (i, tile) in tiles.clone().enumerate() {
                         let (row, done) = self.rows_of::<T>(tile);

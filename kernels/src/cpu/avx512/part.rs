@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use crate::cpu::avx2::quant::{Format, Head, Quants, Scales};
+use crate::cpu::avx2::quant::{Format, Head, Quants, Scales, fetch_part};
 
 /// 32 k of both groups, unpacked. What a format has no use for isn't written.
 pub(super) struct Part {
@@ -36,7 +36,7 @@ pub(super) const fn is_wide<F: Format, const BYTES: usize>() -> bool {
     BYTES == 2 && is_signed::<F>()
 }
 
-/// Unpacks the parts of a block of both groups.
+/// Unpacks the parts of a block of both groups, and fetches those that come next, which may be anywhere.
 ///
 /// # Safety
 /// Each of `at` points at a block; `parts` are as many as a block has.
@@ -45,12 +45,14 @@ pub(super) const fn is_wide<F: Format, const BYTES: usize>() -> bool {
 pub(super) unsafe fn unpack_block<F: Format, const BYTES: usize>(
     at: [*const u8; 2],
     parts: &mut [MaybeUninit<Part>],
+    next: [*const u8; 2],
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         let heads = at.map(|at| F::head(at));
         for (i, to) in parts.iter_mut().enumerate() {
             let at = at.map(|at| at.add(F::HEADER + i * F::PART));
+            next.map(|next| fetch_part::<F, _MM_HINT_T1>(next, i));
             Part::unpack::<F, BYTES>(&heads, at, to.as_mut_ptr());
         }
     }

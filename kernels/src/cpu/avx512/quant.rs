@@ -17,7 +17,7 @@ use std::ops::Range;
 use super::part::{Part, holds_scales, is_signed, is_wide, unpack_block};
 use super::wide::{wide_sums, widen};
 use crate::abi::MatMulArgs;
-use crate::cpu::avx2::quant::{Format, Scales, each_slice};
+use crate::cpu::avx2::quant::{Format, Scales, each_slice, fetch_part};
 use crate::pack::GROUP;
 use crate::quant::BLOCK;
 
@@ -138,9 +138,9 @@ unsafe fn groups<F: Format, const BYTES: usize>(
                     let parts = panel.chunks_exact_mut(F::PARTS).take(count);
                     for (i, parts) in parts.enumerate() {
                         let at = w.add(i * block_bytes);
-                        fetch::<F, _MM_HINT_T1>(at.wrapping_add(2 * group_bytes));
-                        fetch::<F, _MM_HINT_T1>(at.wrapping_add(2 * group_bytes + second));
-                        unpack_block::<F, BYTES>([at, at.add(second)], parts);
+                        let next = at.wrapping_add(2 * group_bytes);
+                        let next = [next, next.wrapping_add(second)];
+                        unpack_block::<F, BYTES>([at, at.add(second)], parts, next);
                     }
                 }
                 let mut row = rows.start;
@@ -202,28 +202,6 @@ struct Tile {
     out_stride: usize,
     /// Whether weights further on are fetched: the first of a call's tiles does that for all.
     fetches: bool,
-}
-
-/// Fetches a block, which may be anywhere, to a cache: few tokens are multiplied faster than the processor by itself reads ahead
-/// (NOTES.md).
-#[inline]
-#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-pub(in crate::cpu) fn fetch<F: Format, const CACHE: i32>(block: *const u8) {
-    for line in 0..(F::HEADER + F::PARTS * F::PART).div_ceil(64) {
-        _mm_prefetch::<CACHE>(block.wrapping_add(line * 64).cast());
-    }
-}
-
-/// As [`fetch`], of what a part's share of the block is: many lines at once would wait for one another.
-#[inline]
-#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-fn fetch_part<F: Format, const CACHE: i32>(block: *const u8, part: usize) {
-    // The first one's begins with the header.
-    let block = block.wrapping_add(part * F::PART);
-    let bytes = F::PART + if F::PARTS == 1 { F::HEADER } else { 0 };
-    for line in 0..bytes.div_ceil(64) {
-        _mm_prefetch::<CACHE>(block.wrapping_add(line * 64).cast());
-    }
 }
 
 impl Tile {

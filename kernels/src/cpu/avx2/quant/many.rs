@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::panel::{Panel, block_bytes, has_halves, has_one_chain, holds_scales, is_wide, prepare};
-use super::{Format, Scales};
+use super::{Format, Scales, fetch_part};
 use crate::abi::MatMulArgs;
 use crate::pack::GROUP;
 use crate::quant::BLOCK;
@@ -152,9 +152,11 @@ impl Strip<'_> {
                 for block in 0..self.count / F::PARTS {
                     let offset = block * block_bytes;
                     let at = group.add(chunk_at + offset);
-                    fetch::<F>(group.wrapping_add(next).wrapping_add(offset));
+                    // Each chunk of a group is too short for the processor to see what comes next.
+                    let next = group.wrapping_add(next).wrapping_add(offset);
                     let head = F::head(at);
                     for i in 0..F::PARTS {
+                        fetch_part::<F, _MM_HINT_T1>(next, i);
                         let part = at.add(F::HEADER + i * F::PART);
                         let to = panels.add((block * F::PARTS + i) * G + g);
                         Panel::unpack::<F, BYTES, VNNI>(&head, part, to);
@@ -184,15 +186,6 @@ impl Strip<'_> {
             }
         }
         G
-    }
-}
-
-/// Fetches a block, which may be anywhere: each chunk of a group is too short for the processor to see what comes next.
-#[inline]
-#[target_feature(enable = "avx2,bmi2,f16c,fma")]
-fn fetch<F: Format>(block: *const u8) {
-    for line in 0..(F::HEADER + F::PARTS * F::PART).div_ceil(64) {
-        _mm_prefetch::<_MM_HINT_T1>(block.wrapping_add(line * 64).cast());
     }
 }
 

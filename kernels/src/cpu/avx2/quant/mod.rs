@@ -131,6 +131,19 @@ pub struct Head {
     pub m: __m256,
 }
 
+/// Fetches what a part's share of a block is, which may be anywhere, to a cache: few tokens are multiplied faster than the processor by
+/// itself reads ahead. A whole block's lines at once would wait for one another (NOTES.md, "Few tokens").
+#[inline]
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+pub(in crate::cpu) fn fetch_part<F: Format, const CACHE: i32>(block: *const u8, part: usize) {
+    // The first one's begins with the header.
+    let share = block.wrapping_add(part * F::PART);
+    let bytes = F::PART + if F::PARTS == 1 { F::HEADER } else { 0 };
+    for line in 0..bytes.div_ceil(64) {
+        _mm_prefetch::<CACHE>(share.wrapping_add(line * 64).cast());
+    }
+}
+
 /// Weights of a format times rows whose quants have BYTES bytes: 1 in Q8, 2 in Q11.
 ///
 /// # Safety
