@@ -80,7 +80,9 @@ pub(super) unsafe fn unpack<F: Format, const BYTES: usize>(
         for i in 0..F::PARTS {
             let part = at.map(|at| at.add(F::HEADER + i * F::PART));
             let panel = panels.add(i);
-            next.map(|next| fetch_part::<F, _MM_HINT_T1>(next, i));
+            for next in next {
+                fetch_part::<F, _MM_HINT_T1>(next, i);
+            }
             let store = |to: *mut [u8; 64], x| _mm512_store_si512(to.cast(), x);
             let floats = |to: *mut [f32; 16], x| _mm512_store_ps(to.cast(), x);
             let words = (&raw mut (*panel).words).cast::<[u8; 64]>();

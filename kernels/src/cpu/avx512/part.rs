@@ -52,7 +52,9 @@ pub(super) unsafe fn unpack_block<F: Format, const BYTES: usize>(
         let heads = at.map(|at| F::head(at));
         for (i, to) in parts.iter_mut().enumerate() {
             let at = at.map(|at| at.add(F::HEADER + i * F::PART));
-            next.map(|next| fetch_part::<F, _MM_HINT_T1>(next, i));
+            for next in next {
+                fetch_part::<F, _MM_HINT_T1>(next, i);
+            }
             Part::unpack::<F, BYTES>(&heads, at, to.as_mut_ptr());
         }
     }
