@@ -2,13 +2,12 @@
 //! run ahead of one ascending stream by themselves; Intel's stop at the end of a page, and have more under way with some
 //! streams side by side. So a tile is one group, or some, in vectors of 256 bits; the instructions are those of wider ones.
 //!
-//! `vpdpbusd` takes unsigned bytes times signed ones: signed weights become magnitudes, and their signs move to the
-//! activations.
+//! `vpdpbusd` takes unsigned bytes times signed ones: signed weights are raised.
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
-use super::part::{holds_scales, is_signed};
-use super::quant::unit;
+use super::part::{has_halves, holds_scales, is_signed, raised, unit};
 use crate::abi::MatMulArgs;
 use crate::cpu::avx2::quant::{Format, Head, Scales, each_slice};
 use crate::cpu::features::is_amd;
@@ -23,10 +22,14 @@ use crate::quant::BLOCK;
 pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
     // SAFETY: the caller's promise.
     unsafe {
-        each_slice::<F, BYTES>(args, unit::<F, BYTES>(), |_, starts| match is_amd() {
+        let run = |_: Range<usize>, starts| match is_amd() {
             true => run::<F, BYTES, true>(args, starts),
             false => run::<F, BYTES, false>(args, starts),
-        });
+        };
+        match has_halves::<F>() {
+            true => each_slice::<BYTES, true>(args, unit::<F, BYTES>(), run),
+            false => each_slice::<BYTES, false>(args, unit::<F, BYTES>(), run),
+        }
     }
 }
 
@@ -181,15 +184,24 @@ impl Row {
                 low = low.map(|w| _mm256_mullo_epi16(w, first));
                 high = high.map(|w| _mm256_mullo_epi16(w, second));
             }
+            if is_signed::<F>() {
+                let by = _mm256_set1_epi8(raised::<F>() as i8);
+                low = low.map(|w| _mm256_add_epi8(w, by));
+                high = high.map(|w| _mm256_add_epi8(w, by));
+            }
             let zero = _mm256_setzero_si256();
-            let start = match F::RAISED {
+            let start = |i: usize| match raised::<F>() {
                 0 => zero,
-                _ => _mm256_set1_epi32(*self.starts.add(b)),
+                _ => _mm256_set1_epi32(*self.starts.add(i)),
             };
-            let low = self.sum::<F, BYTES>(start, low, b, 0);
-            let high = self.sum::<F, BYTES>(zero, high, b, 4);
+            let [first, second] = match has_halves::<F>() {
+                true => [start(2 * b), start(2 * b + 1)],
+                false => [start(b), zero],
+            };
+            let low = self.sum::<BYTES>(first, low, b, 0);
+            let high = self.sum::<BYTES>(second, high, b, 4);
             match F::SCALES {
-                Scales::Halves if !holds_scales::<F>() => {
+                Scales::Halves if has_halves::<F>() => {
                     let first = _mm256_srai_epi32::<16>(F::scale::<0>(part));
                     let second = _mm256_srai_epi32::<16>(F::scale::<1>(part));
                     _mm256_add_epi32(
@@ -223,50 +235,20 @@ impl Row {
             let [low, high] =
                 mins.map(|min| [_mm256_or_si256(min, _mm256_slli_epi16::<8>(min)); 4]);
             Some(_mm256_add_epi32(
-                self.unsigned_sum::<BYTES>(_mm256_setzero_si256(), low, b, 0),
-                self.unsigned_sum::<BYTES>(_mm256_setzero_si256(), high, b, 4),
+                self.sum::<BYTES>(_mm256_setzero_si256(), low, b, 0),
+                self.sum::<BYTES>(_mm256_setzero_si256(), high, b, 4),
             ))
         }
     }
 
-    /// The products of four words of weights with words `from ..` of block `b`, added to `start` (of two bytes, to the high one's sums).
+    /// The products of four words of unsigned weights with words `from ..` of block `b`, added to `start` (of two bytes, to the high one's
+    /// sums). The quants of Q11 rows are 8 * high + low: byte 0 is the high one, or that of Q8.
     ///
     /// # Safety
     /// The row has the block.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn sum<F: Format, const BYTES: usize>(
-        &self,
-        start: __m256i,
-        w: [__m256i; 4],
-        b: usize,
-        from: usize,
-    ) -> __m256i {
-        if !is_signed::<F>() {
-            // SAFETY: the caller's promise.
-            return unsafe { self.unsigned_sum::<BYTES>(start, w, b, from) };
-        }
-        let mut sum = start;
-        for byte in 0..BYTES {
-            if byte == 1 {
-                sum = _mm256_slli_epi32::<3>(sum);
-            }
-            for (j, w) in w.into_iter().enumerate() {
-                // SAFETY: the caller's promise.
-                let x = unsafe { self.word::<BYTES>(byte, b, from + j) };
-                sum = _mm256_dpbusd_epi32(sum, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
-            }
-        }
-        sum
-    }
-
-    /// [`Row::sum`] of unsigned weights. The quants of Q11 rows are 8 * high + low: byte 0 is the high one, or that of Q8.
-    ///
-    /// # Safety
-    /// As there.
-    #[inline]
-    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn unsigned_sum<const BYTES: usize>(
+    unsafe fn sum<const BYTES: usize>(
         &self,
         start: __m256i,
         w: [__m256i; 4],

@@ -9,8 +9,6 @@ use crate::cpu::avx2::quant::{Format, Head, Quants, Scales, fetch_part};
 pub(super) struct Part {
     /// Eight of four bytes a lane, or, where they are multiplied in 16 bits, eight of the even ones and eight of the odd.
     pub(super) words: [__m512i; 16],
-    /// What sums of each half start from.
-    pub(super) start: [__m512i; 2],
     /// Integer scales of each half, in f32. Some processors multiply such twice as fast as integers of 32 bits (NOTES.md).
     pub(super) float_scales: [__m512; 2],
     pub(super) d: __m512,
@@ -20,9 +18,34 @@ pub(super) struct Part {
     pub(super) half_mins: [__m512i; 2],
 }
 
-/// Whether weights are the signed factor.
+/// Whether weights are signed.
 pub(in crate::cpu) const fn is_signed<F: Format>() -> bool {
     matches!(F::QUANTS, Quants::SignedLow | Quants::Signed)
+}
+
+/// What weights are raised by where they are multiplied by bytes, to be unsigned.
+pub(super) const fn raised<F: Format>() -> i32 {
+    match F::QUANTS {
+        Quants::SignedLow => 32,
+        Quants::Signed => 128,
+        _ => F::RAISED,
+    }
+}
+
+/// What sums of a raised format start from is this many times the sum of the activations, negative ([`each_slice`]). Of two bytes
+/// it starts the high one's sums, which are shifted by three later.
+///
+/// [`each_slice`]: crate::cpu::avx2::quant::each_slice
+pub(super) const fn unit<F: Format, const BYTES: usize>() -> i32 {
+    match BYTES {
+        2 => raised::<F>() / 8,
+        _ => raised::<F>(),
+    }
+}
+
+/// Whether halves of a part are summed apart, each with its scale.
+pub(super) const fn has_halves<F: Format>() -> bool {
+    matches!(F::SCALES, Scales::Halves) && !holds_scales::<F>()
 }
 
 /// Whether products of weights and integer scales fit a byte, so that they are what is multiplied: 3 * 15 does.
@@ -120,14 +143,11 @@ impl Part {
             } else if !matches!(F::SCALES, Scales::None) {
                 (*to).float_scales = float_scales::<F>(at);
             }
-            if is_signed::<F>() {
-                (*to).start = match F::SCALES {
-                    Scales::Halves => [start(&words[..4]), start(&words[4..])],
-                    _ => [start(&words); 2],
-                };
-            }
             for (j, word) in words.into_iter().enumerate() {
-                (*to).words[j] = word;
+                (*to).words[j] = match is_signed::<F>() {
+                    true => _mm512_add_epi8(word, _mm512_set1_epi8(raised::<F>() as i8)),
+                    false => word,
+                };
             }
         }
     }
@@ -217,20 +237,6 @@ fn times<F: Format>(words: __m512i, scale: __m512i) -> __m512i {
         Scales::None => words,
         _ => _mm512_mullo_epi16(words, scale),
     }
-}
-
-/// What sums of products with activations that are raised by 128 start from.
-#[inline]
-#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-fn start(words: &[__m512i]) -> __m512i {
-    let raised_by = _mm512_set1_epi8(-128);
-    // Chains of two: all products of the part wait for this.
-    let mut sum = _mm512_setzero_si512();
-    for w in words.chunks_exact(2) {
-        let first = _mm512_dpbusd_epi32(_mm512_setzero_si512(), raised_by, w[0]);
-        sum = _mm512_add_epi32(sum, _mm512_dpbusd_epi32(first, raised_by, w[1]));
-    }
-    _mm512_sub_epi32(_mm512_setzero_si512(), sum)
 }
 
 /// Numbers below 256 in 16 bits, in both bytes.

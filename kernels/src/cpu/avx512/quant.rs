@@ -14,7 +14,7 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::part::{Part, holds_scales, is_signed, is_wide, unpack_block};
+use super::part::{Part, has_halves, holds_scales, is_signed, is_wide, raised, unit, unpack_block};
 use super::wide::{wide_sums, widen};
 use crate::abi::MatMulArgs;
 use crate::cpu::avx2::quant::{Format, Scales, each_slice, fetch_part};
@@ -42,18 +42,19 @@ pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
     }
     // SAFETY: the caller's promise.
     unsafe {
-        each_slice::<F, BYTES>(args, unit::<F, BYTES>(), |rows, starts| {
-            slice::<F, BYTES>(args, rows, starts);
-        });
-    }
-}
-
-/// What sums of a raised format start from is this many times the sum of the activations, negative ([`each_slice`]). Of two bytes
-/// it starts the high one's sums, which are shifted by three later.
-pub(super) const fn unit<F: Format, const BYTES: usize>() -> i32 {
-    match BYTES {
-        2 => F::RAISED / 8,
-        _ => F::RAISED,
+        match is_wide::<F, BYTES>() {
+            true => slice::<F, BYTES>(args, 0..args.rows as usize, std::ptr::null()),
+            false if has_halves::<F>() => {
+                each_slice::<BYTES, true>(args, unit::<F, BYTES>(), |rows, starts| {
+                    slice::<F, BYTES>(args, rows, starts);
+                });
+            }
+            false => {
+                each_slice::<BYTES, false>(args, unit::<F, BYTES>(), |rows, starts| {
+                    slice::<F, BYTES>(args, rows, starts);
+                });
+            }
+        }
     }
 }
 
@@ -154,7 +155,9 @@ unsafe fn groups<F: Format, const BYTES: usize>(
                         pair,
                         k: args.k as usize,
                         x: args.x_rows(row),
-                        starts: starts.wrapping_add((row - rows.start) * (args.k as usize / BLOCK)),
+                        starts: starts.wrapping_add(
+                            (row - rows.start) * (args.k as usize / BLOCK) * starts_of::<F>(),
+                        ),
                         widened,
                         out: args.out.add(row * args.out_stride as usize + g * GROUP),
                         out_stride: args.out_stride as usize,
@@ -194,7 +197,7 @@ struct Tile {
     k: usize,
     /// The tokens' activations.
     x: [*const u8; TOKENS],
-    /// What each block's sums start from, a token after the other, if the format is raised.
+    /// What each block's sums start from, [`starts_of`] a block, a token after the other, if weights are raised.
     starts: *const i32,
     /// Their quants in 16 bits ([`widen`]), or null: then a block is widened when it is multiplied.
     widened: *const __m512i,
@@ -202,6 +205,11 @@ struct Tile {
     out_stride: usize,
     /// Whether weights further on are fetched: the first of a call's tiles does that for all.
     fetches: bool,
+}
+
+/// Numbers that a block's sums start from.
+const fn starts_of<F: Format>() -> usize {
+    if has_halves::<F>() { 2 } else { 1 }
 }
 
 impl Tile {
@@ -281,19 +289,16 @@ impl Tile {
         // SAFETY: the caller's promise; the quants of a row are followed by a scale and a sum for each 32.
         unsafe {
             let x = self.quants::<BYTES, T>(b);
-            let starts: [__m512i; T] = std::array::from_fn(|t| match F::RAISED {
-                0 => _mm512_setzero_si512(),
-                _ => _mm512_set1_epi32(*self.starts.add(t * (self.k / BLOCK) + b)),
-            });
+            let starts = Starts {
+                at: self.starts.wrapping_add(b * starts_of::<F>()),
+                token: self.k / BLOCK * starts_of::<F>(),
+            };
             let isums = x.isums::<F, BYTES, T, SHARED>(part, starts);
             let imins = match F::HAS_HALF_MINS {
                 true => {
                     let [low, high] = (*part).half_mins;
                     let mins = [low, low, low, low, high, high, high, high];
-                    x.sums::<F, false, BYTES, T, SHARED, 0, 8>(
-                        mins.as_ptr(),
-                        [_mm512_setzero_si512(); T],
-                    )
+                    x.sums::<F, BYTES, T, SHARED, 0, 8>(mins.as_ptr(), [_mm512_setzero_si512(); T])
                 }
                 false => [_mm512_setzero_si512(); T],
             };
@@ -332,6 +337,29 @@ impl Tile {
     }
 }
 
+/// What sums of a block start from: numbers of the first token, and how many further on are those of the next.
+#[derive(Clone, Copy)]
+struct Starts {
+    at: *const i32,
+    token: usize,
+}
+
+impl Starts {
+    /// Those of a half of each of T tokens, or of both, the first.
+    ///
+    /// # Safety
+    /// There are the numbers, if weights of F are raised.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+    unsafe fn of<F: Format, const T: usize>(self, half: usize) -> [__m512i; T] {
+        std::array::from_fn(|t| match raised::<F>() {
+            0 => _mm512_setzero_si512(),
+            // SAFETY: the caller's promise.
+            _ => _mm512_set1_epi32(unsafe { *self.at.add(t * self.token + half) }),
+        })
+    }
+}
+
 /// Where a block of 32 quants of each of some tokens is. Behind the high bytes of Q11 are the low ones.
 #[derive(Clone, Copy)]
 struct XBlock {
@@ -340,44 +368,9 @@ struct XBlock {
     widened: *const __m512i,
 }
 
-/// The same quants, raised by 128.
-#[repr(align(64))]
-struct Raised<const BYTES: usize, const T: usize>([[[u8; BLOCK]; BYTES]; T]);
-
-impl<const BYTES: usize, const T: usize> Raised<BYTES, T> {
-    /// # Safety
-    /// `x` has T tokens.
-    #[inline]
-    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn new(x: XBlock) -> Self {
-        let mut raised = Raised([[[0; BLOCK]; BYTES]; T]);
-        for (t, token) in raised.0.iter_mut().enumerate() {
-            for (byte, quants) in token.iter_mut().enumerate() {
-                // SAFETY: 32 quants each.
-                unsafe {
-                    let x = _mm256_loadu_si256(x.at[t].add(byte * BLOCK).cast());
-                    let x = _mm256_xor_si256(x, _mm256_set1_epi8(-128));
-                    _mm256_storeu_si256(quants.as_mut_ptr().cast(), x);
-                }
-            }
-        }
-        raised
-    }
-
-    fn quants(&self) -> XBlock {
-        // Hidden, so that words are loaded to all lanes at once: the compiler would rather shuffle what was stored.
-        let first: *const u8 = std::hint::black_box(self.0.as_ptr().cast());
-        XBlock {
-            // Beyond the T tokens the pointers lead nowhere, and nobody follows them.
-            at: std::array::from_fn(|t| first.wrapping_add(t * BYTES * BLOCK)),
-            widened: std::ptr::null(),
-        }
-    }
-}
-
 impl XBlock {
-    /// The inner products of a part's rows with T tokens, from `starts` on where the format is raised, integer scales included: exact
-    /// numbers, in f32.
+    /// The inner products of a part's rows with T tokens, from what sums of each half start from (or of both, the first) where weights
+    /// are raised, integer scales included: exact numbers, in f32.
     ///
     /// # Safety
     /// It has T tokens.
@@ -386,7 +379,7 @@ impl XBlock {
     unsafe fn isums<F: Format, const BYTES: usize, const T: usize, const SHARED: bool>(
         self,
         part: *const Part,
-        starts: [__m512i; T],
+        starts: Starts,
     ) -> [__m512; T] {
         // SAFETY: the caller's promise.
         unsafe {
@@ -399,32 +392,20 @@ impl XBlock {
                 }
                 return floats(wide_sums::<F, T, SHARED>(pairs, &raw const (*part).words));
             }
-            if !is_signed::<F>() {
-                return self.scaled_sums::<F, false, BYTES, T, SHARED>(part, starts);
-            }
-            let raised = Raised::<BYTES, T>::new(self);
-            raised
-                .quants()
-                .scaled_sums::<F, true, BYTES, T, SHARED>(part, starts)
+            self.scaled_sums::<F, BYTES, T, SHARED>(part, starts)
         }
     }
 
-    /// [`XBlock::isums`] of quants that are raised if weights are SIGNED.
+    /// [`XBlock::isums`] of bytes.
     ///
     /// # Safety
     /// As there.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn scaled_sums<
-        F: Format,
-        const SIGNED: bool,
-        const BYTES: usize,
-        const T: usize,
-        const SHARED: bool,
-    >(
+    unsafe fn scaled_sums<F: Format, const BYTES: usize, const T: usize, const SHARED: bool>(
         self,
         part: *const Part,
-        starts: [__m512i; T],
+        starts: Starts,
     ) -> [__m512; T] {
         let scales = match holds_scales::<F>() {
             true => Scales::None,
@@ -432,15 +413,11 @@ impl XBlock {
         };
         // SAFETY: the caller's promise.
         unsafe {
-            let [low, high] = match is_signed::<F>() {
-                true => (*part).start.map(|start| [start; T]),
-                false => [starts, [_mm512_setzero_si512(); T]],
-            };
             let words = (&raw const (*part).words).cast();
             if scales == Scales::Halves {
                 // Q8 rows only, with which all of it is below 2^24, and so exact in f32: 32 * 32 * 127 * 128 in Q6_K.
-                let first = self.sums::<F, SIGNED, BYTES, T, SHARED, 0, 4>(words, low);
-                let second = self.sums::<F, SIGNED, BYTES, T, SHARED, 4, 8>(words, high);
+                let first = self.sums::<F, BYTES, T, SHARED, 0, 4>(words, starts.of::<F, T>(0));
+                let second = self.sums::<F, BYTES, T, SHARED, 4, 8>(words, starts.of::<F, T>(1));
                 let (mut sums, second) = (floats(first), floats(second));
                 for (sum, second) in sums.iter_mut().zip(second) {
                     let first = _mm512_mul_ps(*sum, (*part).float_scales[0]);
@@ -448,7 +425,8 @@ impl XBlock {
                 }
                 return sums;
             }
-            let mut sums = floats(self.sums::<F, SIGNED, BYTES, T, SHARED, 0, 8>(words, low));
+            let mut sums =
+                floats(self.sums::<F, BYTES, T, SHARED, 0, 8>(words, starts.of::<F, T>(0)));
             if scales == Scales::Whole {
                 // The sums are below 2^24, so that a product rounds as the conversion of the exact integer does.
                 for sum in &mut sums {
@@ -468,7 +446,6 @@ impl XBlock {
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
     unsafe fn sums<
         F: Format,
-        const SIGNED: bool,
         const BYTES: usize,
         const T: usize,
         const SHARED: bool,
@@ -489,14 +466,8 @@ impl XBlock {
                         // SAFETY: the caller's promise; word j is 4 j bytes on.
                         unsafe {
                             let at = self.at[t];
-                            if SIGNED {
-                                let at = at.add($byte * BLOCK + 4 * $j).cast::<i32>();
-                                let x = _mm512_set1_epi32(at.read_unaligned());
-                                *sum = _mm512_dpbusd_epi32(*sum, x, word);
-                                settle(sum);
-                            } else {
                                 // With an index, which the compiler would have in it, the instruction is two operations. In the
-                                // order of the source, as [`settle`] says.
+                                // order of the source, a word for all tokens before the next word, since a token's products are one chain or two.
                                 asm!(
                                     "vpdpbusd {sum}, {word}, dword ptr [{at} + {offset}]{{1to16}}",
                                     sum = inout(zmm_reg) *sum,
@@ -505,7 +476,6 @@ impl XBlock {
                                     offset = const $byte * BLOCK + 4 * $j,
                                     options(readonly, nostack, preserves_flags),
                                 );
-                            }
                         }
                     }
                 }
@@ -551,19 +521,4 @@ fn floats<const T: usize>(sums: [__m512i; T]) -> [__m512; T] {
         *float = _mm512_cvtepi32_ps(sum);
     }
     floats
-}
-
-/// Has a sum computed here, in the order of the source: a word for all tokens before the next word. The compiler would rather
-/// do a token after the other, and a token's operations are one chain, of which a processor holds too few at a time (NOTES.md).
-#[inline]
-#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-fn settle(sum: &mut __m512i) {
-    // SAFETY: no instruction.
-    unsafe {
-        asm!(
-            "/* {} */",
-            inout(zmm_reg) * sum,
-            options(nomem, nostack, preserves_flags)
-        )
-    };
 }

@@ -62,7 +62,7 @@ pub(super) unsafe fn wide_sums<F: Format, const T: usize, const SHARED: bool>(
                 for (t, sum) in sums.iter_mut().enumerate() {
                     let at = pairs.cast::<[i16; 16]>().add(t / 2 * 4 + t % 2);
                     // The intrinsic becomes `vpmaddwd` and `vpaddd`, on one pipe each, for what it saves of latency. Not
-                    // `pure`: it stays in the order of the source, as `settle` of [`super::quant`] says.
+                    // `pure`: it stays in the order of the source: a word for all tokens before the next.
                     asm!(
                         "vpdpwssd {sum}, {word}, dword ptr [{at} + {offset}]{{1to16}}",
                         sum = inout(zmm_reg) *sum,

@@ -179,7 +179,7 @@ pub unsafe fn vnni_matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
 unsafe fn tiles<F: Format, const BYTES: usize>(args: &MatMulArgs) {
     // SAFETY: the caller's promise.
     unsafe {
-        each_slice::<F, BYTES>(args, F::RAISED, |rows, starts| {
+        each_slice::<BYTES, false>(args, F::RAISED, |rows, starts| {
             slice::<F, BYTES>(args, rows, starts)
         })
     };

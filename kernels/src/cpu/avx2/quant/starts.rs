@@ -4,7 +4,6 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::Format;
 use crate::abi::MatMulArgs;
 use crate::quant::BLOCK;
 
@@ -17,32 +16,36 @@ const FEW: usize = 1024;
 /// Rows whose starts are made at a time are a multiple of this, so that tiles are full.
 const FULL: usize = 8;
 
-/// Calls `run` with ranges of a call's rows that together are all of them, and for a raised format with `-unit` times the sum of
-/// the quants of each block of those rows, a row after the other.
+/// Calls `run` with ranges of a call's rows that together are all of them, and, unless `unit` is 0, with `-unit` times the sum of
+/// the quants of each block of those rows, or with HALVES of each half of a block, a row after the other.
 ///
 /// # Safety
 /// The call's rows hold quants of BYTES bytes.
 #[inline]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-pub unsafe fn each_slice<F: Format, const BYTES: usize>(
+pub unsafe fn each_slice<const BYTES: usize, const HALVES: bool>(
     args: &MatMulArgs,
     unit: i32,
     run: impl Fn(Range<usize>, *const i32),
 ) {
     let rows = args.rows as usize;
-    let blocks = args.k as usize / BLOCK;
-    if F::RAISED == 0 {
+    if unit == 0 {
         run(0..rows, std::ptr::null());
-    } else if rows * blocks <= FEW {
+    } else if rows * of_a_row::<HALVES>(args.k) <= FEW {
         let mut starts = MaybeUninit::<[i32; FEW]>::uninit();
         let starts = starts.as_mut_ptr().cast();
         // SAFETY: the caller's promise; there is room for the starts of all rows.
-        unsafe { of_rows::<BYTES>(args, 0..rows, unit, starts) };
+        unsafe { of_rows::<BYTES, HALVES>(args, 0..rows, unit, starts) };
         run(0..rows, starts);
     } else {
         // SAFETY: the caller's promise.
-        unsafe { each_large_slice::<BYTES>(args, unit, &run) };
+        unsafe { each_large_slice::<BYTES, HALVES>(args, unit, &run) };
     }
+}
+
+/// Starts of a row of k quants.
+const fn of_a_row<const HALVES: bool>(k: u64) -> usize {
+    k as usize / BLOCK * (1 + HALVES as usize)
 }
 
 /// [`each_slice`] of a raised format and more rows.
@@ -51,30 +54,30 @@ pub unsafe fn each_slice<F: Format, const BYTES: usize>(
 /// As there.
 #[inline(never)]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-unsafe fn each_large_slice<const BYTES: usize>(
+unsafe fn each_large_slice<const BYTES: usize, const HALVES: bool>(
     args: &MatMulArgs,
     unit: i32,
     run: &dyn Fn(Range<usize>, *const i32),
 ) {
     let rows = args.rows as usize;
-    let blocks = args.k as usize / BLOCK;
+    let of_a_row = of_a_row::<HALVES>(args.k);
     let mut stack = MaybeUninit::<[i32; ROOM]>::uninit();
     let mut heap = Vec::<i32>::new();
-    let starts = match blocks <= ROOM {
+    let starts = match of_a_row <= ROOM {
         true => stack.as_mut_ptr().cast::<i32>(),
         false => {
-            heap.reserve_exact(blocks);
+            heap.reserve_exact(of_a_row);
             heap.as_mut_ptr()
         }
     };
-    let at_once = match ROOM / blocks {
+    let at_once = match ROOM / of_a_row {
         few @ ..FULL => few.max(1),
         many => many / FULL * FULL,
     };
     for first in (0..rows).step_by(at_once) {
         let slice = first..rows.min(first + at_once);
         // SAFETY: the caller's promise; there is room for the starts of `at_once` rows.
-        unsafe { of_rows::<BYTES>(args, slice.clone(), unit, starts) };
+        unsafe { of_rows::<BYTES, HALVES>(args, slice.clone(), unit, starts) };
         run(slice, starts);
     }
 }
@@ -85,7 +88,7 @@ unsafe fn each_large_slice<const BYTES: usize>(
 /// As [`of_row`], of each.
 #[inline]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-unsafe fn of_rows<const BYTES: usize>(
+unsafe fn of_rows<const BYTES: usize, const HALVES: bool>(
     args: &MatMulArgs,
     rows: Range<usize>,
     unit: i32,
@@ -94,7 +97,13 @@ unsafe fn of_rows<const BYTES: usize>(
     let k = args.k as usize;
     for (i, row) in rows.enumerate() {
         // SAFETY: the caller's promise.
-        unsafe { of_row::<BYTES>(args.x_row(row), k, unit, starts.add(i * (k / BLOCK))) };
+        unsafe {
+            let (row, starts) = (args.x_row(row), starts.add(i * of_a_row::<HALVES>(args.k)));
+            match HALVES {
+                true => of_halves::<BYTES>(row, k, unit, starts),
+                false => of_row::<BYTES>(row, k, unit, starts),
+            }
+        }
     }
 }
 
@@ -137,6 +146,34 @@ unsafe fn of_row<const BYTES: usize>(row: *const u8, k: usize, unit: i32, starts
             let sum = _mm256_and_si256(_mm256_cvtps_epi32(quotient), _mm256_castps_si256(usual));
             let start = _mm256_mullo_epi32(sum, _mm256_set1_epi32(-unit));
             _mm256_maskstore_epi32(starts.add(b), mask, start);
+        }
+    }
+}
+
+/// As [`of_row`], of each half of a block: a row has no such sums, so these are the quants'.
+///
+/// # Safety
+/// As there; `starts` has room for two a block.
+#[inline]
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+unsafe fn of_halves<const BYTES: usize>(row: *const u8, k: usize, unit: i32, starts: *mut i32) {
+    let fours = |x: __m256i| {
+        let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), x);
+        _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
+    };
+    for b in 0..k / BLOCK {
+        // SAFETY: the row has the block, and `starts` room for its two.
+        unsafe {
+            let byte = |i: usize| _mm256_loadu_si256(row.add((b * BYTES + i) * BLOCK).cast());
+            let mut sums = fours(byte(0));
+            if BYTES == 2 {
+                sums = _mm256_add_epi32(_mm256_slli_epi32::<3>(sums), fours(byte(1)));
+            }
+            // Each half's in its 128 bits.
+            let sums = _mm256_hadd_epi32(sums, sums);
+            let sums = _mm256_hadd_epi32(sums, sums);
+            *starts.add(2 * b) = -unit * _mm256_extract_epi32::<0>(sums);
+            *starts.add(2 * b + 1) = -unit * _mm256_extract_epi32::<4>(sums);
         }
     }
 }
@@ -263,7 +300,7 @@ mod tests {
                 }
             };
             // SAFETY: rows of k quants; the test has asked for the level.
-            unsafe { each_slice::<super::super::Q4_0, 1>(&args, 8, meet) };
+            unsafe { each_slice::<1, false>(&args, 8, meet) };
             assert_eq!(
                 met.into_inner(),
                 (0..rows).collect::<Vec<_>>(),
