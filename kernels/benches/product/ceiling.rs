@@ -16,19 +16,48 @@ pub fn prefill(level: Level, encoding: Encoding, activations: DType) -> f64 {
         _ if wide => return 512.0 * pipes() / avx512_operations(encoding, activations, 8.0),
         _ => {}
     }
-    let (q8, q11) = match encoding {
-        Encoding::Q4_0 | Encoding::Q4_1 | Encoding::Q4_K => (42.0, 25.0),
-        Encoding::Q5_0 | Encoding::Q5_1 | Encoding::Q5_K => (33.3, 21.0),
-        Encoding::MXFP4 => (36.9, 22.4),
-        Encoding::Q8_0 => (27.3, 19.6),
-        Encoding::Q6_K => (24.1, 15.2),
-        Encoding::Q3_K => (23.7, 15.1),
-        Encoding::IQ4_NL => (24.2, 17.9),
-        Encoding::IQ4_XS => (24.0, 17.1),
-        Encoding::Q2_K => (22.8, 12.6),
-        Encoding::F32 | Encoding::F16 | Encoding::BF16 => unreachable!("above"),
-    };
-    if activations == DType::Q11 { q11 } else { q8 }
+    // 256 MACs of a token with eight features by 32 k.
+    match level {
+        Level::AvxVnni => 512.0 / vnni_operations(encoding, activations),
+        _ => 768.0 / avx2_operations(encoding, activations),
+    }
+}
+
+/// At AVX2, operations of a token with eight features by 32 k, which three ports share. Unpacking, once for the tokens of a call, is
+/// not in it.
+fn avx2_operations(encoding: Encoding, activations: DType) -> f64 {
+    let wide = activations == DType::Q11;
+    match encoding {
+        Encoding::F32 | Encoding::F16 | Encoding::BF16 => unreachable!("not quantised"),
+        // 16 products and 15 additions; with integer minima a product and three to scale it.
+        Encoding::Q2_K if wide => 38.0,
+        Encoding::Q4_1 | Encoding::Q5_1 | Encoding::Q4_K | Encoding::Q5_K if wide => 35.0,
+        _ if wide => 34.0,
+        Encoding::Q8_0 | Encoding::IQ4_NL | Encoding::IQ4_XS => 34.0,
+        // 8 products, 8 additions, and one or two that widen.
+        Encoding::Q4_0 => 20.0,
+        Encoding::Q4_1 | Encoding::Q4_K => 21.0,
+        Encoding::Q5_0 | Encoding::MXFP4 | Encoding::Q3_K | Encoding::Q6_K => 22.0,
+        Encoding::Q5_1 | Encoding::Q5_K => 23.0,
+        Encoding::Q2_K => 26.0,
+    }
+}
+
+/// At AVX-VNNI, operations of a token with eight features by 32 k that multiply or convert, which two ports share.
+fn vnni_operations(encoding: Encoding, activations: DType) -> f64 {
+    // Those of Q11 are shifted once.
+    let dots = if activations == DType::Q11 { 17.0 } else { 8.0 };
+    match encoding {
+        Encoding::F32 | Encoding::F16 | Encoding::BF16 => unreachable!("not quantised"),
+        Encoding::Q4_0 | Encoding::Q5_0 | Encoding::MXFP4 => dots + 3.0,
+        Encoding::Q8_0 | Encoding::IQ4_NL => dots + 3.0,
+        Encoding::Q4_1 | Encoding::Q5_1 | Encoding::IQ4_XS => dots + 4.0,
+        Encoding::Q4_K | Encoding::Q5_K => dots + 5.0,
+        Encoding::Q2_K => dots + 7.0,
+        // Each half is scaled: in f32, or by integer products of two operations each.
+        Encoding::Q3_K | Encoding::Q6_K if activations == DType::Q11 => dots + 8.0,
+        Encoding::Q3_K | Encoding::Q6_K => dots + 6.0,
+    }
 }
 
 /// Weight bytes a cycle for a lone token, from the L1 cache.
@@ -75,21 +104,17 @@ pub fn attention(level: Level, dtype: KvDType) -> f64 {
 /// At AVX-512, operations a token of 16 features by 32 k in a tile of some tokens: those of 512 bits that multiply.
 fn avx512_operations(encoding: Encoding, activations: DType, tokens: f64) -> f64 {
     let dots = if activations == DType::Q11 { 16.0 } else { 8.0 };
-    // Signed weights are unpacked once for the tokens of a call, 32 in plans. With Q8 rows they are summed then; in 16 bits, which
-    // they are multiplied in with Q11 rows of several tokens, integer scales are multiplied into them.
-    let shared = if tokens > 1.0 { 32.0 } else { 1.0 };
+    // Signed weights with a scale a half are multiplied in 16 bits with Q11 rows of several tokens: scales are multiplied into them, once
+    // for the tokens of a call, 32 in plans.
     let wide = activations == DType::Q11 && tokens > 1.0;
-    let signed = 8.0 / shared;
     match encoding {
         Encoding::F32 | Encoding::F16 | Encoding::BF16 => unreachable!("not quantised"),
         Encoding::Q4_0 | Encoding::Q5_0 | Encoding::MXFP4 => dots + 2.0,
-        Encoding::Q4_1 | Encoding::Q5_1 => dots + 3.0,
+        Encoding::Q8_0 | Encoding::IQ4_NL => dots + 2.0,
+        Encoding::Q4_1 | Encoding::Q5_1 | Encoding::IQ4_XS => dots + 3.0,
         Encoding::Q4_K | Encoding::Q5_K => dots + 4.0,
-        Encoding::Q8_0 | Encoding::IQ4_NL if wide => dots + 2.0,
-        Encoding::IQ4_XS | Encoding::Q3_K | Encoding::Q6_K if wide => dots + 2.0 + 16.0 / shared,
-        Encoding::Q8_0 | Encoding::IQ4_NL => dots + 2.0 + signed,
-        Encoding::IQ4_XS => dots + 3.0 + signed,
-        Encoding::Q3_K | Encoding::Q6_K => dots + 4.0 + signed,
+        Encoding::Q3_K | Encoding::Q6_K if wide => dots + 2.5,
+        Encoding::Q3_K | Encoding::Q6_K => dots + 4.0,
         // And the scales, multiplied into its weights once a tile.
         Encoding::Q2_K => 2.0 * dots + 4.0 + 8.0 / tokens,
     }

@@ -7,7 +7,7 @@ use crate::cpu::avx2::quant::{Format, Head, Quants, Scales, fetch_part};
 
 /// 32 k of both groups, unpacked. What a format has no use for isn't written.
 pub(super) struct Part {
-    /// Eight of four bytes a lane, or, where they are multiplied in 16 bits, eight of the even ones and eight of the odd.
+    /// Eight of four unsigned bytes a lane, or, where they are multiplied in 16 bits, eight of the even ones and eight of the odd.
     pub(super) words: [__m512i; 16],
     /// Integer scales of each half, in f32. Some processors multiply such twice as fast as integers of 32 bits (NOTES.md).
     pub(super) float_scales: [__m512; 2],
@@ -54,9 +54,9 @@ pub(in crate::cpu) const fn holds_scales<F: Format>() -> bool {
 }
 
 /// Whether weights are multiplied in 16 bits. With Q11 rows that takes as many products as two bytes apart do, but integer
-/// scales are multiplied into weights, once for all tokens, and signed weights need no raised activations.
+/// scales of halves are multiplied into weights, once for all tokens: with such rows they would leave f32's 24 bits.
 pub(super) const fn is_wide<F: Format, const BYTES: usize>() -> bool {
-    BYTES == 2 && is_signed::<F>()
+    BYTES == 2 && matches!(F::QUANTS, Quants::SignedLow)
 }
 
 /// Unpacks the parts of a block of both groups, and fetches those that come next, which may be anywhere.

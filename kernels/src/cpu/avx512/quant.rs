@@ -2,12 +2,11 @@
 //!
 //! A tile is two groups of eight rows of weights, a half of a vector each, by up to [`TOKENS`] tokens. [`Format`]s unpack as
 //! for AVX2, each group by itself. `vpdpbusd` multiplies unsigned by signed bytes and adds four products to a lane of 32
-//! bits, without a bound on the sums but the lane's. Unsigned weights are its first factor. Signed ones are its second:
-//! then activations are raised by 128, and sums start from what that adds, -128 times the weights' sum, which all
-//! tokens share.
+//! bits, without a bound on the sums but the lane's. Its first factor is weights: signed ones are raised, and sums start from minus what
+//! that adds ([`each_slice`]).
 //!
 //! The quants of Q11 rows are 8 * high + low: the sums of the high bytes are shifted left by three before those of the low
-//! ones come on top. Signed weights are multiplied with these in 16 bits instead ([`is_wide`]).
+//! ones come on top. Signed weights whose halves have a scale each are multiplied with these in 16 bits instead ([`is_wide`]).
 
 use std::arch::asm;
 use std::arch::x86_64::*;

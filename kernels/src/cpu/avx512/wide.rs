@@ -1,4 +1,4 @@
-//! Products of signed weights and Q11 rows, in 16 bits.
+//! Products of signed weights with a scale a half and Q11 rows, in 16 bits.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
