@@ -69,7 +69,7 @@ unsafe fn slice<F: Format, const BYTES: usize>(
 ) {
     let bytes = args.k as usize / BLOCK * rows.len().next_multiple_of(2) * size_of::<__m512i>();
     // One tile, whose rows are widened once for all groups.
-    if is_wide::<F, BYTES>() && matches!(rows.len(), 2..=6 | TOKENS) && bytes <= ROOM {
+    if is_wide::<F, BYTES>() && (2..=TOKENS).contains(&rows.len()) && bytes <= ROOM {
         // SAFETY: the caller's promise.
         return unsafe { widened::<F, BYTES>(args, rows, starts) };
     }
@@ -172,7 +172,8 @@ unsafe fn groups<F: Format, const BYTES: usize>(
                         (false, 3) => tile.run::<F, BYTES, 3, false>(),
                         (false, 4) => tile.run::<F, BYTES, 4, false>(),
                         (false, 5) => tile.run::<F, BYTES, 5, false>(),
-                        (false, 6 | 7) => tile.run::<F, BYTES, 6, false>(),
+                        (false, 6) => tile.run::<F, BYTES, 6, false>(),
+                        (false, 7) => tile.run::<F, BYTES, 7, false>(),
                         (false, _) => tile.run::<F, BYTES, TOKENS, false>(),
                     };
                 }

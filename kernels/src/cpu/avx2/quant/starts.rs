@@ -209,14 +209,20 @@ mod tests {
     use crate::cpu::Level;
     use crate::reference::{q8, q11};
 
-    /// Starts by quotients, and by quants.
-    fn both<const BYTES: usize>(x: &[f32], unit: i32) -> [Vec<i32>; 2] {
+    /// A row of activations.
+    fn quantised<const BYTES: usize>(x: &[f32]) -> Vec<u8> {
         let dtype = [DType::Q8, DType::Q11][BYTES - 1];
         let mut row = vec![0; row_bytes(dtype, x.len() as u32) as usize];
         match dtype {
             DType::Q8 => q8::quantise_row(x, &mut row),
             _ => q11::quantise_row(x, &mut row),
         }
+        row
+    }
+
+    /// Starts by quotients, and by quants.
+    fn both<const BYTES: usize>(x: &[f32], unit: i32) -> [Vec<i32>; 2] {
+        let row = quantised::<BYTES>(x);
         let (mut quick, mut exact) = (vec![0; x.len() / BLOCK], vec![0; x.len() / BLOCK]);
         // SAFETY: a row of so many quants, and room for a start a block; the test has asked for the level.
         unsafe {
@@ -248,6 +254,46 @@ mod tests {
                     assert_eq!(quick, exact, "Q11, 10^{exponent}, k {k}");
                     assert!(exact.iter().any(|start| *start != 0));
                 }
+            }
+        }
+    }
+
+    /// The starts of halves, against sums of quants one by one.
+    fn check_halves<const BYTES: usize>(x: &[f32], unit: i32) {
+        let row = quantised::<BYTES>(x);
+        let quant = |i: usize| {
+            let at = i / BLOCK * BYTES * BLOCK + i % BLOCK;
+            let high = i32::from(row[at] as i8);
+            match BYTES {
+                1 => high,
+                _ => 8 * high + i32::from(row[at + BLOCK] as i8),
+            }
+        };
+        let halves = x.len() / BLOCK * 2;
+        let sum = |half: usize| {
+            (half * BLOCK / 2..(half + 1) * BLOCK / 2)
+                .map(quant)
+                .sum::<i32>()
+        };
+        let expected: Vec<i32> = (0..halves).map(|half| -unit * sum(half)).collect();
+        let mut found = vec![0; halves];
+        // SAFETY: a row of so many quants, and room for two starts a block; the test has asked for the level.
+        unsafe { of_halves::<BYTES>(row.as_ptr(), x.len(), unit, found.as_mut_ptr()) };
+        assert_eq!(found, expected, "{BYTES} bytes, {halves} halves");
+    }
+
+    #[test]
+    fn halves_are_the_sums() {
+        assert!(Level::Avx2.is_available(), "the tests need AVX2");
+        for k in [32, 96, 2048] {
+            let rising = |i: usize| ((i * 37) % 101) as f32 - 50.0;
+            let extreme = |i: usize| [1.0, -1.0][i / 16 % 2];
+            for x in [
+                (0..k).map(rising).collect::<Vec<f32>>(),
+                (0..k).map(extreme).collect(),
+            ] {
+                check_halves::<1>(&x, 32);
+                check_halves::<2>(&x, 4);
             }
         }
     }
@@ -286,26 +332,36 @@ mod tests {
                 col0: 0,
                 cols: 0,
             };
-            let met = std::cell::RefCell::new(Vec::new());
-            let meet = |slice: Range<usize>, starts: *const i32| {
-                for (i, row) in slice.enumerate() {
-                    // SAFETY: a start a block of each row.
-                    let starts =
-                        unsafe { std::slice::from_raw_parts(starts.add(i * blocks), blocks) };
-                    assert!(
-                        starts.iter().all(|start| *start == -8 * sum(row)),
-                        "row {row} of {rows}"
-                    );
-                    met.borrow_mut().push(row);
+            for halves in [1, 2] {
+                let met = std::cell::RefCell::new(Vec::new());
+                let meet = |slice: Range<usize>, starts: *const i32| {
+                    for (i, row) in slice.enumerate() {
+                        let count = blocks * halves;
+                        // SAFETY: a start a block, or two, of each row.
+                        let starts =
+                            unsafe { std::slice::from_raw_parts(starts.add(i * count), count) };
+                        let expected = -8 * sum(row) / halves as i32;
+                        assert!(
+                            starts.iter().all(|start| *start == expected),
+                            "row {row} of {rows}"
+                        );
+                        met.borrow_mut().push(row);
+                    }
+                };
+                // SAFETY: rows of k quants; the test has asked for the level.
+                unsafe {
+                    match halves {
+                        1 => each_slice::<1, false>(&args, 8, meet),
+                        _ => each_slice::<1, true>(&args, 8, meet),
+                    }
                 }
-            };
-            // SAFETY: rows of k quants; the test has asked for the level.
-            unsafe { each_slice::<1, false>(&args, 8, meet) };
-            assert_eq!(
-                met.into_inner(),
-                (0..rows).collect::<Vec<_>>(),
-                "{rows} rows of {k}"
-            );
+                let all: Vec<usize> = (0..rows).collect();
+                assert_eq!(
+                    met.into_inner(),
+                    all,
+                    "{rows} rows of {k}, {halves} a block"
+                );
+            }
         }
     }
 }
