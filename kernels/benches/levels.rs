@@ -1,4 +1,4 @@
-//! The levels against one another: every matmul and attention microkernel at AVX2, AVX-512 and AMX, as far as this processor
+//! The levels against one another: every matmul and attention microkernel at AVX2, AVX-VNNI, AVX-512 and AMX, as far as this processor
 //! has them, in alternating stretches.
 //!
 //! `cargo bench -p kernels --bench levels [-- WORD ...]` prints a row for each case whose name begins with one of the words, such

@@ -87,9 +87,11 @@ pub enum Level {
     Amx,
 }
 
+/// The features of [`Level::AvxVnni`]: those of AVX2, and its own.
 const AVX_VNNI_FEATURES: [&str; Target::X86_64V3.required_features().len() + 1] =
     and(Target::X86_64V3, ["avxvnni"]);
 
+/// The features of [`Level::Amx`]: those of AVX-512, and the tiles.
 const AMX_FEATURES: [&str; Target::X86_64V4.required_features().len() + 2] =
     and(Target::X86_64V4, ["amx-tile", "amx-int8"]);
 

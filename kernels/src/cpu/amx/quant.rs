@@ -247,8 +247,8 @@ impl Call<'_> {
         }
     }
 
-    /// Writes the factors of blocks `parts` of the T rows from `row` on, four blocks at a time: gathering them one by one would take as
-    /// long as a tenth of the products (NOTES.md, "Factors").
+    /// Writes the factors of blocks `parts` of the T rows from `row` on, of four blocks at a time: rows by an index have no one distance
+    /// to gather by (NOTES.md, "Factors").
     ///
     /// # Safety
     /// The rows have them, and `to` has room.

@@ -5,6 +5,8 @@ use std::mem::MaybeUninit;
 
 use crate::cpu::avx2::quant::{Format, Head, Quants, Scales, fetch_part};
 
+pub(in crate::cpu) use crate::cpu::avx2::quant::holds_scales;
+
 /// 32 k of both groups, unpacked. What a format has no use for isn't written.
 pub(super) struct Part {
     /// Eight of four unsigned bytes a lane, or, where they are multiplied in 16 bits, eight of the even ones and eight of the odd.
@@ -46,11 +48,6 @@ pub(super) const fn unit<F: Format, const BYTES: usize>() -> i32 {
 /// Whether halves of a part are summed apart, each with its scale.
 pub(super) const fn has_halves<F: Format>() -> bool {
     matches!(F::SCALES, Scales::Halves) && !holds_scales::<F>()
-}
-
-/// Whether products of weights and integer scales fit a byte, so that they are what is multiplied: 3 * 15 does.
-pub(in crate::cpu) const fn holds_scales<F: Format>() -> bool {
-    matches!((F::QUANTS, F::SCALES), (Quants::Crumbs, Scales::Halves))
 }
 
 /// Whether weights are multiplied in 16 bits. With Q11 rows that takes as many products as two bytes apart do, but integer

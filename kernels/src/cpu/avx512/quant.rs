@@ -39,20 +39,16 @@ pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
         // SAFETY: the caller's promise.
         return unsafe { super::lone::matmul::<F, BYTES>(args) };
     }
+    let unit = match is_wide::<F, BYTES>() {
+        true => 0,
+        false => unit::<F, BYTES>(),
+    };
     // SAFETY: the caller's promise.
     unsafe {
-        match is_wide::<F, BYTES>() {
-            true => slice::<F, BYTES>(args, 0..args.rows as usize, std::ptr::null()),
-            false if has_halves::<F>() => {
-                each_slice::<BYTES, true>(args, unit::<F, BYTES>(), |rows, starts| {
-                    slice::<F, BYTES>(args, rows, starts);
-                });
-            }
-            false => {
-                each_slice::<BYTES, false>(args, unit::<F, BYTES>(), |rows, starts| {
-                    slice::<F, BYTES>(args, rows, starts);
-                });
-            }
+        let run = |rows, starts| slice::<F, BYTES>(args, rows, starts);
+        match has_halves::<F>() {
+            true => each_slice::<BYTES, true>(args, unit, run),
+            false => each_slice::<BYTES, false>(args, unit, run),
         }
     }
 }
@@ -467,7 +463,8 @@ impl XBlock {
                         unsafe {
                             let at = self.at[t];
                                 // With an index, which the compiler would have in it, the instruction is two operations. In the
-                                // order of the source, a word for all tokens before the next word, since a token's products are one chain or two.
+                                // order of the source, a word for all tokens before the next word, since a token's products are
+                                // one chain or two.
                                 asm!(
                                     "vpdpbusd {sum}, {word}, dword ptr [{at} + {offset}]{{1to16}}",
                                     sum = inout(zmm_reg) *sum,

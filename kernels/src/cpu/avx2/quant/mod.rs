@@ -124,6 +124,11 @@ pub enum Scales {
     Halves,
 }
 
+/// Whether products of weights and integer scales fit a byte, so that they are what is multiplied: 3 * 15 does.
+pub(in crate::cpu) const fn holds_scales<F: Format>() -> bool {
+    matches!((F::QUANTS, F::SCALES), (Quants::Crumbs, Scales::Halves))
+}
+
 /// The factors of a block, a lane a row.
 pub struct Head {
     pub d: __m256,

@@ -7,6 +7,7 @@
 use std::arch::x86_64::*;
 
 use super::dot::WideBlock;
+use super::starts::half_sums;
 use super::{Format, Head, Quants, Scales};
 use crate::quant::BLOCK;
 
@@ -34,9 +35,9 @@ pub(super) const fn is_wide<F: Format, const BYTES: usize, const VNNI: bool>() -
     !VNNI && (BYTES == 2 || matches!(F::QUANTS, Quants::Signed))
 }
 
-/// Whether products of weights and integer scales fit a byte, so that they are what is multiplied: 3 * 15 does.
+/// Whether products of weights and integer scales are what is multiplied: by AVX-VNNI, where they fit a byte.
 pub(super) const fn holds_scales<F: Format, const VNNI: bool>() -> bool {
-    VNNI && matches!((F::QUANTS, F::SCALES), (Quants::Crumbs, Scales::Halves))
+    VNNI && super::holds_scales::<F>()
 }
 
 /// Whether halves are summed apart, each with its scale.
@@ -192,19 +193,7 @@ pub(super) unsafe fn prepare<F: Format, const BYTES: usize, const VNNI: bool>(
         if !F::HAS_HALF_MINS {
             return 0;
         }
-        let fours = |x: __m256i| {
-            let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), x);
-            _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
-        };
-        let mut sums = fours(bytes[0]);
-        if BYTES == 2 {
-            sums = _mm256_add_epi32(_mm256_slli_epi32::<3>(sums), fours(bytes[1]));
-        }
-        // Of each half, in its 128 bits.
-        let sums = _mm256_hadd_epi32(sums, sums);
-        let sums = _mm256_hadd_epi32(sums, sums);
-        let low = _mm256_extract_epi32::<0>(sums);
-        let high = _mm256_extract_epi32::<4>(sums);
+        let [low, high] = half_sums::<BYTES>(at);
         (low & 0xffff) | (high << 16)
     }
 }

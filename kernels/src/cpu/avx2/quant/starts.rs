@@ -157,25 +157,42 @@ unsafe fn of_row<const BYTES: usize>(row: *const u8, k: usize, unit: i32, starts
 #[inline]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
 unsafe fn of_halves<const BYTES: usize>(row: *const u8, k: usize, unit: i32, starts: *mut i32) {
-    let fours = |x: __m256i| {
-        let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), x);
-        _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
-    };
     for b in 0..k / BLOCK {
         // SAFETY: the row has the block, and `starts` room for its two.
         unsafe {
-            let byte = |i: usize| _mm256_loadu_si256(row.add((b * BYTES + i) * BLOCK).cast());
-            let mut sums = fours(byte(0));
-            if BYTES == 2 {
-                sums = _mm256_add_epi32(_mm256_slli_epi32::<3>(sums), fours(byte(1)));
-            }
-            // Each half's in its 128 bits.
-            let sums = _mm256_hadd_epi32(sums, sums);
-            let sums = _mm256_hadd_epi32(sums, sums);
-            *starts.add(2 * b) = -unit * _mm256_extract_epi32::<0>(sums);
-            *starts.add(2 * b + 1) = -unit * _mm256_extract_epi32::<4>(sums);
+            let sums = half_sums::<BYTES>(row.add(b * BYTES * BLOCK));
+            starts
+                .add(2 * b)
+                .cast::<[i32; 2]>()
+                .write(sums.map(|sum| -unit * sum));
         }
     }
+}
+
+/// The sums of both halves of a block of quants.
+///
+/// # Safety
+/// `at` points at BYTES times 32 quants.
+#[inline]
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+pub(super) unsafe fn half_sums<const BYTES: usize>(at: *const u8) -> [i32; 2] {
+    let fours = |byte: usize| {
+        // SAFETY: the caller's promise.
+        let x = unsafe { _mm256_loadu_si256(at.add(byte * BLOCK).cast()) };
+        let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), x);
+        _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
+    };
+    let mut sums = fours(0);
+    if BYTES == 2 {
+        sums = _mm256_add_epi32(_mm256_slli_epi32::<3>(sums), fours(1));
+    }
+    // Each half's in its 128 bits.
+    let sums = _mm256_hadd_epi32(sums, sums);
+    let sums = _mm256_hadd_epi32(sums, sums);
+    [
+        _mm256_extract_epi32::<0>(sums),
+        _mm256_extract_epi32::<4>(sums),
+    ]
 }
 
 /// Scales from this to its inverse have normal estimates and quotients.
