@@ -1,19 +1,97 @@
-//! Who does which part of a launch: pure arithmetic, the same on every thread, so nothing has to be shared.
+//! What the parts of a launch are: pure arithmetic, the same on every thread.
 //!
 //! Work comes in *units* that lie one after the other, each with a cost. Part `t` of `n` gets the units whose middle falls
 //! into the `t`-th n-th of the whole cost: parts are consecutive, cover every unit exactly once, and begin and end within
-//! half a unit of their fair share.
+//! half a unit of their fair share. Each thread's share is a part; where there is enough to do, it is cut into several, which threads
+//! that are done with theirs take over ([`super::claims`]).
 
 use std::ops::Range;
 
-/// Costs of a whole launch must stay below this, so that the arithmetic here can't overflow with 4096 parts.
-pub const MAX_COST: u64 = 1 << 48;
+/// Costs of a whole launch must stay below this, so that the arithmetic here can't overflow with 4096 threads' parts.
+pub const MAX_COST: u64 = 1 << 44;
 
 /// Part `part` of `parts` of `units` units of equal cost.
 pub fn even(units: usize, part: usize, parts: usize) -> Range<usize> {
     let units = units as u64;
     let bound = |p: usize| bound_in_run(units, 1, 0, p as u64, parts as u64, units) as usize;
     bound(part)..bound(part + 1)
+}
+
+/// What a part of a share costs at least, in KiB of weights: some 20 us, so that what taking it costs does not show.
+const PART: u64 = 256;
+
+/// Parts that a share is cut into, at most: the last thread to finish is that part of its share late.
+pub const MOST_PARTS: u64 = 16;
+
+/// Parts of each thread's share of work that costs `cost`, where one should cost `part` at least.
+pub fn parts_each(cost: u64, threads: u64, part: u64) -> u64 {
+    match threads {
+        // Nobody takes over.
+        1 => 1,
+        _ => (cost / threads / part).clamp(1, MOST_PARTS),
+    }
+}
+
+/// How products are divided.
+#[derive(Clone, Copy, Debug)]
+pub struct Parts {
+    /// Parts of each thread's share.
+    pub each: u64,
+    threads: u64,
+    total: u64,
+}
+
+/// Units of one cost.
+#[derive(Clone, Copy, Debug)]
+pub struct Run {
+    pub units: u64,
+    pub cost: u64,
+    /// The cost of all units before.
+    pub before: u64,
+}
+
+impl Parts {
+    /// Of units that cost `total` (below [`MAX_COST`]), in KiB of weights, for `threads` threads.
+    pub fn new(total: u64, threads: u64) -> Self {
+        Self {
+            each: parts_each(total, threads, PART),
+            threads,
+            total,
+        }
+    }
+
+    /// The units of a run that belong to part `part`, part `i` of thread `t`'s share being number `t * each + i`. Of units that
+    /// make tiles, so many (`tile`) in each of two dimensions, as many tiles as may be are not cut apart.
+    pub fn units(&self, part: u64, run: &Run, tile: [u64; 2]) -> Range<u64> {
+        // All of it before or behind the part: most runs of many.
+        let (start, end) = (self.total * part, self.total * (part + 1));
+        let parts = self.threads * self.each;
+        if (run.before + run.units * run.cost) * parts <= start {
+            return run.units..run.units;
+        }
+        if run.before * parts >= end {
+            return 0..0;
+        }
+        let bound =
+            |part, parts| bound_in_run(run.units, run.cost, run.before, part, parts, self.total);
+        let owner = part / self.each;
+        let share = bound(owner, self.threads)..bound(owner + 1, self.threads);
+        let [rows, cols] = tile;
+        let whole = [rows * cols, rows * 2, rows]
+            .into_iter()
+            .find(|whole| 2 * whole * self.each <= share.end - share.start)
+            .unwrap_or(1);
+        let from = match whole {
+            1 => share.start,
+            _ => share.start.next_multiple_of(rows),
+        };
+        let inner = |part: u64| match bound(part, parts) {
+            at if at <= from => share.start,
+            at if at >= share.end => share.end,
+            at => from + (at - from) / whole * whole,
+        };
+        inner(part)..inner(part + 1)
+    }
 }
 
 /// Of a run of `units` units of `cost` each, which begins after units that cost `before`, where all runs together cost
@@ -105,6 +183,59 @@ mod tests {
     }
 
     #[test]
+    fn parts_of_shares_cover_everything_in_whole_tiles() {
+        // Units and cost of each run.
+        let cases: [&[(u64, u64)]; 5] = [
+            &[(72, 80), (24, 80), (24, 80)],
+            &[(9, 64)],
+            &[(1, 100_000), (100, 100)],
+            &[(300, 700), (0, 50), (1100, 20), (1, 1)],
+            &[(6144, 400), (1, 1)],
+        ];
+        for runs in cases {
+            let total: u64 = runs.iter().map(|r| r.0 * r.1).sum();
+            for (threads, tile) in [(1, [1, 8]), (2, [1, 4]), (3, [5, 8]), (16, [2, 1])] {
+                let parts = Parts::new(total, threads);
+                let mut before = 0;
+                for &(units, cost) in runs {
+                    let run = Run {
+                        units,
+                        cost,
+                        before,
+                    };
+                    before += units * cost;
+                    let mut next = 0;
+                    for part in 0..threads * parts.each {
+                        let range = parts.units(part, &run, tile);
+                        if range.is_empty() {
+                            continue;
+                        }
+                        assert_eq!(range.start, next, "{runs:?} part {part} of {parts:?}");
+                        next = range.end;
+                    }
+                    assert_eq!(next, units, "{runs:?} {parts:?}");
+                }
+            }
+        }
+        // The first share ends within a tile.
+        let run = Run {
+            units: 6015,
+            cost: 5,
+            before: 0,
+        };
+        let parts = Parts::new(run.units * run.cost, 2);
+        let of = |part| parts.units(part, &run, [2, 8]);
+        assert_eq!(parts.each, MOST_PARTS);
+        assert_eq!(of(MOST_PARTS - 1).end, 3007);
+        for part in 0..2 * MOST_PARTS {
+            let last = part % MOST_PARTS == MOST_PARTS - 1;
+            assert!(last || of(part).end.is_multiple_of(16), "{part}");
+            let fair = run.units / (2 * MOST_PARTS);
+            assert!(of(part).end - of(part).start <= fair + 17, "{part}");
+        }
+    }
+
+    #[test]
     fn groups_cover_everything_and_balance() {
         let causal: Vec<u64> = (0..32)
             .scan(0, |sum, i| {
@@ -139,7 +270,18 @@ mod tests {
     #[test]
     fn the_largest_cost_does_not_overflow() {
         let cost = MAX_COST - 1;
-        assert_eq!(bound_in_run(1, cost, 0, 4096, 4096, cost), 1);
+        assert_eq!(bound_in_run(1, cost, 0, 1 << 16, 1 << 16, cost), 1);
+        let parts = Parts::new(cost, 4096);
+        let run = Run {
+            units: 1,
+            cost,
+            before: 0,
+        };
+        let last = 4096 * parts.each - 1;
+        assert_eq!(
+            (parts.each, parts.units(last, &run, [1, 1])),
+            (MOST_PARTS, 1..1)
+        );
         assert_eq!(bound_in_groups(&[cost], 1, 4096, 4096), 1);
     }
 }

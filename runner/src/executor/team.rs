@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use super::barrier::{Barrier, Epoch, Patience, Poisoned};
+use super::claims::Claims;
 use crate::Error;
 
 /// One member's view of a running job.
@@ -18,9 +19,18 @@ pub struct Member<'a> {
     /// Members of the team.
     pub of: usize,
     barrier: &'a Barrier,
+    claims: &'a Claims,
 }
 
-impl Member<'_> {
+impl<'a> Member<'a> {
+    /// The parts of a round that this member takes ([`Claims::parts`]). With one part for each member it is its own, whatever
+    /// the others do, and the round has no number.
+    pub fn parts(&self, round: u64, each: u64) -> impl Iterator<Item = u64> + use<'a> {
+        let own = (each == 1).then_some(self.index as u64);
+        let claimed = (each > 1).then(|| self.claims.parts(self.index, round, each));
+        own.into_iter().chain(claimed.into_iter().flatten())
+    }
+
     /// Waits for all members; what they wrote before is visible afterwards.
     ///
     /// # Errors
@@ -42,6 +52,7 @@ struct Shared {
     /// Workers that are still in the job.
     running: AtomicU32,
     barrier: Barrier,
+    claims: Claims,
     /// The present job. Written by the caller while no worker is in a job, read by workers after `start` has moved.
     job: UnsafeCell<Option<*const Job<'static>>>,
     stop: AtomicBool,
@@ -63,6 +74,7 @@ impl Shared {
             index,
             of: self.threads,
             barrier: &self.barrier,
+            claims: &self.claims,
         };
         // A panic leaves buffers half written; nothing reads them, since a poisoned team runs no further job.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job(member))) {
@@ -129,6 +141,7 @@ impl Team {
             finish: Epoch::new(patience),
             running: AtomicU32::new(0),
             barrier: Barrier::new(threads as u32, patience),
+            claims: Claims::new(threads),
             job: UnsafeCell::new(None),
             stop: AtomicBool::new(false),
             failure: Mutex::new(None),

@@ -59,6 +59,8 @@ pub struct LaunchTime {
 pub struct CpuDevice {
     /// First, so that threads end before the memory that they work on is unmapped.
     team: Team,
+    /// Steps that it walked.
+    steps: u64,
     program: Program,
     inputs: Inputs,
     outputs: Outputs,
@@ -178,6 +180,7 @@ impl CpuDevice {
                 .profile
                 .then(|| Profile::new(program.launches.len())),
             team,
+            steps: 0,
             program,
             arena,
             pools,
@@ -262,7 +265,9 @@ impl CpuDevice {
             start: self.tiles.start(),
             bytes: self.tile_bytes,
         };
+        self.steps += 1;
         let view = StepView {
+            number: self.steps,
             tokens: step.tokens.len(),
             rows: step.rows.len(),
             logits: !Outputs::without_logits(step),
@@ -285,7 +290,10 @@ impl CpuDevice {
             }
             member.meet()?;
             let mut sampler = lock(&samplers[member.index]);
-            for i in (member.index..rows.len()).step_by(member.of) {
+            // A row each, and what others have not got round to.
+            let each = rows.len().div_ceil(member.of);
+            let parts = member.parts(view.round(program, program.launches.len()), each as u64);
+            for i in parts.map(|part| part as usize).filter(|&i| i < rows.len()) {
                 let want = &step.wants[i];
                 // SAFETY: `i` is a row of the step, and all launches have ended. Logits that no launch made in this step
                 // are read by nobody, see `without_logits`.
