@@ -36,4 +36,4 @@ impl Part<'_> {
 }
 
 /// Elements of rows that are worth a part of their own: some 20 us.
-const ELEMENTS_PART: u64 = 32 * 1024;
+const ELEMENTS_PART: u64 = 16 * 1024;

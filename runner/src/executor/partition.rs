@@ -18,7 +18,7 @@ pub fn even(units: usize, part: usize, parts: usize) -> Range<usize> {
 }
 
 /// What a part of a share costs at least, in KiB of weights: some 20 us, so that what taking it costs does not show.
-const PART: u64 = 256;
+const PART: u64 = 128;
 
 /// Parts that a share is cut into, at most: the last thread to finish is that part of its share late.
 pub const MOST_PARTS: u64 = 16;
@@ -79,7 +79,7 @@ impl Parts {
         let [rows, cols] = tile;
         let whole = [rows * cols, rows * 2, rows]
             .into_iter()
-            .find(|whole| 2 * whole * self.each <= share.end - share.start)
+            .find(|whole| whole * self.each <= share.end - share.start)
             .unwrap_or(1);
         let from = match whole {
             1 => share.start,

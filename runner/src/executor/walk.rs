@@ -313,7 +313,7 @@ impl Part<'_> {
 }
 
 /// What attention costs that is worth a part of its own, in positions seen ([`super::program::Chunking`]) by a tile's heads: some 20 us.
-const ATTENTION_PART: u64 = 1024;
+const ATTENTION_PART: u64 = 512;
 
 /// Tokens up to which one thread routes alone: less than the others' waiting once more would take.
 const ROUTED_ALONE: usize = 4;

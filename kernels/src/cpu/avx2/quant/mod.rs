@@ -21,6 +21,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use crate::abi::MatMulArgs;
+use crate::cpu::features::is_amd;
 use crate::pack::GROUP;
 use crate::quant::BLOCK;
 
@@ -37,7 +38,11 @@ const fn are_many<F: Format, const BYTES: usize, const VNNI: bool>(tokens: u64) 
     tokens > 4 || tokens == 4 && are_slow
 }
 
-/// How far ahead of the part in work a lone token's weights are fetched, in bytes: a lone token waits for memory alone.
+/// Groups that a lone token meets side by side. It waits for memory, and Intel's cores have more reads under way with some streams than
+/// with one, whose prefetching ends at a page; AMD's do not (NOTES.md, "One token: one stream").
+const STREAMS: usize = 4;
+
+/// How far ahead of the part in work a lone token's weights are fetched, in bytes.
 const PREFETCH: usize = 2048;
 
 /// How a packed block of eight rows ([`crate::pack`]) unpacks. A *part* is 32 k of it.
@@ -203,9 +208,13 @@ unsafe fn slice<F: Format, const BYTES: usize>(
     let blocks = args.k as usize / (F::PARTS * BLOCK);
     let group_bytes = blocks * (F::HEADER + F::PARTS * F::PART);
     let first = args.col0 as usize / GROUP;
+    let groups = (args.cols as usize).div_ceil(GROUP);
     // A variable, so that loops over words stay loops: unrolled, the compiler spills their registers.
     let half_words = std::hint::black_box(4);
-    for g in 0..(args.cols as usize).div_ceil(GROUP) {
+    let side_by_side = args.rows == 1 && !is_amd();
+    let mut g = 0;
+    while g < groups {
+        let is_lone = side_by_side && groups - g >= STREAMS;
         for row in rows.clone().step_by(TOKENS) {
             // SAFETY: the caller promises the groups from `col0` on, and rows of x and out.
             unsafe {
@@ -220,6 +229,7 @@ unsafe fn slice<F: Format, const BYTES: usize>(
                     out_stride: args.out_stride as usize,
                 };
                 match rows.end - row {
+                    1 if is_lone => tile.lone::<F, BYTES>(group_bytes),
                     1 => tile.run::<F, BYTES, 1>(),
                     2 => tile.run::<F, BYTES, 2>(),
                     3 => tile.run::<F, BYTES, 3>(),
@@ -227,6 +237,7 @@ unsafe fn slice<F: Format, const BYTES: usize>(
                 }
             }
         }
+        g += if is_lone { STREAMS } else { 1 };
     }
 }
 
@@ -259,6 +270,9 @@ impl Tile {
                 let at = self.w.add(block * (F::HEADER + F::PARTS * F::PART));
                 let head = F::head(at);
                 for i in 0..F::PARTS {
+                    if T == 1 {
+                        fetch_part::<F, _MM_HINT_T0>(at.wrapping_add(PREFETCH), i);
+                    }
                     let part = at.add(F::HEADER + i * F::PART);
                     self.add::<F, BYTES, T>(&head, part, block * F::PARTS + i, &mut acc);
                 }
@@ -267,6 +281,38 @@ impl Tile {
         for (t, acc) in acc.iter().enumerate() {
             // SAFETY: row t of out has 8 columns.
             unsafe { _mm256_storeu_ps(self.out.add(t * self.out_stride), *acc) };
+        }
+    }
+
+    /// One token and [`STREAMS`] groups side by side, `group_bytes` apart.
+    ///
+    /// # Safety
+    /// As [`Tile::run`], with so many groups, and as many times 8 columns.
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    unsafe fn lone<F: Format, const BYTES: usize>(&self, group_bytes: usize) {
+        let mut acc = [[_mm256_setzero_ps()]; STREAMS];
+        let block_bytes = F::HEADER + F::PARTS * F::PART;
+        for block in 0..self.blocks {
+            // What is ahead of a group's last parts is in the group that takes its place.
+            let ends = (block + 1) * block_bytes + PREFETCH > group_bytes;
+            let ahead = PREFETCH + if ends { (STREAMS - 1) * group_bytes } else { 0 };
+            for (n, acc) in acc.iter_mut().enumerate() {
+                // SAFETY: the block is within the group, and each part within the block.
+                unsafe {
+                    let at = self.w.add(n * group_bytes + block * block_bytes);
+                    let head = F::head(at);
+                    for i in 0..F::PARTS {
+                        fetch_part::<F, _MM_HINT_T1>(at.wrapping_add(ahead), i);
+                        let part = at.add(F::HEADER + i * F::PART);
+                        self.add::<F, BYTES, 1>(&head, part, block * F::PARTS + i, acc);
+                    }
+                }
+            }
+        }
+        for (n, [acc]) in acc.into_iter().enumerate() {
+            // SAFETY: out has 8 columns for each group.
+            unsafe { _mm256_storeu_ps(self.out.add(n * GROUP), acc) };
         }
     }
 
@@ -283,11 +329,6 @@ impl Tile {
         b: usize,
         acc: &mut [__m256; T],
     ) {
-        if T == 1 {
-            for line in 0..F::PART.div_ceil(64) {
-                _mm_prefetch::<_MM_HINT_T0>(part.wrapping_add(PREFETCH + line * 64).cast());
-            }
-        }
         // SAFETY: the caller's promise; the quants of a row are followed by a scale and a sum for each 32.
         unsafe {
             let isums = self.isums::<F, BYTES, T>(part, b);
