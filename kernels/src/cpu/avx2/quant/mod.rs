@@ -270,8 +270,9 @@ impl Tile {
                 let at = self.w.add(block * (F::HEADER + F::PARTS * F::PART));
                 let head = F::head(at);
                 for i in 0..F::PARTS {
-                    if T == 1 {
-                        fetch_part::<F, _MM_HINT_T0>(at.wrapping_add(PREFETCH), i);
+                    match T {
+                        1 => fetch_part::<F, _MM_HINT_T0>(at.wrapping_add(PREFETCH), i),
+                        _ => fetch_part::<F, _MM_HINT_T1>(at.wrapping_add(PREFETCH), i),
                     }
                     let part = at.add(F::HEADER + i * F::PART);
                     self.add::<F, BYTES, T>(&head, part, block * F::PARTS + i, &mut acc);
