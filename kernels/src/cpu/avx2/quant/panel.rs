@@ -46,6 +46,12 @@ pub(super) const fn has_halves<F: Format, const BYTES: usize, const VNNI: bool>(
     matches!(F::SCALES, Scales::Halves) && !by_scales
 }
 
+/// Whether sums of four weights fit a signed byte: 4 * 31 does, -4 * 32 and 4 * 32 do not.
+const fn has_byte_sums<F: Format, const VNNI: bool>() -> bool {
+    matches!(F::QUANTS, Quants::Crumbs | Quants::Nibbles | Quants::Low)
+        && !holds_scales::<F, VNNI>()
+}
+
 /// Whether a part's results of `vpmaddubsw` are one sum in 16 bits, not one a half.
 pub(super) const fn has_one_chain<F: Format>() -> bool {
     matches!(F::QUANTS, Quants::Crumbs | Quants::Nibbles) && !matches!(F::SCALES, Scales::Halves)
@@ -103,8 +109,10 @@ impl Panel {
                 }
                 return;
             }
+            let ones = _mm256_set1_epi8(1);
             let mut pairs = [_mm256_setzero_si256(); 2];
             for (h, words) in halves.into_iter().enumerate() {
+                let mut bytes = _mm256_setzero_si256();
                 for (j, word) in words.into_iter().enumerate() {
                     let word = match holds_scales::<F, VNNI>() {
                         // Both bytes of 16 bits at once: neither product leaves its byte.
@@ -112,8 +120,14 @@ impl Panel {
                         false => less(word),
                     };
                     (*to).words[4 * h + j] = word;
-                    let pair = _mm256_maddubs_epi16(_mm256_set1_epi8(1), word);
-                    pairs[h] = _mm256_add_epi16(pairs[h], pair);
+                    if has_byte_sums::<F, VNNI>() {
+                        bytes = _mm256_add_epi8(bytes, word);
+                    } else {
+                        pairs[h] = _mm256_add_epi16(pairs[h], _mm256_maddubs_epi16(ones, word));
+                    }
+                }
+                if has_byte_sums::<F, VNNI>() {
+                    pairs[h] = _mm256_maddubs_epi16(ones, bytes);
                 }
             }
             (*to).start = starts::<F, BYTES, VNNI>(pairs);
