@@ -35,5 +35,5 @@ impl Part<'_> {
     }
 }
 
-/// Elements of rows that are worth a part of their own: some 20 us.
+/// Elements of rows that are worth a part of their own: some 10 us.
 const ELEMENTS_PART: u64 = 16 * 1024;

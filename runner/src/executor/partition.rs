@@ -17,7 +17,7 @@ pub fn even(units: usize, part: usize, parts: usize) -> Range<usize> {
     bound(part)..bound(part + 1)
 }
 
-/// What a part of a share costs at least, in KiB of weights: some 20 us, so that what taking it costs does not show.
+/// What a part of a share costs at least, in KiB of weights: 10 to 25 us, so that what taking it costs does not show.
 const PART: u64 = 128;
 
 /// Parts that a share is cut into, at most: the last thread to finish is that part of its share late.

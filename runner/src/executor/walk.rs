@@ -312,7 +312,8 @@ impl Part<'_> {
     }
 }
 
-/// What attention costs that is worth a part of its own, in positions seen ([`super::program::Chunking`]) by a tile's heads: some 20 us.
+/// What attention costs that is worth a part of its own, in positions seen ([`super::program::Chunking`])
+/// by a tile's heads: some 10 us.
 const ATTENTION_PART: u64 = 512;
 
 /// Tokens up to which one thread routes alone: less than the others' waiting once more would take.
