@@ -13,7 +13,7 @@ use super::barrier::Padded;
 const BITS: u32 = 16;
 
 /// Most parts of a share.
-pub const MOST: u64 = (1 << BITS) - 1;
+const MOST: u64 = (1 << BITS) - 1;
 
 /// Rounds that a cursor can tell apart: at a million launches a second, nine years.
 const ROUNDS: u64 = 1 << (u64::BITS - BITS);
@@ -35,7 +35,7 @@ impl Claims {
         }
     }
 
-    /// The parts of round `round` that thread `index` takes, of `each` (up to [`MOST`]) a thread: part `t * each + i` is the
+    /// The parts of round `round` that thread `index` takes, of `each` (below 2^16) a thread: part `t * each + i` is the
     /// `i`-th of thread `t`'s share. All threads together get every part once. Rounds are taken in ascending order, from 1 on, by
     /// all threads with the same `each`, to their end; those that nobody takes may be left out.
     ///

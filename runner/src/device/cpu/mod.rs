@@ -24,6 +24,7 @@ use super::outputs::Outputs;
 use super::tickets::Tickets;
 use super::{Device, Outcome, RowOutcome, Step, Ticket, router_error};
 use crate::Error;
+use crate::executor::part::Part;
 use crate::executor::program::{Program, Routed};
 use crate::executor::team::Team;
 use crate::executor::walk::{Profile, StepView, walk};
@@ -290,10 +291,13 @@ impl CpuDevice {
             }
             member.meet()?;
             let mut sampler = lock(&samplers[member.index]);
-            // A row each, and what others have not got round to.
-            let each = rows.len().div_ceil(member.of);
-            let parts = member.parts(view.round(program, program.launches.len()), each as u64);
-            for i in parts.map(|part| part as usize).filter(|&i| i < rows.len()) {
+            let part = Part {
+                member,
+                round: view.round(program, program.launches.len()),
+                rows: rows.len(),
+                tile: tiles.of(member.index),
+            };
+            for i in part.row_pieces(1, logits.cols as u64).flatten() {
                 let want = &step.wants[i];
                 // SAFETY: `i` is a row of the step, and all launches have ended. Logits that no launch made in this step
                 // are read by nobody, see `without_logits`.
