@@ -157,14 +157,25 @@ unsafe fn of_row<const BYTES: usize>(row: *const u8, k: usize, unit: i32, starts
 #[inline]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
 unsafe fn of_halves<const BYTES: usize>(row: *const u8, k: usize, unit: i32, starts: *mut i32) {
-    for b in 0..k / BLOCK {
-        // SAFETY: the row has the block, and `starts` room for its two.
+    let blocks = k / BLOCK;
+    for b in (0..blocks).step_by(4) {
+        let most = blocks - 1 - b;
+        // SAFETY: the row has the blocks, and `starts` room for two of each.
         unsafe {
-            let sums = half_sums::<BYTES>(row.add(b * BYTES * BLOCK));
-            starts
-                .add(2 * b)
-                .cast::<[i32; 2]>()
-                .write(sums.map(|sum| -unit * sum));
+            // Behind the last, that one again.
+            let [first, second, third, fourth] =
+                [0, 1, 2, 3].map(|i| fours::<BYTES>(row.add((b + i.min(most)) * BYTES * BLOCK)));
+            // Lanes of the lower 128 bits have sums of first halves, in the order of blocks, those of the upper ones of second halves.
+            let sums = _mm256_hadd_epi32(
+                _mm256_hadd_epi32(first, second),
+                _mm256_hadd_epi32(third, fourth),
+            );
+            let pairs = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            let sums = _mm256_permutevar8x32_epi32(sums, pairs);
+            let values = _mm256_mullo_epi32(sums, _mm256_set1_epi32(-unit));
+            let lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+            let mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(2 * (most as i32 + 1)), lanes);
+            _mm256_maskstore_epi32(starts.add(2 * b), mask, values);
         }
     }
 }
@@ -176,16 +187,8 @@ unsafe fn of_halves<const BYTES: usize>(row: *const u8, k: usize, unit: i32, sta
 #[inline]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
 pub(super) unsafe fn half_sums<const BYTES: usize>(at: *const u8) -> [i32; 2] {
-    let fours = |byte: usize| {
-        // SAFETY: the caller's promise.
-        let x = unsafe { _mm256_loadu_si256(at.add(byte * BLOCK).cast()) };
-        let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), x);
-        _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
-    };
-    let mut sums = fours(0);
-    if BYTES == 2 {
-        sums = _mm256_add_epi32(_mm256_slli_epi32::<3>(sums), fours(1));
-    }
+    // SAFETY: the caller's promise.
+    let sums = unsafe { fours::<BYTES>(at) };
     // Each half's in its 128 bits.
     let sums = _mm256_hadd_epi32(sums, sums);
     let sums = _mm256_hadd_epi32(sums, sums);
@@ -193,6 +196,25 @@ pub(super) unsafe fn half_sums<const BYTES: usize>(at: *const u8) -> [i32; 2] {
         _mm256_extract_epi32::<0>(sums),
         _mm256_extract_epi32::<4>(sums),
     ]
+}
+
+/// The sums of fours of a block of quants, a half's in its 128 bits.
+///
+/// # Safety
+/// As [`half_sums`].
+#[inline]
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+unsafe fn fours<const BYTES: usize>(at: *const u8) -> __m256i {
+    let of = |byte: usize| {
+        // SAFETY: the caller's promise.
+        let x = unsafe { _mm256_loadu_si256(at.add(byte * BLOCK).cast()) };
+        let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), x);
+        _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
+    };
+    match BYTES {
+        2 => _mm256_add_epi32(_mm256_slli_epi32::<3>(of(0)), of(1)),
+        _ => of(0),
+    }
 }
 
 /// Scales from this to its inverse have normal estimates and quotients.
