@@ -5,7 +5,7 @@
 
 /// Version of this ABI: of the argument structures, of the layouts in [`crate::pack`] and of rows of activations, of the signature of regions, and of what the
 /// kernels of GPUs find behind their arguments.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// The type of a compiled region, in a calling convention.
 macro_rules! region_fn {
@@ -35,6 +35,11 @@ pub type RegionFn = region_fn!("sysv64");
 pub type RegionFn = region_fn!("C");
 
 /// One tile of a matrix product: `out[r, n] = sum over k of x[r, k] * w[col0 + n, k]`.
+///
+/// Of quantised weights and rows the sum over 32 k is exact, integer scales included; such sums are folded in ascending order, in f32,
+/// each a fused multiply-add. Where 32 k are a block of the encoding's, one by the product of both scales, then one for the minimum. Where
+/// 256 are, for each 32 k one by the activations' scale to a sum of the block's; minima first, a fused multiply-add for each 32 k; at last
+/// the block's sum by its factor. So all levels have the same bits.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct MatMulArgs {

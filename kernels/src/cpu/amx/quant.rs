@@ -16,7 +16,7 @@ use std::mem::MaybeUninit;
 use super::panel::{Panel, depth, has_halves, has_signs, is_joined, planes, unpack, weights};
 use super::tiles::{Activations, Hardware, PIECES, RESULTS, Sums, Tiles, sets};
 use crate::abi::MatMulArgs;
-use crate::cpu::avx2::quant::{Format, Scales};
+use crate::cpu::avx2::quant::{Format, Scales, has_inner_sums};
 use crate::cpu::avx512;
 use crate::cpu::avx512::part::holds_scales;
 use crate::pack::GROUP;
@@ -366,16 +366,14 @@ impl Run {
         results: *mut Sums,
     ) {
         let sets = sets(planes::<F, BYTES>(), weights::<F>());
-        let mut acc = [_mm512_setzero_ps(); 16];
+        let zero = _mm512_setzero_ps();
+        // Sums, or inner ones of the block in work ([`has_inner_sums`]), and those of its integer minima.
+        let (mut acc, mut mins) = ([zero; 16], [zero; 16]);
         // SAFETY: the caller's promise.
         unsafe {
-            if self.resumes {
+            if self.resumes && !has_inner_sums::<F>() {
                 each_token!(t < T: {
-                    let out = self.out.add(t * self.out_stride);
-                    acc[t] = match self.pair {
-                        true => _mm512_loadu_ps(out),
-                        false => _mm512_zextps256_ps512(_mm256_loadu_ps(out)),
-                    };
+                    acc[t] = self.load(t);
                 });
             }
             let ahead = AHEAD.min(sets - 1);
@@ -391,6 +389,10 @@ impl Run {
                 if ahead == 0 {
                     (0..PIECES).for_each(|piece| multiply(step, piece));
                 }
+                if F::HAS_MIN && has_inner_sums::<F>() && step.is_multiple_of(F::PARTS) {
+                    let resumes = self.resumes || step > 0;
+                    self.add_mins::<F, T>(panels.add(step), factors.add(step), resumes);
+                }
                 store::<M, F, BYTES>(step, results);
                 let (panel, factors) = (panels.add(step), factors.add(step));
                 each_token!(t < T: {
@@ -403,17 +405,92 @@ impl Run {
                         }
                     }
                     add::<F, BYTES>(panel, factors, results, t, &mut acc[t]);
+                    if F::HAS_HALF_MINS {
+                        add_min::<F, BYTES>(factors, results, t, &mut mins[t]);
+                    }
                 });
                 settle(&mut acc);
+                if has_inner_sums::<F>() && (step + 1).is_multiple_of(F::PARTS) {
+                    let resumes = self.resumes || step >= F::PARTS || F::HAS_MIN;
+                    each_token!(t < T: {
+                        let sum = if resumes { self.load(t) } else { zero };
+                        let inner = [&mut acc[t], &mut mins[t]].map(|sum| std::mem::replace(sum, zero));
+                        self.store(t, fold::<F>(panel, sum, inner));
+                    });
+                }
+            }
+            if !has_inner_sums::<F>() {
+                each_token!(t < T: {
+                    self.store(t, acc[t]);
+                });
+            }
+        }
+    }
+
+    /// Adds what the minima of a block are to what out holds, or writes it.
+    ///
+    /// # Safety
+    /// As [`Run::panels`]; there are the block's panels and factors.
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+    unsafe fn add_mins<F: Format, const T: usize>(
+        &self,
+        panels: *const Panel,
+        factors: *const Factors,
+        resumes: bool,
+    ) {
+        let mut acc = [_mm512_setzero_ps(); 16];
+        // SAFETY: the caller's promise: what is read of a panel is initialised.
+        unsafe {
+            if resumes {
+                each_token!(t < T: {
+                    acc[t] = self.load(t);
+                });
+            }
+            for i in 0..F::PARTS {
+                let min = _mm512_load_ps((&raw const (*panels.add(i)).min).cast());
+                let factors = factors.add(i);
+                each_token!(t < T: {
+                    acc[t] = _mm512_fmadd_ps(min, _mm512_set1_ps((*factors).sums[t]), acc[t]);
+                });
             }
             each_token!(t < T: {
-                let out = self.out.add(t * self.out_stride);
-                match self.pair {
-                    _ if t < self.done => {}
-                    true => _mm512_storeu_ps(out, acc[t]),
-                    false => _mm256_storeu_ps(out, _mm512_castps512_ps256(acc[t])),
-                }
+                self.store(t, acc[t]);
             });
+        }
+    }
+
+    /// What out holds of token `t`.
+    ///
+    /// # Safety
+    /// It has the row.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+    unsafe fn load(&self, t: usize) -> __m512 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let out = self.out.add(t * self.out_stride);
+            match self.pair {
+                true => _mm512_loadu_ps(out),
+                false => _mm512_zextps256_ps512(_mm256_loadu_ps(out)),
+            }
+        }
+    }
+
+    /// Has out hold a token's sums, unless the tile before has done the row.
+    ///
+    /// # Safety
+    /// It has the row.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+    unsafe fn store(&self, t: usize, sums: __m512) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let out = self.out.add(t * self.out_stride);
+            match self.pair {
+                _ if t < self.done => {}
+                true => _mm512_storeu_ps(out, sums),
+                false => _mm256_storeu_ps(out, _mm512_castps512_ps256(sums)),
+            }
         }
     }
 
@@ -488,7 +565,6 @@ unsafe fn add<F: Format, const BYTES: usize>(
     // SAFETY: the caller's promise: what is read of the panel is initialised.
     unsafe {
         let load = |floats: *const [f32; 16]| _mm512_load_ps(floats.cast());
-        let d = load(&raw const (*panel).d);
         let scale = _mm512_set1_ps((*factors).scales[t]);
         let sum =
             |tile: usize, plane: usize| sums(results.add(tile * planes::<F, BYTES>() + plane), t);
@@ -506,14 +582,53 @@ unsafe fn add<F: Format, const BYTES: usize>(
             }
         };
         let product = combined::<F, BYTES>(scaled);
+        if has_inner_sums::<F>() {
+            *acc = _mm512_fmadd_ps(product, scale, *acc);
+            return;
+        }
+        let d = load(&raw const (*panel).d);
         *acc = _mm512_fmadd_ps(product, _mm512_mul_ps(d, scale), *acc);
         if F::HAS_MIN {
             let sum = _mm512_set1_ps((*factors).sums[t]);
             *acc = _mm512_fmadd_ps(load(&raw const (*panel).min), sum, *acc);
         }
-        if F::HAS_HALF_MINS {
-            let factor = _mm512_mul_ps(load(&raw const (*panel).m), scale);
-            *acc = _mm512_fmadd_ps(combined::<F, BYTES>(|plane| sum(1, plane)), factor, *acc);
+    }
+}
+
+/// Adds a panel's results with integer minima for token `t`, scaled.
+///
+/// # Safety
+/// As [`add`].
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+unsafe fn add_min<F: Format, const BYTES: usize>(
+    factors: *const Factors,
+    results: *const Sums,
+    t: usize,
+    acc: &mut __m512,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let sum = |plane: usize| sums(results.add(planes::<F, BYTES>() + plane), t);
+        let scale = _mm512_set1_ps((*factors).scales[t]);
+        *acc = _mm512_fmadd_ps(combined::<F, BYTES>(sum), scale, *acc);
+    }
+}
+
+/// Adds the inner sums of a token: those of products and those of integer minima. The panel is one of the block's.
+///
+/// # Safety
+/// The panel is the format's.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+unsafe fn fold<F: Format>(panel: *const Panel, acc: __m512, [inner, mins]: [__m512; 2]) -> __m512 {
+    // SAFETY: the caller's promise: what is read of a panel is initialised.
+    unsafe {
+        let load = |floats: *const [f32; 16]| _mm512_load_ps(floats.cast());
+        let acc = _mm512_fmadd_ps(inner, load(&raw const (*panel).d), acc);
+        match F::HAS_HALF_MINS {
+            true => _mm512_fmadd_ps(mins, load(&raw const (*panel).m), acc),
+            false => acc,
         }
     }
 }

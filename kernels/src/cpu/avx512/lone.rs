@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use super::part::{has_halves, holds_scales, is_signed, raised, unit};
 use crate::abi::MatMulArgs;
-use crate::cpu::avx2::quant::{Format, Head, Scales, each_slice};
+use crate::cpu::avx2::quant::{Format, Head, Scales, each_slice, has_inner_sums};
 use crate::cpu::features::is_amd;
 use crate::pack::GROUP;
 use crate::quant::BLOCK;
@@ -98,6 +98,7 @@ unsafe fn some_groups<F: Format, const BYTES: usize, const AMD: bool, const N: u
     };
     let mut acc = [_mm256_setzero_ps(); N];
     for block in 0..blocks {
+        let (mut inner, mut mins) = ([_mm256_setzero_ps(); N], [_mm256_setzero_ps(); N]);
         // What is ahead of a group's last parts is in the group that takes its place.
         let ends = (block + 1) * block_bytes + AHEAD > group_bytes;
         let ahead = AHEAD + if ends { (N - 1) * group_bytes } else { 0 };
@@ -113,14 +114,24 @@ unsafe fn some_groups<F: Format, const BYTES: usize, const AMD: bool, const N: u
                     prefetch::<F, AMD>(part.wrapping_add(ahead));
                     let (head, acc) = (&heads[n], &mut acc[n]);
                     let isum = _mm256_cvtepi32_ps(row.isum::<F, BYTES>(part, b));
-                    *acc = _mm256_fmadd_ps(isum, _mm256_mul_ps(head.d, scale), *acc);
+                    match has_inner_sums::<F>() {
+                        true => inner[n] = _mm256_fmadd_ps(isum, scale, inner[n]),
+                        false => *acc = _mm256_fmadd_ps(isum, _mm256_mul_ps(head.d, scale), *acc),
+                    }
                     if let Some(min) = F::min(head, part) {
                         let sum = row.factor(BYTES, row.k / BLOCK + b);
                         *acc = _mm256_fmadd_ps(min, _mm256_set1_ps(sum), *acc);
                     }
                     if let Some(imin) = row.imin::<F, BYTES>(part, b) {
-                        let imin = _mm256_cvtepi32_ps(imin);
-                        *acc = _mm256_fmadd_ps(imin, _mm256_mul_ps(head.m, scale), *acc);
+                        mins[n] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(imin), scale, mins[n]);
+                    }
+                }
+            }
+            if has_inner_sums::<F>() {
+                for (n, acc) in acc.iter_mut().enumerate() {
+                    *acc = _mm256_fmadd_ps(inner[n], heads[n].d, *acc);
+                    if F::HAS_HALF_MINS {
+                        *acc = _mm256_fmadd_ps(mins[n], heads[n].m, *acc);
                     }
                 }
             }

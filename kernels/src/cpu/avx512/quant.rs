@@ -13,10 +13,10 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::part::{Part, has_halves, holds_scales, is_signed, is_wide, raised, unit, unpack_block};
+use super::part::{Part, has_halves, holds_scales, is_wide, raised, unit, unpack_block};
 use super::wide::{wide_sums, widen};
 use crate::abi::MatMulArgs;
-use crate::cpu::avx2::quant::{Format, Scales, each_slice, fetch_part};
+use crate::cpu::avx2::quant::{Format, Scales, each_slice, fetch_part, has_inner_sums};
 use crate::pack::GROUP;
 use crate::quant::BLOCK;
 
@@ -120,7 +120,8 @@ unsafe fn groups<F: Format, const BYTES: usize>(
     let first = args.col0 as usize / GROUP;
     let groups = (args.cols as usize).div_ceil(GROUP);
     let mut panel = [const { MaybeUninit::<Part>::uninit() }; PANEL];
-    let shared = is_signed::<F>() && rows.len() > TOKENS;
+    // Others unpack for each tile: that takes less than a chunk's ends do (NOTES.md, "Factors of blocks").
+    let shared = is_wide::<F, BYTES>() && rows.len() > TOKENS;
     let step = if shared { PANEL / F::PARTS } else { blocks };
     for g in (0..groups).step_by(2) {
         let pair = g + 1 < groups;
@@ -203,6 +204,49 @@ struct Tile {
     fetches: bool,
 }
 
+/// Sums of T tokens with both groups, as at AVX2.
+struct Sums<const T: usize> {
+    acc: [__m512; T],
+    /// Of the block in work ([`has_inner_sums`]).
+    inner: [__m512; T],
+    /// The same of integer minima.
+    mins: [__m512; T],
+}
+
+impl<const T: usize> Sums<T> {
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+    fn new() -> Sums<T> {
+        let zero = [_mm512_setzero_ps(); T];
+        Sums {
+            acc: zero,
+            inner: zero,
+            mins: zero,
+        }
+    }
+
+    /// Adds those of a block, which is done; `part` is one of it.
+    ///
+    /// # Safety
+    /// It is unpacked.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+    unsafe fn fold<F: Format>(&mut self, part: *const Part) {
+        let zero = _mm512_setzero_ps();
+        for t in 0..T {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let inner = std::mem::replace(&mut self.inner[t], zero);
+                self.acc[t] = _mm512_fmadd_ps(inner, (*part).d, self.acc[t]);
+                if F::HAS_HALF_MINS {
+                    let mins = std::mem::replace(&mut self.mins[t], zero);
+                    self.acc[t] = _mm512_fmadd_ps(mins, (*part).m, self.acc[t]);
+                }
+            }
+        }
+    }
+}
+
 /// Numbers that a block's sums start from.
 const fn starts_of<F: Format>() -> usize {
     if has_halves::<F>() { 2 } else { 1 }
@@ -219,11 +263,11 @@ impl Tile {
     unsafe fn run<F: Format, const BYTES: usize, const T: usize, const SHARED: bool>(
         &self,
     ) -> usize {
-        let mut acc = [_mm512_setzero_ps(); T];
+        let mut sums = Sums::new();
         // SAFETY: row t of out has 16 columns, or 8.
         unsafe {
             if self.first > 0 {
-                for (t, acc) in acc.iter_mut().enumerate() {
+                for (t, acc) in sums.acc.iter_mut().enumerate() {
                     let out = self.out.add(t * self.out_stride);
                     *acc = match self.pair {
                         true => _mm512_loadu_ps(out),
@@ -256,10 +300,13 @@ impl Tile {
                         Part::unpack::<F, BYTES>(&heads, at, own[0].as_mut_ptr());
                         part = own[0].as_ptr();
                     }
-                    self.add::<F, BYTES, T, SHARED>(part, self.first + number, &mut acc);
+                    self.add::<F, BYTES, T, SHARED>(part, self.first + number, &mut sums);
+                    if has_inner_sums::<F>() && i + 1 == F::PARTS {
+                        sums.fold::<F>(part);
+                    }
                 }
             }
-            for (t, acc) in acc.iter().enumerate() {
+            for (t, acc) in sums.acc.iter().enumerate() {
                 let out = self.out.add(t * self.out_stride);
                 match self.pair {
                     true => _mm512_storeu_ps(out, *acc),
@@ -280,7 +327,7 @@ impl Tile {
         &self,
         part: *const Part,
         b: usize,
-        acc: &mut [__m512; T],
+        to: &mut Sums<T>,
     ) {
         // SAFETY: the caller's promise; the quants of a row are followed by a scale and a sum for each 32.
         unsafe {
@@ -298,18 +345,23 @@ impl Tile {
                 }
                 false => [_mm512_setzero_si512(); T],
             };
-            for (t, acc) in acc.iter_mut().enumerate() {
+            for t in 0..T {
                 let factors = self.x[t].add(BYTES * self.k).cast::<f32>();
                 let scale = _mm512_set1_ps(*factors.add(b));
-                let factor = _mm512_mul_ps((*part).d, scale);
-                *acc = _mm512_fmadd_ps(isums[t], factor, *acc);
+                match has_inner_sums::<F>() {
+                    true => to.inner[t] = _mm512_fmadd_ps(isums[t], scale, to.inner[t]),
+                    false => {
+                        let factor = _mm512_mul_ps((*part).d, scale);
+                        to.acc[t] = _mm512_fmadd_ps(isums[t], factor, to.acc[t]);
+                    }
+                }
                 if F::HAS_MIN {
                     let sum = _mm512_set1_ps(*factors.add(self.k / BLOCK + b));
-                    *acc = _mm512_fmadd_ps((*part).min, sum, *acc);
+                    to.acc[t] = _mm512_fmadd_ps((*part).min, sum, to.acc[t]);
                 }
                 if F::HAS_HALF_MINS {
-                    let factor = _mm512_mul_ps((*part).m, scale);
-                    *acc = _mm512_fmadd_ps(_mm512_cvtepi32_ps(imins[t]), factor, *acc);
+                    let imin = _mm512_cvtepi32_ps(imins[t]);
+                    to.mins[t] = _mm512_fmadd_ps(imin, scale, to.mins[t]);
                 }
             }
         }

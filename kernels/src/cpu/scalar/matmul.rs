@@ -116,7 +116,7 @@ unsafe fn float<const N: usize>(args: &MatMulArgs, value: impl Fn([u8; N]) -> f3
     }
 }
 
-/// Outputs are their own accumulators: each 32 k of a row of weights are unpacked once for all rows of activations.
+/// Outputs are their own accumulators: each block of a row of weights is unpacked once for all rows of activations.
 ///
 /// # Safety
 /// As [`groups`] and [`row`], with rows of the type.
@@ -136,24 +136,71 @@ unsafe fn quantised(args: &MatMulArgs, encoding: Encoding, activations: Activati
             // SAFETY: the caller's promise.
             unsafe { row(args, i, g, x_bytes) }.1.fill(0.0);
         }
-        for b in 0..k / BLOCK {
-            let block = &w[b / parts * block_bytes..][..block_bytes];
+        for (block, w) in w.chunks_exact(block_bytes).enumerate() {
             for r in 0..GROUP {
-                let part = Unpacked::new(encoding, block, b % parts, r);
+                let unpacked: Vec<Unpacked> = (0..parts)
+                    .map(|part| Unpacked::new(encoding, w, part, r))
+                    .collect();
                 for i in 0..rows {
                     // SAFETY: the caller's promise.
                     let (x, out) = unsafe { row(args, i, g, x_bytes) };
                     let (quants, factors) = x.split_at(quants_bytes);
-                    let quants = |i: usize| match activations {
-                        Activations::Q8 => i32::from(quants[b * BLOCK + i] as i8),
-                        Activations::Q11 => q11::quant(quants, b * BLOCK + i),
+                    let x = |part: usize| {
+                        let b = block * parts + part;
+                        let quant = |i: usize| match activations {
+                            Activations::Q8 => i32::from(quants[b * BLOCK + i] as i8),
+                            Activations::Q11 => q11::quant(quants, b * BLOCK + i),
+                        };
+                        Activation {
+                            quants: std::array::from_fn(quant),
+                            scale: f32_at(factors, b),
+                            sum: f32_at(factors, k / BLOCK + b),
+                        }
                     };
-                    let (scale, sum) = (f32_at(factors, b), f32_at(factors, k / BLOCK + b));
-                    out[r] = part.add(std::array::from_fn(quants), scale, sum, out[r]);
+                    out[r] = match unpacked.as_slice() {
+                        [part] => part.add(&x(0), out[r]),
+                        parts => add_block(parts, x, out[r]),
+                    };
                 }
             }
         }
     }
+}
+
+/// 32 activations of a row.
+struct Activation {
+    quants: [i32; BLOCK],
+    scale: f32,
+    /// The scale times the sum of the quants.
+    sum: f32,
+}
+
+/// Adds the product of a block of several parts, whose factors they share, to an accumulator: first what minima add, part by part,
+/// then the parts' exact sums, scaled as the activations are, and all of it with the factor once. Integer minima are summed like these.
+fn add_block(parts: &[Unpacked], x: impl Fn(usize) -> Activation, acc: f32) -> f32 {
+    let (mut acc, mut sum, mut min_sum) = (acc, 0.0f32, 0.0f32);
+    for (i, part) in parts.iter().enumerate() {
+        let x = x(i);
+        sum = (part.isum(&x) as f32).mul_add(x.scale, sum);
+        match part.min {
+            Min::None => {}
+            Min::Added(min) => acc = min.mul_add(x.sum, acc),
+            Min::Halves { mins, .. } => {
+                min_sum = (halves(|i| x.quants[i], mins) as f32).mul_add(x.scale, min_sum);
+            }
+        }
+    }
+    acc = sum.mul_add(parts[0].d, acc);
+    match parts[0].min {
+        Min::Halves { factor, .. } => min_sum.mul_add(factor, acc),
+        _ => acc,
+    }
+}
+
+/// The sums of both halves of 32 integers, multiplied with their factors.
+fn halves(of: impl Fn(usize) -> i32, factors: [i32; 2]) -> i32 {
+    let half = |h: usize| (h * 16..h * 16 + 16).map(&of).sum::<i32>();
+    factors[0] * half(0) + factors[1] * half(1)
 }
 
 /// 32 weights of a row, as they are multiplied.
@@ -175,21 +222,17 @@ impl Unpacked {
         }
     }
 
-    /// Adds the product with 32 activations to an accumulator.
-    fn add(&self, x: [i32; BLOCK], scale: f32, sum: f32, acc: f32) -> f32 {
-        let halves = |of: &dyn Fn(usize) -> i32, factors: [i32; 2]| -> i32 {
-            let half = |h: usize| (h * 16..h * 16 + 16).map(of).sum::<i32>();
-            factors[0] * half(0) + factors[1] * half(1)
-        };
-        let isum = halves(&|i| self.quants[i] * x[i], self.scales);
-        let acc = (isum as f32).mul_add(self.d * scale, acc);
+    /// The exact product with 32 activations, integer scales included.
+    fn isum(&self, x: &Activation) -> i32 {
+        halves(|i| self.quants[i] * x.quants[i], self.scales)
+    }
+
+    /// Adds the product of a block that is this part to an accumulator. Only larger blocks have integer minima.
+    fn add(&self, x: &Activation, acc: f32) -> f32 {
+        let acc = (self.isum(x) as f32).mul_add(self.d * x.scale, acc);
         match self.min {
-            Min::None => acc,
-            Min::Added(min) => min.mul_add(sum, acc),
-            Min::Halves { factor, mins } => {
-                let imin = halves(&|i| x[i], mins);
-                (imin as f32).mul_add(factor * scale, acc)
-            }
+            Min::Added(min) => min.mul_add(x.sum, acc),
+            Min::None | Min::Halves { .. } => acc,
         }
     }
 }

@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::panel::{Panel, block_bytes, has_halves, has_one_chain, holds_scales, is_wide, prepare};
-use super::{Format, Scales, fetch_part};
+use super::{Format, Scales, fetch_part, has_inner_sums};
 use crate::abi::MatMulArgs;
 use crate::pack::GROUP;
 use crate::quant::BLOCK;
@@ -17,7 +17,8 @@ use crate::quant::BLOCK;
 /// Groups that a token meets at a time: as many as registers hold sums and accumulators of.
 const GROUPS: usize = 4;
 
-/// Parts of a chunk: panels and activations of a chunk stay in the L1 cache.
+/// Parts of a chunk, which is one block where those have several ([`has_inner_sums`]): panels and activations of a chunk stay in the L1
+/// cache.
 const PARTS: usize = 8;
 
 /// Tokens of a call that are done at a time.
@@ -225,10 +226,14 @@ impl Token {
     ) {
         // SAFETY: the caller's promise.
         unsafe {
-            let mut acc: [__m256; G] = std::array::from_fn(|g| match resumes {
+            let before: [__m256; G] = std::array::from_fn(|g| match resumes {
                 true => _mm256_loadu_ps(self.out.add(g * GROUP)),
                 false => _mm256_setzero_ps(),
             });
+            let mut acc = match has_inner_sums::<F>() {
+                true => [_mm256_setzero_ps(); G],
+                false => before,
+            };
             for i in 0..count {
                 let panels = self.panels.add(i * G);
                 let x = self.x.add(i * block_bytes::<F, BYTES, VNNI>());
@@ -240,24 +245,69 @@ impl Token {
                 let scale = _mm256_broadcast_ss(&*self.factors.add(i));
                 for (g, acc) in acc.iter_mut().enumerate() {
                     let panel = panels.add(g);
+                    if has_inner_sums::<F>() {
+                        *acc = _mm256_fmadd_ps(isums[g], scale, *acc);
+                        continue;
+                    }
                     let factor = _mm256_mul_ps(scale, (*panel).d);
                     *acc = _mm256_fmadd_ps(isums[g], factor, *acc);
                     if F::HAS_MIN {
                         let sum = _mm256_broadcast_ss(&*self.factors.add(self.blocks + i));
                         *acc = _mm256_fmadd_ps((*panel).min, sum, *acc);
                     }
-                    if F::HAS_HALF_MINS {
-                        let sums = _mm256_set1_epi32(*self.sums.add(i));
-                        let imin = _mm256_madd_epi16(sums, (*panel).half_mins);
-                        let factor = _mm256_mul_ps(scale, (*panel).m);
-                        *acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(imin), factor, *acc);
-                    }
                 }
+            }
+            if has_inner_sums::<F>() {
+                acc = self.fold::<F, G>(before, acc, count);
             }
             for (g, acc) in acc.into_iter().enumerate() {
                 _mm256_storeu_ps(self.out.add(g * GROUP), acc);
             }
         }
+    }
+
+    /// Adds what minima are and the inner sums of the block that the chunk is, behind the parts: while these are multiplied there are no
+    /// registers for both.
+    ///
+    /// # Safety
+    /// As [`Token::run`], which has the sums of the chunk's parts.
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    unsafe fn fold<F: Format, const G: usize>(
+        &self,
+        mut acc: [__m256; G],
+        inner: [__m256; G],
+        count: usize,
+    ) -> [__m256; G] {
+        let mut mins = [_mm256_setzero_ps(); G];
+        // SAFETY: the caller's promise.
+        unsafe {
+            for i in 0..count {
+                let panels = self.panels.add(i * G);
+                if F::HAS_MIN {
+                    let sum = _mm256_broadcast_ss(&*self.factors.add(self.blocks + i));
+                    for (g, acc) in acc.iter_mut().enumerate() {
+                        *acc = _mm256_fmadd_ps((*panels.add(g)).min, sum, *acc);
+                    }
+                }
+                if F::HAS_HALF_MINS {
+                    let scale = _mm256_broadcast_ss(&*self.factors.add(i));
+                    let sums = _mm256_set1_epi32(*self.sums.add(i));
+                    for (g, mins) in mins.iter_mut().enumerate() {
+                        let imin = _mm256_madd_epi16(sums, (*panels.add(g)).half_mins);
+                        *mins = _mm256_fmadd_ps(_mm256_cvtepi32_ps(imin), scale, *mins);
+                    }
+                }
+            }
+            for (g, acc) in acc.iter_mut().enumerate() {
+                let panel = self.panels.add(g);
+                *acc = _mm256_fmadd_ps(inner[g], (*panel).d, *acc);
+                if F::HAS_HALF_MINS {
+                    *acc = _mm256_fmadd_ps(mins[g], (*panel).m, *acc);
+                }
+            }
+        }
+        acc
     }
 }
 

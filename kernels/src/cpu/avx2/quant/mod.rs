@@ -134,6 +134,13 @@ pub(in crate::cpu) const fn holds_scales<F: Format>() -> bool {
     matches!((F::QUANTS, F::SCALES), (Quants::Crumbs, Scales::Halves))
 }
 
+/// Whether the exact sums of a block's parts are scaled as the activations are and added, and only all of them are multiplied with the
+/// block's factor: where it has several. Minima that are not integers come before that, part by part.
+pub(in crate::cpu) const fn has_inner_sums<F: Format>() -> bool {
+    assert!(F::PARTS > 1 || !F::HAS_HALF_MINS);
+    F::PARTS > 1
+}
+
 /// The factors of a block, a lane a row.
 pub struct Head {
     pub d: __m256,
@@ -241,6 +248,46 @@ unsafe fn slice<F: Format, const BYTES: usize>(
     }
 }
 
+/// Sums of T tokens with a group of weights.
+struct Sums<const T: usize> {
+    acc: [__m256; T],
+    /// Of the block in work ([`has_inner_sums`]).
+    inner: [__m256; T],
+    /// The same of integer minima.
+    mins: [__m256; T],
+}
+
+impl<const T: usize> Sums<T> {
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    fn new() -> Sums<T> {
+        let zero = [_mm256_setzero_ps(); T];
+        Sums {
+            acc: zero,
+            inner: zero,
+            mins: zero,
+        }
+    }
+
+    /// Adds those of a block, which is done.
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    fn fold<F: Format>(&mut self, head: &Head) {
+        if !has_inner_sums::<F>() {
+            return;
+        }
+        let zero = _mm256_setzero_ps();
+        for t in 0..T {
+            let inner = std::mem::replace(&mut self.inner[t], zero);
+            self.acc[t] = _mm256_fmadd_ps(inner, head.d, self.acc[t]);
+            if F::HAS_HALF_MINS {
+                let mins = std::mem::replace(&mut self.mins[t], zero);
+                self.acc[t] = _mm256_fmadd_ps(mins, head.m, self.acc[t]);
+            }
+        }
+    }
+}
+
 /// One group of weights and some tokens.
 struct Tile {
     /// Half the words of a part: 4.
@@ -263,7 +310,7 @@ impl Tile {
     #[inline]
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
     unsafe fn run<F: Format, const BYTES: usize, const T: usize>(&self) {
-        let mut acc = [_mm256_setzero_ps(); T];
+        let mut sums = Sums::new();
         for block in 0..self.blocks {
             // SAFETY: the block is within the group, and each part within the block.
             unsafe {
@@ -275,11 +322,12 @@ impl Tile {
                         _ => fetch_part::<F, _MM_HINT_T1>(at.wrapping_add(PREFETCH), i),
                     }
                     let part = at.add(F::HEADER + i * F::PART);
-                    self.add::<F, BYTES, T>(&head, part, block * F::PARTS + i, &mut acc);
+                    self.add::<F, BYTES, T>(&head, part, block * F::PARTS + i, &mut sums);
                 }
+                sums.fold::<F>(&head);
             }
         }
-        for (t, acc) in acc.iter().enumerate() {
+        for (t, acc) in sums.acc.iter().enumerate() {
             // SAFETY: row t of out has 8 columns.
             unsafe { _mm256_storeu_ps(self.out.add(t * self.out_stride), *acc) };
         }
@@ -292,13 +340,13 @@ impl Tile {
     #[inline]
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
     unsafe fn lone<F: Format, const BYTES: usize>(&self, group_bytes: usize) {
-        let mut acc = [[_mm256_setzero_ps()]; STREAMS];
+        let mut sums: [Sums<1>; STREAMS] = std::array::from_fn(|_| Sums::new());
         let block_bytes = F::HEADER + F::PARTS * F::PART;
         for block in 0..self.blocks {
             // What is ahead of a group's last parts is in the group that takes its place.
             let ends = (block + 1) * block_bytes + PREFETCH > group_bytes;
             let ahead = PREFETCH + if ends { (STREAMS - 1) * group_bytes } else { 0 };
-            for (n, acc) in acc.iter_mut().enumerate() {
+            for (n, sums) in sums.iter_mut().enumerate() {
                 // SAFETY: the block is within the group, and each part within the block.
                 unsafe {
                     let at = self.w.add(n * group_bytes + block * block_bytes);
@@ -306,14 +354,15 @@ impl Tile {
                     for i in 0..F::PARTS {
                         fetch_part::<F, _MM_HINT_T1>(at.wrapping_add(ahead), i);
                         let part = at.add(F::HEADER + i * F::PART);
-                        self.add::<F, BYTES, 1>(&head, part, block * F::PARTS + i, acc);
+                        self.add::<F, BYTES, 1>(&head, part, block * F::PARTS + i, sums);
                     }
+                    sums.fold::<F>(&head);
                 }
             }
         }
-        for (n, [acc]) in acc.into_iter().enumerate() {
+        for (n, sums) in sums.into_iter().enumerate() {
             // SAFETY: out has 8 columns for each group.
-            unsafe { _mm256_storeu_ps(self.out.add(n * GROUP), acc) };
+            unsafe { _mm256_storeu_ps(self.out.add(n * GROUP), sums.acc[0]) };
         }
     }
 
@@ -328,17 +377,16 @@ impl Tile {
         head: &Head,
         part: *const u8,
         b: usize,
-        acc: &mut [__m256; T],
+        sums: &mut Sums<T>,
     ) {
         // SAFETY: the caller's promise; the quants of a row are followed by a scale and a sum for each 32.
         unsafe {
             let isums = self.isums::<F, BYTES, T>(part, b);
             let imins = self.imins::<F, BYTES, T>(part, b);
             let min = F::min(head, part);
-            for (t, acc) in acc.iter_mut().enumerate() {
+            for t in 0..T {
                 let factors = self.x[t].add(BYTES * self.k).cast::<f32>();
                 let scale = _mm256_broadcast_ss(&*factors.add(b));
-                let factor = _mm256_mul_ps(head.d, scale);
                 let isum = match F::RAISED {
                     0 => isums[t],
                     _ => {
@@ -346,14 +394,21 @@ impl Tile {
                         _mm256_add_epi32(isums[t], _mm256_set1_epi32(start))
                     }
                 };
-                *acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(isum), factor, *acc);
+                let isum = _mm256_cvtepi32_ps(isum);
+                match has_inner_sums::<F>() {
+                    true => sums.inner[t] = _mm256_fmadd_ps(isum, scale, sums.inner[t]),
+                    false => {
+                        let factor = _mm256_mul_ps(head.d, scale);
+                        sums.acc[t] = _mm256_fmadd_ps(isum, factor, sums.acc[t]);
+                    }
+                }
                 if let Some(min) = min {
                     let sum = _mm256_broadcast_ss(&*factors.add(self.k / BLOCK + b));
-                    *acc = _mm256_fmadd_ps(min, sum, *acc);
+                    sums.acc[t] = _mm256_fmadd_ps(min, sum, sums.acc[t]);
                 }
                 if let Some(imins) = imins {
-                    let factor = _mm256_mul_ps(head.m, scale);
-                    *acc = _mm256_fmadd_ps(_mm256_cvtepi32_ps(imins[t]), factor, *acc);
+                    let imin = _mm256_cvtepi32_ps(imins[t]);
+                    sums.mins[t] = _mm256_fmadd_ps(imin, scale, sums.mins[t]);
                 }
             }
         }
