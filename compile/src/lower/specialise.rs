@@ -9,10 +9,14 @@ use crate::error::Error;
 /// Rows up to which a step is a decode step: its matmuls are bound by reading weights.
 const DECODE_ROWS: u32 = 4;
 
-/// Rows of a prefill tile: results of 32 tokens and 64 features are 8 KiB, a quarter of a first-level cache.
+/// Rows of a prefill tile.
 const PREFILL_ROWS: u32 = 32;
 
-/// Columns of a matmul's tile: eight groups of eight weight rows.
+/// Columns of a prefill tile: what a call prepares of its rows serves so many features. Results of 32 tokens are 16 KiB, half of a
+/// first-level cache.
+const PREFILL_COLS: u32 = 128;
+
+/// Columns of a decode tile: eight groups of eight weight rows.
 const WIDE: u32 = 64;
 
 /// Columns of a decode tile of a matmul with few features, so that they divide evenly among threads.
@@ -122,7 +126,12 @@ fn variants(plan: &Plan, index: usize) -> Result<Vec<Variant>, Error> {
             let encodings = encodings(plan, *x, segments.iter().map(|s| s.weight));
             split(extent_of(*x), |decode| {
                 let narrow = decode && features < FEW_FEATURES;
-                let cols = (if narrow { NARROW } else { WIDE }).next_multiple_of(units);
+                let cols = match (decode, narrow) {
+                    (true, true) => NARROW,
+                    (true, false) => WIDE,
+                    (false, _) => PREFILL_COLS,
+                };
+                let cols = cols.next_multiple_of(units);
                 let reason = match (decode, narrow) {
                     (true, true) => format!(
                         "{encodings}, few rows: narrow tiles divide {features} features evenly"
@@ -162,7 +171,7 @@ fn variants(plan: &Plan, index: usize) -> Result<Vec<Variant>, Error> {
                 min_rows: 1,
                 max_rows: extent_of(*tokens),
                 tile_rows: PREFILL_ROWS,
-                tile_cols: WIDE.next_multiple_of(units),
+                tile_cols: PREFILL_COLS.next_multiple_of(units),
                 parts: matmul_parts(plan, *x, segments)?,
                 kernels: Vec::new(),
                 profiles: Profiles::NONE,
