@@ -23,6 +23,19 @@ use crate::quant::BLOCK;
 /// Tokens of a full tile.
 pub(super) const TOKENS: usize = 8;
 
+/// Tokens of the next tile where there are so many: a full one, or fewer where that makes the last ones larger.
+const fn tile_of<F: Format>(tokens: usize) -> usize {
+    // Sums of blocks and minima besides are more than a full tile has registers for.
+    let full = match has_inner_sums::<F>() && F::HAS_MIN {
+        true => TOKENS - 1,
+        false => TOKENS,
+    };
+    match tokens {
+        ..=TOKENS => tokens,
+        _ => tokens.div_ceil(tokens.div_ceil(full)),
+    }
+}
+
 /// How far ahead of the part in work weights are fetched, in parts of a group (NOTES.md, "Few tokens").
 const AHEAD: usize = 15;
 
@@ -159,7 +172,7 @@ unsafe fn groups<F: Format, const BYTES: usize>(
                         out_stride: args.out_stride as usize,
                         fetches: row == rows.start,
                     };
-                    row += match (shared, rows.end - row) {
+                    row += match (shared, tile_of::<F>(rows.end - row)) {
                         (true, 1) => tile.run::<F, BYTES, 1, true>(),
                         (true, 2 | 3) => tile.run::<F, BYTES, 2, true>(),
                         (true, 4..TOKENS) => tile.run::<F, BYTES, 4, true>(),
