@@ -2,9 +2,9 @@
 
 use std::arch::x86_64::*;
 
-use crate::cpu::avx2::quant::{Format, Quants, Scales, fetch_part};
+use crate::cpu::avx2::quant::{Format, Scales, fetch_part};
 use crate::cpu::avx512::part::{
-    float_scales, holds_scales, is_signed, join, join_floats, min, scales,
+    float_scales, holds_scales, is_joined, is_signed, join, join_floats, min, scales,
 };
 use crate::quant::BLOCK;
 
@@ -42,11 +42,6 @@ pub(super) const fn has_halves<F: Format>() -> bool {
 /// Whether bytes of a panel's words are signed.
 pub(super) const fn has_signs<F: Format>() -> bool {
     is_signed::<F>() || F::RAISED != 0
-}
-
-/// Whether both bytes of Q11 are multiplied by one tile of twice the depth: 8 * weight fits a byte.
-pub(super) const fn is_joined<F: Format, const BYTES: usize>() -> bool {
-    BYTES == 2 && matches!(F::QUANTS, Quants::Nibbles | Quants::Low)
 }
 
 /// Tiles of activations of a step.

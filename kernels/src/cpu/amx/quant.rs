@@ -13,12 +13,12 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::panel::{Panel, depth, has_halves, has_signs, is_joined, planes, unpack, weights};
+use super::panel::{Panel, depth, has_halves, has_signs, planes, unpack, weights};
 use super::tiles::{Activations, Hardware, PIECES, RESULTS, Sums, Tiles, sets};
 use crate::abi::MatMulArgs;
 use crate::cpu::avx2::quant::{Format, Scales, has_inner_sums};
 use crate::cpu::avx512;
-use crate::cpu::avx512::part::holds_scales;
+use crate::cpu::avx512::part::{holds_scales, is_joined};
 use crate::pack::GROUP;
 use crate::quant::BLOCK;
 

@@ -6,6 +6,7 @@
 
 mod attention_f16;
 mod attention_q8_0;
+mod dot;
 pub(super) mod float;
 mod lone;
 pub(super) mod part;

@@ -9,7 +9,8 @@ pub(in crate::cpu) use crate::cpu::avx2::quant::holds_scales;
 
 /// 32 k of both groups, unpacked. What a format has no use for isn't written.
 pub(super) struct Part {
-    /// Eight of four unsigned bytes a lane, or, where they are multiplied in 16 bits, eight of the even ones and eight of the odd.
+    /// Eight of four unsigned bytes a lane, and, where both bytes of Q11 make one sum, the same times 8; or, where they are multiplied in
+    /// 16 bits, eight of the even ones and eight of the odd.
     pub(super) words: [__m512i; 16],
     /// Integer scales of each half, in f32. Some processors multiply such twice as fast as integers of 32 bits (NOTES.md).
     pub(super) float_scales: [__m512; 2],
@@ -56,13 +57,18 @@ pub(super) const fn is_wide<F: Format, const BYTES: usize>() -> bool {
     BYTES == 2 && matches!(F::QUANTS, Quants::SignedLow)
 }
 
+/// Whether both bytes of Q11 may be multiplied into one sum, by 8 * weight and by the weight: 8 * weight fits a byte.
+pub(in crate::cpu) const fn is_joined<F: Format, const BYTES: usize>() -> bool {
+    BYTES == 2 && matches!(F::QUANTS, Quants::Nibbles | Quants::Low)
+}
+
 /// Unpacks the parts of a block of both groups, and fetches those that come next, which may be anywhere.
 ///
 /// # Safety
 /// Each of `at` points at a block; `parts` are as many as a block has.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-pub(super) unsafe fn unpack_block<F: Format, const BYTES: usize>(
+pub(super) unsafe fn unpack_block<F: Format, const BYTES: usize, const JOINED: bool>(
     at: [*const u8; 2],
     parts: &mut [MaybeUninit<Part>],
     next: [*const u8; 2],
@@ -75,19 +81,19 @@ pub(super) unsafe fn unpack_block<F: Format, const BYTES: usize>(
             for next in next {
                 fetch_part::<F, _MM_HINT_T1>(next, i);
             }
-            Part::unpack::<F, BYTES>(&heads, at, to.as_mut_ptr());
+            Part::unpack::<F, BYTES, JOINED>(&heads, at, to.as_mut_ptr());
         }
     }
 }
 
 impl Part {
-    /// Unpacks and joins parts of two groups, from their blocks' heads.
+    /// Unpacks and joins parts of two groups, from their blocks' heads. JOINED: with the words times 8 ([`is_joined`]).
     ///
     /// # Safety
     /// Each of `at` points at a part; `to` may be written.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    pub(super) unsafe fn unpack<F: Format, const BYTES: usize>(
+    pub(super) unsafe fn unpack<F: Format, const BYTES: usize, const JOINED: bool>(
         heads: &[Head; 2],
         at: [*const u8; 2],
         to: *mut Part,
@@ -145,6 +151,9 @@ impl Part {
                     true => _mm512_add_epi8(word, _mm512_set1_epi8(raised::<F>() as i8)),
                     false => word,
                 };
+                if JOINED {
+                    (*to).words[8 + j] = _mm512_slli_epi16::<3>(word);
+                }
             }
         }
     }

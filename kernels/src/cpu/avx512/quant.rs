@@ -6,17 +6,18 @@
 //! that adds ([`each_slice`]).
 //!
 //! The quants of Q11 rows are 8 * high + low: the sums of the high bytes are shifted left by three before those of the low
-//! ones come on top. Signed weights whose halves have a scale each are multiplied with these in 16 bits instead ([`is_wide`]).
+//! ones come on top, or high bytes are multiplied with weights times 8 ([`is_joined`]). Signed weights whose halves have a scale each are multiplied with these in 16 bits instead ([`is_wide`]).
 
-use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::part::{Part, has_halves, holds_scales, is_wide, raised, unit, unpack_block};
-use super::wide::{wide_sums, widen};
+use super::dot::{Starts, XBlock};
+use super::part::{Part, has_halves, is_joined, is_wide, raised, unit, unpack_block};
+use super::wide::widen;
 use crate::abi::MatMulArgs;
-use crate::cpu::avx2::quant::{Format, Scales, each_slice, fetch_part, has_inner_sums};
+use crate::cpu::avx2::quant::{Format, each_slice, fetch_part, has_inner_sums};
+use crate::cpu::features::is_amd;
 use crate::pack::GROUP;
 use crate::quant::BLOCK;
 
@@ -52,13 +53,30 @@ pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
         // SAFETY: the caller's promise.
         return unsafe { super::lone::matmul::<F, BYTES>(args) };
     }
-    let unit = match is_wide::<F, BYTES>() {
-        true => 0,
-        false => unit::<F, BYTES>(),
-    };
     // SAFETY: the caller's promise.
     unsafe {
-        let run = |rows, starts| slice::<F, BYTES>(args, rows, starts);
+        match is_joined::<F, BYTES>() && is_amd() {
+            true => each_rows::<F, BYTES, true>(args, raised::<F>()),
+            false if is_wide::<F, BYTES>() => each_rows::<F, BYTES, false>(args, 0),
+            false => each_rows::<F, BYTES, false>(args, unit::<F, BYTES>()),
+        }
+    }
+}
+
+/// All rows of a call of several, whose sums start from `-unit` times those of activations. JOINED: both bytes of Q11 make one sum, as
+/// the format allows. That leaves registers free, which is what Zen 4 gains from; Intel's cores have two pipes for products, which wait for
+/// chains of as many (NOTES.md, "Factors of blocks").
+///
+/// # Safety
+/// As [`matmul`].
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+unsafe fn each_rows<F: Format, const BYTES: usize, const JOINED: bool>(
+    args: &MatMulArgs,
+    unit: i32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let run = |rows, starts| slice::<F, BYTES, JOINED>(args, rows, starts);
         match has_halves::<F>() {
             true => each_slice::<BYTES, true>(args, unit, run),
             false => each_slice::<BYTES, false>(args, unit, run),
@@ -71,7 +89,7 @@ pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
 /// # Safety
 /// As [`matmul`]; `starts` has a number for each block of the rows if the format is raised.
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-unsafe fn slice<F: Format, const BYTES: usize>(
+unsafe fn slice<F: Format, const BYTES: usize, const JOINED: bool>(
     args: &MatMulArgs,
     rows: Range<usize>,
     starts: *const i32,
@@ -83,7 +101,7 @@ unsafe fn slice<F: Format, const BYTES: usize>(
         return unsafe { widened::<F, BYTES>(args, rows, starts) };
     }
     // SAFETY: the caller's promise.
-    unsafe { groups::<F, BYTES>(args, rows, starts, std::ptr::null()) };
+    unsafe { groups::<F, BYTES, JOINED>(args, rows, starts, std::ptr::null()) };
 }
 
 /// Bytes of rows that are widened at once, at most: eight of 4096 quants.
@@ -113,7 +131,7 @@ unsafe fn widened<F: Format, const BYTES: usize>(
         }
     }
     // SAFETY: the caller's promise.
-    unsafe { groups::<F, BYTES>(args, rows, starts, pairs) };
+    unsafe { groups::<F, BYTES, false>(args, rows, starts, pairs) };
 }
 
 /// All groups times some rows, `widened` if that is not null.
@@ -121,7 +139,7 @@ unsafe fn widened<F: Format, const BYTES: usize>(
 /// # Safety
 /// As [`slice`].
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-unsafe fn groups<F: Format, const BYTES: usize>(
+unsafe fn groups<F: Format, const BYTES: usize, const JOINED: bool>(
     args: &MatMulArgs,
     rows: Range<usize>,
     starts: *const i32,
@@ -150,7 +168,7 @@ unsafe fn groups<F: Format, const BYTES: usize>(
                         let at = w.add(i * block_bytes);
                         let next = at.wrapping_add(2 * group_bytes);
                         let next = [next, next.wrapping_add(second)];
-                        unpack_block::<F, BYTES>([at, at.add(second)], parts, next);
+                        unpack_block::<F, BYTES, JOINED>([at, at.add(second)], parts, next);
                     }
                 }
                 let mut row = rows.start;
@@ -173,18 +191,18 @@ unsafe fn groups<F: Format, const BYTES: usize>(
                         fetches: row == rows.start,
                     };
                     row += match (shared, tile_of::<F>(rows.end - row)) {
-                        (true, 1) => tile.run::<F, BYTES, 1, true>(),
-                        (true, 2 | 3) => tile.run::<F, BYTES, 2, true>(),
-                        (true, 4..TOKENS) => tile.run::<F, BYTES, 4, true>(),
-                        (true, _) => tile.run::<F, BYTES, TOKENS, true>(),
-                        (false, 1) => tile.run::<F, BYTES, 1, false>(),
-                        (false, 2) => tile.run::<F, BYTES, 2, false>(),
-                        (false, 3) => tile.run::<F, BYTES, 3, false>(),
-                        (false, 4) => tile.run::<F, BYTES, 4, false>(),
-                        (false, 5) => tile.run::<F, BYTES, 5, false>(),
-                        (false, 6) => tile.run::<F, BYTES, 6, false>(),
-                        (false, 7) => tile.run::<F, BYTES, 7, false>(),
-                        (false, _) => tile.run::<F, BYTES, TOKENS, false>(),
+                        (true, 1) => tile.run::<F, BYTES, 1, true, JOINED>(),
+                        (true, 2 | 3) => tile.run::<F, BYTES, 2, true, JOINED>(),
+                        (true, 4..TOKENS) => tile.run::<F, BYTES, 4, true, JOINED>(),
+                        (true, _) => tile.run::<F, BYTES, TOKENS, true, JOINED>(),
+                        (false, 1) => tile.run::<F, BYTES, 1, false, JOINED>(),
+                        (false, 2) => tile.run::<F, BYTES, 2, false, JOINED>(),
+                        (false, 3) => tile.run::<F, BYTES, 3, false, JOINED>(),
+                        (false, 4) => tile.run::<F, BYTES, 4, false, JOINED>(),
+                        (false, 5) => tile.run::<F, BYTES, 5, false, JOINED>(),
+                        (false, 6) => tile.run::<F, BYTES, 6, false, JOINED>(),
+                        (false, 7) => tile.run::<F, BYTES, 7, false, JOINED>(),
+                        (false, _) => tile.run::<F, BYTES, TOKENS, false, JOINED>(),
                     };
                 }
             }
@@ -273,7 +291,13 @@ impl Tile {
     /// and BYTES.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn run<F: Format, const BYTES: usize, const T: usize, const SHARED: bool>(
+    unsafe fn run<
+        F: Format,
+        const BYTES: usize,
+        const T: usize,
+        const SHARED: bool,
+        const JOINED: bool,
+    >(
         &self,
     ) -> usize {
         let mut sums = Sums::new();
@@ -310,10 +334,10 @@ impl Tile {
                     if !SHARED {
                         let at = at.add(F::HEADER + i * F::PART);
                         let at = [at, at.add(self.second)];
-                        Part::unpack::<F, BYTES>(&heads, at, own[0].as_mut_ptr());
+                        Part::unpack::<F, BYTES, JOINED>(&heads, at, own[0].as_mut_ptr());
                         part = own[0].as_ptr();
                     }
-                    self.add::<F, BYTES, T, SHARED>(part, self.first + number, &mut sums);
+                    self.add::<F, BYTES, T, SHARED, JOINED>(part, self.first + number, &mut sums);
                     if has_inner_sums::<F>() && i + 1 == F::PARTS {
                         sums.fold::<F>(part);
                     }
@@ -336,7 +360,13 @@ impl Tile {
     /// The rows of x have them.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn add<F: Format, const BYTES: usize, const T: usize, const SHARED: bool>(
+    unsafe fn add<
+        F: Format,
+        const BYTES: usize,
+        const T: usize,
+        const SHARED: bool,
+        const JOINED: bool,
+    >(
         &self,
         part: *const Part,
         b: usize,
@@ -349,12 +379,15 @@ impl Tile {
                 at: self.starts.wrapping_add(b * starts_of::<F>()),
                 token: self.k / BLOCK * starts_of::<F>(),
             };
-            let isums = x.isums::<F, BYTES, T, SHARED>(part, starts);
+            let isums = x.isums::<F, BYTES, T, SHARED, JOINED>(part, starts);
             let imins = match F::HAS_HALF_MINS {
                 true => {
                     let [low, high] = (*part).half_mins;
                     let mins = [low, low, low, low, high, high, high, high];
-                    x.sums::<F, BYTES, T, SHARED, 0, 8>(mins.as_ptr(), [_mm512_setzero_si512(); T])
+                    x.sums::<F, BYTES, T, SHARED, JOINED, 0, 8>(
+                        mins.as_ptr(),
+                        [_mm512_setzero_si512(); T],
+                    )
                 }
                 false => [_mm512_setzero_si512(); T],
             };
@@ -398,189 +431,82 @@ impl Tile {
     }
 }
 
-/// What sums of a block start from: numbers of the first token, and how many further on are those of the next.
-#[derive(Clone, Copy)]
-struct Starts {
-    at: *const i32,
-    token: usize,
-}
+#[cfg(test)]
+mod tests {
+    use bundle_format::plan::{DType, Encoding, row_bytes};
 
-impl Starts {
-    /// Those of a half of each of T tokens, or of both, the first.
-    ///
-    /// # Safety
-    /// There are the numbers, if weights of F are raised.
-    #[inline]
-    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn of<F: Format, const T: usize>(self, half: usize) -> [__m512i; T] {
-        std::array::from_fn(|t| match raised::<F>() {
-            0 => _mm512_setzero_si512(),
-            // SAFETY: the caller's promise.
-            _ => _mm512_set1_epi32(unsafe { *self.at.add(t * self.token + half) }),
-        })
-    }
-}
+    use super::*;
+    use crate::cpu::Level;
+    use crate::cpu::avx2::quant as formats;
+    use crate::pack::pack;
+    use crate::quant::row_bytes as packed_row;
+    use crate::reference::q11;
 
-/// Where a block of 32 quants of each of some tokens is. Behind the high bytes of Q11 are the low ones.
-#[derive(Clone, Copy)]
-struct XBlock {
-    at: [*const u8; TOKENS],
-    /// The same in 16 bits ([`widen`]), or null.
-    widened: *const __m512i,
-}
-
-impl XBlock {
-    /// The inner products of a part's rows with T tokens, from what sums of each half start from (or of both, the first) where weights
-    /// are raised, integer scales included: exact numbers, in f32.
-    ///
-    /// # Safety
-    /// It has T tokens.
-    #[inline]
-    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn isums<F: Format, const BYTES: usize, const T: usize, const SHARED: bool>(
-        self,
-        part: *const Part,
-        starts: Starts,
-    ) -> [__m512; T] {
-        // SAFETY: the caller's promise.
-        unsafe {
-            if is_wide::<F, BYTES>() {
-                let mut own = MaybeUninit::<[[__m512i; 2]; T]>::uninit();
-                let mut pairs = self.widened;
-                if pairs.is_null() {
-                    widen(self.at, T, own.as_mut_ptr().cast());
-                    pairs = own.as_ptr().cast();
-                }
-                return floats(wide_sums::<F, T, SHARED>(pairs, &raw const (*part).words));
-            }
-            self.scaled_sums::<F, BYTES, T, SHARED>(part, starts)
-        }
-    }
-
-    /// [`XBlock::isums`] of bytes.
-    ///
-    /// # Safety
-    /// As there.
-    #[inline]
-    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn scaled_sums<F: Format, const BYTES: usize, const T: usize, const SHARED: bool>(
-        self,
-        part: *const Part,
-        starts: Starts,
-    ) -> [__m512; T] {
-        let scales = match holds_scales::<F>() {
-            true => Scales::None,
-            false => F::SCALES,
+    /// Both ways of multiplying Q11's bytes have the same bits, whichever this processor takes.
+    fn check<F: Format>(encoding: Encoding) {
+        assert!(is_joined::<F, 2>());
+        let (k, features) = (512, 24);
+        let mut state = 1u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            state >> 8
         };
-        // SAFETY: the caller's promise.
-        unsafe {
-            let words = (&raw const (*part).words).cast();
-            if scales == Scales::Halves {
-                // Q8 rows only, with which all of it is below 2^24, and so exact in f32: 32 * 32 * 127 * 128 in Q6_K.
-                let first = self.sums::<F, BYTES, T, SHARED, 0, 4>(words, starts.of::<F, T>(0));
-                let second = self.sums::<F, BYTES, T, SHARED, 4, 8>(words, starts.of::<F, T>(1));
-                let (mut sums, second) = (floats(first), floats(second));
-                for (sum, second) in sums.iter_mut().zip(second) {
-                    let first = _mm512_mul_ps(*sum, (*part).float_scales[0]);
-                    *sum = _mm512_fmadd_ps(second, (*part).float_scales[1], first);
-                }
-                return sums;
+        let bytes = features as u64 * packed_row(encoding, k as u64).expect("whole blocks");
+        // Without a byte of ones: factors are finite.
+        let w: Vec<u8> = (0..bytes).map(|_| next() as u8 & 0x3f).collect();
+        let w = pack(encoding, features, k, &w);
+        let stride = row_bytes(DType::Q11, k as u32) as usize;
+        for rows in 1..=19 {
+            let mut x = vec![0u8; rows * stride];
+            for (i, row) in x.chunks_exact_mut(stride).enumerate() {
+                let values: Vec<f32> = (0..k)
+                    .map(|_| (next() & 0xffff) as f32 / 32768.0 - 1.0)
+                    // Some rows have the largest quants only.
+                    .map(|x| if i % 3 == 2 { x.signum() } else { x })
+                    .collect();
+                q11::quantise_row(&values, row);
             }
-            let mut sums =
-                floats(self.sums::<F, BYTES, T, SHARED, 0, 8>(words, starts.of::<F, T>(0)));
-            if scales == Scales::Whole {
-                // The sums are below 2^24, so that a product rounds as the conversion of the exact integer does.
-                for sum in &mut sums {
-                    *sum = _mm512_mul_ps(*sum, (*part).float_scales[0]);
-                }
-            }
-            sums
-        }
-    }
-
-    /// The products of words `FROM .. TO` of weights with T tokens, added to `starts`. Instantiated once in each microkernel
-    /// (therefore F) and written out, so that it is inlined and all of it stays in registers.
-    ///
-    /// # Safety
-    /// It has T tokens.
-    #[inline]
-    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn sums<
-        F: Format,
-        const BYTES: usize,
-        const T: usize,
-        const SHARED: bool,
-        const FROM: usize,
-        const TO: usize,
-    >(
-        self,
-        words: *const __m512i,
-        starts: [__m512i; T],
-    ) -> [__m512i; T] {
-        let (mut sums, mut more) = (starts, [_mm512_setzero_si512(); T]);
-        macro_rules! add_word {
-            ($sums:expr, $byte:literal, $j:literal) => {
-                if FROM <= $j && $j < TO {
-                    // SAFETY: the caller's promise.
-                    let word = unsafe { *words.add($j) };
-                    for (t, sum) in $sums.iter_mut().enumerate() {
-                        // SAFETY: the caller's promise; word j is 4 j bytes on.
-                        unsafe {
-                            let at = self.at[t];
-                                // With an index, which the compiler would have in it, the instruction is two operations. In the
-                                // order of the source, a word for all tokens before the next word, since a token's products are
-                                // one chain or two.
-                                asm!(
-                                    "vpdpbusd {sum}, {word}, dword ptr [{at} + {offset}]{{1to16}}",
-                                    sum = inout(zmm_reg) *sum,
-                                    word = in(zmm_reg) word,
-                                    at = in(reg) at,
-                                    offset = const $byte * BLOCK + 4 * $j,
-                                    options(readonly, nostack, preserves_flags),
-                                );
-                        }
+            let run = |joined: bool| {
+                let mut out = vec![-1.0f32; rows * features];
+                let args = MatMulArgs {
+                    x: x.as_ptr(),
+                    x_stride: stride as u64,
+                    index: std::ptr::null(),
+                    w: w.as_ptr(),
+                    out: out.as_mut_ptr(),
+                    out_stride: features as u64,
+                    k: k as u64,
+                    rows: rows as u64,
+                    col0: 0,
+                    cols: features as u64,
+                };
+                // SAFETY: buffers of these sizes; the test has asked for the level.
+                unsafe {
+                    match joined {
+                        true => each_rows::<F, 2, true>(&args, raised::<F>()),
+                        false => each_rows::<F, 2, false>(&args, unit::<F, 2>()),
                     }
                 }
+                out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
             };
+            let joined = run(true);
+            assert_eq!(joined, run(false), "{encoding:?}, {rows} rows");
+            assert!(joined.iter().any(|bits| *bits != 0));
         }
-        macro_rules! add_words {
-            ($($j:literal)*) => {$(
-                match BYTES {
-                    2 => {
-                        add_word!(sums, 0, $j);
-                        add_word!(more, 1, $j);
-                    }
-                    _ if has_two_chains::<T>(TO - FROM) && $j % 2 == 1 => add_word!(more, 0, $j),
-                    _ => add_word!(sums, 0, $j),
-                }
-            )*};
-        }
-        add_words!(0 1 2 3 4 5 6 7);
-        for (sum, more) in sums.iter_mut().zip(more) {
-            if BYTES == 2 {
-                *sum = _mm512_slli_epi32::<3>(*sum);
-            }
-            if BYTES == 2 || has_two_chains::<T>(TO - FROM) {
-                *sum = _mm512_add_epi32(*sum, more);
-            }
-        }
-        sums
     }
-}
 
-/// Whether a token's products of some words of one byte are two chains: few tokens would wait for one (NOTES.md, "Few tokens"). Those
-/// of both bytes of Q11 are two by themselves.
-const fn has_two_chains<const T: usize>(words: usize) -> bool {
-    T <= 5 && words == 8
-}
-
-/// Integers in f32.
-#[inline]
-#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-fn floats<const T: usize>(sums: [__m512i; T]) -> [__m512; T] {
-    let mut floats = [_mm512_setzero_ps(); T];
-    for (float, sum) in floats.iter_mut().zip(sums) {
-        *float = _mm512_cvtepi32_ps(sum);
+    #[test]
+    fn joined_bytes_have_the_bits_of_bytes_apart() {
+        if !Level::Avx512.is_available() {
+            println!("not run: this processor lacks AVX-512 VNNI");
+            return;
+        }
+        check::<formats::Q4_0>(Encoding::Q4_0);
+        check::<formats::Q4_1>(Encoding::Q4_1);
+        check::<formats::Q5_0>(Encoding::Q5_0);
+        check::<formats::Q5_1>(Encoding::Q5_1);
+        check::<formats::MXFP4>(Encoding::MXFP4);
+        check::<formats::Q4_K>(Encoding::Q4_K);
+        check::<formats::Q5_K>(Encoding::Q5_K);
     }
-    floats
 }
