@@ -190,7 +190,9 @@ unsafe fn groups<F: Format, const BYTES: usize, const JOINED: bool>(
                         out_stride: args.out_stride as usize,
                         fetches: row == rows.start,
                     };
-                    row += match (shared, tile_of::<F>(rows.end - row)) {
+                    let left = rows.end - row;
+                    let tokens = if shared { left } else { tile_of::<F>(left) };
+                    row += match (shared, tokens) {
                         (true, 1) => tile.run::<F, BYTES, 1, true, JOINED>(),
                         (true, 2 | 3) => tile.run::<F, BYTES, 2, true, JOINED>(),
                         (true, 4..TOKENS) => tile.run::<F, BYTES, 4, true, JOINED>(),
