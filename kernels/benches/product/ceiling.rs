@@ -18,8 +18,23 @@ pub fn prefill(level: Level, encoding: Encoding, activations: DType) -> f64 {
     }
     // 256 MACs of a token with eight features by 32 k.
     match level {
-        Level::AvxVnni => 512.0 / vnni_operations(encoding, activations),
-        _ => 768.0 / avx2_operations(encoding, activations),
+        Level::AvxVnni => {
+            512.0 / (vnni_operations(encoding, activations) - saved_by_blocks(encoding))
+        }
+        _ => 768.0 / (avx2_operations(encoding, activations) - saved_by_blocks(encoding)),
+    }
+}
+
+/// Of the operations of a token with 32 k those that come once for eight such: products of the factors of both sides, where a block of
+/// 256 k has one. What is left of them is an addition for a block.
+fn saved_by_blocks(encoding: Encoding) -> f64 {
+    match encoding {
+        Encoding::Q3_K | Encoding::Q4_K | Encoding::Q5_K | Encoding::Q6_K | Encoding::IQ4_XS => {
+            7.0 / 8.0
+        }
+        // And that of the minima.
+        Encoding::Q2_K => 7.0 / 4.0,
+        _ => 0.0,
     }
 }
 
@@ -72,6 +87,7 @@ pub fn decode(level: Level, encoding: Encoding, activations: DType) -> f64 {
             let operations = avx512_operations(encoding, activations, 1.0);
             return bytes as f64 / 8.0 * pipes() / operations;
         }
+        // K-quants' are of when their factor was multiplied for each 32 k: some 1.5% more now.
         Encoding::Q4_0 => (15.5, 10.9),
         Encoding::Q4_1 => (16.5, 12.1),
         Encoding::Q4_K => (15.3, 11.2),
@@ -107,7 +123,7 @@ fn avx512_operations(encoding: Encoding, activations: DType, tokens: f64) -> f64
     // Signed weights with a scale a half are multiplied in 16 bits with Q11 rows of several tokens: scales are multiplied into them, once
     // for the tokens of a call, 32 in plans.
     let wide = activations == DType::Q11 && tokens > 1.0;
-    match encoding {
+    let operations = match encoding {
         Encoding::F32 | Encoding::F16 | Encoding::BF16 => unreachable!("not quantised"),
         Encoding::Q4_0 | Encoding::Q5_0 | Encoding::MXFP4 => dots + 2.0,
         Encoding::Q8_0 | Encoding::IQ4_NL => dots + 2.0,
@@ -117,7 +133,8 @@ fn avx512_operations(encoding: Encoding, activations: DType, tokens: f64) -> f64
         Encoding::Q3_K | Encoding::Q6_K => dots + 4.0,
         // And the scales, multiplied into its weights once a tile.
         Encoding::Q2_K => 2.0 * dots + 4.0 + 8.0 / tokens,
-    }
+    };
+    operations - saved_by_blocks(encoding)
 }
 
 /// At AMX, cycles a token of 16 features by 32 k: the most of what the tiles' unit, the one pipe of 512 bits that multiplies while
@@ -161,7 +178,8 @@ fn amx_cycles(encoding: Encoding, activations: DType) -> f64 {
         }
     };
     let combined = |scaled: f64| bytes * scaled + bytes - 1.0;
-    let operations = combined(scaled) + 2.0 + min + half_mins * (combined(1.0) + 2.0);
+    let operations = combined(scaled) + 2.0 + min + half_mins * (combined(1.0) + 2.0)
+        - saved_by_blocks(encoding);
     // A row of activations and one of results for each product, factors, and the weights' tiles for sixteen.
     let loads = bytes + bytes * tiles + 1.0 + min + tiles * words / 16.0;
     (bytes * tiles).max(operations).max(loads / 2.0)
