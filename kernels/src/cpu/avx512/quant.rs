@@ -40,6 +40,9 @@ const fn tile_of<F: Format>(tokens: usize) -> usize {
 /// How far ahead of the part in work weights are fetched, in parts of a group (NOTES.md, "Few tokens").
 const AHEAD: usize = 15;
 
+/// How far for few tokens on AMD's cores, and to the second level (NOTES.md, "Factors of blocks").
+const FAR_AHEAD: usize = 30;
+
 /// Parts of both groups that are unpacked at a time, for all tokens of a call: 256 k.
 const PANEL: usize = 8;
 
@@ -154,6 +157,7 @@ unsafe fn groups<F: Format, const BYTES: usize, const JOINED: bool>(
     // Others unpack for each tile: that takes less than a chunk's ends do (NOTES.md, "Factors of blocks").
     let shared = is_wide::<F, BYTES>() && rows.len() > TOKENS;
     let step = if shared { PANEL / F::PARTS } else { blocks };
+    let is_far = is_amd() && rows.len() <= TOKENS;
     for g in (0..groups).step_by(2) {
         let pair = g + 1 < groups;
         let second = if pair { group_bytes } else { 0 };
@@ -189,6 +193,7 @@ unsafe fn groups<F: Format, const BYTES: usize, const JOINED: bool>(
                         out: args.out.add(row * args.out_stride as usize + g * GROUP),
                         out_stride: args.out_stride as usize,
                         fetches: row == rows.start,
+                        is_far,
                     };
                     let left = rows.end - row;
                     let tokens = if shared { left } else { tile_of::<F>(left) };
@@ -235,6 +240,8 @@ struct Tile {
     out_stride: usize,
     /// Whether weights further on are fetched: the first of a call's tiles does that for all.
     fetches: bool,
+    /// Whether to the second level.
+    is_far: bool,
 }
 
 /// Sums of T tokens with both groups, as at AVX2.
@@ -321,7 +328,8 @@ impl Tile {
                 let block_bytes = F::HEADER + F::PARTS * F::PART;
                 // Behind a pair's last blocks comes the next pair.
                 let left = (self.blocks - block) * block_bytes;
-                let mut ahead = AHEAD * block_bytes / F::PARTS;
+                let parts = if self.is_far { FAR_AHEAD } else { AHEAD };
+                let mut ahead = parts * block_bytes / F::PARTS;
                 if left <= ahead {
                     ahead += self.second;
                 }
@@ -330,8 +338,12 @@ impl Tile {
                     let number = block * F::PARTS + i;
                     let mut part = self.panel.wrapping_add(number);
                     if !SHARED && self.fetches {
-                        fetch_part::<F, _MM_HINT_T0>(ahead, i);
-                        fetch_part::<F, _MM_HINT_T0>(ahead.wrapping_add(self.second), i);
+                        for ahead in [ahead, ahead.wrapping_add(self.second)] {
+                            match self.is_far {
+                                true => fetch_part::<F, _MM_HINT_T1>(ahead, i),
+                                false => fetch_part::<F, _MM_HINT_T0>(ahead, i),
+                            }
+                        }
                     }
                     if !SHARED {
                         let at = at.add(F::HEADER + i * F::PART);
