@@ -5,6 +5,7 @@
 
 mod panel;
 mod quant;
+mod run;
 mod tiles;
 
 pub use super::avx512::float::{matmul_bf16, matmul_f16, matmul_f32};
