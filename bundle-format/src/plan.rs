@@ -128,6 +128,14 @@ pub enum DType {
     /// f16, for matrix units. Rows lie one after the other; a device whose kernels for many rows want another order may use
     /// it among themselves.
     F16,
+    /// Activations quantised to 14 bits in blocks of [`Q8_BLOCK`], for weights of 16 bits ([`WeightLayout::Pairs8`]). A row of n elements
+    /// is: n quants (i16), then n/32 scales (f32), then n/32 sums (f32: scale times the sum of the block's quants), padded to
+    /// [`ALIGN`]. Quantisation: amax = max |x|, scale = amax / 8191, quant = round-half-to-even(x * (8191 / amax)); all zero where
+    /// amax is 0.
+    ///
+    /// 32 products with integers of as many bits are below 2^31, and units for integers multiply twice as many of these as units for f32
+    /// do numbers.
+    Q14,
 }
 
 /// Bytes of one row of `cols` elements.
@@ -136,7 +144,7 @@ pub fn row_bytes(dtype: DType, cols: u32) -> u64 {
     let bytes = match dtype {
         DType::F32 | DType::U32 => cols * 4,
         DType::Q8 => cols + cols / Q8_BLOCK as u64 * 8,
-        DType::Q11 => 2 * cols + cols / Q8_BLOCK as u64 * 8,
+        DType::Q11 | DType::Q14 => 2 * cols + cols / Q8_BLOCK as u64 * 8,
         DType::F16 => 2 * cols,
     };
     // A column of indices is dense, so that the host writes it as a slice.
@@ -152,7 +160,7 @@ pub fn quants_bytes(dtype: DType, cols: u32) -> u64 {
     match dtype {
         DType::F32 | DType::U32 | DType::F16 => 0,
         DType::Q8 => cols as u64,
-        DType::Q11 => 2 * cols as u64,
+        DType::Q11 | DType::Q14 => 2 * cols as u64,
     }
 }
 
@@ -343,6 +351,10 @@ pub enum WeightLayout {
     /// Tiles of 16 rows, in fragments of matrix instructions; `kernels::pack::fragment` defines the bytes of each encoding.
     /// Rows are padded to a multiple of 16.
     Fragment16,
+    /// Groups of eight rows of F16 or BF16 that [`DType::Q14`] rows multiply, a multiple of 32 columns: of each 32 columns the rows'
+    /// exponents, then elements in pairs. `kernels::pack::pairs` defines the bytes. Rows are padded to a multiple of eight with
+    /// zeros.
+    Pairs8,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

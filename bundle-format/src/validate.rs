@@ -325,7 +325,7 @@ fn buffer(plan: &Plan, buffer: &Buffer) -> Result<(), Invalid> {
     within("cols", buffer.cols, MAX_COLS)?;
     extent(buffer.extent)?;
     ensure!(
-        !matches!(buffer.dtype, DType::Q8 | DType::Q11)
+        !matches!(buffer.dtype, DType::Q8 | DType::Q11 | DType::Q14)
             || (buffer.cols as usize).is_multiple_of(Q8_BLOCK),
         "cols of a quantised buffer",
         format!("a multiple of {Q8_BLOCK}"),
@@ -423,10 +423,12 @@ const fn block(encoding: Encoding) -> (u32, u64, u64) {
     }
 }
 
-/// Types of activations that weights of an encoding are multiplied with, the cheapest first.
+/// Types of activations that weights of an encoding are multiplied with, the cheapest first; with Q14 in [`WeightLayout::Pairs8`], with
+/// the others as they are or in [`WeightLayout::Interleave8`].
 pub const fn activation_types(encoding: Encoding) -> &'static [DType] {
     match encoding {
-        Encoding::F32 | Encoding::F16 | Encoding::BF16 => &[DType::F32],
+        Encoding::F32 => &[DType::F32],
+        Encoding::F16 | Encoding::BF16 => &[DType::F32, DType::Q14],
         Encoding::Q4_0
         | Encoding::Q4_1
         | Encoding::Q8_0
@@ -475,6 +477,14 @@ pub fn packed_len(encoding: Encoding, layout: WeightLayout, rows: u32, cols: u32
         WeightLayout::RowMajor => (blocks * bytes).checked_mul(rows as u64),
         WeightLayout::Interleave8 => {
             (blocks * packed_bytes).checked_mul((rows as u64).next_multiple_of(8))
+        }
+        WeightLayout::Pairs8 => {
+            if !activation_types(encoding).contains(&DType::Q14) || !cols.is_multiple_of(32) {
+                return None;
+            }
+            // An exponent a row besides 32 elements.
+            let row = u64::from(cols / 32) * (1 + 32 * bytes);
+            row.checked_mul((rows as u64).next_multiple_of(8))
         }
         WeightLayout::Fragment16 => {
             let bytes = fragment(encoding)?;

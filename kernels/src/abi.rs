@@ -5,7 +5,7 @@
 
 /// Version of this ABI: of the argument structures, of the layouts in [`crate::pack`] and of rows of activations, of the signature of regions, and of what the
 /// kernels of GPUs find behind their arguments.
-pub const VERSION: u32 = 5;
+pub const VERSION: u32 = 6;
 
 /// The type of a compiled region, in a calling convention.
 macro_rules! region_fn {
@@ -43,7 +43,7 @@ pub type RegionFn = region_fn!("C");
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct MatMulArgs {
-    /// Rows of activations: Q8, Q11 or f32 rows, as the microkernel says.
+    /// Rows of activations: Q8, Q11, Q14 or f32 rows, as the microkernel says.
     pub x: *const u8,
     /// Bytes between rows of `x`.
     pub x_stride: u64,
@@ -197,7 +197,7 @@ pub enum MicroFn {
 
 /// Ids of microkernels: what a plan's `Part::micro` holds. They are the same at every instruction-set level.
 pub mod id {
-    use bundle_format::plan::{DType, Encoding, KvDType};
+    use bundle_format::plan::{DType, Encoding, KvDType, WeightLayout};
 
     // 0x101 and up; later encodings 0x120 plus the encoding's number. With Q11 rows 0x160 plus the number (0x11_ and 0x14_ were
     // rows of 15 bits).
@@ -230,6 +230,9 @@ pub mod id {
     pub const MATMUL_IQ4_NL_Q11: u32 = 0x16d;
     pub const MATMUL_IQ4_XS_Q11: u32 = 0x16e;
     pub const MATMUL_MXFP4_Q11: u32 = 0x16f;
+    // Of `WeightLayout::Pairs8` with Q14 rows, 0x1a0 plus the number.
+    pub const MATMUL_F16_Q14: u32 = 0x1a1;
+    pub const MATMUL_BF16_Q14: u32 = 0x1a5;
     // 0x201 plus the encoding's number.
     pub const EMBED_F32: u32 = 0x201;
     pub const EMBED_F16: u32 = 0x202;
@@ -247,6 +250,9 @@ pub mod id {
     pub const EMBED_IQ4_NL: u32 = 0x20e;
     pub const EMBED_IQ4_XS: u32 = 0x20f;
     pub const EMBED_MXFP4: u32 = 0x210;
+    // Of `WeightLayout::Pairs8`, 0x240 plus the number.
+    pub const EMBED_F16_PAIRS: u32 = 0x241;
+    pub const EMBED_BF16_PAIRS: u32 = 0x245;
     pub const ATTENTION_F16: u32 = 0x301;
     pub const ATTENTION_Q8_0: u32 = 0x302;
     pub const ROPE_TABLE: u32 = 0x401;
@@ -277,13 +283,21 @@ pub mod id {
             DType::F32 => f32,
             DType::Q8 => q8,
             DType::Q11 => q11,
+            DType::Q14 => match encoding {
+                Encoding::F16 => Some(MATMUL_F16_Q14),
+                Encoding::BF16 => Some(MATMUL_BF16_Q14),
+                _ => None,
+            },
             DType::U32 | DType::F16 => None,
         }
     }
 
-    /// Looks rows up in a packed table of an encoding.
-    pub const fn embed(encoding: Encoding) -> u32 {
+    /// Looks rows up in a table of an encoding, in [`WeightLayout::Interleave8`] or, where the encoding has that, in
+    /// [`WeightLayout::Pairs8`].
+    pub const fn embed(encoding: Encoding, layout: WeightLayout) -> u32 {
         match encoding {
+            Encoding::F16 if matches!(layout, WeightLayout::Pairs8) => EMBED_F16_PAIRS,
+            Encoding::BF16 if matches!(layout, WeightLayout::Pairs8) => EMBED_BF16_PAIRS,
             Encoding::F32 => EMBED_F32,
             Encoding::F16 => EMBED_F16,
             Encoding::Q4_0 => EMBED_Q4_0,
@@ -322,7 +336,7 @@ mod tests {
     #[test]
     fn a_plan_may_say_what_a_microkernel_takes() {
         for encoding in ENCODINGS {
-            for dtype in [DType::F32, DType::U32, DType::Q8, DType::Q11] {
+            for dtype in [DType::F32, DType::U32, DType::Q8, DType::Q11, DType::Q14] {
                 assert_eq!(
                     id::matmul(encoding, dtype).is_some(),
                     activation_types(encoding).contains(&dtype),

@@ -217,8 +217,11 @@ fn product(
                 WeightLayout::RowMajor if weight.encoding == Encoding::F32 => {
                     &[DType::F32, DType::F16]
                 }
+                WeightLayout::Pairs8 => &[DType::Q14],
                 WeightLayout::RowMajor | WeightLayout::Interleave8 => {
-                    activation_types(weight.encoding)
+                    match activation_types(weight.encoding) {
+                        [types @ .., DType::Q14] | types => types,
+                    }
                 }
             };
             ensure!(

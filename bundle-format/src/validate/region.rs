@@ -319,7 +319,7 @@ impl Body<'_> {
             Inst::StoreQuant { dst, col, x } => {
                 self.uses(&[x])?;
                 self.whole_blocks(col)?;
-                self.store(dst, col, &[DType::Q8, DType::Q11])?
+                self.store(dst, col, &[DType::Q8, DType::Q11, DType::Q14])?
             }
             Inst::StoreKv {
                 dst,

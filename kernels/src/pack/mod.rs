@@ -33,6 +33,7 @@
 
 pub mod fragment;
 mod layout;
+pub mod pairs;
 
 use bundle_format::plan::{Encoding, WeightLayout};
 
@@ -71,6 +72,9 @@ pub fn weight_len(encoding: Encoding, layout: WeightLayout, rows: u64, cols: u64
     match layout {
         WeightLayout::RowMajor => quant::row_bytes(encoding, cols)?.checked_mul(rows),
         WeightLayout::Interleave8 => packed_len(encoding, rows, cols),
+        WeightLayout::Pairs8 => {
+            pairs::group_bytes(encoding, cols)?.checked_mul(rows.div_ceil(GROUP as u64))
+        }
         WeightLayout::Fragment16 => {
             fragment::tile_bytes(encoding, cols)?.checked_mul(rows.div_ceil(fragment::TILE as u64))
         }
@@ -211,6 +215,7 @@ pub fn dequantise_row(
 ) {
     match layout {
         WeightLayout::Interleave8 => unpack_row(encoding, bytes, row, out),
+        WeightLayout::Pairs8 => pairs::unpack_row(encoding, bytes, row, out),
         WeightLayout::Fragment16 => fragment::unpack_row(encoding, bytes, row, out),
         WeightLayout::RowMajor => {
             let len = out.len() / block_elements(encoding) * quant::block_bytes(encoding);

@@ -7,6 +7,7 @@ mod attention;
 pub mod kv_q8_0;
 mod matmul;
 pub mod q11;
+pub mod q14;
 pub mod q8;
 mod region;
 mod route;

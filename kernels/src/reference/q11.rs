@@ -5,11 +5,11 @@ use bundle_format::plan::{DType, Q8_BLOCK, quants_bytes, row_bytes};
 /// The largest quant.
 const MAX: f32 = 1016.0;
 
-/// A quantised block.
+/// A quantised block; of Q14 rows, too, but for how large its quants are.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Q11Block {
     pub quants: [i16; Q8_BLOCK],
-    /// amax / 1016
+    /// amax / 1016, or 8191
     pub scale: f32,
     /// The scale times the sum of the quants.
     pub sum: f32,
@@ -18,6 +18,11 @@ pub struct Q11Block {
 /// Quantises 32 values. A block whose largest magnitude is too small for `1016 / amax` to be finite (below 3e-36) gets
 /// saturated quants: it means nothing to a model, and every backend may differ there.
 pub fn quantise_block(x: &[f32; Q8_BLOCK]) -> Q11Block {
+    block_of(x, MAX)
+}
+
+/// 32 values as integers of at most `max`, a whole number.
+pub(super) fn block_of(x: &[f32; Q8_BLOCK], max: f32) -> Q11Block {
     let amax = x.iter().fold(0.0f32, |max, x| max.max(x.abs()));
     if amax == 0.0 {
         return Q11Block {
@@ -26,9 +31,9 @@ pub fn quantise_block(x: &[f32; Q8_BLOCK]) -> Q11Block {
             sum: 0.0,
         };
     }
-    let scale = amax / MAX;
-    let inverse = MAX / amax;
-    let quants = x.map(|x| (x * inverse).round_ties_even().clamp(-MAX, MAX) as i16);
+    let scale = amax / max;
+    let inverse = max / amax;
+    let quants = x.map(|x| (x * inverse).round_ties_even().clamp(-max, max) as i16);
     let sum: i32 = quants.iter().map(|q| i32::from(*q)).sum();
     Q11Block {
         quants,
@@ -53,6 +58,11 @@ pub fn write_block(row: &mut [u8], cols: usize, col: usize, block: &Q11Block) {
         let bytes = split(q);
         (*high, *low) = (bytes.0 as u8, bytes.1 as u8);
     }
+    write_factors(row, cols, col, block);
+}
+
+/// Writes a block's scale and sum, which lie behind quants of two bytes.
+pub(super) fn write_factors(row: &mut [u8], cols: usize, col: usize, block: &Q11Block) {
     let scale_at = scale_at(cols, col / Q8_BLOCK);
     row[scale_at..][..4].copy_from_slice(&block.scale.to_le_bytes());
     let sum_at = scale_at + cols / Q8_BLOCK * 4;
@@ -70,7 +80,7 @@ pub fn quant(row: &[u8], col: usize) -> i32 {
 }
 
 /// Offset of the scale of block `b` in a row of `cols` columns.
-fn scale_at(cols: usize, b: usize) -> usize {
+pub(super) fn scale_at(cols: usize, b: usize) -> usize {
     quants_bytes(DType::Q11, cols as u32) as usize + 4 * b
 }
 
