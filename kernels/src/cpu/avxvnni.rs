@@ -1,8 +1,11 @@
 //! Microkernels for x86-64 with AVX-VNNI, but not AVX-512. Each equals its scalar twin bit for bit.
 //!
-//! Quantised matmuls are those of AVX2 with products of this level's own. What isn't named here is that of AVX2.
+//! Matmuls of integers are those of AVX2 with products of this level's own. What isn't named here is that of AVX2.
 
 pub use super::avx2::*;
+pub use super::avx2::{
+    vnni_matmul_bf16_q14 as matmul_bf16_q14, vnni_matmul_f16_q14 as matmul_f16_q14,
+};
 
 use super::avx2::quant as formats;
 

@@ -1,7 +1,23 @@
 //! The functions that every level has for each encoding: their names, once, and their form where levels differ in nothing but
 //! their features.
 
-/// Hands `make!` what it is given and the lookups of all encodings, `name: encoding,`.
+/// What a lookup's table is: its encoding, and its layout if that is not `Interleave8`.
+macro_rules! embed_table {
+    ($encoding:ident) => {
+        (
+            bundle_format::plan::Encoding::$encoding,
+            bundle_format::plan::WeightLayout::Interleave8,
+        )
+    };
+    ($encoding:ident $layout:ident) => {
+        (
+            bundle_format::plan::Encoding::$encoding,
+            bundle_format::plan::WeightLayout::$layout,
+        )
+    };
+}
+
+/// Hands `make!` what it is given and the lookups of all encodings, `name: encoding,` or `name: encoding layout,`.
 macro_rules! each_embed {
     ($make:ident! $($given:tt)*) => {
         $make! { $($given)*
@@ -21,6 +37,8 @@ macro_rules! each_embed {
             embed_iq4_nl: IQ4_NL,
             embed_iq4_xs: IQ4_XS,
             embed_mxfp4: MXFP4,
+            embed_f16_pairs: F16 Pairs8,
+            embed_bf16_pairs: BF16 Pairs8,
         }
     };
 }
@@ -75,7 +93,7 @@ macro_rules! compiled_for {
             unsafe { crate::cpu::scalar::choose(args) }
         }
     };
-    (@embed $features:literal, $($name:ident: $encoding:ident,)*) => {$(
+    (@embed $features:literal, $($name:ident: $encoding:ident $($layout:ident)?,)*) => {$(
         /// Looks up and dequantises packed rows: the portable body, compiled for this level.
         ///
         /// # Safety
@@ -83,7 +101,7 @@ macro_rules! compiled_for {
         #[target_feature(enable = $features)]
         pub unsafe fn $name(args: &crate::abi::EmbedArgs) {
             // SAFETY: the caller's promise.
-            unsafe { crate::cpu::scalar::embed(args, bundle_format::plan::Encoding::$encoding) }
+            unsafe { crate::cpu::scalar::embed(args, embed_table!($encoding $($layout)?)) }
         }
     )*};
     (@matmul $features:literal, $($q8:ident, $q11:ident: $format:ident,)*) => {$(

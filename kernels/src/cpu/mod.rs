@@ -11,6 +11,8 @@
 //!   in Q4_K and Q5_K: `acc = fma(that, sum, acc)` with the activations' scaled sum. In Q2_K, whose minima are of 16 k: `acc =
 //!   fma(imin as f32, -m * s, acc)`, imin the exact int32 sum of minima times activations. With Q11 activations, 8 * high + low,
 //!   every isum stays below 2^31 (32 * 32 * 128 * 1016 in Q6_K) and `isum as f32` rounds to nearest, ties to even.
+//! - **F16 and BF16 matmul in [pairs](crate::pack::pairs).** As the quantised one, with the integers that 32 weights are and their
+//!   factor, but isum wraps around: it does so only where weights are not finite, and then so is no product with the factor.
 //! - **F32, F16 and BF16 matmul.** One accumulator an output, from +0: `acc = fma(w, x, acc)` for each k, ascending. Speed comes
 //!   from the independent chains of many outputs.
 //! - **Attention.** The query is multiplied by the scale first. A score is `s = fma(q, k, s)` over ascending dimensions,
@@ -224,6 +226,8 @@ macro_rules! microkernels {
             MatMul MATMUL_IQ4_NL_Q11 matmul_iq4_nl_q11,
             MatMul MATMUL_IQ4_XS_Q11 matmul_iq4_xs_q11,
             MatMul MATMUL_MXFP4_Q11 matmul_mxfp4_q11,
+            MatMul MATMUL_F16_Q14 matmul_f16_q14,
+            MatMul MATMUL_BF16_Q14 matmul_bf16_q14,
             Embed EMBED_F32 embed_f32,
             Embed EMBED_F16 embed_f16,
             Embed EMBED_BF16 embed_bf16,
@@ -240,6 +244,8 @@ macro_rules! microkernels {
             Embed EMBED_IQ4_NL embed_iq4_nl,
             Embed EMBED_IQ4_XS embed_iq4_xs,
             Embed EMBED_MXFP4 embed_mxfp4,
+            Embed EMBED_F16_PAIRS embed_f16_pairs,
+            Embed EMBED_BF16_PAIRS embed_bf16_pairs,
             Attention ATTENTION_F16 attention_f16,
             Attention ATTENTION_Q8_0 attention_q8_0,
             RopeTable ROPE_TABLE rope_table,
@@ -256,12 +262,12 @@ macro_rules! microkernels {
     };
 }
 
-static SCALAR: [MicroKernel; 49] = microkernels!(Level::Scalar, scalar);
+static SCALAR: [MicroKernel; 53] = microkernels!(Level::Scalar, scalar);
 #[cfg(target_arch = "x86_64")]
-static AVX2: [MicroKernel; 49] = microkernels!(Level::Avx2, avx2);
+static AVX2: [MicroKernel; 53] = microkernels!(Level::Avx2, avx2);
 #[cfg(target_arch = "x86_64")]
-static AVX_VNNI: [MicroKernel; 49] = microkernels!(Level::AvxVnni, avxvnni);
+static AVX_VNNI: [MicroKernel; 53] = microkernels!(Level::AvxVnni, avxvnni);
 #[cfg(target_arch = "x86_64")]
-static AVX512: [MicroKernel; 49] = microkernels!(Level::Avx512, avx512);
+static AVX512: [MicroKernel; 53] = microkernels!(Level::Avx512, avx512);
 #[cfg(target_arch = "x86_64")]
-static AMX: [MicroKernel; 49] = microkernels!(Level::Amx, amx);
+static AMX: [MicroKernel; 53] = microkernels!(Level::Amx, amx);

@@ -108,7 +108,6 @@ pub(crate) fn unpack_block(encoding: Encoding, block: &[u8], r: usize, out: &mut
 ///
 /// # Panics
 /// Where the block is shorter.
-#[allow(dead_code)]
 pub(crate) fn integers(encoding: Encoding, block: &[u8], r: usize) -> ([i16; BLOCK], f32) {
     let exponent = block[r] as i8;
     let mut elements = [0.0; BLOCK];

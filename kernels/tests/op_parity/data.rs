@@ -1,10 +1,10 @@
 //! Random inputs, the same at every run.
 
-use bundle_format::plan::{DType, Encoding, row_bytes};
+use bundle_format::plan::{DType, Encoding, WeightLayout, row_bytes};
 use half::{bf16, f16};
 use kernels::pack;
 use kernels::quant::{self, block_bytes};
-use kernels::reference::{q8, q11};
+use kernels::reference::{q8, q11, q14};
 
 /// SplitMix64.
 pub struct Random(pub u64);
@@ -93,8 +93,34 @@ pub fn weight_bytes(
 }
 
 /// The packed bytes of row-major ones.
-pub fn packed(encoding: Encoding, rows: usize, cols: usize, bytes: &[u8]) -> Vec<u8> {
-    pack::pack(encoding, rows, cols, bytes)
+pub fn packed(
+    encoding: Encoding,
+    layout: WeightLayout,
+    rows: usize,
+    cols: usize,
+    bytes: &[u8],
+) -> Vec<u8> {
+    match layout {
+        WeightLayout::Pairs8 => pack::pairs::pack(encoding, cols, bytes),
+        _ => pack::pack(encoding, rows, cols, bytes),
+    }
+}
+
+/// What products with integers take elements of 16 bits for: multiples of a unit, for which all 32 in a row are below 2^13.
+pub fn as_integers(weights: &mut [f32]) {
+    for block in weights.chunks_exact_mut(32) {
+        let largest = block.iter().fold(0.0f32, |most, w| most.max(w.abs()));
+        let mut unit = 1.0f32;
+        while largest > 0.0 && largest / unit >= 8192.0 {
+            unit *= 2.0;
+        }
+        while largest > 0.0 && largest / unit < 4096.0 {
+            unit /= 2.0;
+        }
+        for w in block {
+            *w = (*w / unit).round_ties_even() * unit;
+        }
+    }
 }
 
 /// Rows of a type of activations, and the values that they stand for.
@@ -105,6 +131,7 @@ pub fn activation_rows(dtype: DType, x: &[f32], cols: usize) -> (Vec<u8>, Vec<f3
             q8::dequantise_row as fn(&[u8], &mut [f32]),
         ),
         DType::Q11 => (q11::quantise_row as _, q11::dequantise_row as _),
+        DType::Q14 => (q14::quantise_row as _, q14::dequantise_row as _),
         DType::F32 => return (x.iter().flat_map(|x| x.to_le_bytes()).collect(), x.to_vec()),
         DType::U32 | DType::F16 => panic!("no activations of this device"),
     };

@@ -8,7 +8,7 @@ use kernels::reference::{WeightView, embed_row};
 
 use crate::data::{Random, bits, packed, weight_bytes};
 
-pub fn check(kernel: &MicroKernel, encoding: Encoding) {
+pub fn check(kernel: &MicroKernel, encoding: Encoding, layout: WeightLayout) {
     let MicroFn::Embed(func) = kernel.func else {
         panic!("{} is no embedding", kernel.name)
     };
@@ -22,7 +22,7 @@ pub fn check(kernel: &MicroKernel, encoding: Encoding) {
         for (rows, scale) in [(1, 1.0), (3, 1.0), (70, 0.3), (0, 1.0)] {
             let mut random = Random(vocab as u64 * 71 + rows as u64);
             let table = weight_bytes(&mut random, encoding, vocab, k, false);
-            let packed = packed(encoding, vocab, k, &table);
+            let packed = packed(encoding, layout, vocab, k, &table);
             let mut tokens: Vec<u32> = (0..rows).map(|_| random.below(vocab) as u32).collect();
             if let Some(last) = tokens.last_mut() {
                 *last = vocab as u32 - 1;

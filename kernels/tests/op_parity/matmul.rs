@@ -6,7 +6,7 @@ use kernels::cpu::MicroKernel;
 use kernels::quant::{self, BLOCK, block_elements};
 use kernels::reference::{self, WeightView};
 
-use crate::data::{Random, activation_rows, bits, packed, weight_bytes};
+use crate::data::{Random, activation_rows, as_integers, bits, packed, weight_bytes};
 
 /// (tokens, features, first column of the tile, columns of the tile)
 const TILES: &[(usize, usize, usize, usize)] = &[
@@ -30,6 +30,7 @@ const TILES: &[(usize, usize, usize, usize)] = &[
 pub fn check(kernel: &MicroKernel, encoding: Encoding, activations: DType) {
     assert_eq!(id::matmul(encoding, activations), Some(kernel.id));
     let depths: &[usize] = match block_elements(encoding) {
+        1 if activations == DType::Q14 => &[32, 64, 96, 288, 576],
         1 => &[1, 5, 32, 37, 576],
         BLOCK => &[32, 64, 96, 576],
         _ => &[256, 512, 768],
@@ -69,11 +70,10 @@ enum Rows<'a> {
 
 /// A product and its inputs.
 struct Case {
-    encoding: Encoding,
     k: usize,
     tokens: usize,
     features: usize,
-    /// Row-major bytes of the weight.
+    /// Row-major bytes of the weight: what is multiplied, in f32.
     weight: Vec<u8>,
     packed: Vec<u8>,
     /// The rows as the microkernel takes them.
@@ -107,17 +107,20 @@ impl Case {
                 .collect(),
         };
         let (x, values) = activation_rows(activations, &x, k);
+        let layout = match activations {
+            DType::Q14 => WeightLayout::Pairs8,
+            _ => WeightLayout::Interleave8,
+        };
         let x_stride = match activations {
             DType::F32 => k * 4,
             quantised => row_bytes(quantised, k as u32) as usize,
         };
         Case {
-            encoding,
             k,
             tokens,
             features,
-            packed: packed(encoding, features, k, &weight),
-            weight,
+            packed: packed(encoding, layout, features, k, &weight),
+            weight: multiplied(encoding, layout, k, &weight),
             x,
             x_stride,
             values,
@@ -214,7 +217,7 @@ impl Case {
 
     fn compare(&self, found: &[f32], col0: usize, cols: usize, stride: usize, what: &str) {
         let view = WeightView {
-            encoding: self.encoding,
+            encoding: Encoding::F32,
             layout: WeightLayout::RowMajor,
             pairs: 0,
             rows: self.features,
@@ -223,11 +226,11 @@ impl Case {
         };
         let mut expected = vec![0.0; self.tokens * cols];
         reference::matmul(&self.values, &view, col0..col0 + cols, &mut expected);
-        let row_len = quant::row_bytes(self.encoding, self.k as u64).unwrap() as usize;
+        let row_len = 4 * self.k;
         let mut weights = vec![0.0; self.k];
         for c in 0..cols {
             let bytes = &self.weight[(col0 + c) * row_len..][..row_len];
-            quant::dequantise_row(self.encoding, bytes, &mut weights);
+            quant::dequantise_row(Encoding::F32, bytes, &mut weights);
             for t in 0..self.tokens {
                 let x = &self.values[t * self.k..][..self.k];
                 let magnitude: f32 = x.iter().zip(&weights).map(|(x, w)| (x * w).abs()).sum();
@@ -249,4 +252,18 @@ impl Case {
             assert!(beyond.iter().all(|x| x.is_nan()), "{what}: written beyond");
         }
     }
+}
+
+/// The numbers that products are of, row-major f32.
+fn multiplied(encoding: Encoding, layout: WeightLayout, k: usize, weight: &[u8]) -> Vec<u8> {
+    let row_len = quant::row_bytes(encoding, k as u64).unwrap() as usize;
+    let mut row = vec![0.0; k];
+    let rows = weight.chunks_exact(row_len).flat_map(|bytes| {
+        quant::dequantise_row(encoding, bytes, &mut row);
+        if layout == WeightLayout::Pairs8 {
+            as_integers(&mut row);
+        }
+        row.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>()
+    });
+    rows.collect()
 }

@@ -4,11 +4,13 @@ pub(super) mod attention;
 pub(super) mod attention_f16;
 pub(super) mod attention_q8_0;
 pub(super) mod float;
+mod pairs;
 pub(super) mod quant;
 
 pub use attention_f16::attention_f16;
 pub use attention_q8_0::attention_q8_0;
 pub use float::{matmul_bf16, matmul_f16, matmul_f32};
+pub use pairs::{matmul_bf16_q14, matmul_f16_q14, vnni_matmul_bf16_q14, vnni_matmul_f16_q14};
 
 use quant as formats;
 

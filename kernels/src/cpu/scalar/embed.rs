@@ -2,21 +2,21 @@
 
 use std::slice;
 
-use bundle_format::plan::Encoding;
+use bundle_format::plan::{Encoding, WeightLayout};
 
 use crate::abi::EmbedArgs;
-use crate::pack::{GROUP, packed_block_bytes, unpack_block};
-use crate::quant::block_elements;
+use crate::pack::{GROUP, packed_block_bytes, pairs, unpack_block};
+use crate::quant::{BLOCK, block_elements};
 
 macro_rules! embed_of {
-    ($($name:ident: $encoding:ident,)*) => {$(
+    ($($name:ident: $encoding:ident $($layout:ident)?,)*) => {$(
         /// Looks up and dequantises packed rows.
         ///
         /// # Safety
         /// As [`embed`].
         pub unsafe fn $name(args: &EmbedArgs) {
             // SAFETY: the caller's promise.
-            unsafe { embed(args, Encoding::$encoding) }
+            unsafe { embed(args, embed_table!($encoding $($layout)?)) }
         }
     )*};
 }
@@ -28,10 +28,13 @@ each_embed! { embed_of! }
 /// # Safety
 /// `tokens` has `rows` elements, each a row of the packed table `w` of `k` columns; every row of `out` has `k` elements.
 #[inline(always)]
-pub unsafe fn embed(args: &EmbedArgs, encoding: Encoding) {
+pub unsafe fn embed(args: &EmbedArgs, (encoding, layout): (Encoding, WeightLayout)) {
     let (rows, k) = (args.rows as usize, args.k as usize);
-    let blocks = k / block_elements(encoding);
-    let packed_block = packed_block_bytes(encoding);
+    let (elements, packed_block) = match layout {
+        WeightLayout::Pairs8 => (BLOCK, pairs::BLOCK_BYTES),
+        _ => (block_elements(encoding), packed_block_bytes(encoding)),
+    };
+    let blocks = k / elements;
     // SAFETY: the caller promises `rows` tokens.
     let tokens = unsafe { slice::from_raw_parts(args.tokens, rows) };
     for (i, token) in tokens.iter().enumerate() {
@@ -47,9 +50,12 @@ pub unsafe fn embed(args: &EmbedArgs, encoding: Encoding) {
                 slice::from_raw_parts_mut(args.out.add(i * args.out_stride as usize), k),
             )
         };
-        let outs = out.chunks_exact_mut(block_elements(encoding));
+        let outs = out.chunks_exact_mut(elements);
         for (block, out) in packed.chunks_exact(packed_block).zip(outs) {
-            unpack_block(encoding, block, r, out);
+            match (layout, out.as_chunks_mut().0) {
+                (WeightLayout::Pairs8, [out]) => pairs::unpack_block(encoding, block, r, out),
+                _ => unpack_block(encoding, block, r, out),
+            }
             for x in out {
                 *x *= args.scale;
             }
