@@ -11,7 +11,7 @@ use crate::gpu::{Kernel, Sampling};
 use crate::region::Region;
 use crate::stability::{Profile, Profiles};
 
-/// Elements of a quantised activation block ([`DType::Q8`], [`DType::Q11`]).
+/// Elements of a quantised activation block ([`DType::Q8`], [`DType::Q11`], [`DType::Q14`]).
 pub const Q8_BLOCK: usize = 32;
 
 /// Token positions of a KV block.

@@ -135,8 +135,8 @@ pub enum Inst {
         x: Val,
     },
     /// Quantises groups of 32 consecutive `c` to an activation block of the destination's type
-    /// ([`crate::plan::DType::Q8`] or [`crate::plan::DType::Q11`]) and stores it. `width` and the column map are multiples
-    /// of 32.
+    /// ([`crate::plan::DType::Q8`], [`crate::plan::DType::Q11`] or [`crate::plan::DType::Q14`]) and stores it. `width` and the
+    /// column map are multiples of 32.
     StoreQuant {
         dst: OperandId,
         col: ColMap,

@@ -466,10 +466,20 @@ pub const fn fragment(encoding: Encoding) -> Option<u64> {
     Some(codes + scales)
 }
 
-/// Bytes of a weight of this encoding, layout and shape; none where `cols` is no multiple of the block.
+/// Whether weights of an encoding may lie so, if their columns fit.
+fn has_layout(encoding: Encoding, layout: WeightLayout) -> bool {
+    match layout {
+        WeightLayout::RowMajor | WeightLayout::Interleave8 => true,
+        WeightLayout::Fragment16 => fragment(encoding).is_some(),
+        WeightLayout::Pairs8 => activation_types(encoding).contains(&DType::Q14),
+    }
+}
+
+/// Bytes of a weight of this encoding, layout and shape; none where the encoding has no such layout, or `cols` is no multiple of its
+/// block.
 pub fn packed_len(encoding: Encoding, layout: WeightLayout, rows: u32, cols: u32) -> Option<u64> {
     let (elements, bytes, packed_bytes) = block(encoding);
-    if !cols.is_multiple_of(elements) {
+    if !has_layout(encoding, layout) || !cols.is_multiple_of(elements) {
         return None;
     }
     let blocks = (cols / elements) as u64;
@@ -479,7 +489,7 @@ pub fn packed_len(encoding: Encoding, layout: WeightLayout, rows: u32, cols: u32
             (blocks * packed_bytes).checked_mul((rows as u64).next_multiple_of(8))
         }
         WeightLayout::Pairs8 => {
-            if !activation_types(encoding).contains(&DType::Q14) || !cols.is_multiple_of(32) {
+            if !cols.is_multiple_of(32) {
                 return None;
             }
             // An exponent a row besides 32 elements.
@@ -513,6 +523,12 @@ fn weight(weight: &Weight, start: u64) -> Result<u64, Invalid> {
     name(&weight.name)?;
     within("rows", weight.rows, MAX_COLS)?;
     within("cols", weight.cols, MAX_COLS)?;
+    ensure!(
+        has_layout(weight.encoding, weight.layout),
+        format!("layout of a weight in {:?}", weight.encoding),
+        "one that it has",
+        format!("{:?}", weight.layout)
+    );
     let len = packed_len(weight.encoding, weight.layout, weight.rows, weight.cols);
     ensure!(
         len.is_some(),

@@ -151,6 +151,19 @@ fn encodings() {
 }
 
 #[test]
+fn pairs() {
+    let text = "F16 and BF16 of a multiple of 32 columns may lie in Pairs8";
+    assert!(FORMAT.contains(text));
+    assert!(FORMAT.contains("`cols / 32` blocks of 520 bytes"));
+    for encoding in Encoding::ALL {
+        let len = |rows, cols| packed_len(encoding, WeightLayout::Pairs8, rows, cols);
+        let expected = matches!(encoding, Encoding::F16 | Encoding::BF16).then_some(2 * 24 * 520);
+        assert_eq!(len(9, 768), expected, "{encoding:?}");
+        assert_eq!(len(9, 48), None, "{encoding:?}");
+    }
+}
+
+#[test]
 fn fragments() {
     let rows = table(&["encoding in Fragment16", "bytes of codes"]);
     let known = |e: &Encoding| packed_len(*e, WeightLayout::Fragment16, 16, 256).is_some();
@@ -179,7 +192,14 @@ fn fragments() {
 #[test]
 fn types() {
     let rows = table(&["type", "a row"]);
-    let all = [DType::F32, DType::U32, DType::Q8, DType::Q11, DType::F16];
+    let all = [
+        DType::F32,
+        DType::U32,
+        DType::Q8,
+        DType::Q11,
+        DType::F16,
+        DType::Q14,
+    ];
     assert_eq!(rows.len(), all.len());
     for (row, dtype) in rows.iter().zip(all) {
         assert_eq!(row[0], format!("{dtype:?}"));
@@ -190,6 +210,7 @@ fn types() {
                 "an f32 a column" | "a u32 a column" => 4 * 64,
                 "an f16 a column" => 2 * 64,
                 "`cols` quants (i8)" => 64,
+                "`cols` quants (i16)" => 2 * 64,
                 "of each block 32 high bytes (i8) and 32 low bytes (i8)" => 64 / 32 * (32 + 32),
                 "an f32 scale a block" | "an f32 sum a block" => 64 / 32 * 4,
                 other => panic!("{other:?}"),

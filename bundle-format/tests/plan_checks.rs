@@ -164,7 +164,7 @@ fn activations_of_16_bits() {
         bad(
             &[
                 "type of the stored buffer",
-                "expected Q8 or Q11 over Tokens",
+                "expected Q8 or Q11 or Q14 over Tokens",
             ],
             |p| {
                 q11(buf::NORMED)(p);
@@ -182,6 +182,85 @@ fn activations_of_16_bits() {
         p.buffers[buf::NORMED as usize].dtype = DType::Q11;
         p.buffers[buf::NORMED as usize].cols = 48;
     });
+}
+
+#[test]
+fn weights_of_16_bits_as_integers() {
+    // The product behind attention.
+    let (o, heads) = (6, buf::HEADS as usize);
+    let product = |encoding, layout, dtype| {
+        move |p: &mut Plan| {
+            let w = &mut p.weights[o];
+            (w.encoding, w.layout) = (encoding, layout);
+            w.len = validate::packed_len(encoding, layout, w.rows, w.cols).unwrap_or(w.len);
+            let mut end = 0;
+            for weight in &mut p.weights {
+                weight.offset = weight.offset.max(end);
+                end = (weight.offset + weight.len).next_multiple_of(ALIGN as u64);
+            }
+            let rows = p.limits.max_tokens as u64;
+            let b = &mut p.buffers[heads];
+            (b.dtype, b.place.offset) = (dtype, p.arena_bytes);
+            p.arena_bytes += rows * b.row_bytes();
+        }
+    };
+    use WeightLayout::{Interleave8, Pairs8, RowMajor};
+    for encoding in [Encoding::F16, Encoding::BF16] {
+        check(product(encoding, Pairs8, DType::Q14)).unwrap();
+        let x = format!("segment 0: type of x for a weight in {encoding:?}");
+        for dtype in [DType::Q8, DType::F32] {
+            bad(
+                &[&x, "expected Q14", &format!("found {dtype:?}")],
+                |p: &mut Plan| {
+                    product(encoding, Pairs8, dtype)(p);
+                    if dtype == DType::F32 {
+                        store_plainly(p);
+                    }
+                },
+            );
+        }
+        for layout in [Interleave8, RowMajor] {
+            bad(
+                &[&x, "expected F32, found Q14"],
+                product(encoding, layout, DType::Q14),
+            );
+        }
+        bad(
+            &[
+                "weight 6 (o)",
+                "cols of a weight",
+                "multiple of 32, found 48",
+            ],
+            |p| {
+                product(encoding, Pairs8, DType::Q14)(p);
+                p.weights[o].cols = 48;
+            },
+        );
+    }
+    bad(
+        &["weight 6 (o): layout of a weight in Q4_0", "found Pairs8"],
+        product(Encoding::Q4_0, Pairs8, DType::Q14),
+    );
+    // A table of pairs is looked up, too.
+    check(|p| {
+        let w = &mut p.weights[0];
+        (w.encoding, w.layout) = (Encoding::BF16, Pairs8);
+        w.len = validate::packed_len(w.encoding, w.layout, w.rows, w.cols).unwrap();
+        let more = w.len;
+        for weight in &mut p.weights[1..] {
+            weight.offset += more.next_multiple_of(ALIGN as u64);
+        }
+    })
+    .unwrap();
+}
+
+/// Attention's results in f32, as they are.
+fn store_plainly(plan: &mut Plan) {
+    for inst in &mut region(plan, ATTENTION).body {
+        if let Inst::StoreQuant { dst, col, x } = *inst {
+            *inst = Inst::Store { dst, col, x };
+        }
+    }
 }
 
 #[test]

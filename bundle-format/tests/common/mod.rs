@@ -186,7 +186,7 @@ fn add_weights(plan: &mut Plan, vocab: u32) {
         let packed = match layout {
             RowMajor => rows,
             Interleave8 => rows.next_multiple_of(8),
-            Fragment16 => panic!("the sample has no fragments"),
+            Fragment16 | Pairs8 => panic!("the sample has none in {layout:?}"),
         };
         let len = bytes * packed as u64;
         plan.weights.push(Weight {
