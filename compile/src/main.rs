@@ -117,7 +117,7 @@ struct Shape {
         allow_negative_numbers = true
     )]
     max_batch: u32,
-    /// Precision of the activations that meet quantised weights.
+    /// Precision of the activations that meet quantised weights; those that meet F16 and BF16 have 14 bits.
     #[arg(long, value_enum, default_value = "auto")]
     activations: ActivationsName,
     /// Type of the cached keys and values.

@@ -2,7 +2,7 @@
 //! share the work as they like and no more than their stretches is in memory.
 
 use bundle_format::plan::{Encoding, Weight, WeightLayout};
-use kernels::pack::{GROUP, fragment};
+use kernels::pack::{GROUP, fragment, pairs};
 
 use crate::driver::Compiled;
 use crate::error::Error;
@@ -188,7 +188,9 @@ impl<'a> Packer<'a> {
     fn group_rows(&self) -> u32 {
         match self.weight.layout {
             WeightLayout::Fragment16 => fragment::TILE as u32,
-            WeightLayout::RowMajor | WeightLayout::Interleave8 => GROUP as u32,
+            WeightLayout::RowMajor | WeightLayout::Interleave8 | WeightLayout::Pairs8 => {
+                GROUP as u32
+            }
         }
     }
 
@@ -202,6 +204,7 @@ impl<'a> Packer<'a> {
         let rows = &rows[..(to - from) as usize];
         let pack = match self.weight.layout {
             WeightLayout::Fragment16 => fragment::pack_tile,
+            WeightLayout::Pairs8 => pairs::pack_group,
             WeightLayout::RowMajor | WeightLayout::Interleave8 => kernels::pack::pack_group,
         };
         pack(self.weight.encoding, self.weight.cols as usize, rows, out);

@@ -26,7 +26,7 @@ fn model(path: &Path, shape: &str, encoding: Encoding) {
 fn stretches_join_to_the_whole() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("m.gguf");
-    for encoding in [Encoding::Q4_1, Encoding::F32] {
+    for encoding in [Encoding::Q4_1, Encoding::F32, Encoding::F16, Encoding::BF16] {
         model(&path, "tiny", encoding);
         let source = Source::open(&path).unwrap();
         let gguf = source.parse().unwrap();

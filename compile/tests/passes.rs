@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use bundle_format::plan::{Encoding, KvDType};
+use bundle_format::plan::{DType, Encoding, KvDType, Limits, Plan, WeightLayout};
 use bundle_format::target::Target;
 use fastc::driver::{self, Compiled, Options};
 use fastc::explain::{self, Scope};
 use fastc::gguf::Gguf;
-use fastc::ir::{Graph, Node, Op, text, verify};
+use fastc::ir::{Graph, Node, Op, Type, text, verify};
+use fastc::lower;
 use fastc::passes::{self, Activations, PASSES, Settings, Stage};
 use fastc::progress::Silent;
 use fastc::synth;
@@ -18,10 +19,14 @@ fn model(folder: &Path) -> Vec<u8> {
 }
 
 fn model_of(folder: &Path, shape: &str) -> Vec<u8> {
+    model_in(folder, shape, Encoding::Q4_1)
+}
+
+fn model_in(folder: &Path, shape: &str, encoding: Encoding) -> Vec<u8> {
     let path = folder.join("tiny.gguf");
     let options = synth::Options {
         shape: synth::Shape::named(shape).unwrap(),
-        encoding: Encoding::Q4_1,
+        encoding,
         layers: None,
         vocab: None,
         seed: 1,
@@ -340,6 +345,203 @@ logits %18
     assert_eq!(nodes("f16", Some(128)), [2, 2, 1]);
     // But a scale for some of a head.
     assert_eq!(nodes("q8_0", Some(128)), [2, 2, 2]);
+}
+
+/// A layer whose values are in f16 and whose queries and keys are quantised, with a table in bf16 that is the head, too, and a product
+/// over `cols` features in f16.
+fn mixed(cols: u32) -> Graph {
+    let text = format!(
+        "graph mixed
+kv f16 layers=1 heads=2 dim=32
+tensor @e bf16 [96, 64] file
+tensor @f f32 [1, 16] rope_freqs base=10000.0 dim=32
+tensor @n f32 [1, 64] file
+tensor @q q4_0 [64, 64] file
+tensor @k q8_0 [64, 64] file
+tensor @v f16 [64, 64] file
+tensor @o q4_0 [{cols}, 64] file
+tensor @d f16 [64, {cols}] file
+%0:u32[T,1] = input tokens # tokens
+%1:u32[T,1] = input positions # positions
+%2:u32[T,1] = input slots=0 # slots
+%3:u32[R,1] = input rows # rows
+%4:f32[T,64] = embed %0 @e scale=1.0 # embed
+%5:f32[T,32] = rope_table %1 @f mscale=1.0 # rope
+%6:f32[T,64] = rms_norm %4 @n eps=1e-5 # blk.0.attn_norm
+%7:f32[T,64] = matmul %6 {{ @q -> store }} # blk.0.q
+%8:f32[T,64] = rope %7 %5 head_dim=32 halves # blk.0.q_rope
+%9:f32[T,64] = matmul %6 {{ @k -> store }} # blk.0.k
+%10:f32[T,64] = rope %9 %5 head_dim=32 halves # blk.0.k_rope
+%11:kv = kv_write %10 %2 kv=0.0.key # blk.0.k_write
+%12:f32[T,64] = matmul %6 {{ @v -> store }} # blk.0.v
+%13:kv = kv_write %12 %2 kv=0.0.value # blk.0.v_write
+%14:f32[T,64] = attention %8 %11 %13 group=0 layer=0 heads=2 scale=0.125 # blk.0.attention
+%15:f32[T,{cols}] = matmul %14 {{ @o -> store }} # blk.0.o
+%16:f32[T,64] = matmul %15 {{ @d -> store }} # blk.0.d
+%17:f32[R,64] = gather_rows %16 %3 # last
+%18:f32[R,64] = rms_norm %17 @n eps=1e-5 # output_norm
+%19:f32[R,96] = matmul %18 {{ @e -> store }} # head
+logits %19
+"
+    );
+    text::parse(&text).unwrap()
+}
+
+fn run(graph: Graph, activations: Activations, disabled: &[&str]) -> Graph {
+    let settings = Settings {
+        disabled: disabled.iter().map(|d| d.to_string()).collect(),
+        activations,
+        prologues: false,
+        mixed_launches: false,
+        epilogue_features: None,
+    };
+    passes::run(graph, &settings, |_| {}).unwrap()
+}
+
+/// Each matmul's name, and the type of its rows.
+fn products(graph: &Graph) -> Vec<(&str, DType)> {
+    let product = |n: &&Node| matches!(n.op, Op::MatMul { .. });
+    let rows = |n: &Node| match graph.ty(n.inputs[0]) {
+        Type::Rows { dtype, .. } => dtype,
+        other => panic!("{other:?} is multiplied"),
+    };
+    let nodes = graph.nodes.iter().filter(product);
+    nodes.map(|n| (n.name.as_str(), rows(n))).collect()
+}
+
+fn lowered(graph: &Graph, target: Target) -> Plan {
+    let limits = Limits {
+        max_tokens: 64,
+        max_seqs: 4,
+        max_rows: 4,
+        context: 64,
+    };
+    lower::lower(graph, target, limits).unwrap()
+}
+
+/// A norm that is read by matmuls of several kinds is quantised for each, and no launch joins them.
+#[test]
+fn weights_of_16_bits_are_multiplied_with_rows_of_14() {
+    use DType::{F32, Q8, Q11, Q14};
+    let found = run(mixed(96), Activations::Auto, &[]);
+    // This model is small.
+    let expected = [
+        ("blk.0.qkv", Q11),
+        ("blk.0.v", Q14),
+        ("blk.0.o", Q11),
+        ("blk.0.d", Q14),
+        ("head", Q14),
+    ];
+    assert_eq!(products(&found), expected);
+    let printed = text::print(&found);
+    golden("mixed.txt", &printed);
+    assert_eq!(text::parse(&printed).unwrap(), found);
+
+    // What is chosen for quantised weights changes nothing; nor do the passes.
+    for (activations, quantised) in [(Activations::Q8, Q8), (Activations::Q11, Q11)] {
+        let found = run(mixed(96), activations, &[]);
+        let expected = expected.map(|(name, rows)| match rows {
+            Q14 => (name, rows),
+            _ => (name, quantised),
+        });
+        assert_eq!(products(&found), expected);
+        let plain: Vec<&str> = PASSES
+            .iter()
+            .filter(|p| p.optional)
+            .map(|p| p.name)
+            .collect();
+        let plain = run(mixed(96), activations, &plain);
+        let rows: Vec<DType> = products(&plain).into_iter().map(|(_, rows)| rows).collect();
+        assert_eq!(rows, [quantised, quantised, Q14, quantised, Q14, Q14]);
+        // One for each value and type.
+        let quantises = plain.nodes.iter().filter(|n| n.op.name() == "quantise");
+        assert_eq!(quantises.count(), 5);
+    }
+
+    // Columns that are not whole blocks.
+    let found = run(mixed(80), Activations::Auto, &[]);
+    assert_eq!(products(&found)[3], ("blk.0.d", F32));
+    let found = run(mixed(96), Activations::F16, &[]);
+    assert!(products(&found).iter().all(|(_, rows)| *rows == DType::F16));
+}
+
+/// What rows of 14 bits are multiplied with lies in pairs, for whatever else reads it, too.
+#[test]
+fn weights_of_16_bits_lie_in_pairs() {
+    use kernels::abi::id;
+    let layouts = |plan: &Plan| -> Vec<(String, WeightLayout)> {
+        let matrices = plan.weights.iter().filter(|w| w.rows > 1);
+        matrices.map(|w| (w.name.clone(), w.layout)).collect()
+    };
+    let layouts_of = |cols| {
+        layouts(&lowered(
+            &run(mixed(cols), Activations::Auto, &[]),
+            Target::X86_64V3,
+        ))
+    };
+    use WeightLayout::{Fragment16, Interleave8, Pairs8};
+    let expected = [
+        ("e", Pairs8),
+        ("q", Interleave8),
+        ("k", Interleave8),
+        ("v", Pairs8),
+        ("o", Interleave8),
+        ("d", Pairs8),
+    ];
+    let mut expected = expected.map(|(name, layout)| (name.to_string(), layout));
+    assert_eq!(layouts_of(96), expected);
+    expected[5].1 = Interleave8;
+    assert_eq!(layouts_of(80), expected);
+    let graph = run(mixed(128), Activations::F16, &[]);
+    let on_gpu = layouts(&lowered(&graph, Target::Sm90a));
+    assert!(on_gpu.iter().all(|(_, layout)| *layout == Fragment16));
+
+    let plan = lowered(&run(mixed(96), Activations::Auto, &[]), Target::X86_64V3);
+    let micros = |name: &str| -> Vec<u32> {
+        let launch = plan.launches.iter().find(|l| l.name == name).unwrap();
+        let parts = launch.variants.iter().flat_map(|v| &v.parts);
+        parts.filter_map(|p| p.micro).collect()
+    };
+    assert_eq!(micros("embed"), [id::EMBED_BF16_PAIRS]);
+    assert_eq!(micros("blk.0.v"), [id::MATMUL_F16_Q14; 2]);
+    assert_eq!(micros("head"), [id::MATMUL_BF16_Q14]);
+}
+
+/// Rows of each type are for the encodings that take them.
+#[test]
+fn rows_that_an_encoding_doesnt_take_are_refused() {
+    let printed = text::print(&run(mixed(96), Activations::Q8, &[]));
+    for (tensor, text) in [
+        ("@v f16", "multiplies Q14 with Q4_0 of 'v'"),
+        ("@k q8_0", "multiplies Q8 with BF16 of 'k'"),
+    ] {
+        let (name, encoding) = tensor.split_once(' ').unwrap();
+        let other = if encoding == "f16" { "q4_0" } else { "bf16" };
+        let broken = printed.replace(tensor, &format!("{name} {other}"));
+        let error = verify::verify(&text::parse(&broken).unwrap()).unwrap_err();
+        assert!(error.contains(text), "{error}");
+    }
+}
+
+/// All matrices of a model in 16 bits, those of experts too, but routers.
+#[test]
+fn a_model_of_16_bits_lies_in_pairs() {
+    for shape in ["tiny", "tiny-qwen2moe", "tiny-mixtral"] {
+        for encoding in [Encoding::F16, Encoding::BF16] {
+            let folder = tempfile::tempdir().unwrap();
+            let bytes = model_in(folder.path(), shape, encoding);
+            let plan = compile(&bytes, &[]).compiled.plan;
+            let of = |layout| plan.weights.iter().filter(move |w| w.layout == layout);
+            assert!(of(WeightLayout::Pairs8).all(|w| w.encoding == encoding));
+            assert!(of(WeightLayout::Pairs8).count() >= 5);
+            let others = of(WeightLayout::Interleave8);
+            let others: Vec<&str> = others
+                .filter(|w| w.encoding != Encoding::F32)
+                .map(|w| w.name.as_str())
+                .collect();
+            assert_eq!(others, ["token_embd.weight"], "{shape} {encoding:?}");
+        }
+    }
 }
 
 #[test]

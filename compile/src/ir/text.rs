@@ -255,6 +255,7 @@ pub fn dtype_name(dtype: DType) -> &'static str {
         DType::Q8 => "q8",
         DType::Q11 => "q11",
         DType::F16 => "f16",
+        DType::Q14 => "q14",
     }
 }
 
@@ -619,6 +620,7 @@ fn parse_type(text: &str) -> Result<Type, String> {
         "q8" => DType::Q8,
         "q11" => DType::Q11,
         "f16" => DType::F16,
+        "q14" => DType::Q14,
         _ => return Err(bad()),
     };
     let dim = match dim {
@@ -663,9 +665,9 @@ fn parse_rope_freqs(args: &[&str]) -> Result<RopeFreqs, String> {
     })
 }
 
-/// The element type of a result: `q8` or `q11` among the arguments, or f32.
+/// The element type of a result: `q8`, `q11`, `f16` or `q14` among the arguments, or f32.
 fn result_type(args: &[&str]) -> DType {
-    let quantised = [DType::Q8, DType::Q11, DType::F16];
+    let quantised = [DType::Q8, DType::Q11, DType::F16, DType::Q14];
     let named = quantised
         .into_iter()
         .find(|&t| args.contains(&dtype_name(t)));

@@ -259,8 +259,7 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
                             graph.tensor(t).name
                         ));
                     }
-                    let integers = matches!(dtype, DType::Q8 | DType::Q11);
-                    if integers && !takes_quantised(encoding) {
+                    if !multiplies(encoding, *dtype) {
                         return Err(format!(
                             "multiplies {dtype:?} with {encoding:?} of '{}'",
                             graph.tensor(t).name
@@ -428,9 +427,15 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
     })
 }
 
-/// Whether matmuls over this encoding take quantised activations; f32 ones are allowed before the pass that quantises.
-pub fn takes_quantised(encoding: Encoding) -> bool {
-    !kernels::quant::activation_types(encoding).contains(&DType::F32)
+/// Whether matmuls over this encoding take rows of a type: f32 ones all do before the pass that quantises, and f16 ones on GPUs.
+pub fn multiplies(encoding: Encoding, rows: DType) -> bool {
+    match rows {
+        DType::F32 | DType::F16 => true,
+        DType::U32 => false,
+        DType::Q8 | DType::Q11 | DType::Q14 => {
+            kernels::quant::activation_types(encoding).contains(&rows)
+        }
+    }
 }
 
 /// Encoding, columns and rows of a tensor.

@@ -32,7 +32,7 @@ impl Units {
     fn for_result(to: DType) -> Units {
         match to {
             DType::F32 | DType::U32 | DType::F16 => Units::FLAT,
-            DType::Q8 | DType::Q11 => Units::BLOCKS,
+            DType::Q8 | DType::Q11 | DType::Q14 => Units::BLOCKS,
         }
     }
 }
@@ -112,7 +112,7 @@ impl Builder {
     fn store(&mut self, buffer: u32, col: ColMap, x: Val, to: DType) {
         let dst = self.operand(Operand::Buffer(buffer));
         let inst = match to {
-            DType::Q8 | DType::Q11 => Inst::StoreQuant { dst, col, x },
+            DType::Q8 | DType::Q11 | DType::Q14 => Inst::StoreQuant { dst, col, x },
             DType::F32 | DType::U32 | DType::F16 => Inst::Store { dst, col, x },
         };
         self.push(inst);
@@ -226,6 +226,7 @@ fn named(name: &str, to: DType) -> String {
         DType::Q8 => format!("{name}_q8"),
         DType::Q11 => format!("{name}_q11"),
         DType::F16 => format!("{name}_f16"),
+        DType::Q14 => format!("{name}_q14"),
     }
 }
 

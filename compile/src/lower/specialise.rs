@@ -63,7 +63,8 @@ fn variants(plan: &Plan, index: usize) -> Result<Vec<Variant>, Error> {
     };
     Ok(match &launch.op {
         Op::Embed { table, out, .. } => {
-            let micro = kernels::abi::id::embed(plan.weights[*table as usize].encoding);
+            let table = &plan.weights[*table as usize];
+            let micro = kernels::abi::id::embed(table.encoding, table.layout);
             rowwise(
                 extent_of(*out),
                 cols_of(*out),

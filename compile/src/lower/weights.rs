@@ -1,17 +1,18 @@
 //! The pack pass: which tensors become which weights, in which layout and order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use bundle_format::plan::{ALIGN, Encoding, Slice, Weight, WeightLayout};
+use bundle_format::plan::{ALIGN, DType, Encoding, Slice, Weight, WeightLayout};
 
 use bundle_format::target::Target;
 
 use crate::error::Error;
-use crate::ir::{Graph, Op, TensorId};
+use crate::ir::{Graph, Op, TensorId, Type};
 
 /// How a target lays matrices out.
 #[derive(Clone, Copy, Debug)]
 pub struct Layout {
+    /// But for those that rows of 14 bits are multiplied with, which have a layout of their own.
     pub matrix: WeightLayout,
     /// Rows that gate and up take in turn.
     pub interleave: u32,
@@ -38,6 +39,8 @@ impl Layout {
 pub struct Weights {
     pub list: Vec<Weight>,
     layout: Layout,
+    /// Tensors of the matrices that lie in pairs.
+    paired: BTreeSet<Vec<TensorId>>,
     /// Tensors of each weight, and its index.
     index: BTreeMap<Vec<TensorId>, u32>,
 }
@@ -49,6 +52,7 @@ impl Weights {
         let mut weights = Weights {
             list: Vec::new(),
             layout,
+            paired: paired(graph),
             index: BTreeMap::new(),
         };
         for node in &graph.nodes {
@@ -122,6 +126,7 @@ impl Weights {
             Encoding::F32 if self.layout.matrix == WeightLayout::Fragment16 => {
                 WeightLayout::RowMajor
             }
+            _ if self.paired.contains(tensors) => WeightLayout::Pairs8,
             _ => self.layout.matrix,
         };
         self.add(graph, tensors, layout)
@@ -182,4 +187,26 @@ impl Weights {
         });
         Ok(())
     }
+}
+
+/// Tensors of the matrices that rows of 14 bits are multiplied with. They lie in pairs for whatever else reads them: an embedding table
+/// that is the head, too.
+fn paired(graph: &Graph) -> BTreeSet<Vec<TensorId>> {
+    let mut paired = BTreeSet::new();
+    for node in &graph.nodes {
+        let Op::MatMul { parts, .. } = &node.op else {
+            continue;
+        };
+        let x = graph.ty(node.inputs[0]);
+        if matches!(
+            x,
+            Type::Rows {
+                dtype: DType::Q14,
+                ..
+            }
+        ) {
+            paired.extend(parts.iter().map(|part| part.tensors.clone()));
+        }
+    }
+    paired
 }

@@ -58,7 +58,7 @@ pub const PASSES: &[Pass] = &[
     },
     Pass {
         name: "quantise",
-        about: "quantise the activations that meet quantised weights",
+        about: "quantise the activations that are multiplied as integers",
         optional: false,
         run: quantise::quantise_activations,
     },

@@ -1,14 +1,15 @@
 //! Activations in the precision that the weights are multiplied in.
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 
-use bundle_format::plan::DType;
+use bundle_format::plan::{DType, Q8_BLOCK};
 
 use super::Settings;
-use crate::ir::verify::takes_quantised;
-use crate::ir::{Graph, Node, Op, Type, ValueId};
+use crate::ir::verify::multiplies;
+use crate::ir::{Graph, Node, Op, Tensor, Type, ValueId};
 
-/// How finely activations that meet quantised weights are quantised.
+/// How finely activations that meet quantised weights are quantised. On processors those that meet F16 and BF16 have 14 bits
+/// whatever is chosen here, if they are whole blocks, and are f32 otherwise: that is as good as f32, and faster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activations {
     /// 11 bits where the rounding of 8 would show: before the head, whose inputs are few, and everywhere in models below
@@ -18,7 +19,7 @@ pub enum Activations {
     Q8,
     /// 11 bits.
     Q11,
-    /// f16, for the matrix units of GPUs.
+    /// f16, for the matrix units of GPUs, whatever the weights.
     F16,
 }
 
@@ -27,31 +28,34 @@ pub enum Activations {
 const SMALL: u32 = 1024;
 
 impl Activations {
-    /// The type of the input of a matmul over `cols` features, in a model of an embedding size.
-    fn of(self, embedding: u32, is_head: bool) -> DType {
+    /// The type of the rows that a matmul multiplies with a tensor, in a model of an embedding size.
+    fn of(self, tensor: &Tensor, embedding: u32, is_head: bool) -> DType {
+        let encoding = tensor.encoding;
+        let whole_blocks = (tensor.cols as usize).is_multiple_of(Q8_BLOCK);
         match self {
+            Activations::F16 => DType::F16,
+            _ if multiplies(encoding, DType::Q14) && whole_blocks => DType::Q14,
+            _ if !multiplies(encoding, DType::Q8) => DType::F32,
             Activations::Auto if is_head || embedding < SMALL => DType::Q11,
             Activations::Auto | Activations::Q8 => DType::Q8,
             Activations::Q11 => DType::Q11,
-            Activations::F16 => DType::F16,
         }
     }
 }
 
-/// Puts a `quantise` before the matmuls of quantised weights, one for each value however many matmuls read it.
+/// Puts a `quantise` before the matmuls whose weights are multiplied with other rows than f32, one for each value and type however
+/// many matmuls read it.
 pub fn quantise_activations(graph: &mut Graph, settings: &Settings) {
     let embedding = graph.nodes.iter().find_map(|n| match n.op {
         Op::Embed { table, .. } => Some(graph.tensor(table).cols),
         _ => None,
     });
     let embedding = embedding.unwrap_or(SMALL);
-    let mut quantised: BTreeMap<(ValueId, bool), ValueId> = BTreeMap::new();
+    let mut quantised: HashMap<(ValueId, DType), ValueId> = HashMap::new();
     let mut nodes = Vec::new();
     for mut node in std::mem::take(&mut graph.nodes) {
         let x = node.inputs.first().copied();
         if let (Op::MatMul { parts, .. }, Some(x)) = (&node.op, x)
-            && (settings.activations == Activations::F16
-                || takes_quantised(graph.tensor(parts[0].tensors[0]).encoding))
             && matches!(
                 graph.ty(x),
                 Type::Rows {
@@ -60,21 +64,23 @@ pub fn quantise_activations(graph: &mut Graph, settings: &Settings) {
                 }
             )
         {
-            let to = settings
-                .activations
-                .of(embedding, node.outputs.contains(&graph.logits));
-            let q = *quantised.entry((x, to == DType::Q11)).or_insert_with(|| {
-                let q = graph.new_value(graph.ty(x).with_dtype(to));
-                let name = format!("{}.x", node.name);
-                nodes.push(Node {
-                    name,
-                    op: Op::Quantise { to },
-                    inputs: vec![x],
-                    outputs: vec![q],
+            // Nothing is joined yet: the tensors of one matmul are of one kind.
+            let tensor = graph.tensor(parts[0].tensors[0]);
+            let is_head = node.outputs.contains(&graph.logits);
+            let to = settings.activations.of(tensor, embedding, is_head);
+            if to != DType::F32 {
+                node.inputs[0] = *quantised.entry((x, to)).or_insert_with(|| {
+                    let q = graph.new_value(graph.ty(x).with_dtype(to));
+                    let name = format!("{}.x", node.name);
+                    nodes.push(Node {
+                        name,
+                        op: Op::Quantise { to },
+                        inputs: vec![x],
+                        outputs: vec![q],
+                    });
+                    q
                 });
-                q
-            });
-            node.inputs[0] = q;
+            }
         }
         nodes.push(node);
     }

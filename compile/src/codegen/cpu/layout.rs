@@ -50,6 +50,8 @@ pub enum QuantType {
     Q8,
     /// [`DType::Q11`]
     Q11,
+    /// [`DType::Q14`]
+    Q14,
 }
 
 impl QuantType {
@@ -58,6 +60,7 @@ impl QuantType {
         match self {
             QuantType::Q8 => 127.0,
             QuantType::Q11 => 127.0 * 8.0,
+            QuantType::Q14 => 8191.0,
         }
     }
 
@@ -65,7 +68,7 @@ impl QuantType {
     pub fn bytes(self) -> u8 {
         match self {
             QuantType::Q8 => 1,
-            QuantType::Q11 => 2,
+            QuantType::Q11 | QuantType::Q14 => 2,
         }
     }
 
@@ -74,6 +77,7 @@ impl QuantType {
         let dtype = match self {
             QuantType::Q8 => DType::Q8,
             QuantType::Q11 => DType::Q11,
+            QuantType::Q14 => DType::Q14,
         };
         let scales = quants_bytes(dtype, cols);
         [scales, scales + cols as u64 / Q8_BLOCK as u64 * 4]
@@ -131,6 +135,7 @@ fn buffer_layout(buffer: &Buffer) -> Result<Layout, String> {
         DType::F32 => Ok(Layout::F32 { cols, row_bytes }),
         DType::Q8 => Ok(quant_layout(QuantType::Q8, cols, row_bytes)),
         DType::Q11 => Ok(quant_layout(QuantType::Q11, cols, row_bytes)),
+        DType::Q14 => Ok(quant_layout(QuantType::Q14, cols, row_bytes)),
         DType::F16 => Err(format!("buffer {} is f16, for GPUs", buffer.name)),
         DType::U32 => Ok(Layout::Indices { cols, row_bytes }),
     }

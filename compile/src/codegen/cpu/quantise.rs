@@ -132,14 +132,12 @@ impl Emitter<'_> {
             let block = match ty {
                 QuantType::Q8 => q8_block(&mut self.b, &quants),
                 QuantType::Q11 => q11_block(&mut self.b, &quants),
+                QuantType::Q14 => q14_block(&mut self.b, &quants),
             };
-            // Of a block, all bytes of one kind lie together.
             let (address, offset) = self.address(row, col, points[0], ty.bytes() - 1);
-            for (part, [first, second]) in block.bytes.into_iter().enumerate() {
-                let at = offset + (part * Q8_BLOCK) as i32;
-                self.b.ins().store(flags(), first, address, at);
-                let at = at + (Q8_BLOCK / 2) as i32;
-                self.b.ins().store(flags(), second, address, at);
+            for (nth, &vector) in block.vectors.iter().enumerate() {
+                let at = offset + (nth * VECTOR_BYTES) as i32;
+                self.b.ins().store(flags(), vector, address, at);
             }
             sums.push(block.sums);
         }
@@ -319,27 +317,30 @@ fn narrow(b: &mut FunctionBuilder, xs: &[Value]) -> Vec<Value> {
         .collect()
 }
 
+/// Bytes of a vector.
+const VECTOR_BYTES: usize = 4 * LANES;
+
 /// A quantised block.
-struct BlockBytes {
-    /// By part (quants, or their high and low bytes): two vectors of 16 bytes.
-    bytes: Vec<[Value; 2]>,
+struct Block {
+    /// Its quants as they lie in memory, one vector behind the other.
+    vectors: Vec<Value>,
     /// Four sums of quants, which make up the block's.
     sums: Value,
 }
 
-fn q8_block(b: &mut FunctionBuilder, quants: &[Value]) -> BlockBytes {
+fn q8_block(b: &mut FunctionBuilder, quants: &[Value]) -> Block {
     let bytes = narrow(b, quants);
     let ones = constant(b, I8X16, [0x0101_0101; 4]);
     let pairs = each(&bytes, |quants| b.ins().x86_pmaddubsw(quants, ones));
     let pairs = b.ins().iadd(pairs[0], pairs[1]);
-    BlockBytes {
-        bytes: vec![[bytes[0], bytes[1]]],
+    Block {
+        vectors: bytes,
         sums: sum_neighbours(b, pairs),
     }
 }
 
-/// `q = 8 * high + low`, `high = (q + 4) >> 3`.
-fn q11_block(b: &mut FunctionBuilder, quants: &[Value]) -> BlockBytes {
+/// `q = 8 * high + low`, `high = (q + 4) >> 3`: the 32 high bytes, then the low ones.
+fn q11_block(b: &mut FunctionBuilder, quants: &[Value]) -> Block {
     let half = constant(b, I16X8, [0x0004_0004; 4]);
     let three = b.ins().iconst(I32, 3);
     let biased = each(quants, |q| b.ins().iadd(q, half));
@@ -348,17 +349,29 @@ fn q11_block(b: &mut FunctionBuilder, quants: &[Value]) -> BlockBytes {
         let high = b.ins().ishl(high, three);
         b.ins().isub(q, high)
     });
-    let (high, low) = (narrow(b, &high), narrow(b, &low));
-    // Four quants, at most 1016 each, are an i16.
+    let mut vectors = narrow(b, &high);
+    vectors.extend(narrow(b, &low));
+    Block {
+        vectors,
+        sums: sum_fours(b, quants),
+    }
+}
+
+fn q14_block(b: &mut FunctionBuilder, quants: &[Value]) -> Block {
+    Block {
+        vectors: quants.to_vec(),
+        sums: sum_fours(b, quants),
+    }
+}
+
+/// Four sums of the quants in four vectors of i16. Four quants, at most 8191 each, are still an i16; eight need not be.
+fn sum_fours(b: &mut FunctionBuilder, quants: &[Value]) -> Value {
     let pairs: Vec<Value> = quants
         .chunks(2)
         .map(|pair| b.ins().iadd(pair[0], pair[1]))
         .collect();
     let fours = b.ins().iadd(pairs[0], pairs[1]);
-    BlockBytes {
-        bytes: vec![[high[0], high[1]], [low[0], low[1]]],
-        sums: sum_neighbours(b, fours),
-    }
+    sum_neighbours(b, fours)
 }
 
 /// Sums of neighbouring i16.

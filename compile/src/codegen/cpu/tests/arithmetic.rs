@@ -168,7 +168,7 @@ fn f16_rounds_half_to_even() {
 /// Blocks of one sign, of one large number, of ties.
 #[test]
 fn quantisation_is_the_documented_one() {
-    let patterns: [fn(usize) -> f32; 7] = [
+    let patterns: [fn(usize) -> f32; 9] = [
         |_| 0.0,
         |i| {
             if i % 32 == 31 {
@@ -189,8 +189,11 @@ fn quantisation_is_the_documented_one() {
         |i| ((i * 2_654_435_761) % 1000) as f32 - 500.0,
         // Quants of 11 bits where the low byte's range ends, and ties between them.
         |i| [1016.0, -1016.0, 3.0, 4.0, -4.0, -5.0, 11.5, 12.5][i % 8],
+        // Quants of 14 bits: all of the largest magnitude, whose sums are as large as can be, and ties.
+        |i| if i / 32 % 2 == 0 { 8191.0 } else { -8191.0 },
+        |i| [8191.0, -8191.0, 0.5, 1.5, -2.5, 4095.5, -4096.5, 8190.5][i % 8],
     ];
-    for case in [DType::Q8, DType::Q11].map(|dtype| regions::quantise(dtype, 576)) {
+    for case in [DType::Q8, DType::Q11, DType::Q14].map(|dtype| regions::quantise(dtype, 576)) {
         for pattern in patterns {
             let mut i = 0;
             let memory = Memory::new(&case, || {

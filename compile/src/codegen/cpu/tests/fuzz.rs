@@ -43,8 +43,8 @@ struct Operands {
     floats: [u32; 3],
     weight: u32,
     indices: u32,
-    /// Of either type of block.
-    quants: [u32; 2],
+    /// Of each type of block.
+    quants: [u32; 3],
     pools: [u32; 2],
 }
 
@@ -67,7 +67,7 @@ impl Fuzz {
             floats,
             weight: case.weight(wide),
             indices: case.buffer(DType::U32, 1),
-            quants: [DType::Q8, DType::Q11]
+            quants: [DType::Q8, DType::Q11, DType::Q14]
                 .map(|dtype| case.buffer(dtype, wide.next_multiple_of(32))),
             pools: [
                 case.pool(KvPart::Key, units, width * 2),
@@ -165,7 +165,7 @@ impl Fuzz {
             ),
             12 => (
                 Inst::StoreQuant {
-                    dst: self.operands.quants[x as usize % 2],
+                    dst: self.operands.quants[x as usize % 3],
                     col: self.col(y, 32),
                     x: pick(z)?,
                 },

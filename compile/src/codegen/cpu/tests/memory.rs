@@ -7,7 +7,7 @@ use bundle_format::region::{KvPart, Operand, OperandId};
 use half::f16;
 use kernels::abi::RegionFn;
 use kernels::reference::kv_q8_0::Place;
-use kernels::reference::{Operands, Tile, TileRange, q8, q11, run_region};
+use kernels::reference::{Operands, Tile, TileRange, q8, q11, q14, run_region};
 
 use super::regions::Case;
 use crate::codegen::cpu::{Layout, QuantType, RegionContext};
@@ -245,12 +245,14 @@ fn block_difference(
             match ty {
                 QuantType::Q8 => (0..32).map(byte).collect(),
                 QuantType::Q11 => (0..32).map(|i| byte(i) * 8 + byte(32 + i)).collect(),
+                QuantType::Q14 => (0..32).map(|i| q14::quant(bytes, block * 32 + i)).collect(),
             }
         };
         // Where nothing was to be stored, the bytes are what memory was filled with.
         let place = block * 32 * ty.bytes() as usize..(block + 1) * 32 * ty.bytes() as usize;
-        let lows = a[place.clone()][32..].iter().map(|low| *low as i8);
-        if a[place.clone()] != b[place]
+        let lows = a[place.clone()].iter().skip(32).map(|low| *low as i8);
+        if ty == QuantType::Q11
+            && a[place.clone()] != b[place]
             && let Some(low) = lows.into_iter().find(|low| !(-4..4).contains(low))
         {
             return Some(format!("low byte {low} of block {block}"));
@@ -361,6 +363,7 @@ impl Operands for Memory {
         match ty {
             QuantType::Q8 => q8::write_block(row, cols, col, &q8::quantise_block(values)),
             QuantType::Q11 => q11::write_block(row, cols, col, &q11::quantise_block(values)),
+            QuantType::Q14 => q14::write_block(row, cols, col, &q14::quantise_block(values)),
         }
     }
 

@@ -120,8 +120,13 @@ fn a_head_norm_takes_two_phases() {
 
 #[test]
 fn the_second_of_two_row_sums_is_of_what_was_stored() {
-    let case = regions::norm_add_norm_quant(DType::Q11, 640);
-    let schedule = schedule(&case);
+    for dtype in [DType::Q11, DType::Q14] {
+        check_sums_of_what_was_stored(&regions::norm_add_norm_quant(dtype, 640));
+    }
+}
+
+fn check_sums_of_what_was_stored(case: &Case) {
+    let schedule = schedule(case);
     assert_eq!(schedule.passes.len(), 3);
     let stores: Vec<_> = (0..case.region.body.len())
         .filter_map(|i| pass_of(&schedule, i))

@@ -513,24 +513,26 @@ pub fn model() -> Vec<Case> {
         head_norm(5, 23),
         head_norm(3, 1),
     ];
-    let quantised = [DType::Q8, DType::Q11].into_iter().flat_map(|dtype| {
-        [
-            rms_norm_quant(dtype, 576),
-            rms_norm_quant(dtype, 32),
-            add_rms_norm_quant(dtype, 576),
-            final_norm_quant(dtype, 576),
-            combine(3, 576),
-            combine(1, 13),
-            quantise(dtype, 576),
-            quantise(dtype, 1536),
-            swiglu_quant(dtype, 1536),
-            swiglu_quant(dtype, 32),
-            geglu_quant(dtype, 2048),
-            geglu_quant(dtype, 96),
-            attention_quant(dtype, 9, 64),
-            attention_quant(dtype, 2, 256),
-        ]
-    });
+    let quantised = [DType::Q8, DType::Q11, DType::Q14]
+        .into_iter()
+        .flat_map(|dtype| {
+            [
+                rms_norm_quant(dtype, 576),
+                rms_norm_quant(dtype, 32),
+                add_rms_norm_quant(dtype, 576),
+                final_norm_quant(dtype, 576),
+                combine(3, 576),
+                combine(1, 13),
+                quantise(dtype, 576),
+                quantise(dtype, 1536),
+                swiglu_quant(dtype, 1536),
+                swiglu_quant(dtype, 32),
+                geglu_quant(dtype, 2048),
+                geglu_quant(dtype, 96),
+                attention_quant(dtype, 9, 64),
+                attention_quant(dtype, 2, 256),
+            ]
+        });
     plain.into_iter().chain(quantised).collect()
 }
 
@@ -546,7 +548,7 @@ pub fn cancelling() -> Vec<Case> {
         norm_rope_key(2, 10),
         cached_in_8_bits(norm_rope_key(2, 128)),
     ];
-    let quantised = [DType::Q8, DType::Q11]
+    let quantised = [DType::Q8, DType::Q11, DType::Q14]
         .into_iter()
         .flat_map(|dtype| [640, 1152, 32].map(|cols| norm_add_norm_quant(dtype, cols)));
     plain.into_iter().chain(quantised).collect()
