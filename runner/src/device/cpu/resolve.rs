@@ -6,7 +6,7 @@
 use std::ptr::NonNull;
 
 use bundle_format::Bundle;
-use bundle_format::plan::{self, CodeRef, Dim, Op, Part, Plan, WeightLayout};
+use bundle_format::plan::{self, CodeRef, DType, Dim, Op, Part, Plan, WeightLayout};
 use bundle_format::region::{self, KvPart, Operand};
 use kernels::abi::{EmbedArgs, MicroFn, RegionFn, RopeTableArgs, RouteArgs, id};
 use kernels::cpu::{self, Level};
@@ -136,7 +136,13 @@ impl Resolver<'_> {
                 let weight = &self.plan.weights[*table as usize];
                 let variants = self.variants(launch, |this, parts| {
                     let micro = embed_fn(this.micro(&parts[0])?)?;
-                    fits(&parts[0], weight, Some(id::embed(weight.encoding)))?;
+                    // The reader has checked that only encodings that have pairs lie so.
+                    let layout = match weight.layout {
+                        WeightLayout::Pairs8 => WeightLayout::Pairs8,
+                        _ => WeightLayout::Interleave8,
+                    };
+                    let expected = Some(id::embed(weight.encoding, layout));
+                    fits(&parts[0], weight, expected, layout)?;
                     Ok(micro)
                 })?;
                 Ok((Extent::Tokens, Work::Embed(Embed { variants, args })))
@@ -253,6 +259,10 @@ impl Resolver<'_> {
         experts: u32,
     ) -> Result<MatMul, Refusal> {
         let input = &self.plan.buffers[x as usize];
+        let layout = match input.dtype {
+            DType::Q14 => WeightLayout::Pairs8,
+            _ => WeightLayout::Interleave8,
+        };
         let variants = self.variants(launch, |this, parts| {
             this.tile(launch);
             parts
@@ -261,7 +271,8 @@ impl Resolver<'_> {
                 .map(|(part, segment)| {
                     let micro = matmul_fn(this.micro(part)?)?;
                     let weight = &this.plan.weights[segment.weight as usize];
-                    fits(part, weight, id::matmul(weight.encoding, input.dtype))?;
+                    let expected = id::matmul(weight.encoding, input.dtype);
+                    fits(part, weight, expected, layout)?;
                     Ok(SegmentCode {
                         micro,
                         epilogue: this.function(part.code)?,
@@ -483,13 +494,18 @@ fn extent_of(dim: Dim) -> Extent {
 }
 
 /// Checks that a part's microkernel is the one for its weight: another would read beyond it or misread it.
-fn fits(part: &Part, weight: &plan::Weight, expected: Option<u32>) -> Result<(), Refusal> {
-    if part.micro == expected && weight.layout == WeightLayout::Interleave8 {
+fn fits(
+    part: &Part,
+    weight: &plan::Weight,
+    expected: Option<u32>,
+    layout: WeightLayout,
+) -> Result<(), Refusal> {
+    if part.micro == expected && weight.layout == layout {
         return Ok(());
     }
     let name = |id: Option<u32>| id.and_then(kernels::cpu::lookup).map_or("none", |k| k.name);
     Err(Refusal::Bug(format!(
-        "its microkernel {} does not fit weight {} ({:?}, {:?}), expected {} on Interleave8",
+        "its microkernel {} does not fit weight {} ({:?}, {:?}), expected {} on {layout:?}",
         name(part.micro),
         weight.name,
         weight.encoding,

@@ -222,7 +222,7 @@ pub enum Argument {
 fn read_ahead(plan: &Plan) -> u64 {
     let per_row = |w: &bundle_format::plan::Weight| match w.layout {
         WeightLayout::Fragment16 => w.len / u64::from(w.rows.max(1)) + 1,
-        WeightLayout::RowMajor | WeightLayout::Interleave8 => 0,
+        WeightLayout::RowMajor | WeightLayout::Interleave8 | WeightLayout::Pairs8 => 0,
     };
     plan.weights.iter().map(per_row).max().unwrap_or(0) * READ_AHEAD_ROWS
 }

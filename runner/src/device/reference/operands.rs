@@ -140,7 +140,7 @@ impl Buffer {
         self.floats.clear();
         self.indices.clear();
         match self.dtype {
-            DType::F32 | DType::Q8 | DType::Q11 | DType::F16 => {
+            DType::F32 | DType::Q8 | DType::Q11 | DType::F16 | DType::Q14 => {
                 self.floats.resize(rows * self.cols, f32::NAN)
             }
             DType::U32 => self.indices.resize(rows * self.cols, u32::MAX),
