@@ -6,7 +6,7 @@ mod wants;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use bundle_format::plan::Encoding;
+use bundle_format::plan::{DType, Encoding, WeightLayout};
 use fastrun::Error;
 use fastrun::device::cpu::{CpuDevice, CpuOptions};
 use fastrun::device::reference::{ReferenceDevice, ReferenceOptions};
@@ -151,14 +151,20 @@ fn distance(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
     apart.fold(0f32, |max, d| if d >= max || d.is_nan() { d } else { max }) / largest
 }
 
-const ENCODINGS: [(Encoding, f32); 5] = [
+/// Encodings, the activations they are multiplied with, and what these may make of it.
+const ENCODINGS: [(Encoding, DType, f32); 9] = [
     // What remains is the cache's f16.
-    (Encoding::F32, 2e-3),
-    (Encoding::F16, 2e-3),
-    // And 8-bit activations.
-    (Encoding::Q4_0, 4e-2),
-    (Encoding::Q4_1, 4e-2),
-    (Encoding::Q8_0, 4e-2),
+    (Encoding::F32, DType::F32, 2e-3),
+    (Encoding::F16, DType::F32, 2e-3),
+    (Encoding::BF16, DType::F32, 2e-3),
+    // 14 bits are about as good.
+    (Encoding::F16, DType::Q14, 2e-3),
+    (Encoding::BF16, DType::Q14, 2e-3),
+    // And 11-bit and 8-bit activations.
+    (Encoding::Q8_0, DType::Q11, 8e-3),
+    (Encoding::Q4_0, DType::Q8, 4e-2),
+    (Encoding::Q4_1, DType::Q8, 4e-2),
+    (Encoding::Q8_0, DType::Q8, 4e-2),
 ];
 
 /// Three texts in steps that mix prefill chunks and decode rows.
@@ -191,11 +197,14 @@ fn mixed(device: &mut impl Device) -> Vec<Vec<f32>> {
 
 #[test]
 fn agrees_with_the_reference() {
-    for (encoding, tolerance) in ENCODINGS {
-        let bundle = Bundle::new(&Spec::new(encoding));
+    for (encoding, rows, tolerance) in ENCODINGS {
+        let bundle = Bundle::new(&Spec {
+            rows,
+            ..Spec::new(encoding)
+        });
         let found = mixed(&mut bundle.cpu(3));
         let apart = distance(&found, &mixed(&mut bundle.reference()));
-        assert!(apart < tolerance, "{encoding:?}: {apart}");
+        assert!(apart < tolerance, "{encoding:?} x {rows:?}: {apart}");
     }
 }
 
@@ -225,7 +234,12 @@ fn the_same_bits_for_any_number_of_threads() {
 
 #[test]
 fn the_same_bits_for_any_chunks_and_blocks() {
-    let bundle = Bundle::new(&Spec::new(Encoding::Q4_1));
+    for encoding in [Encoding::Q4_1, Encoding::F16] {
+        check_chunks_and_blocks(&Bundle::new(&Spec::new(encoding)));
+    }
+}
+
+fn check_chunks_and_blocks(bundle: &Bundle) {
     let text = Text::new(5, 64, 0);
     let mut device = bundle.cpu(2);
     let expected = run_chunks(&mut device, &text, &[1; 64]);
@@ -477,17 +491,44 @@ fn a_launch_without_its_own_code_is_a_bug() {
         ),
         (
             |p| {
-                p.launches[0].variants[0].parts[0].micro =
-                    Some(kernels::abi::id::embed(Encoding::F32));
+                p.launches[0].variants[0].parts[0].micro = Some(kernels::abi::id::EMBED_F32);
             },
             "launch embed: its microkernel embed_f32 does not fit weight",
         ),
     ];
-    for (plan, what) in missing {
-        let bundle = Bundle::new(&Spec {
-            plan,
-            ..Spec::new(Encoding::Q4_1)
-        });
+    // The same encoding, but not as it lies.
+    let of_floats: [(Change, &str); 2] = [
+        (
+            |p| p.launches[3].variants[0].parts[1].micro = Some(kernels::abi::id::MATMUL_F16),
+            "launch blk.0.qkv: its microkernel matmul_f16 does not fit weight",
+        ),
+        (
+            |p| p.launches[0].variants[0].parts[0].micro = Some(kernels::abi::id::EMBED_F16),
+            "launch embed: its microkernel embed_f16 does not fit weight",
+        ),
+    ];
+    let of_pairs: Change = |p| {
+        assert_eq!(p.weights[0].layout, WeightLayout::Interleave8);
+        p.launches[0].variants[0].parts[0].micro = Some(kernels::abi::id::EMBED_F16_PAIRS);
+    };
+    let of_pairs = (of_pairs, "expected embed_f16 on Interleave8");
+    let specs = |encoding, rows| {
+        move |(plan, what)| {
+            let spec = Spec {
+                plan,
+                rows,
+                ..Spec::new(encoding)
+            };
+            (spec, what)
+        }
+    };
+    let specs = missing
+        .map(specs(Encoding::Q4_1, DType::Q8))
+        .into_iter()
+        .chain(of_floats.map(specs(Encoding::F16, DType::Q14)))
+        .chain([of_pairs].map(specs(Encoding::F16, DType::F32)));
+    for (spec, what) in specs {
+        let bundle = Bundle::new(&spec);
         match CpuDevice::open(bundle.load(), &CpuOptions::default()).map(drop) {
             Err(Error::Bug(text)) => assert!(text.contains(what), "{text}"),
             other => panic!("{other:?}"),

@@ -60,6 +60,8 @@ pub struct Spec {
     pub shape: Shape,
     /// Of the matrices.
     pub encoding: Encoding,
+    /// The type of the activations that are multiplied with them.
+    pub rows: DType,
     /// Of the cached keys and values.
     pub kv: KvDType,
     /// Positions that a query sees.
@@ -79,6 +81,11 @@ impl Spec {
         Spec {
             shape: TINY,
             encoding,
+            rows: match quant::activation_types(encoding) {
+                // As the compiler does.
+                [.., DType::Q14] => DType::Q14,
+                types => types[0],
+            },
             kv: KvDType::F16,
             window: None,
             hidden: true,
@@ -138,15 +145,18 @@ impl<'a> Builder<'a> {
         }
     }
 
-    /// The type of activations that are multiplied with the matrices.
-    fn activations(&self) -> DType {
-        quant::activation_types(self.spec.encoding)[0]
+    /// How the matrices lie.
+    fn layout(&self) -> WeightLayout {
+        match self.spec.rows {
+            DType::Q14 => WeightLayout::Pairs8,
+            _ => WeightLayout::Interleave8,
+        }
     }
 
     fn model(&mut self) {
         let u32s = |input| (DType::U32, Role::Input(input));
         let scratch = |dtype| (dtype, Role::Scratch);
-        let x = self.activations();
+        let x = self.spec.rows;
         let tokens = self.buffer("tokens", Dim::Tokens, 1, u32s(Input::Tokens));
         let positions = self.buffer("positions", Dim::Tokens, 1, u32s(Input::Positions));
         self.buffer("sequences", Dim::Tokens, 1, u32s(Input::Sequences));
@@ -482,9 +492,9 @@ impl<'a> Builder<'a> {
     }
 
     fn store_activation(&self, region: &mut RegionBuilder, dst: OperandId, col: ColMap, x: Val) {
-        region.push(match self.activations() {
-            DType::Q8 => Inst::StoreQuant { dst, col, x },
-            _ => Inst::Store { dst, col, x },
+        region.push(match self.spec.rows {
+            DType::F32 => Inst::Store { dst, col, x },
+            _ => Inst::StoreQuant { dst, col, x },
         });
     }
 
@@ -519,9 +529,12 @@ impl<'a> Builder<'a> {
         let row_bytes = quant::row_bytes(self.spec.encoding, cols as u64).expect("whole blocks");
         let mut bytes = vec![0; rows as usize * row_bytes as usize];
         fastc::synth::encode::encode(self.spec.encoding, &values, &mut bytes);
-        let packed = pack::pack(self.spec.encoding, rows as usize, cols as usize, &bytes);
-        let layout = WeightLayout::Interleave8;
-        self.weight(name, self.spec.encoding, layout, (rows, cols), packed)
+        let (encoding, layout) = (self.spec.encoding, self.layout());
+        let packed = match layout {
+            WeightLayout::Pairs8 => pack::pairs::pack(encoding, cols as usize, &bytes),
+            _ => pack::pack(encoding, rows as usize, cols as usize, &bytes),
+        };
+        self.weight(name, encoding, layout, (rows, cols), packed)
     }
 
     fn weight(
@@ -559,12 +572,12 @@ impl<'a> Builder<'a> {
     fn launch(&mut self, name: &str, deps: &[u32], op: Op) {
         let encoding = self.spec.encoding;
         let (tile_cols, regions, micro): (u32, Vec<&Region>, Option<u32>) = match &op {
-            Op::Embed { .. } => (8, vec![], Some(id::embed(encoding))),
+            Op::Embed { .. } => (8, vec![], Some(id::embed(encoding, self.layout()))),
             Op::RopeTable { .. } => (8, vec![], Some(id::ROPE_TABLE)),
             Op::Region { region, .. } => (region.cols, vec![region], None),
             Op::MatMul { segments, .. } => {
                 let epilogues = segments.iter().map(|s| &s.epilogue).collect();
-                (64, epilogues, id::matmul(encoding, self.activations()))
+                (64, epilogues, id::matmul(encoding, self.spec.rows))
             }
             Op::Attention { epilogue, .. } => {
                 let micro = id::attention(self.plan.kv[0].dtype).unwrap();
