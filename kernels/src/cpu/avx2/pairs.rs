@@ -29,8 +29,9 @@ const PAIRS: usize = BLOCK / 2;
 /// Blocks of a panel: 16 KiB for four groups.
 const PANEL: usize = 8;
 
-/// Tokens of a call that are done at a time, whose quants of a chunk stay in the L1 cache beside a panel.
-const TOKENS: usize = 32;
+/// Tokens of a call that are done at a time: weights are converted for each so many, and their quants of a chunk stay in the L2
+/// cache.
+const TOKENS: usize = 128;
 
 /// How far ahead of the block in work few tokens' weights are fetched, in bytes.
 const AHEAD: usize = 4096;

@@ -10,7 +10,10 @@ use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
 use crate::abi::MatMulArgs;
-use crate::cpu::avx2::float::{BF16, Element, F16};
+use crate::cpu::avx2::{
+    self,
+    float::{BF16, Element, F16},
+};
 use crate::pack::GROUP;
 use crate::pack::pairs::{BLOCK_BYTES, PAIR};
 use crate::quant::BLOCK;
@@ -33,43 +36,36 @@ const CHAINS: usize = 4;
 /// How far ahead of the block in work few tokens' weights are fetched, in bytes.
 const AHEAD: usize = 4096;
 
-/// F16 weights times Q14 rows.
-///
-/// # Safety
-/// As the scalar twin, and the processor has the level.
-#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-pub unsafe fn matmul_f16_q14(args: &MatMulArgs) {
-    // SAFETY: the caller's promise.
-    unsafe { matmul::<F16>(args) }
-}
-
-/// BF16 weights times Q14 rows.
-///
-/// # Safety
-/// As the scalar twin, and the processor has the level.
-#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-pub unsafe fn matmul_bf16_q14(args: &MatMulArgs) {
-    // SAFETY: the caller's promise.
-    unsafe { matmul::<BF16>(args) }
-}
-
-/// # Safety
-/// As the scalar twin, and the processor has the level.
-#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-unsafe fn matmul<E: Element>(args: &MatMulArgs) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match args.rows as usize {
-            ..=FEW => few::<E>(args),
-            _ => many::<E>(args),
+macro_rules! matmuls {
+    ($($name:ident: $element:ident, $doc:literal;)*) => {$(
+        #[doc = $doc]
+        ///
+        /// # Safety
+        /// As the scalar twin, and the processor has the level.
+        #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+        pub unsafe fn $name(args: &MatMulArgs) {
+            // SAFETY: the caller's promise.
+            unsafe {
+                match args.rows as usize {
+                    // It is conversions that take the time, and AVX2's are no slower.
+                    1 => avx2::$name(args),
+                    ..=FEW => few::<$element>(args),
+                    _ => many::<$element>(args),
+                }
+            }
         }
-    }
+    )*};
+}
+
+matmuls! {
+    matmul_f16_q14: F16, "F16 weights times Q14 rows.";
+    matmul_bf16_q14: BF16, "BF16 weights times Q14 rows.";
 }
 
 /// Up to [`FEW`] tokens.
 ///
 /// # Safety
-/// As [`matmul`].
+/// As [`matmul_f16_q14`].
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
 unsafe fn few<E: Element>(args: &MatMulArgs) {
     let groups = (args.cols as usize).div_ceil(GROUP);
@@ -97,7 +93,7 @@ unsafe fn few<E: Element>(args: &MatMulArgs) {
 /// More tokens. A chunk of k after the other, so that the tokens' quants of it stay in the L2 cache for all groups.
 ///
 /// # Safety
-/// As [`matmul`].
+/// As [`few`].
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
 unsafe fn many<E: Element>(args: &MatMulArgs) {
     let (rows, blocks) = (args.rows as usize, args.k as usize / BLOCK);
