@@ -13,10 +13,9 @@ use std::time::Instant;
 
 use bundle_format::plan::KvDType;
 use kernels::cpu::Level;
-use kernels::pack;
 
 use product::attention::{ATTENTIONS, Attention};
-use product::{Product, ceiling, clock, products};
+use product::{Product, ceiling, clock, products, weight_bytes};
 
 /// Alternating stretches of each side.
 const ROUNDS: usize = 41;
@@ -70,7 +69,7 @@ fn main() {
             };
             // Bytes of weights where they are what decides.
             let amount = match tokens {
-                1 => pack::packed_len(encoding, FEATURES as u64, k as u64).expect("whole blocks"),
+                1 => weight_bytes(encoding, dtype, FEATURES, k),
                 _ => (tokens * FEATURES * k) as u64,
             };
             let calls: Vec<_> = sides.iter().map(|side| || side.call()).collect();

@@ -8,7 +8,7 @@ mod product;
 
 use std::time::{Duration, Instant};
 
-use bundle_format::plan::KvDType;
+use bundle_format::plan::{KvDType, WeightLayout};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use kernels::abi::{EmbedArgs, MicroFn, RopeTableArgs, id};
 use kernels::cpu::Level;
@@ -16,7 +16,7 @@ use kernels::quant::ENCODINGS;
 use kernels::{cpu, pack};
 
 use product::attention::{ATTENTIONS, Attention};
-use product::{Product, ceiling, clock, products, words};
+use product::{Product, ceiling, clock, products, weight_bytes, words};
 
 criterion_group!(
     name = benches;
@@ -108,8 +108,7 @@ fn decode(c: &mut Criterion) {
     for (encoding, dtype) in products() {
         for (name, features, k) in [("L1", 32, 256), ("memory", 65536, 1536)] {
             let product = Product::new(Level::detect(), encoding, dtype, 1, features, k);
-            let bytes =
-                pack::packed_len(encoding, features as u64, k as u64).expect("whole blocks");
+            let bytes = weight_bytes(encoding, dtype, features, k);
             let work = Work {
                 amount: bytes as f64,
                 unit: "B",
@@ -149,7 +148,9 @@ fn attention_of(c: &mut Criterion, dtype: KvDType) {
 /// 64 rows of a table that fits the L2 cache, in elements.
 fn embed(c: &mut Criterion) {
     for encoding in ENCODINGS {
-        let MicroFn::Embed(func) = cpu::lookup(id::embed(encoding)).expect("in the table").func
+        let MicroFn::Embed(func) = cpu::lookup(id::embed(encoding, WeightLayout::Interleave8))
+            .expect("in the table")
+            .func
         else {
             panic!("not an embedding")
         };

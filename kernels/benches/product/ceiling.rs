@@ -10,6 +10,11 @@ use kernels::pack;
 pub fn prefill(level: Level, encoding: Encoding, activations: DType) -> f64 {
     let wide = level >= Level::Avx512;
     match encoding {
+        // Half the products of f32's, of twice the lanes, and two that scale 32 k.
+        _ if activations == DType::Q14 && wide => return 512.0 * pipes() / 18.0,
+        _ if activations == DType::Q14 && level == Level::AvxVnni => return 512.0 / 19.0,
+        // 16 products, 15 additions, and three to scale them.
+        _ if activations == DType::Q14 => return 768.0 / 34.0,
         Encoding::F32 | Encoding::F16 | Encoding::BF16 if wide => return 16.0 * pipes(),
         Encoding::F32 | Encoding::F16 | Encoding::BF16 => return 16.0,
         _ if level == Level::Amx => return 512.0 / amx_cycles(encoding, activations),
@@ -78,6 +83,8 @@ fn vnni_operations(encoding: Encoding, activations: DType) -> f64 {
 /// Weight bytes a cycle for a lone token, from the L1 cache.
 pub fn decode(level: Level, encoding: Encoding, activations: DType) -> f64 {
     let (q8, q11) = match encoding {
+        // Of 32 bytes 11 operations of vectors, four a cycle, and 10 of a block. AVX-512 and AMX take AVX2's function.
+        _ if activations == DType::Q14 => return 11.2,
         Encoding::F32 => return 56.9,
         Encoding::F16 => return 28.4,
         Encoding::BF16 => return 21.3,

@@ -6,7 +6,7 @@ pub mod ceiling;
 use std::hint::black_box;
 use std::time::Instant;
 
-use bundle_format::plan::{DType, Encoding, row_bytes};
+use bundle_format::plan::{DType, Encoding, WeightLayout, row_bytes};
 use kernels::abi::{MatMulArgs, MicroFn, id};
 use kernels::cpu::{self, Level};
 use kernels::pack;
@@ -18,6 +18,15 @@ pub fn products() -> impl Iterator<Item = (Encoding, DType)> {
         let types = activation_types(encoding).iter();
         types.map(move |dtype| (encoding, *dtype))
     })
+}
+
+/// Bytes of weights as activations of a type take them.
+pub fn weight_bytes(encoding: Encoding, dtype: DType, features: usize, k: usize) -> u64 {
+    let layout = match dtype {
+        DType::Q14 => WeightLayout::Pairs8,
+        _ => WeightLayout::Interleave8,
+    };
+    pack::weight_len(encoding, layout, features as u64, k as u64).expect("whole blocks")
 }
 
 /// A matmul at a level, and its inputs. Bytes are arbitrary but make finite numbers.
@@ -44,8 +53,7 @@ impl Product {
             panic!("not a matmul")
         };
         let x_stride = row_bytes(dtype, k as u32) as usize;
-        let len = pack::packed_len(encoding, features as u64, k as u64).expect("whole blocks");
-        let mut w = words(len as usize);
+        let mut w = words(weight_bytes(encoding, dtype, features, k) as usize);
         if encoding == Encoding::MXFP4 {
             // Its exponents are whole bytes: these ones and the quants behind them make numbers around 1/16.
             w.fill(Line([0x7878_7878_7878_7878; 8]));
