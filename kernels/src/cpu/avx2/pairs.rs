@@ -126,7 +126,7 @@ unsafe fn converted<E: Element, const VNNI: bool, const G: usize, const T: usize
                 let block = Block::<E>::new(at);
                 let mut isums = [_mm256_setzero_si256(); T];
                 for j in 0..PAIRS {
-                    if j % 2 == 0 {
+                    if j.is_multiple_of(2) {
                         _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(ahead + j * PAIR).cast());
                     }
                     let word = block.word(j);
@@ -305,7 +305,7 @@ impl Strip<'_> {
                     let block = Block::<E>::new(at);
                     (*panels).factors[b][g] = block.factors;
                     for j in 0..PAIRS {
-                        if j % 2 == 0 {
+                        if j.is_multiple_of(2) {
                             _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(j * PAIR).cast());
                         }
                         (*panels).words[b][j * G + g] = block.word(j);

@@ -319,7 +319,7 @@ impl<E: Element> Weights for Packed<E> {
         // SAFETY: the caller's promise: the pair is in both groups.
         unsafe {
             let at = block.at.add(j * PAIR);
-            if j % 2 == 0 {
+            if j.is_multiple_of(2) {
                 for at in [at, at.add(block.second)] {
                     _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(block.ahead).cast());
                 }
