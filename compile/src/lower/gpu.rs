@@ -118,6 +118,10 @@ pub fn may_join(plan: &Plan, first: &Op, second: &Op) -> bool {
     let layouts = segments
         .iter()
         .map(|s| plan.weights[s.weight as usize].layout);
-    layouts.into_iter().all(|l| l != WeightLayout::Interleave8)
+    let for_gpu = |l| match l {
+        WeightLayout::Fragment16 | WeightLayout::RowMajor => true,
+        WeightLayout::Interleave8 | WeightLayout::Pairs8 => false,
+    };
+    layouts.into_iter().all(for_gpu)
         && (summed(first, second).is_some() || routed(plan, first, second) || beside(first, second))
 }
