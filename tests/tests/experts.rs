@@ -58,14 +58,18 @@ fn encodings_agree_with_the_reference() {
 #[test]
 fn chunks_threads_and_gathering_change_no_bit() {
     let folder = tempfile::tempdir().unwrap();
-    for shape in SHAPES {
-        let model = model(folder.path(), shape, "q4_0");
+    let quants = ["q4_0", "f16"];
+    for (shape, quant) in SHAPES.into_iter().flat_map(|s| quants.map(|q| (s, q))) {
+        let model = model(folder.path(), shape, quant);
         let fused = compiled(&model, &[]);
         let ids = ids(64);
         let whole = run(&mut cpu(&fused, 1), step(&ids, 0, 64)).unwrap();
         for threads in [2, 3, 5] {
             let found = run(&mut cpu(&fused, threads), step(&ids, 0, 64)).unwrap();
-            assert!(bits(&found) == bits(&whole), "{shape}: {threads} threads");
+            assert!(
+                bits(&found) == bits(&whole),
+                "{shape} {quant}: {threads} threads"
+            );
         }
         for chunk in [1, 7, 40] {
             let mut device = cpu(&fused, 2);
@@ -74,11 +78,14 @@ fn chunks_threads_and_gathering_change_no_bit() {
                 let to = (from + chunk).min(64);
                 found.extend(run(&mut device, step(&ids, from, to)).unwrap());
             }
-            assert!(bits(&found) == bits(&whole), "{shape}: chunks of {chunk}");
+            assert!(
+                bits(&found) == bits(&whole),
+                "{shape} {quant}: chunks of {chunk}"
+            );
         }
         let gathered = compiled(&model, &["--disable-pass", "index-experts"]);
         let found = run(&mut cpu(&gathered, 2), step(&ids, 0, 64)).unwrap();
-        assert!(bits(&found) == bits(&whole), "{shape}: gathered");
+        assert!(bits(&found) == bits(&whole), "{shape} {quant}: gathered");
     }
 }
 
