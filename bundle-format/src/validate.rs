@@ -492,9 +492,10 @@ pub fn packed_len(encoding: Encoding, layout: WeightLayout, rows: u32, cols: u32
             if !cols.is_multiple_of(32) {
                 return None;
             }
-            // An exponent a row besides 32 elements.
-            let row = u64::from(cols / 32) * (1 + 32 * bytes);
-            row.checked_mul((rows as u64).next_multiple_of(8))
+            // An exponent a row besides 32 elements, in whole lines.
+            let blocks = u64::from(cols / 32);
+            let group = blocks * 8 * 32 * bytes + (blocks * 8).next_multiple_of(ALIGN as u64);
+            group.checked_mul(u64::from(rows).div_ceil(8))
         }
         WeightLayout::Fragment16 => {
             let bytes = fragment(encoding)?;

@@ -506,9 +506,9 @@ fn weights_of_16_bits_lie_in_pairs() {
         let parts = launch.variants.iter().flat_map(|v| &v.parts);
         parts.filter_map(|p| p.micro).collect()
     };
-    assert_eq!(micros("embed"), [id::EMBED_BF16_PAIRS]);
-    assert_eq!(micros("blk.0.v"), [id::MATMUL_F16_Q14; 2]);
-    assert_eq!(micros("head"), [id::MATMUL_BF16_Q14]);
+    assert_eq!(micros("embed"), [id::EMBED_PAIRS]);
+    assert_eq!(micros("blk.0.v"), [id::MATMUL_PAIRS; 2]);
+    assert_eq!(micros("head"), [id::MATMUL_PAIRS]);
 }
 
 /// Rows of each type are for the encodings that take them.

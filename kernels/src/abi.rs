@@ -230,9 +230,8 @@ pub mod id {
     pub const MATMUL_IQ4_NL_Q11: u32 = 0x16d;
     pub const MATMUL_IQ4_XS_Q11: u32 = 0x16e;
     pub const MATMUL_MXFP4_Q11: u32 = 0x16f;
-    // Of `WeightLayout::Pairs8` with Q14 rows, 0x1a0 plus the number.
-    pub const MATMUL_F16_Q14: u32 = 0x1a1;
-    pub const MATMUL_BF16_Q14: u32 = 0x1a5;
+    // `WeightLayout::Pairs8`, whatever the encoding was, with Q14 rows.
+    pub const MATMUL_PAIRS: u32 = 0x1a0;
     // 0x201 plus the encoding's number.
     pub const EMBED_F32: u32 = 0x201;
     pub const EMBED_F16: u32 = 0x202;
@@ -250,9 +249,8 @@ pub mod id {
     pub const EMBED_IQ4_NL: u32 = 0x20e;
     pub const EMBED_IQ4_XS: u32 = 0x20f;
     pub const EMBED_MXFP4: u32 = 0x210;
-    // Of `WeightLayout::Pairs8`, 0x240 plus the number.
-    pub const EMBED_F16_PAIRS: u32 = 0x241;
-    pub const EMBED_BF16_PAIRS: u32 = 0x245;
+    // `WeightLayout::Pairs8`.
+    pub const EMBED_PAIRS: u32 = 0x240;
     pub const ATTENTION_F16: u32 = 0x301;
     pub const ATTENTION_Q8_0: u32 = 0x302;
     pub const ROPE_TABLE: u32 = 0x401;
@@ -284,8 +282,7 @@ pub mod id {
             DType::Q8 => q8,
             DType::Q11 => q11,
             DType::Q14 => match encoding {
-                Encoding::F16 => Some(MATMUL_F16_Q14),
-                Encoding::BF16 => Some(MATMUL_BF16_Q14),
+                Encoding::F16 | Encoding::BF16 => Some(MATMUL_PAIRS),
                 _ => None,
             },
             DType::U32 | DType::F16 => None,
@@ -296,8 +293,7 @@ pub mod id {
     /// [`WeightLayout::Pairs8`].
     pub const fn embed(encoding: Encoding, layout: WeightLayout) -> u32 {
         match encoding {
-            Encoding::F16 if matches!(layout, WeightLayout::Pairs8) => EMBED_F16_PAIRS,
-            Encoding::BF16 if matches!(layout, WeightLayout::Pairs8) => EMBED_BF16_PAIRS,
+            _ if matches!(layout, WeightLayout::Pairs8) => EMBED_PAIRS,
             Encoding::F32 => EMBED_F32,
             Encoding::F16 => EMBED_F16,
             Encoding::Q4_0 => EMBED_Q4_0,

@@ -2,10 +2,8 @@
 //!
 //! Matmuls of integers are those of AVX2 with products of this level's own. What isn't named here is that of AVX2.
 
+pub use super::avx2::vnni_matmul_pairs as matmul_pairs;
 pub use super::avx2::*;
-pub use super::avx2::{
-    vnni_matmul_bf16_q14 as matmul_bf16_q14, vnni_matmul_f16_q14 as matmul_f16_q14,
-};
 
 use super::avx2::quant as formats;
 

@@ -1,23 +1,7 @@
 //! The functions that every level has for each encoding: their names, once, and their form where levels differ in nothing but
 //! their features.
 
-/// What a lookup's table is: its encoding, and its layout if that is not `Interleave8`.
-macro_rules! embed_table {
-    ($encoding:ident) => {
-        (
-            bundle_format::plan::Encoding::$encoding,
-            bundle_format::plan::WeightLayout::Interleave8,
-        )
-    };
-    ($encoding:ident $layout:ident) => {
-        (
-            bundle_format::plan::Encoding::$encoding,
-            bundle_format::plan::WeightLayout::$layout,
-        )
-    };
-}
-
-/// Hands `make!` what it is given and the lookups of all encodings, `name: encoding,` or `name: encoding layout,`.
+/// Hands `make!` what it is given and the lookups of all encodings, `name: encoding,`.
 macro_rules! each_embed {
     ($make:ident! $($given:tt)*) => {
         $make! { $($given)*
@@ -37,8 +21,6 @@ macro_rules! each_embed {
             embed_iq4_nl: IQ4_NL,
             embed_iq4_xs: IQ4_XS,
             embed_mxfp4: MXFP4,
-            embed_f16_pairs: F16 Pairs8,
-            embed_bf16_pairs: BF16 Pairs8,
         }
     };
 }
@@ -73,6 +55,16 @@ macro_rules! compiled_for {
         each_embed! { compiled_for! @embed $features, }
         each_quantised! { compiled_for! @matmul $features, }
 
+        /// Looks up and dequantises rows of pairs: the portable body, compiled for this level.
+        ///
+        /// # Safety
+        /// As `scalar::embed_pairs`, and the processor has the level.
+        #[target_feature(enable = $features)]
+        pub unsafe fn embed_pairs(args: &crate::abi::EmbedArgs) {
+            // SAFETY: the caller's promise.
+            unsafe { crate::cpu::scalar::embed_of_pairs(args) }
+        }
+
         /// Cosines and sines of each position: the portable body, compiled for this level.
         ///
         /// # Safety
@@ -93,7 +85,7 @@ macro_rules! compiled_for {
             unsafe { crate::cpu::scalar::choose(args) }
         }
     };
-    (@embed $features:literal, $($name:ident: $encoding:ident $($layout:ident)?,)*) => {$(
+    (@embed $features:literal, $($name:ident: $encoding:ident,)*) => {$(
         /// Looks up and dequantises packed rows: the portable body, compiled for this level.
         ///
         /// # Safety
@@ -101,7 +93,7 @@ macro_rules! compiled_for {
         #[target_feature(enable = $features)]
         pub unsafe fn $name(args: &crate::abi::EmbedArgs) {
             // SAFETY: the caller's promise.
-            unsafe { crate::cpu::scalar::embed(args, embed_table!($encoding $($layout)?)) }
+            unsafe { crate::cpu::scalar::embed(args, bundle_format::plan::Encoding::$encoding) }
         }
     )*};
     (@matmul $features:literal, $($q8:ident, $q11:ident: $format:ident,)*) => {$(

@@ -226,8 +226,7 @@ macro_rules! microkernels {
             MatMul MATMUL_IQ4_NL_Q11 matmul_iq4_nl_q11,
             MatMul MATMUL_IQ4_XS_Q11 matmul_iq4_xs_q11,
             MatMul MATMUL_MXFP4_Q11 matmul_mxfp4_q11,
-            MatMul MATMUL_F16_Q14 matmul_f16_q14,
-            MatMul MATMUL_BF16_Q14 matmul_bf16_q14,
+            MatMul MATMUL_PAIRS matmul_pairs,
             Embed EMBED_F32 embed_f32,
             Embed EMBED_F16 embed_f16,
             Embed EMBED_BF16 embed_bf16,
@@ -244,8 +243,7 @@ macro_rules! microkernels {
             Embed EMBED_IQ4_NL embed_iq4_nl,
             Embed EMBED_IQ4_XS embed_iq4_xs,
             Embed EMBED_MXFP4 embed_mxfp4,
-            Embed EMBED_F16_PAIRS embed_f16_pairs,
-            Embed EMBED_BF16_PAIRS embed_bf16_pairs,
+            Embed EMBED_PAIRS embed_pairs,
             Attention ATTENTION_F16 attention_f16,
             Attention ATTENTION_Q8_0 attention_q8_0,
             RopeTable ROPE_TABLE rope_table,
@@ -262,12 +260,12 @@ macro_rules! microkernels {
     };
 }
 
-static SCALAR: [MicroKernel; 53] = microkernels!(Level::Scalar, scalar);
+static SCALAR: [MicroKernel; 51] = microkernels!(Level::Scalar, scalar);
 #[cfg(target_arch = "x86_64")]
-static AVX2: [MicroKernel; 53] = microkernels!(Level::Avx2, avx2);
+static AVX2: [MicroKernel; 51] = microkernels!(Level::Avx2, avx2);
 #[cfg(target_arch = "x86_64")]
-static AVX_VNNI: [MicroKernel; 53] = microkernels!(Level::AvxVnni, avxvnni);
+static AVX_VNNI: [MicroKernel; 51] = microkernels!(Level::AvxVnni, avxvnni);
 #[cfg(target_arch = "x86_64")]
-static AVX512: [MicroKernel; 53] = microkernels!(Level::Avx512, avx512);
+static AVX512: [MicroKernel; 51] = microkernels!(Level::Avx512, avx512);
 #[cfg(target_arch = "x86_64")]
-static AMX: [MicroKernel; 53] = microkernels!(Level::Amx, amx);
+static AMX: [MicroKernel; 51] = microkernels!(Level::Amx, amx);

@@ -215,7 +215,7 @@ pub fn dequantise_row(
 ) {
     match layout {
         WeightLayout::Interleave8 => unpack_row(encoding, bytes, row, out),
-        WeightLayout::Pairs8 => pairs::unpack_row(encoding, bytes, row, out),
+        WeightLayout::Pairs8 => pairs::unpack_row(bytes, row, out),
         WeightLayout::Fragment16 => fragment::unpack_row(encoding, bytes, row, out),
         WeightLayout::RowMajor => {
             let len = out.len() / block_elements(encoding) * quant::block_bytes(encoding);

@@ -106,8 +106,22 @@ pub fn packed(
     }
 }
 
-/// What products with integers take elements of 16 bits for: multiples of a unit, for which all 32 in a row are below 2^13.
-pub fn as_integers(weights: &mut [f32]) {
+/// The numbers that a packed weight stands for, row-major f32.
+pub fn numbers(encoding: Encoding, layout: WeightLayout, k: usize, weight: &[u8]) -> Vec<u8> {
+    let row_len = quant::row_bytes(encoding, k as u64).unwrap() as usize;
+    let mut row = vec![0.0; k];
+    let rows = weight.chunks_exact(row_len).flat_map(|bytes| {
+        quant::dequantise_row(encoding, bytes, &mut row);
+        if layout == WeightLayout::Pairs8 {
+            as_integers(&mut row);
+        }
+        row.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>()
+    });
+    rows.collect()
+}
+
+/// What pairs make of elements of 16 bits: multiples of a unit, for which all 32 in a row are below 2^13.
+fn as_integers(weights: &mut [f32]) {
     for block in weights.chunks_exact_mut(32) {
         let largest = block.iter().fold(0.0f32, |most, w| most.max(w.abs()));
         let mut unit = 1.0f32;

@@ -6,7 +6,7 @@ use kernels::cpu::MicroKernel;
 use kernels::quant::{BLOCK, block_elements};
 use kernels::reference::{WeightView, embed_row};
 
-use crate::data::{Random, bits, packed, weight_bytes};
+use crate::data::{Random, bits, numbers, packed, weight_bytes};
 
 pub fn check(kernel: &MicroKernel, encoding: Encoding, layout: WeightLayout) {
     let MicroFn::Embed(func) = kernel.func else {
@@ -23,6 +23,7 @@ pub fn check(kernel: &MicroKernel, encoding: Encoding, layout: WeightLayout) {
             let mut random = Random(vocab as u64 * 71 + rows as u64);
             let table = weight_bytes(&mut random, encoding, vocab, k, false);
             let packed = packed(encoding, layout, vocab, k, &table);
+            let table = numbers(encoding, layout, k, &table);
             let mut tokens: Vec<u32> = (0..rows).map(|_| random.below(vocab) as u32).collect();
             if let Some(last) = tokens.last_mut() {
                 *last = vocab as u32 - 1;
@@ -42,7 +43,7 @@ pub fn check(kernel: &MicroKernel, encoding: Encoding, layout: WeightLayout) {
             unsafe { func(&args) };
 
             let view = WeightView {
-                encoding,
+                encoding: Encoding::F32,
                 layout: WeightLayout::RowMajor,
                 pairs: 0,
                 rows: vocab,

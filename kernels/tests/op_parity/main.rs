@@ -55,8 +55,10 @@ rows! {
     matmul_iq4_nl_q11: id::MATMUL_IQ4_NL_Q11 => |k| matmul::check(k, Encoding::IQ4_NL, DType::Q11),
     matmul_iq4_xs_q11: id::MATMUL_IQ4_XS_Q11 => |k| matmul::check(k, Encoding::IQ4_XS, DType::Q11),
     matmul_mxfp4_q11: id::MATMUL_MXFP4_Q11 => |k| matmul::check(k, Encoding::MXFP4, DType::Q11),
-    matmul_f16_q14: id::MATMUL_F16_Q14 => |k| matmul::check(k, Encoding::F16, DType::Q14),
-    matmul_bf16_q14: id::MATMUL_BF16_Q14 => |k| matmul::check(k, Encoding::BF16, DType::Q14),
+    matmul_pairs: id::MATMUL_PAIRS => |k| {
+        matmul::check(k, Encoding::F16, DType::Q14);
+        matmul::check(k, Encoding::BF16, DType::Q14);
+    },
     embed_f32: id::EMBED_F32 => |k| embed::check(k, Encoding::F32, WeightLayout::Interleave8),
     embed_f16: id::EMBED_F16 => |k| embed::check(k, Encoding::F16, WeightLayout::Interleave8),
     embed_bf16: id::EMBED_BF16 => |k| embed::check(k, Encoding::BF16, WeightLayout::Interleave8),
@@ -73,8 +75,10 @@ rows! {
     embed_iq4_nl: id::EMBED_IQ4_NL => |k| embed::check(k, Encoding::IQ4_NL, WeightLayout::Interleave8),
     embed_iq4_xs: id::EMBED_IQ4_XS => |k| embed::check(k, Encoding::IQ4_XS, WeightLayout::Interleave8),
     embed_mxfp4: id::EMBED_MXFP4 => |k| embed::check(k, Encoding::MXFP4, WeightLayout::Interleave8),
-    embed_f16_pairs: id::EMBED_F16_PAIRS => |k| embed::check(k, Encoding::F16, WeightLayout::Pairs8),
-    embed_bf16_pairs: id::EMBED_BF16_PAIRS => |k| embed::check(k, Encoding::BF16, WeightLayout::Pairs8),
+    embed_pairs: id::EMBED_PAIRS => |k| {
+        embed::check(k, Encoding::F16, WeightLayout::Pairs8);
+        embed::check(k, Encoding::BF16, WeightLayout::Pairs8);
+    },
     attention_f16: id::ATTENTION_F16 => |k| attention::check(k, KvDType::F16),
     attention_q8_0: id::ATTENTION_Q8_0 => |k| attention::check(k, KvDType::Q8_0),
     rope_table: id::ROPE_TABLE => rope::check,

@@ -6,7 +6,7 @@ use kernels::cpu::MicroKernel;
 use kernels::quant::{self, BLOCK, block_elements};
 use kernels::reference::{self, WeightView};
 
-use crate::data::{Random, activation_rows, as_integers, bits, packed, weight_bytes};
+use crate::data::{Random, activation_rows, bits, numbers, packed, weight_bytes};
 
 /// (tokens, features, first column of the tile, columns of the tile)
 const TILES: &[(usize, usize, usize, usize)] = &[
@@ -120,7 +120,7 @@ impl Case {
             tokens,
             features,
             packed: packed(encoding, layout, features, k, &weight),
-            weight: multiplied(encoding, layout, k, &weight),
+            weight: numbers(encoding, layout, k, &weight),
             x,
             x_stride,
             values,
@@ -252,18 +252,4 @@ impl Case {
             assert!(beyond.iter().all(|x| x.is_nan()), "{what}: written beyond");
         }
     }
-}
-
-/// The numbers that products are of, row-major f32.
-fn multiplied(encoding: Encoding, layout: WeightLayout, k: usize, weight: &[u8]) -> Vec<u8> {
-    let row_len = quant::row_bytes(encoding, k as u64).unwrap() as usize;
-    let mut row = vec![0.0; k];
-    let rows = weight.chunks_exact(row_len).flat_map(|bytes| {
-        quant::dequantise_row(encoding, bytes, &mut row);
-        if layout == WeightLayout::Pairs8 {
-            as_integers(&mut row);
-        }
-        row.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>()
-    });
-    rows.collect()
 }

@@ -509,7 +509,7 @@ fn a_launch_without_its_own_code_is_a_bug() {
     ];
     let of_pairs: Change = |p| {
         assert_eq!(p.weights[0].layout, WeightLayout::Interleave8);
-        p.launches[0].variants[0].parts[0].micro = Some(kernels::abi::id::EMBED_F16_PAIRS);
+        p.launches[0].variants[0].parts[0].micro = Some(kernels::abi::id::EMBED_PAIRS);
     };
     let of_pairs = (of_pairs, "expected embed_f16 on Interleave8");
     let specs = |encoding, rows| {

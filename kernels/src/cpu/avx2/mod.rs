@@ -10,7 +10,7 @@ pub(super) mod quant;
 pub use attention_f16::attention_f16;
 pub use attention_q8_0::attention_q8_0;
 pub use float::{matmul_bf16, matmul_f16, matmul_f32};
-pub use pairs::{matmul_bf16_q14, matmul_f16_q14, vnni_matmul_bf16_q14, vnni_matmul_f16_q14};
+pub use pairs::{matmul_pairs, vnni_matmul_pairs};
 
 use quant as formats;
 

@@ -17,7 +17,7 @@ mod wide;
 pub use super::avx2::{matmul_bf16, matmul_f16, matmul_f32};
 pub use attention_f16::{attention_f16, wide_attention_f16};
 pub use attention_q8_0::attention_q8_0;
-pub use pairs::{matmul_bf16_q14, matmul_f16_q14};
+pub use pairs::matmul_pairs;
 
 use super::avx2::quant as formats;
 

@@ -30,22 +30,35 @@ float_of! {
     matmul_bf16: "BF16 weights times f32 rows.", 2, |w| bf16::from_le_bytes(w).to_f32();
 }
 
-/// F16 weights times Q14 rows.
+/// Weights in pairs times Q14 rows: those of 32 columns are integers times a factor.
 ///
 /// # Safety
-/// As [`integers`].
-pub unsafe fn matmul_f16_q14(args: &MatMulArgs) {
+/// As [`groups`] and [`row`], with Q14 rows.
+pub unsafe fn matmul_pairs(args: &MatMulArgs) {
+    let (k, rows) = (args.k as usize, args.rows as usize);
+    let x_bytes = 2 * k + k / BLOCK * 8;
     // SAFETY: the caller's promise.
-    unsafe { integers(args, Encoding::F16) }
-}
-
-/// BF16 weights times Q14 rows.
-///
-/// # Safety
-/// As [`integers`].
-pub unsafe fn matmul_bf16_q14(args: &MatMulArgs) {
-    // SAFETY: the caller's promise.
-    unsafe { integers(args, Encoding::BF16) }
+    let groups = unsafe { groups(args, pairs::bytes_of_group(k / BLOCK)) };
+    for (g, w) in groups.enumerate() {
+        for i in 0..rows {
+            // SAFETY: the caller's promise.
+            unsafe { row(args, i, g, x_bytes) }.1.fill(0.0);
+        }
+        for b in 0..k / BLOCK {
+            for r in 0..GROUP {
+                let (weights, factor) = pairs::integers(w, k / BLOCK, b, r);
+                for i in 0..rows {
+                    // SAFETY: the caller's promise.
+                    let (x, out) = unsafe { row(args, i, g, x_bytes) };
+                    let (quants, factors) = x.split_at(2 * k);
+                    let isum = weights.iter().enumerate().fold(0i32, |sum, (i, w)| {
+                        sum.wrapping_add(i32::from(*w) * q14::quant(quants, b * BLOCK + i))
+                    });
+                    out[r] = (isum as f32).mul_add(factor * f32_at(factors, b), out[r]);
+                }
+            }
+        }
+    }
 }
 
 macro_rules! quantised_of {
@@ -128,37 +141,6 @@ unsafe fn float<const N: usize>(args: &MatMulArgs, value: impl Fn([u8; N]) -> f3
                 let x = f32::from_le_bytes(*x);
                 for (w, acc) in w.as_chunks().0.iter().zip(out.iter_mut()) {
                     *acc = value(*w).mul_add(x, *acc);
-                }
-            }
-        }
-    }
-}
-
-/// Weights in pairs, of which those of 32 columns are integers times a factor.
-///
-/// # Safety
-/// As [`groups`] and [`row`], with Q14 rows.
-unsafe fn integers(args: &MatMulArgs, encoding: Encoding) {
-    let (k, rows) = (args.k as usize, args.rows as usize);
-    let x_bytes = 2 * k + k / BLOCK * 8;
-    // SAFETY: the caller's promise.
-    let groups = unsafe { groups(args, k / BLOCK * pairs::BLOCK_BYTES) };
-    for (g, w) in groups.enumerate() {
-        for i in 0..rows {
-            // SAFETY: the caller's promise.
-            unsafe { row(args, i, g, x_bytes) }.1.fill(0.0);
-        }
-        for (b, block) in w.chunks_exact(pairs::BLOCK_BYTES).enumerate() {
-            for r in 0..GROUP {
-                let (weights, factor) = pairs::integers(encoding, block, r);
-                for i in 0..rows {
-                    // SAFETY: the caller's promise.
-                    let (x, out) = unsafe { row(args, i, g, x_bytes) };
-                    let (quants, factors) = x.split_at(2 * k);
-                    let isum = weights.iter().enumerate().fold(0i32, |sum, (i, w)| {
-                        sum.wrapping_add(i32::from(*w) * q14::quant(quants, b * BLOCK + i))
-                    });
-                    out[r] = (isum as f32).mul_add(factor * f32_at(factors, b), out[r]);
                 }
             }
         }
