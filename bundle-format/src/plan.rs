@@ -351,9 +351,9 @@ pub enum WeightLayout {
     /// Tiles of 16 rows, in fragments of matrix instructions; `kernels::pack::fragment` defines the bytes of each encoding.
     /// Rows are padded to a multiple of 16.
     Fragment16,
-    /// Groups of eight rows of F16 or BF16 that [`DType::Q14`] rows multiply, a multiple of 32 columns: of each 32 columns the rows'
-    /// exponents, then elements in pairs. `kernels::pack::pairs` defines the bytes. Rows are padded to a multiple of eight with
-    /// zeros.
+    /// Groups of eight rows of F16 or BF16 that [`DType::Q14`] rows multiply, a multiple of 32 columns: elements as integers in pairs
+    /// of columns, then the exponents of each 32 of a row. `kernels::pack::pairs` defines the bytes. Rows are padded to a multiple of
+    /// eight with zeros.
     Pairs8,
 }
 
