@@ -16,8 +16,7 @@ use crate::quant::BLOCK;
 /// Tokens that meet weights from memory.
 const FEW: usize = 4;
 
-/// Groups that a token meets at a time; and those that a lone token does, on processors that read several streams faster than
-/// one.
+/// Groups that a token meets at a time. A lone token waits for memory, which has more reads under way with as many streams than with one.
 const GROUPS: usize = 4;
 
 /// Blocks of a chunk: 16 KiB of four groups.
@@ -27,7 +26,7 @@ const CHUNK: usize = 8;
 const TOKENS: usize = 128;
 
 /// How far ahead of the block in work few tokens' weights are fetched, in bytes.
-const AHEAD: usize = 4096;
+const AHEAD: usize = 8192;
 
 /// Bytes of a line of the caches.
 const LINE: usize = 64;
@@ -59,30 +58,30 @@ unsafe fn matmul<const VNNI: bool>(args: &MatMulArgs) {
     // SAFETY: the caller's promise.
     unsafe {
         match args.rows as usize {
-            1 if !is_amd() => few::<VNNI, GROUPS, 1>(args),
-            1 => few::<VNNI, 1, 1>(args),
-            2 => few::<VNNI, 1, 2>(args),
-            3 => few::<VNNI, 1, 3>(args),
-            FEW => few::<VNNI, 1, FEW>(args),
+            // AMD's cores fetch so many streams by themselves (NOTES.md, "Weights of 16 bits").
+            1 => few::<VNNI, GROUPS, 1>(args, !is_amd()),
+            2 => few::<VNNI, 1, 2>(args, true),
+            3 => few::<VNNI, 1, 3>(args, true),
+            FEW => few::<VNNI, 1, FEW>(args, true),
             _ => many::<VNNI>(args),
         }
     }
 }
 
-/// T tokens, G groups side by side as far as there are so many.
+/// T tokens, G groups side by side as far as there are so many; whether their pairs are fetched ahead.
 ///
 /// # Safety
 /// As [`matmul`], with T rows.
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-unsafe fn few<const VNNI: bool, const G: usize, const T: usize>(args: &MatMulArgs) {
+unsafe fn few<const VNNI: bool, const G: usize, const T: usize>(args: &MatMulArgs, fetches: bool) {
     let groups = (args.cols as usize).div_ceil(GROUP);
     let mut g = 0;
     while g < groups {
         // SAFETY: the caller promises the groups from `col0` on, and rows of x and out.
         g += unsafe {
             match groups - g >= G {
-                true => side_by_side::<VNNI, G, T>(args, g),
-                false => side_by_side::<VNNI, 1, T>(args, g),
+                true => side_by_side::<VNNI, G, T>(args, g, fetches),
+                false => side_by_side::<VNNI, 1, T>(args, g, fetches),
             }
         };
     }
@@ -97,6 +96,7 @@ unsafe fn few<const VNNI: bool, const G: usize, const T: usize>(args: &MatMulArg
 unsafe fn side_by_side<const VNNI: bool, const G: usize, const T: usize>(
     args: &MatMulArgs,
     g: usize,
+    fetches: bool,
 ) -> usize {
     let weights = Weights::<G>::new(args, g);
     // SAFETY: the caller's promise; rows have the blocks.
@@ -112,7 +112,12 @@ unsafe fn side_by_side<const VNNI: bool, const G: usize, const T: usize>(
                 } else {
                     0
                 };
-            weights.fetch(b, ahead);
+            if fetches {
+                weights.fetch(b, ahead);
+            }
+            if b.is_multiple_of(LINE / GROUP) {
+                weights.fetch_exponents(b + 2 * LINE / GROUP);
+            }
             let factors = weights.factors(b);
             weights.add::<VNNI, T, true>(b, &factors, x, &mut acc);
         }
@@ -169,6 +174,7 @@ unsafe fn strip<const VNNI: bool, const G: usize>(
     let mut factors = [[_mm256_setzero_ps(); G]; CHUNK];
     for (b, factors) in chunk.clone().zip(&mut factors) {
         weights.fetch(b, G * weights.group_bytes);
+        weights.fetch_exponents(weights.blocks + b);
         // SAFETY: the caller's promise.
         *factors = unsafe { weights.factors(b) };
     }
@@ -226,6 +232,21 @@ impl<const G: usize> Weights<G> {
             for line in 0..BLOCK_BYTES / LINE {
                 _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(line * LINE).cast());
             }
+        }
+    }
+
+    /// Fetches the exponents of block `b`, counted on to the groups behind these.
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    fn fetch_exponents(&self, b: usize) {
+        let (next, b) = match b < self.blocks {
+            true => (0, b),
+            false => (G, b - self.blocks),
+        };
+        for g in next..next + G {
+            let at = self.at.wrapping_add(g * self.group_bytes);
+            let at = at.wrapping_add(self.blocks * BLOCK_BYTES + b * GROUP);
+            _mm_prefetch::<_MM_HINT_T0>(at.cast());
         }
     }
 

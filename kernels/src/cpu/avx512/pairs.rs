@@ -24,7 +24,7 @@ const CHUNK: usize = 16;
 const CHAINS: usize = 4;
 
 /// How far ahead of the block in work a single tile's weights are fetched, in bytes.
-const AHEAD: usize = 4096;
+const AHEAD: usize = 8192;
 
 /// Bytes of a line of the caches.
 const LINE: usize = 64;
@@ -80,6 +80,7 @@ unsafe fn many(args: &MatMulArgs) {
             // Each chunk of a group is too short for the processor to see what comes next: the next groups' of it.
             for b in chunk.clone() {
                 weights.fetch(b, 2 * weights.group_bytes);
+                weights.fetch_exponents(weights.blocks + b);
             }
             let mut row = 0;
             while row < rows {
@@ -135,6 +136,21 @@ impl Weights {
             for line in 0..BLOCK_BYTES / LINE {
                 _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(line * LINE).cast());
             }
+        }
+    }
+
+    /// Fetches the exponents of block `b`, counted on to the two groups behind these.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+    fn fetch_exponents(&self, b: usize) {
+        let (next, b) = match b < self.blocks {
+            true => (0, b),
+            false => (2 * self.group_bytes, b - self.blocks),
+        };
+        for second in [0, self.second] {
+            let at = self.at.wrapping_add(next + second);
+            let at = at.wrapping_add(self.blocks * BLOCK_BYTES + b * GROUP);
+            _mm_prefetch::<_MM_HINT_T0>(at.cast());
         }
     }
 
@@ -264,6 +280,9 @@ impl Tile<'_> {
                     // What is ahead of both groups' last blocks is in the next two.
                     let ends = (b + 1) * BLOCK_BYTES + AHEAD > weights.group_bytes;
                     weights.fetch(b, AHEAD + if ends { weights.second } else { 0 });
+                    if b.is_multiple_of(LINE / GROUP) {
+                        weights.fetch_exponents(b + 2 * LINE / GROUP);
+                    }
                 }
                 let factors = weights.factors(b);
                 let mut quants = x;
