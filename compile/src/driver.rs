@@ -243,6 +243,7 @@ fn recorded(options: &Options, limits: &Limits) -> Vec<String> {
         Activations::Auto => "auto",
         Activations::Q8 => "q8",
         Activations::Q11 => "q11",
+        Activations::F32 => "f32",
         Activations::F16 => "f16",
     };
     list.push(format!("activations={activations}"));

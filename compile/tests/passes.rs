@@ -493,6 +493,10 @@ fn weights_of_16_bits_lie_in_pairs() {
     assert_eq!(layouts_of(96), expected);
     expected[5].1 = Interleave8;
     assert_eq!(layouts_of(80), expected);
+    // Left as they are.
+    let exact = run(mixed(96), Activations::F32, &[]);
+    let exact = layouts(&lowered(&exact, Target::X86_64V3));
+    assert!(exact.iter().all(|(_, layout)| *layout == Interleave8));
     let graph = run(mixed(128), Activations::F16, &[]);
     let on_gpu = layouts(&lowered(&graph, Target::Sm90a));
     assert!(on_gpu.iter().all(|(_, layout)| *layout == Fragment16));

@@ -9,7 +9,8 @@ use fastrun::device::cpu::{CpuDevice, CpuOptions};
 use fastrun::device::reference::{ReferenceDevice, ReferenceOptions};
 use fastrun::load::Loaded;
 
-/// Compiles the model of a name, with and without fusions, and compares both devices with transformers.
+/// Compiles the model of a name, with weights as they are or as integers, with and without fusions, and compares both devices with
+/// transformers.
 fn check(name: &str) {
     let folder = tempfile::tempdir().unwrap();
     let model = e2e::golden(&format!("architectures/{name}.gguf"));
@@ -19,9 +20,10 @@ fn check(name: &str) {
         e2e::compile(Path::new(&model), &path, options);
         Arc::new(Loaded::open(&path).unwrap())
     };
-    let fused = compile("fused.fib", &[]);
-    let groups = fused.plan().kv.len();
-    let mut reference = ReferenceDevice::open(fused.clone(), &ReferenceOptions::default()).unwrap();
+    // Weights as they are.
+    let exact = compile("exact.fib", &["--activations", "f32"]);
+    let groups = exact.plan().kv.len();
+    let mut reference = ReferenceDevice::open(exact.clone(), &ReferenceOptions::default()).unwrap();
     let found = run(&mut reference, &expected.ids, &[40], groups);
     let error = worst(&found, &expected.logits);
     assert!(
@@ -33,22 +35,24 @@ fn check(name: &str) {
         threads: Some(2),
         ..CpuOptions::default()
     };
-    // The cache is f16.
-    let mut cpu = CpuDevice::open(fused, &options).unwrap();
-    let whole = run(&mut cpu, &expected.ids, &[40], groups);
-    let error = worst(&whole, &expected.logits);
-    assert!(error < 6e-3, "{name}: the CPU differs by {error}");
-    let one_by_one = run(&mut cpu, &expected.ids, &[1; 40], groups);
     let bits = |rows: &[Vec<f32>]| {
         rows.iter()
             .flatten()
             .map(|x| x.to_bits())
             .collect::<Vec<_>>()
     };
-    assert!(
-        bits(&whole) == bits(&one_by_one),
-        "{name}: other bits token by token"
-    );
+    for (what, fused) in [("exact", exact), ("fused", compile("fused.fib", &[]))] {
+        // The cache is f16.
+        let mut cpu = CpuDevice::open(fused, &options).unwrap();
+        let whole = run(&mut cpu, &expected.ids, &[40], groups);
+        let error = worst(&whole, &expected.logits);
+        assert!(error < 6e-3, "{name}, {what}: the CPU differs by {error}");
+        let one_by_one = run(&mut cpu, &expected.ids, &[1; 40], groups);
+        assert!(
+            bits(&whole) == bits(&one_by_one),
+            "{name}, {what}: other bits token by token"
+        );
+    }
 
     let optional = fastc::passes::PASSES.iter().filter(|p| p.optional);
     let disabled: Vec<&str> = optional.flat_map(|p| ["--disable-pass", p.name]).collect();

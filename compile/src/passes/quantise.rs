@@ -8,8 +8,9 @@ use super::Settings;
 use crate::ir::verify::multiplies;
 use crate::ir::{Graph, Node, Op, Tensor, Type, ValueId};
 
-/// How finely activations that meet quantised weights are quantised. On processors those that meet F16 and BF16 have 14 bits
-/// whatever is chosen here, if they are whole blocks, and are f32 otherwise: that is as good as f32, and faster.
+/// How finely activations are quantised. On processors those that meet F16 and BF16 have 14 bits if these are whole blocks, whose weights
+/// are packed as integers of as many, and are f32 otherwise: what that does to a model's answers is in kernels/NOTES.md, "Weights of 16
+/// bits".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activations {
     /// 11 bits where the rounding of 8 would show: before the head, whose inputs are few, and everywhere in models below
@@ -19,6 +20,8 @@ pub enum Activations {
     Q8,
     /// 11 bits.
     Q11,
+    /// f32 wherever there are such products, which leave F16 and BF16 as they are; 11 bits with quantised weights.
+    F32,
     /// f16, for the matrix units of GPUs, whatever the weights.
     F16,
 }
@@ -34,11 +37,12 @@ impl Activations {
         let whole_blocks = (tensor.cols as usize).is_multiple_of(Q8_BLOCK);
         match self {
             Activations::F16 => DType::F16,
+            Activations::F32 if multiplies(encoding, DType::Q14) => DType::F32,
             _ if multiplies(encoding, DType::Q14) && whole_blocks => DType::Q14,
             _ if !multiplies(encoding, DType::Q8) => DType::F32,
             Activations::Auto if is_head || embedding < SMALL => DType::Q11,
             Activations::Auto | Activations::Q8 => DType::Q8,
-            Activations::Q11 => DType::Q11,
+            Activations::Q11 | Activations::F32 => DType::Q11,
         }
     }
 }
