@@ -170,15 +170,20 @@ unsafe fn strip<const VNNI: bool, const G: usize>(
     chunk: Range<usize>,
 ) -> usize {
     let weights = Weights::<G>::new(args, g);
-    // Each chunk of a group is too short for the processor to see what comes next: the next groups' of it.
     let mut factors = [[_mm256_setzero_ps(); G]; CHUNK];
     for (b, factors) in chunk.clone().zip(&mut factors) {
-        weights.fetch(b, G * weights.group_bytes);
         weights.fetch_exponents(weights.blocks + b);
         // SAFETY: the caller's promise.
         *factors = unsafe { weights.factors(b) };
     }
-    for row in rows {
+    let tokens = rows.len();
+    for (n, row) in rows.enumerate() {
+        // Each chunk of a group is too short for the processor to see what comes next, the next groups' of it. All blocks at once would
+        // wait for one another, so each token fetches its share of them.
+        let share = n * chunk.len() / tokens..(n + 1) * chunk.len() / tokens;
+        for b in share {
+            weights.fetch(chunk.start + b, G * weights.group_bytes);
+        }
         // SAFETY: the caller's promise.
         unsafe {
             let x = args.x_row(row);

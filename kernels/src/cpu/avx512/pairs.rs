@@ -29,6 +29,9 @@ const AHEAD: usize = 8192;
 /// Bytes of a line of the caches.
 const LINE: usize = 64;
 
+/// Lines of a block.
+const LINES: usize = BLOCK_BYTES / LINE;
+
 /// Weights in pairs times Q14 rows.
 ///
 /// # Safety
@@ -59,7 +62,7 @@ unsafe fn few(args: &MatMulArgs) {
             row: 0,
             g,
             blocks: 0..weights.blocks,
-            fetches: true,
+            fetched: 0..LINES,
         };
         // SAFETY: the caller promises the groups from `col0` on, and rows of x and out.
         unsafe { tile.run_any(&weights, args.rows as usize) };
@@ -77,12 +80,11 @@ unsafe fn many(args: &MatMulArgs) {
         let chunk = chunk..blocks.min(chunk + CHUNK);
         for g in (0..(args.cols as usize).div_ceil(GROUP)).step_by(2) {
             let weights = Weights::new(args, g);
-            // Each chunk of a group is too short for the processor to see what comes next: the next groups' of it.
             for b in chunk.clone() {
-                weights.fetch(b, 2 * weights.group_bytes);
                 weights.fetch_exponents(weights.blocks + b);
             }
-            let mut row = 0;
+            let tiles = rows.div_ceil(TOKENS);
+            let (mut row, mut n) = (0, 0);
             while row < rows {
                 // Tiles of about one size: a few last tokens would wait for their chains.
                 let left = rows - row;
@@ -92,11 +94,12 @@ unsafe fn many(args: &MatMulArgs) {
                     row,
                     g,
                     blocks: chunk.clone(),
-                    fetches: false,
+                    fetched: n * LINES / tiles..(n + 1) * LINES / tiles,
                 };
                 // SAFETY: the caller promises the groups from `col0` on, and rows of x and out.
                 unsafe { tile.run_any(&weights, tokens) };
                 row += tokens;
+                n += 1;
             }
         }
     }
@@ -127,13 +130,13 @@ impl Weights {
         }
     }
 
-    /// Fetches what is `ahead` bytes behind block `b` of both.
+    /// Fetches lines of what is `ahead` bytes behind block `b` of both.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    fn fetch(&self, b: usize, ahead: usize) {
+    fn fetch(&self, b: usize, ahead: usize, lines: Range<usize>) {
         for second in [0, self.second] {
             let at = self.at.wrapping_add(second + b * BLOCK_BYTES + ahead);
-            for line in 0..BLOCK_BYTES / LINE {
+            for line in lines.clone() {
                 _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(line * LINE).cast());
             }
         }
@@ -220,8 +223,8 @@ struct Tile<'a> {
     g: usize,
     /// Sums of those before them are in `out`.
     blocks: Range<usize>,
-    /// Whether weights further on are fetched.
-    fetches: bool,
+    /// Lines of blocks further on that are fetched, of each: all would wait for one another where other tiles meet them, too.
+    fetched: Range<usize>,
 }
 
 impl Tile<'_> {
@@ -276,13 +279,18 @@ impl Tile<'_> {
                 }
             }
             for b in self.blocks.clone() {
-                if self.fetches {
-                    // What is ahead of both groups' last blocks is in the next two.
-                    let ends = (b + 1) * BLOCK_BYTES + AHEAD > weights.group_bytes;
-                    weights.fetch(b, AHEAD + if ends { weights.second } else { 0 });
-                    if b.is_multiple_of(LINE / GROUP) {
-                        weights.fetch_exponents(b + 2 * LINE / GROUP);
-                    }
+                let is_whole = self.blocks.len() == weights.blocks;
+                // Each chunk of a group is too short for the processor to see what comes next: the next groups' of it. What is ahead of
+                // two whole groups' last blocks is there, too.
+                let ends = (b + 1) * BLOCK_BYTES + AHEAD > weights.group_bytes;
+                let ahead = match (is_whole, ends) {
+                    (false, _) => 2 * weights.group_bytes,
+                    (true, false) => AHEAD,
+                    (true, true) => AHEAD + weights.second,
+                };
+                weights.fetch(b, ahead, self.fetched.clone());
+                if is_whole && b.is_multiple_of(LINE / GROUP) {
+                    weights.fetch_exponents(b + 2 * LINE / GROUP);
                 }
                 let factors = weights.factors(b);
                 let mut quants = x;
