@@ -34,13 +34,12 @@ pub fn group_bytes(encoding: Encoding, cols: u64) -> Option<u64> {
     if !has_pairs || !cols.is_multiple_of(BLOCK as u64) {
         return None;
     }
-    let blocks = cols / BLOCK as u64;
-    let pairs = blocks.checked_mul(BLOCK_BYTES as u64)?;
-    let exponents = (blocks * GROUP as u64).next_multiple_of(ALIGN as u64);
-    pairs.checked_add(exponents)
+    let blocks = usize::try_from(cols / BLOCK as u64).ok()?;
+    let fits = blocks <= usize::MAX / (2 * BLOCK_BYTES);
+    fits.then(|| bytes_of_group(blocks) as u64)
 }
 
-/// [`group_bytes`] of a group in memory.
+/// [`group_bytes`] of a group of so many blocks that is in memory.
 #[inline(always)]
 pub(crate) const fn bytes_of_group(blocks: usize) -> usize {
     blocks * BLOCK_BYTES + (blocks * GROUP).next_multiple_of(ALIGN)

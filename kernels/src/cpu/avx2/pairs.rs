@@ -106,12 +106,10 @@ unsafe fn side_by_side<const VNNI: bool, const G: usize, const T: usize>(
         for b in 0..weights.blocks {
             // What is ahead of a group's last blocks is in the group that takes its place.
             let ends = (b + 1) * BLOCK_BYTES + AHEAD > weights.group_bytes;
-            let ahead = AHEAD
-                + if ends {
-                    (G - 1) * weights.group_bytes
-                } else {
-                    0
-                };
+            let ahead = match ends {
+                true => AHEAD + (G - 1) * weights.group_bytes,
+                false => AHEAD,
+            };
             if fetches {
                 weights.fetch(b, ahead);
             }
