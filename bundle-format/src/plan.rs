@@ -11,8 +11,11 @@ use crate::gpu::{Kernel, Sampling};
 use crate::region::Region;
 use crate::stability::{Profile, Profiles};
 
-/// Elements of a quantised activation block ([`DType::Q8`], [`DType::Q11`], [`DType::Q14`]).
+/// Elements of a quantised activation block ([`DType::Q8`], [`DType::Q11`], [`DType::Q14`]), and of a sum of [`DType::Q8K`].
 pub const Q8_BLOCK: usize = 32;
+
+/// Elements of a quantised activation block of [`DType::Q8K`].
+pub const Q8K_BLOCK: usize = 256;
 
 /// Token positions of a KV block.
 pub const KV_BLOCK: usize = 16;
@@ -136,6 +139,27 @@ pub enum DType {
     /// 32 products with integers of as many bits are below 2^31, and units for integers multiply twice as many of these as units for f32
     /// do numbers.
     Q14,
+    /// Activations quantised to 8 bits in blocks of [`Q8K_BLOCK`], for weights whose blocks are as large. A row of n elements is: n quants
+    /// (i8), then n/256 scales (f32), then n/32 sums (i16: of each 32 quants), padded to [`ALIGN`]. Quantisation: amax = max |x|, scale =
+    /// amax / 127, quant = round-half-to-even(x * (127 / amax)); all zero where amax is 0.
+    ///
+    /// Products of a block with integer scales and minima are one exact integer, which is scaled once: llama.cpp quantises so for these
+    /// weights, too.
+    Q8K,
+}
+
+impl DType {
+    /// Elements of a quantised block; 1 for types without.
+    pub const fn block(self) -> usize {
+        match self {
+            DType::F32 | DType::U32 | DType::F16 => 1,
+            DType::Q8 | DType::Q11 | DType::Q14 => Q8_BLOCK,
+            DType::Q8K => Q8K_BLOCK,
+        }
+    }
+
+    /// Types of quantised blocks.
+    pub const QUANTISED: [DType; 4] = [DType::Q8, DType::Q11, DType::Q14, DType::Q8K];
 }
 
 /// Bytes of one row of `cols` elements.
@@ -145,6 +169,7 @@ pub fn row_bytes(dtype: DType, cols: u32) -> u64 {
         DType::F32 | DType::U32 => cols * 4,
         DType::Q8 => cols + cols / Q8_BLOCK as u64 * 8,
         DType::Q11 | DType::Q14 => 2 * cols + cols / Q8_BLOCK as u64 * 8,
+        DType::Q8K => cols + cols / Q8K_BLOCK as u64 * 4 + cols / Q8_BLOCK as u64 * 2,
         DType::F16 => 2 * cols,
     };
     // A column of indices is dense, so that the host writes it as a slice.
@@ -159,7 +184,7 @@ pub fn row_bytes(dtype: DType, cols: u32) -> u64 {
 pub fn quants_bytes(dtype: DType, cols: u32) -> u64 {
     match dtype {
         DType::F32 | DType::U32 | DType::F16 => 0,
-        DType::Q8 => cols as u64,
+        DType::Q8 | DType::Q8K => cols as u64,
         DType::Q11 | DType::Q14 => 2 * cols as u64,
     }
 }
@@ -172,6 +197,11 @@ pub fn q8_scales_offset(cols: u32) -> u64 {
 /// Offset of the scaled sums in a Q8 row of `cols` elements, in bytes.
 pub fn q8_sums_offset(cols: u32) -> u64 {
     q8_scales_offset(cols) + cols as u64 / Q8_BLOCK as u64 * 4
+}
+
+/// Offset of the sums in a Q8K row of `cols` elements, in bytes.
+pub fn q8k_sums_offset(cols: u32) -> u64 {
+    quants_bytes(DType::Q8K, cols) + cols as u64 / Q8K_BLOCK as u64 * 4
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -134,9 +134,8 @@ pub enum Inst {
         col: ColMap,
         x: Val,
     },
-    /// Quantises groups of 32 consecutive `c` to an activation block of the destination's type
-    /// ([`crate::plan::DType::Q8`], [`crate::plan::DType::Q11`] or [`crate::plan::DType::Q14`]) and stores it. `width` and the
-    /// column map are multiples of 32.
+    /// Quantises groups of consecutive `c`, as many as a block of the destination's type has
+    /// ([`crate::plan::DType::block`]), and stores them. `width` and the column map are multiples of that.
     StoreQuant {
         dst: OperandId,
         col: ColMap,

@@ -15,8 +15,8 @@ use std::fmt::Display;
 
 use crate::model::Manifest;
 use crate::plan::{
-    ALIGN, Buffer, DType, Dim, Encoding, Input, KvGroup, Limits, Output, Plan, Q8_BLOCK, Role,
-    Weight, WeightLayout,
+    ALIGN, Buffer, DType, Dim, Encoding, Input, KvGroup, Limits, Output, Plan, Role, Weight,
+    WeightLayout,
 };
 use crate::stability::Profile;
 
@@ -325,10 +325,9 @@ fn buffer(plan: &Plan, buffer: &Buffer) -> Result<(), Invalid> {
     within("cols", buffer.cols, MAX_COLS)?;
     extent(buffer.extent)?;
     ensure!(
-        !matches!(buffer.dtype, DType::Q8 | DType::Q11 | DType::Q14)
-            || (buffer.cols as usize).is_multiple_of(Q8_BLOCK),
+        (buffer.cols as usize).is_multiple_of(buffer.dtype.block()),
         "cols of a quantised buffer",
-        format!("a multiple of {Q8_BLOCK}"),
+        format!("a multiple of {}", buffer.dtype.block()),
         buffer.cols
     );
     let offset = buffer.place.offset;
@@ -434,14 +433,14 @@ pub const fn activation_types(encoding: Encoding) -> &'static [DType] {
         | Encoding::Q8_0
         | Encoding::Q5_0
         | Encoding::Q5_1
-        | Encoding::Q2_K
+        | Encoding::IQ4_NL
+        | Encoding::MXFP4 => &[DType::Q8, DType::Q11],
+        Encoding::Q2_K
         | Encoding::Q3_K
         | Encoding::Q4_K
         | Encoding::Q5_K
         | Encoding::Q6_K
-        | Encoding::IQ4_NL
-        | Encoding::IQ4_XS
-        | Encoding::MXFP4 => &[DType::Q8, DType::Q11],
+        | Encoding::IQ4_XS => &[DType::Q8K, DType::Q11],
     }
 }
 

@@ -204,28 +204,30 @@ fn types() {
         DType::Q11,
         DType::F16,
         DType::Q14,
+        DType::Q8K,
     ];
     assert_eq!(rows.len(), all.len());
     for (row, dtype) in rows.iter().zip(all) {
         assert_eq!(row[0], format!("{dtype:?}"));
-        // The bytes of the parts of a row of 64 columns, as the text lists them.
+        // The bytes of the parts of a row of 256 columns, as the text lists them.
         let parts: Vec<u64> = row[1]
             .split("; ")
             .map(|part| match part {
-                "an f32 a column" | "a u32 a column" => 4 * 64,
-                "an f16 a column" => 2 * 64,
-                "`cols` quants (i8)" => 64,
-                "`cols` quants (i16)" => 2 * 64,
-                "of each block 32 high bytes (i8) and 32 low bytes (i8)" => 64 / 32 * (32 + 32),
-                "an f32 scale a block" | "an f32 sum a block" => 64 / 32 * 4,
+                "an f32 a column" | "a u32 a column" => 4 * 256,
+                "an f16 a column" => 2 * 256,
+                "`cols` quants (i8)" => 256,
+                "`cols` quants (i16)" => 2 * 256,
+                "of each block 32 high bytes (i8) and 32 low bytes (i8)" => 256 / 32 * (32 + 32),
+                "an f32 scale a block" | "an f32 sum a block" => 256 / dtype.block() as u64 * 4,
+                "an i16 sum of each 32 quants" => 256 / 32 * 2,
                 other => panic!("{other:?}"),
             })
             .collect();
         let len: u64 = parts.iter().sum();
-        assert_eq!(row_bytes(dtype, 64), len.next_multiple_of(ALIGN as u64));
+        assert_eq!(row_bytes(dtype, 256), len.next_multiple_of(ALIGN as u64));
         let quantised = row[2] == "`StoreQuant`";
         let quants: u64 = parts[..parts.len().saturating_sub(2)].iter().sum();
-        assert_eq!(quants_bytes(dtype, 64), if quantised { quants } else { 0 });
+        assert_eq!(quants_bytes(dtype, 256), if quantised { quants } else { 0 });
     }
 }
 

@@ -164,7 +164,7 @@ fn activations_of_16_bits() {
         bad(
             &[
                 "type of the stored buffer",
-                "expected Q8 or Q11 or Q14 over Tokens",
+                "expected Q8 or Q11 or Q14 or Q8K over Tokens",
             ],
             |p| {
                 q11(buf::NORMED)(p);

@@ -5,7 +5,7 @@
 
 /// Version of this ABI: of the argument structures, of the layouts in [`crate::pack`] and of rows of activations, of the signature of regions, and of what the
 /// kernels of GPUs find behind their arguments.
-pub const VERSION: u32 = 6;
+pub const VERSION: u32 = 7;
 
 /// The type of a compiled region, in a calling convention.
 macro_rules! region_fn {
@@ -38,12 +38,13 @@ pub type RegionFn = region_fn!("C");
 ///
 /// Of quantised weights and rows the sum over 32 k is exact, integer scales included; such sums are folded in ascending order, in f32,
 /// each a fused multiply-add. Where 32 k are a block of the encoding's, one by the product of both scales, then one for the minimum. Where
-/// 256 are, for each 32 k one by the activations' scale to a sum of the block's; minima first, a fused multiply-add for each 32 k; at last
-/// the block's sum by its factor. So all levels have the same bits.
+/// 256 are, with rows in blocks of as many the sums of all of these are exact, of products and of minima, each times its factor, and their
+/// sum comes by the activations' scale; with other rows for each 32 k one by the activations' scale to a sum of the block's; minima first, a
+/// fused multiply-add for each 32 k; at last the block's sum by its factor. So all levels have the same bits.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct MatMulArgs {
-    /// Rows of activations: Q8, Q11, Q14 or f32 rows, as the microkernel says.
+    /// Rows of activations: of quantised blocks or of f32, as the microkernel says.
     pub x: *const u8,
     /// Bytes between rows of `x`.
     pub x_stride: u64,
@@ -200,7 +201,7 @@ pub mod id {
     use bundle_format::plan::{DType, Encoding, KvDType, WeightLayout};
 
     // 0x101 and up; later encodings 0x120 plus the encoding's number. With Q11 rows 0x160 plus the number (0x11_ and 0x14_ were
-    // rows of 15 bits).
+    // rows of 15 bits), with Q8K rows 0x180 plus the number.
     pub const MATMUL_F32: u32 = 0x101;
     pub const MATMUL_F16: u32 = 0x102;
     pub const MATMUL_Q4_0: u32 = 0x103;
@@ -209,13 +210,7 @@ pub mod id {
     pub const MATMUL_BF16: u32 = 0x125;
     pub const MATMUL_Q5_0: u32 = 0x126;
     pub const MATMUL_Q5_1: u32 = 0x127;
-    pub const MATMUL_Q2_K: u32 = 0x128;
-    pub const MATMUL_Q3_K: u32 = 0x129;
-    pub const MATMUL_Q4_K: u32 = 0x12a;
-    pub const MATMUL_Q5_K: u32 = 0x12b;
-    pub const MATMUL_Q6_K: u32 = 0x12c;
     pub const MATMUL_IQ4_NL: u32 = 0x12d;
-    pub const MATMUL_IQ4_XS: u32 = 0x12e;
     pub const MATMUL_MXFP4: u32 = 0x12f;
     pub const MATMUL_Q4_0_Q11: u32 = 0x162;
     pub const MATMUL_Q4_1_Q11: u32 = 0x163;
@@ -230,6 +225,12 @@ pub mod id {
     pub const MATMUL_IQ4_NL_Q11: u32 = 0x16d;
     pub const MATMUL_IQ4_XS_Q11: u32 = 0x16e;
     pub const MATMUL_MXFP4_Q11: u32 = 0x16f;
+    pub const MATMUL_Q2_K_Q8K: u32 = 0x188;
+    pub const MATMUL_Q3_K_Q8K: u32 = 0x189;
+    pub const MATMUL_Q4_K_Q8K: u32 = 0x18a;
+    pub const MATMUL_Q5_K_Q8K: u32 = 0x18b;
+    pub const MATMUL_Q6_K_Q8K: u32 = 0x18c;
+    pub const MATMUL_IQ4_XS_Q8K: u32 = 0x18e;
     // `WeightLayout::Pairs8`, whatever the encoding was, with Q14 rows.
     pub const MATMUL_PAIRS: u32 = 0x1a0;
     // 0x201 plus the encoding's number.
@@ -259,34 +260,40 @@ pub mod id {
     /// Multiplies packed weights of an encoding with rows of activations of a type; none where the type is not one of
     /// [`activation_types`](crate::quant::activation_types).
     pub const fn matmul(encoding: Encoding, activations: DType) -> Option<u32> {
-        let (f32, q8, q11) = match encoding {
-            Encoding::F32 => (Some(MATMUL_F32), None, None),
-            Encoding::F16 => (Some(MATMUL_F16), None, None),
-            Encoding::Q4_0 => (None, Some(MATMUL_Q4_0), Some(MATMUL_Q4_0_Q11)),
-            Encoding::Q4_1 => (None, Some(MATMUL_Q4_1), Some(MATMUL_Q4_1_Q11)),
-            Encoding::Q8_0 => (None, Some(MATMUL_Q8_0), Some(MATMUL_Q8_0_Q11)),
-            Encoding::BF16 => (Some(MATMUL_BF16), None, None),
-            Encoding::Q5_0 => (None, Some(MATMUL_Q5_0), Some(MATMUL_Q5_0_Q11)),
-            Encoding::Q5_1 => (None, Some(MATMUL_Q5_1), Some(MATMUL_Q5_1_Q11)),
-            Encoding::Q2_K => (None, Some(MATMUL_Q2_K), Some(MATMUL_Q2_K_Q11)),
-            Encoding::Q3_K => (None, Some(MATMUL_Q3_K), Some(MATMUL_Q3_K_Q11)),
-            Encoding::Q4_K => (None, Some(MATMUL_Q4_K), Some(MATMUL_Q4_K_Q11)),
-            Encoding::Q5_K => (None, Some(MATMUL_Q5_K), Some(MATMUL_Q5_K_Q11)),
-            Encoding::Q6_K => (None, Some(MATMUL_Q6_K), Some(MATMUL_Q6_K_Q11)),
-            Encoding::IQ4_NL => (None, Some(MATMUL_IQ4_NL), Some(MATMUL_IQ4_NL_Q11)),
-            Encoding::IQ4_XS => (None, Some(MATMUL_IQ4_XS), Some(MATMUL_IQ4_XS_Q11)),
-            Encoding::MXFP4 => (None, Some(MATMUL_MXFP4), Some(MATMUL_MXFP4_Q11)),
+        let id = match (activations, encoding) {
+            (DType::F32, Encoding::F32) => MATMUL_F32,
+            (DType::F32, Encoding::F16) => MATMUL_F16,
+            (DType::F32, Encoding::BF16) => MATMUL_BF16,
+            (DType::Q8, Encoding::Q4_0) => MATMUL_Q4_0,
+            (DType::Q8, Encoding::Q4_1) => MATMUL_Q4_1,
+            (DType::Q8, Encoding::Q5_0) => MATMUL_Q5_0,
+            (DType::Q8, Encoding::Q5_1) => MATMUL_Q5_1,
+            (DType::Q8, Encoding::Q8_0) => MATMUL_Q8_0,
+            (DType::Q8, Encoding::IQ4_NL) => MATMUL_IQ4_NL,
+            (DType::Q8, Encoding::MXFP4) => MATMUL_MXFP4,
+            (DType::Q8K, Encoding::Q2_K) => MATMUL_Q2_K_Q8K,
+            (DType::Q8K, Encoding::Q3_K) => MATMUL_Q3_K_Q8K,
+            (DType::Q8K, Encoding::Q4_K) => MATMUL_Q4_K_Q8K,
+            (DType::Q8K, Encoding::Q5_K) => MATMUL_Q5_K_Q8K,
+            (DType::Q8K, Encoding::Q6_K) => MATMUL_Q6_K_Q8K,
+            (DType::Q8K, Encoding::IQ4_XS) => MATMUL_IQ4_XS_Q8K,
+            (DType::Q11, Encoding::Q4_0) => MATMUL_Q4_0_Q11,
+            (DType::Q11, Encoding::Q4_1) => MATMUL_Q4_1_Q11,
+            (DType::Q11, Encoding::Q5_0) => MATMUL_Q5_0_Q11,
+            (DType::Q11, Encoding::Q5_1) => MATMUL_Q5_1_Q11,
+            (DType::Q11, Encoding::Q8_0) => MATMUL_Q8_0_Q11,
+            (DType::Q11, Encoding::Q2_K) => MATMUL_Q2_K_Q11,
+            (DType::Q11, Encoding::Q3_K) => MATMUL_Q3_K_Q11,
+            (DType::Q11, Encoding::Q4_K) => MATMUL_Q4_K_Q11,
+            (DType::Q11, Encoding::Q5_K) => MATMUL_Q5_K_Q11,
+            (DType::Q11, Encoding::Q6_K) => MATMUL_Q6_K_Q11,
+            (DType::Q11, Encoding::IQ4_NL) => MATMUL_IQ4_NL_Q11,
+            (DType::Q11, Encoding::IQ4_XS) => MATMUL_IQ4_XS_Q11,
+            (DType::Q11, Encoding::MXFP4) => MATMUL_MXFP4_Q11,
+            (DType::Q14, Encoding::F16 | Encoding::BF16) => MATMUL_PAIRS,
+            _ => return None,
         };
-        match activations {
-            DType::F32 => f32,
-            DType::Q8 => q8,
-            DType::Q11 => q11,
-            DType::Q14 => match encoding {
-                Encoding::F16 | Encoding::BF16 => Some(MATMUL_PAIRS),
-                _ => None,
-            },
-            DType::U32 | DType::F16 => None,
-        }
+        Some(id)
     }
 
     /// Looks rows up in a table of an encoding, in [`WeightLayout::Interleave8`] or, where the encoding has that, in
@@ -332,7 +339,8 @@ mod tests {
     #[test]
     fn a_plan_may_say_what_a_microkernel_takes() {
         for encoding in ENCODINGS {
-            for dtype in [DType::F32, DType::U32, DType::Q8, DType::Q11, DType::Q14] {
+            let others = [DType::F32, DType::U32, DType::F16];
+            for dtype in DType::QUANTISED.into_iter().chain(others) {
                 assert_eq!(
                     id::matmul(encoding, dtype).is_some(),
                     activation_types(encoding).contains(&dtype),

@@ -3,7 +3,7 @@
 use super::arena::{Effects, Pool};
 use super::launch::{buffer, vector};
 use super::{Invalid, ensure, name, one_of};
-use crate::plan::{Buffer, DType, Dim, Input, KvGroup, Plan, Q8_BLOCK, Role};
+use crate::plan::{Buffer, DType, Dim, Input, KvGroup, Plan, Role};
 use crate::region::{ColMap, Inst, Operand, OperandId, Region, RowMap, Val};
 
 const MAX_INSTS: usize = 4096;
@@ -318,8 +318,9 @@ impl Body<'_> {
             }
             Inst::StoreQuant { dst, col, x } => {
                 self.uses(&[x])?;
-                self.whole_blocks(col)?;
-                self.store(dst, col, &[DType::Q8, DType::Q11, DType::Q14])?
+                let dtype = self.buffer(dst)?.1.dtype;
+                self.whole_blocks(col, dtype)?;
+                self.store(dst, col, &DType::QUANTISED)?
             }
             Inst::StoreKv {
                 dst,
@@ -526,8 +527,8 @@ impl Body<'_> {
         Ok(false)
     }
 
-    fn whole_blocks(&self, col: ColMap) -> Result<(), Invalid> {
-        let block = Q8_BLOCK as u32;
+    fn whole_blocks(&self, col: ColMap, dtype: DType) -> Result<(), Invalid> {
+        let block = dtype.block() as u32;
         let parts = [
             ("width", self.region.width),
             ("per_unit", col.per_unit),

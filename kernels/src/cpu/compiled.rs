@@ -25,8 +25,8 @@ macro_rules! each_embed {
     };
 }
 
-/// Hands `make!` what it is given and the products of all quantised encodings, `name with Q8 rows, name with Q11 rows:
-/// encoding,`.
+/// Hands `make!` what it is given and the products of all quantised encodings, `name with Q8 or Q8K rows, name with Q11
+/// rows: encoding,`.
 macro_rules! each_quantised {
     ($make:ident! $($given:tt)*) => {
         $make! { $($given)*
@@ -35,13 +35,13 @@ macro_rules! each_quantised {
             matmul_q5_0, matmul_q5_0_q11: Q5_0,
             matmul_q5_1, matmul_q5_1_q11: Q5_1,
             matmul_q8_0, matmul_q8_0_q11: Q8_0,
-            matmul_q2_k, matmul_q2_k_q11: Q2_K,
-            matmul_q3_k, matmul_q3_k_q11: Q3_K,
-            matmul_q4_k, matmul_q4_k_q11: Q4_K,
-            matmul_q5_k, matmul_q5_k_q11: Q5_K,
-            matmul_q6_k, matmul_q6_k_q11: Q6_K,
+            matmul_q2_k_q8k, matmul_q2_k_q11: Q2_K,
+            matmul_q3_k_q8k, matmul_q3_k_q11: Q3_K,
+            matmul_q4_k_q8k, matmul_q4_k_q11: Q4_K,
+            matmul_q5_k_q8k, matmul_q5_k_q11: Q5_K,
+            matmul_q6_k_q8k, matmul_q6_k_q11: Q6_K,
             matmul_iq4_nl, matmul_iq4_nl_q11: IQ4_NL,
-            matmul_iq4_xs, matmul_iq4_xs_q11: IQ4_XS,
+            matmul_iq4_xs_q8k, matmul_iq4_xs_q11: IQ4_XS,
             matmul_mxfp4, matmul_mxfp4_q11: MXFP4,
         }
     };
@@ -97,14 +97,19 @@ macro_rules! compiled_for {
         }
     )*};
     (@matmul $features:literal, $($q8:ident, $q11:ident: $format:ident,)*) => {$(
-        /// Quantised weights times Q8 rows.
+        /// Quantised weights times Q8 rows, or Q8K rows where a block has 256 weights.
         ///
         /// # Safety
         /// As the scalar twin, and the processor has the level.
         #[target_feature(enable = $features)]
         pub unsafe fn $q8(args: &crate::abi::MatMulArgs) {
             // SAFETY: the caller's promise.
-            unsafe { quant::matmul::<formats::$format, 1>(args) }
+            unsafe {
+                match <formats::$format as formats::Format>::PARTS {
+                    1 => quant::matmul::<formats::$format, 1>(args),
+                    _ => quant::blocks::<formats::$format>(args, crate::cpu::scalar::$q8),
+                }
+            }
         }
 
         /// Quantised weights times Q11 rows.

@@ -11,6 +11,9 @@
 //!   in Q4_K and Q5_K: `acc = fma(that, sum, acc)` with the activations' scaled sum. In Q2_K, whose minima are of 16 k: `acc =
 //!   fma(imin as f32, -m * s, acc)`, imin the exact int32 sum of minima times activations. With Q11 activations, 8 * high + low,
 //!   every isum stays below 2^31 (32 * 32 * 128 * 1016 in Q6_K) and `isum as f32` rounds to nearest, ties to even.
+//! - **K-quants and IQ4_XS with Q8K rows.** For each 256 k, ascending, isum and imin are exact int32 sums over all of these (below
+//!   2^27: 256 * 32 * 127 * 128 in Q6_K), imin that of the integer minima, of 16 or 32 k, times the quants. `sum = isum as f32 * d`, where there
+//!   are minima `sum = fma(imin as f32, -m, sum)`, and `acc = fma(sum, s, acc)`.
 //! - **F16 and BF16 matmul in [pairs](crate::pack::pairs).** As the quantised one, with the integers that 32 weights are and their
 //!   factor, but isum wraps around: it does so only where weights are not finite, and then so is no product with the factor.
 //! - **F32, F16 and BF16 matmul.** One accumulator an output, from +0: `acc = fma(w, x, acc)` for each k, ascending. Speed comes
@@ -205,13 +208,13 @@ macro_rules! microkernels {
             MatMul MATMUL_Q5_0 matmul_q5_0,
             MatMul MATMUL_Q5_1 matmul_q5_1,
             MatMul MATMUL_Q8_0 matmul_q8_0,
-            MatMul MATMUL_Q2_K matmul_q2_k,
-            MatMul MATMUL_Q3_K matmul_q3_k,
-            MatMul MATMUL_Q4_K matmul_q4_k,
-            MatMul MATMUL_Q5_K matmul_q5_k,
-            MatMul MATMUL_Q6_K matmul_q6_k,
+            MatMul MATMUL_Q2_K_Q8K matmul_q2_k_q8k,
+            MatMul MATMUL_Q3_K_Q8K matmul_q3_k_q8k,
+            MatMul MATMUL_Q4_K_Q8K matmul_q4_k_q8k,
+            MatMul MATMUL_Q5_K_Q8K matmul_q5_k_q8k,
+            MatMul MATMUL_Q6_K_Q8K matmul_q6_k_q8k,
             MatMul MATMUL_IQ4_NL matmul_iq4_nl,
-            MatMul MATMUL_IQ4_XS matmul_iq4_xs,
+            MatMul MATMUL_IQ4_XS_Q8K matmul_iq4_xs_q8k,
             MatMul MATMUL_MXFP4 matmul_mxfp4,
             MatMul MATMUL_Q4_0_Q11 matmul_q4_0_q11,
             MatMul MATMUL_Q4_1_Q11 matmul_q4_1_q11,

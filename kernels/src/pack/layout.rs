@@ -193,8 +193,8 @@ impl Layout {
             }
             Scales::Whole => ([i32::from(byte(0) as i8); 2], Min::None),
             Scales::WholeAndMin => {
-                let min = -m * f32::from(byte(1));
-                ([i32::from(byte(0)); 2], Min::Added(min))
+                let (factor, min) = (-m, i32::from(byte(1)));
+                ([i32::from(byte(0)); 2], Min::Whole { factor, min })
             }
             Scales::Halves => ([0, 1].map(|i| i32::from(byte(i) as i8)), Min::None),
             Scales::HalvesAndMins => (
@@ -256,11 +256,28 @@ pub enum Min {
     None,
     /// The same for all elements.
     Added(f32),
+    /// The factor times an integer: exact.
+    Whole {
+        factor: f32,
+        min: i32,
+    },
     /// The factor times an integer for each half.
     Halves {
         factor: f32,
         mins: [i32; 2],
     },
+}
+
+impl Min {
+    /// The integers of both halves, and their factor; zeros where there are none.
+    #[inline(always)]
+    pub fn integers(self) -> ([i32; 2], f32) {
+        match self {
+            Min::None | Min::Added(_) => ([0; 2], 0.0),
+            Min::Whole { factor, min } => ([min; 2], factor),
+            Min::Halves { factor, mins } => (mins, factor),
+        }
+    }
 }
 
 impl Part {
@@ -278,6 +295,7 @@ impl Part {
             match self.min {
                 Min::None => {}
                 Min::Added(min) => *out += min,
+                Min::Whole { factor, min } => *out += factor * min as f32,
                 Min::Halves { factor, mins } => *out += factor * mins[half] as f32,
             }
         }

@@ -9,6 +9,7 @@ mod matmul;
 pub mod q11;
 pub mod q14;
 pub mod q8;
+pub mod q8k;
 mod region;
 mod route;
 mod rows;

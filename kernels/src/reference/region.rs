@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use bundle_format::plan::Q8_BLOCK;
 use bundle_format::region::{Binary, ColMap, Inst, OperandId, Region, RowMap, Unary};
 
 /// What a region reads and writes. Ids index `Region::operands`; rows and columns are the operand's.
@@ -16,8 +15,8 @@ pub trait Operands {
     fn index(&self, operand: OperandId, row: usize, col: usize) -> u32;
     /// Stores an element of an f32 buffer.
     fn store(&mut self, operand: OperandId, row: usize, col: usize, value: f32);
-    /// Stores 32 elements from column `col` (a multiple of 32) of a Q8 buffer.
-    fn store_quant(&mut self, operand: OperandId, row: usize, col: usize, values: &[f32; Q8_BLOCK]);
+    /// Stores elements from column `col` of a quantised buffer on, whole blocks of its type.
+    fn store_quant(&mut self, operand: OperandId, row: usize, col: usize, values: &[f32]);
     /// Stores dimension `dim` of head `head` at `slot` of a KV pool.
     fn store_kv(&mut self, operand: OperandId, slot: u32, head: usize, dim: usize, value: f32);
 }
@@ -161,7 +160,7 @@ impl Row<'_> {
         }
     }
 
-    /// A flat region has units of one column, so blocks are cut from the call's columns; otherwise a unit is whole blocks.
+    /// A flat region has units of one column, whose blocks are cut from the call's columns; otherwise a unit is whole blocks.
     fn store_quant(
         &self,
         dst: OperandId,
@@ -169,17 +168,16 @@ impl Row<'_> {
         values: &[f32],
         operands: &mut impl Operands,
     ) {
-        let (blocks, rest) = values.as_chunks::<Q8_BLOCK>();
-        assert!(
-            rest.is_empty(),
-            "region {} stores whole Q8 blocks",
-            self.region.name
-        );
+        // Of a region of units of one column, the call's columns lie side by side.
+        let run = match self.region.width {
+            1 => values.len(),
+            width => width as usize,
+        };
         let mut points = self.points();
-        for block in blocks {
+        for values in values.chunks_exact(run) {
             let (unit, c) = points.next().expect("a value for every point");
-            operands.store_quant(dst, self.row, column(col, unit, c), block);
-            points.nth(Q8_BLOCK - 2);
+            operands.store_quant(dst, self.row, column(col, unit, c), values);
+            points.nth(run - 2);
         }
     }
 
@@ -243,8 +241,10 @@ mod tests {
         fn store(&mut self, _: OperandId, row: usize, col: usize, value: f32) {
             self.stored.push((row, col, value));
         }
-        fn store_quant(&mut self, _: OperandId, row: usize, col: usize, values: &[f32; 32]) {
-            self.q8.push((row, col, values[31]));
+        fn store_quant(&mut self, _: OperandId, row: usize, col: usize, values: &[f32]) {
+            let blocks = values.chunks_exact(32).enumerate();
+            self.q8
+                .extend(blocks.map(|(b, block)| (row, col + 32 * b, block[31])));
         }
         fn store_kv(&mut self, _: OperandId, slot: u32, head: usize, dim: usize, value: f32) {
             self.kv.push((slot, head, dim, value));

@@ -4,7 +4,7 @@ use bundle_format::plan::{DType, Encoding, WeightLayout, row_bytes};
 use half::{bf16, f16};
 use kernels::pack;
 use kernels::quant::{self, block_bytes};
-use kernels::reference::{q8, q11, q14};
+use kernels::reference::{q8, q8k, q11, q14};
 
 /// SplitMix64.
 pub struct Random(pub u64);
@@ -144,6 +144,7 @@ pub fn activation_rows(dtype: DType, x: &[f32], cols: usize) -> (Vec<u8>, Vec<f3
             q8::quantise_row as fn(&[f32], &mut [u8]),
             q8::dequantise_row as fn(&[u8], &mut [f32]),
         ),
+        DType::Q8K => (q8k::quantise_row as _, q8k::dequantise_row as _),
         DType::Q11 => (q11::quantise_row as _, q11::dequantise_row as _),
         DType::Q14 => (q14::quantise_row as _, q14::dequantise_row as _),
         DType::F32 => return (x.iter().flat_map(|x| x.to_le_bytes()).collect(), x.to_vec()),

@@ -313,6 +313,15 @@ unsafe fn transposed<const T: usize>(rows: [*const f32; T], count: usize) -> [__
     ]
 }
 
+/// Weights in blocks of 256 times Q8K rows.
+///
+/// # Safety
+/// As [`matmul`].
+pub unsafe fn blocks<F: Format>(args: &MatMulArgs, portable: unsafe fn(&MatMulArgs)) {
+    // SAFETY: the caller's promise.
+    unsafe { portable(args) }
+}
+
 #[cfg(test)]
 mod tests {
     //! The level with emulated tiles, wherever there is AVX-512, against the scalar twins: all but the instructions themselves.
@@ -324,8 +333,9 @@ mod tests {
     use crate::cpu::amx::tiles::emulation::Emulated;
     use crate::cpu::{Level, avx2::quant as formats, lookup_at};
     use crate::pack::pack;
+    use crate::quant::activation_types;
     use crate::quant::row_bytes as row_len;
-    use crate::reference::{q8, q11};
+    use crate::reference::{q8, q8k, q11};
 
     /// (tokens a tile, tokens, features, first column, columns)
     const CASES: &[(usize, usize, usize, usize, usize)] = &[
@@ -359,6 +369,7 @@ mod tests {
                 .collect();
             match dtype {
                 DType::Q8 => q8::quantise_row(&x, row),
+                DType::Q8K => q8k::quantise_row(&x, row),
                 _ => q11::quantise_row(&x, row),
             }
         }
@@ -366,7 +377,7 @@ mod tests {
     }
 
     fn check<F: Format, const BYTES: usize>(encoding: Encoding) {
-        let dtype = [DType::Q8, DType::Q11][BYTES - 1];
+        let dtype = activation_types(encoding)[BYTES - 1];
         let id = id::matmul(encoding, dtype).expect("a quantised encoding");
         let MicroFn::MatMul(scalar) = lookup_at(Level::Scalar, id).expect("in the table").func
         else {

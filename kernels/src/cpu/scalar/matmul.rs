@@ -63,13 +63,13 @@ pub unsafe fn matmul_pairs(args: &MatMulArgs) {
 
 macro_rules! quantised_of {
     ($($q8:ident, $q11:ident: $encoding:ident,)*) => {$(
-        /// Quantised weights times Q8 rows.
+        /// Quantised weights times Q8 rows, or Q8K rows where a block has 256 weights.
         ///
         /// # Safety
         /// As [`quantised`].
         pub unsafe fn $q8(args: &MatMulArgs) {
             // SAFETY: the caller's promise.
-            unsafe { quantised(args, Encoding::$encoding, Activations::Q8) }
+            unsafe { quantised(args, Encoding::$encoding, Activations::of_bytes(Encoding::$encoding)) }
         }
 
         /// Quantised weights times Q11 rows.
@@ -89,7 +89,46 @@ each_quantised! { quantised_of! }
 #[derive(Clone, Copy)]
 enum Activations {
     Q8,
+    Q8K,
     Q11,
+}
+
+impl Activations {
+    /// The type whose quants are bytes and whose blocks fit those of an encoding.
+    fn of_bytes(encoding: Encoding) -> Activations {
+        match block_elements(encoding) {
+            BLOCK => Activations::Q8,
+            _ => Activations::Q8K,
+        }
+    }
+
+    /// Block `b` of 32 activations of a row of k.
+    fn block(self, row: &[u8], k: usize, b: usize) -> Activation {
+        let quant = |i: usize| match self {
+            Activations::Q8 | Activations::Q8K => i32::from(row[b * BLOCK + i] as i8),
+            Activations::Q11 => q11::quant(row, b * BLOCK + i),
+        };
+        let quants = std::array::from_fn(quant);
+        match self {
+            Activations::Q8K => Activation {
+                quants,
+                scale: f32_at(&row[k..], b / 8),
+                sum: f32::NAN,
+            },
+            Activations::Q8 | Activations::Q11 => {
+                let factors = &row[if matches!(self, Activations::Q8) {
+                    k
+                } else {
+                    2 * k
+                }..];
+                Activation {
+                    quants,
+                    scale: f32_at(factors, b),
+                    sum: f32_at(factors, k / BLOCK + b),
+                }
+            }
+        }
+    }
 }
 
 /// The packed groups of the tile.
@@ -153,11 +192,11 @@ unsafe fn float<const N: usize>(args: &MatMulArgs, value: impl Fn([u8; N]) -> f3
 /// As [`groups`] and [`row`], with rows of the type.
 unsafe fn quantised(args: &MatMulArgs, encoding: Encoding, activations: Activations) {
     let (k, rows) = (args.k as usize, args.rows as usize);
-    let quants_bytes = match activations {
-        Activations::Q8 => k,
-        Activations::Q11 => 2 * k,
+    let x_bytes = match activations {
+        Activations::Q8 => k + k / BLOCK * 8,
+        Activations::Q8K => k + k / BLOCK * 2 + k / 256 * 4,
+        Activations::Q11 => 2 * k + k / BLOCK * 8,
     };
-    let x_bytes = quants_bytes + k / BLOCK * 8;
     let block_bytes = packed_block_bytes(encoding);
     let parts = block_elements(encoding) / BLOCK;
     // SAFETY: the caller's promise.
@@ -175,21 +214,12 @@ unsafe fn quantised(args: &MatMulArgs, encoding: Encoding, activations: Activati
                 for i in 0..rows {
                     // SAFETY: the caller's promise.
                     let (x, out) = unsafe { row(args, i, g, x_bytes) };
-                    let (quants, factors) = x.split_at(quants_bytes);
-                    let x = |part: usize| {
-                        let b = block * parts + part;
-                        let quant = |i: usize| match activations {
-                            Activations::Q8 => i32::from(quants[b * BLOCK + i] as i8),
-                            Activations::Q11 => q11::quant(quants, b * BLOCK + i),
-                        };
-                        Activation {
-                            quants: std::array::from_fn(quant),
-                            scale: f32_at(factors, b),
-                            sum: f32_at(factors, k / BLOCK + b),
-                        }
-                    };
+                    let x = |part: usize| activations.block(x, k, block * parts + part);
                     out[r] = match unpacked.as_slice() {
                         [part] => part.add(&x(0), out[r]),
+                        parts if matches!(activations, Activations::Q8K) => {
+                            add_exactly(parts, x, out[r])
+                        }
                         parts => add_block(parts, x, out[r]),
                     };
                 }
@@ -202,8 +232,28 @@ unsafe fn quantised(args: &MatMulArgs, encoding: Encoding, activations: Activati
 struct Activation {
     quants: [i32; BLOCK],
     scale: f32,
-    /// The scale times the sum of the quants.
+    /// The scale times the sum of the quants; of Q8K of no meaning.
     sum: f32,
+}
+
+/// Adds the product of a block of several parts with a block of Q8K to an accumulator: the exact sums of products and of integer minima,
+/// each with its factor, times the activations' scale.
+fn add_exactly(parts: &[Unpacked], x: impl Fn(usize) -> Activation, acc: f32) -> f32 {
+    let (mut sum, mut min_sum, mut scale) = (0, 0, 0.0);
+    for (i, part) in parts.iter().enumerate() {
+        let x = x(i);
+        scale = x.scale;
+        sum += part.isum(&x);
+        min_sum += halves(|i| x.quants[i], part.min.integers().0);
+    }
+    let sum = sum as f32 * parts[0].d;
+    let sum = match parts[0].min {
+        Min::None | Min::Added(_) => sum,
+        Min::Whole { factor, .. } | Min::Halves { factor, .. } => {
+            (min_sum as f32).mul_add(factor, sum)
+        }
+    };
+    sum.mul_add(scale, acc)
 }
 
 /// Adds the product of a block of several parts, whose factors they share, to an accumulator: first what minima add, part by part,
@@ -216,6 +266,7 @@ fn add_block(parts: &[Unpacked], x: impl Fn(usize) -> Activation, acc: f32) -> f
         match part.min {
             Min::None => {}
             Min::Added(min) => acc = min.mul_add(x.sum, acc),
+            Min::Whole { factor, min } => acc = (factor * min as f32).mul_add(x.sum, acc),
             Min::Halves { mins, .. } => {
                 min_sum = (halves(|i| x.quants[i], mins) as f32).mul_add(x.scale, min_sum);
             }
@@ -263,7 +314,7 @@ impl Unpacked {
         let acc = (self.isum(x) as f32).mul_add(self.d * x.scale, acc);
         match self.min {
             Min::Added(min) => min.mul_add(x.sum, acc),
-            Min::None | Min::Halves { .. } => acc,
+            Min::None | Min::Whole { .. } | Min::Halves { .. } => acc,
         }
     }
 }

@@ -16,11 +16,12 @@ pub use embed::{
     embed_q6_k, embed_q8_0,
 };
 pub use matmul::{
-    matmul_bf16, matmul_f16, matmul_f32, matmul_iq4_nl, matmul_iq4_nl_q11, matmul_iq4_xs,
-    matmul_iq4_xs_q11, matmul_mxfp4, matmul_mxfp4_q11, matmul_pairs, matmul_q2_k, matmul_q2_k_q11,
-    matmul_q3_k, matmul_q3_k_q11, matmul_q4_0, matmul_q4_0_q11, matmul_q4_1, matmul_q4_1_q11,
-    matmul_q4_k, matmul_q4_k_q11, matmul_q5_0, matmul_q5_0_q11, matmul_q5_1, matmul_q5_1_q11,
-    matmul_q5_k, matmul_q5_k_q11, matmul_q6_k, matmul_q6_k_q11, matmul_q8_0, matmul_q8_0_q11,
+    matmul_bf16, matmul_f16, matmul_f32, matmul_iq4_nl, matmul_iq4_nl_q11, matmul_iq4_xs_q8k,
+    matmul_iq4_xs_q11, matmul_mxfp4, matmul_mxfp4_q11, matmul_pairs, matmul_q2_k_q8k,
+    matmul_q2_k_q11, matmul_q3_k_q8k, matmul_q3_k_q11, matmul_q4_0, matmul_q4_0_q11, matmul_q4_1,
+    matmul_q4_1_q11, matmul_q4_k_q8k, matmul_q4_k_q11, matmul_q5_0, matmul_q5_0_q11, matmul_q5_1,
+    matmul_q5_1_q11, matmul_q5_k_q8k, matmul_q5_k_q11, matmul_q6_k_q8k, matmul_q6_k_q11,
+    matmul_q8_0, matmul_q8_0_q11,
 };
 pub use rope::rope_table;
 pub use route::route;

@@ -434,3 +434,12 @@ impl Tile {
         }
     }
 }
+
+/// Weights in blocks of 256 times Q8K rows.
+///
+/// # Safety
+/// As [`matmul`].
+pub unsafe fn blocks<F: Format>(args: &MatMulArgs, portable: unsafe fn(&MatMulArgs)) {
+    // SAFETY: the caller's promise.
+    unsafe { portable(args) }
+}
