@@ -85,7 +85,7 @@ pub enum Op {
     Bias { bias: TensorId },
     /// `x -> f32`: each head of x normed on its own; the weight has a head's size.
     HeadNorm { norm: HeadNorm },
-    /// `x (f32) -> q8, q11, q14 or f16`
+    /// `x (f32) -> q8, q8k, q11, q14 or f16`
     Quantise { to: DType },
     /// `x (, residual) (, rope table) (, slots) -> (sum,) (normed,) one value a part`: x times the transposed weight of each part. With a
     /// prologue, x is normed first and becomes f16. The table is an input if a part rotates, the slots if a part writes KV.
@@ -118,7 +118,7 @@ pub enum Op {
         layer: u32,
         part: KvPart,
     },
-    /// `q, keys (kv), values (kv) -> f32, q8, q11, q14 or f16 [T, heads * head_dim]`
+    /// `q, keys (kv), values (kv) -> f32, q8, q8k, q11, q14 or f16 [T, heads * head_dim]`
     Attention {
         group: u32,
         layer: u32,
@@ -126,7 +126,7 @@ pub enum Op {
         scale: f32,
         to: DType,
     },
-    /// `gate, up -> f32, q8, q11, q14 or f16`: activation(gate) * up.
+    /// `gate, up -> f32, q8, q8k, q11, q14 or f16`: activation(gate) * up.
     Glu { activation: Activation, to: DType },
 }
 
@@ -213,7 +213,7 @@ pub enum Epilogue {
         layer: u32,
         part: KvPart,
     },
-    /// `-> f32, q8, q11, q14 or f16`, half as many features.
+    /// `-> f32, q8, q8k, q11, q14 or f16`, half as many features.
     Glu { activation: Activation, to: DType },
 }
 

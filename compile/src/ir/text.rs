@@ -256,6 +256,7 @@ pub fn dtype_name(dtype: DType) -> &'static str {
         DType::Q11 => "q11",
         DType::F16 => "f16",
         DType::Q14 => "q14",
+        DType::Q8K => "q8k",
     }
 }
 
@@ -621,6 +622,7 @@ fn parse_type(text: &str) -> Result<Type, String> {
         "q11" => DType::Q11,
         "f16" => DType::F16,
         "q14" => DType::Q14,
+        "q8k" => DType::Q8K,
         _ => return Err(bad()),
     };
     let dim = match dim {
@@ -665,11 +667,11 @@ fn parse_rope_freqs(args: &[&str]) -> Result<RopeFreqs, String> {
     })
 }
 
-/// The element type of a result: `q8`, `q11`, `f16` or `q14` among the arguments, or f32.
+/// The element type of a result: `f16` or a quantised one among the arguments, or f32.
 fn result_type(args: &[&str]) -> DType {
-    let quantised = [DType::Q8, DType::Q11, DType::F16, DType::Q14];
-    let named = quantised
+    let named = DType::QUANTISED
         .into_iter()
+        .chain([DType::F16])
         .find(|&t| args.contains(&dtype_name(t)));
     named.unwrap_or(DType::F32)
 }

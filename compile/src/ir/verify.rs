@@ -141,7 +141,7 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
             }
             let out = Type::f32(if *gather { Dim::Rows } else { *dim }, *cols);
             if *to != DType::F32 {
-                whole_blocks(*cols)?;
+                whole_blocks(*cols, *to)?;
             }
             let sum = (*add && !*gather).then_some(out);
             if *keep && *to == DType::F32 {
@@ -179,7 +179,7 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
                     ..
                 },
             ] => {
-                whole_blocks(*cols)?;
+                whole_blocks(*cols, *to)?;
                 vec![x.with_dtype(*to)]
             }
             _ => return wrong(),
@@ -320,7 +320,7 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
                         {
                             return Err("gate and up differ in rows or encoding".into());
                         }
-                        whole_blocks(rows / 2)?;
+                        whole_blocks(rows / 2, to)?;
                         Type::f32(*dim, rows / 2).with_dtype(to)
                     }
                 });
@@ -432,7 +432,7 @@ pub fn multiplies(encoding: Encoding, rows: DType) -> bool {
     match rows {
         DType::F32 | DType::F16 => true,
         DType::U32 => false,
-        DType::Q8 | DType::Q11 | DType::Q14 => {
+        DType::Q8 | DType::Q11 | DType::Q14 | DType::Q8K => {
             kernels::quant::activation_types(encoding).contains(&rows)
         }
     }
@@ -471,11 +471,13 @@ fn kv_cols(graph: &Graph, group: u32, cols: u32) -> Result<(), String> {
     }
 }
 
-fn whole_blocks(cols: u32) -> Result<(), String> {
-    match cols as usize % Q8_BLOCK {
+fn whole_blocks(cols: u32, to: DType) -> Result<(), String> {
+    // Rows of f16 may lie in blocks, too.
+    let block = to.block().max(Q8_BLOCK);
+    match cols as usize % block {
         0 => Ok(()),
         _ => Err(format!(
-            "quantises {cols} columns, not a multiple of {Q8_BLOCK}"
+            "quantises {cols} columns, not a multiple of {block}"
         )),
     }
 }

@@ -1,6 +1,6 @@
 //! The element-wise code of nodes and epilogues, as regions.
 
-use bundle_format::plan::{DType, Q8_BLOCK};
+use bundle_format::plan::DType;
 use bundle_format::region::{
     Binary, ColMap, Inst, KvPart, Operand, OperandId, Region, RowMap, Unary, Val,
 };
@@ -22,17 +22,12 @@ struct Units {
 impl Units {
     /// Plain columns.
     const FLAT: Units = Units { unit: 1, width: 1 };
-    /// Whole quantisation blocks.
-    const BLOCKS: Units = Units {
-        unit: Q8_BLOCK as u32,
-        width: Q8_BLOCK as u32,
-    };
-
-    /// Blocks if the result is quantised.
+    /// Whole quantisation blocks if the result is quantised.
     fn for_result(to: DType) -> Units {
-        match to {
-            DType::F32 | DType::U32 | DType::F16 => Units::FLAT,
-            DType::Q8 | DType::Q11 | DType::Q14 => Units::BLOCKS,
+        let block = to.block() as u32;
+        Units {
+            unit: block,
+            width: block,
         }
     }
 }
@@ -112,7 +107,7 @@ impl Builder {
     fn store(&mut self, buffer: u32, col: ColMap, x: Val, to: DType) {
         let dst = self.operand(Operand::Buffer(buffer));
         let inst = match to {
-            DType::Q8 | DType::Q11 | DType::Q14 => Inst::StoreQuant { dst, col, x },
+            DType::Q8 | DType::Q11 | DType::Q14 | DType::Q8K => Inst::StoreQuant { dst, col, x },
             DType::F32 | DType::U32 | DType::F16 => Inst::Store { dst, col, x },
         };
         self.push(inst);
@@ -227,6 +222,7 @@ fn named(name: &str, to: DType) -> String {
         DType::Q11 => format!("{name}_q11"),
         DType::F16 => format!("{name}_f16"),
         DType::Q14 => format!("{name}_q14"),
+        DType::Q8K => format!("{name}_q8k"),
     }
 }
 

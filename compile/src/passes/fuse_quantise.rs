@@ -5,7 +5,8 @@ use bundle_format::plan::{DType, Q8_BLOCK};
 use crate::ir::{Epilogue, Graph, Op};
 
 /// A `quantise` that is the only user of a norm, an attention or a SwiGLU moves into it. A norm may have other users (a router,
-/// for one) or be a result of the graph besides: then it gives both.
+/// for one) or be a result of the graph besides: then it gives both. Not so for blocks larger than what an epilogue sees of a row, which
+/// are quantised in a launch of their own.
 pub fn fuse_quantise(graph: &mut Graph) {
     let mut dead = Vec::new();
     for index in 0..graph.nodes.len() {
@@ -21,6 +22,7 @@ pub fn fuse_quantise(graph: &mut Graph) {
             continue;
         };
         let kv = graph.kv.clone();
+        let fits_epilogues = wanted.block() <= Q8_BLOCK;
         let fused = match &mut graph.nodes[maker].op {
             Op::RmsNorm { to, keep, .. } => {
                 let plain = *to == DType::F32;
@@ -36,17 +38,21 @@ pub fn fuse_quantise(graph: &mut Graph) {
             }
             // An epilogue sees one head at a time, so a block must not cross heads.
             Op::Attention { to, group, .. }
-                if (kv[*group as usize].head_dim as usize).is_multiple_of(Q8_BLOCK) =>
+                if fits_epilogues
+                    && (kv[*group as usize].head_dim as usize).is_multiple_of(Q8_BLOCK) =>
             {
                 *to = wanted;
                 true
             }
             Op::MatMul { parts, .. } => match &mut parts[at].epilogue {
-                Epilogue::Glu { to, .. } => {
+                Epilogue::Glu { to, .. } if fits_epilogues => {
                     *to = wanted;
                     true
                 }
-                Epilogue::Store | Epilogue::Rope { .. } | Epilogue::KvWrite { .. } => false,
+                Epilogue::Glu { .. }
+                | Epilogue::Store
+                | Epilogue::Rope { .. }
+                | Epilogue::KvWrite { .. } => false,
             },
             Op::Attention { .. }
             | Op::Input(_)

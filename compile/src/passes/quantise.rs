@@ -16,7 +16,7 @@ pub enum Activations {
     /// 11 bits where the rounding of 8 would show: before the head, whose inputs are few, and everywhere in models below
     /// [`SMALL`]. 8 bits elsewhere.
     Auto,
-    /// 8 bits.
+    /// 8 bits, with a scale for as many as a block of the weights has.
     Q8,
     /// 11 bits.
     Q11,
@@ -35,13 +35,17 @@ impl Activations {
     fn of(self, tensor: &Tensor, embedding: u32, is_head: bool) -> DType {
         let encoding = tensor.encoding;
         let whole_blocks = (tensor.cols as usize).is_multiple_of(Q8_BLOCK);
+        let of_8_bits = match multiplies(encoding, DType::Q8K) {
+            true => DType::Q8K,
+            false => DType::Q8,
+        };
         match self {
             Activations::F16 => DType::F16,
             Activations::F32 if multiplies(encoding, DType::Q14) => DType::F32,
             _ if multiplies(encoding, DType::Q14) && whole_blocks => DType::Q14,
-            _ if !multiplies(encoding, DType::Q8) => DType::F32,
+            _ if !multiplies(encoding, DType::Q11) => DType::F32,
             Activations::Auto if is_head || embedding < SMALL => DType::Q11,
-            Activations::Auto | Activations::Q8 => DType::Q8,
+            Activations::Auto | Activations::Q8 => of_8_bits,
             Activations::Q11 | Activations::F32 => DType::Q11,
         }
     }

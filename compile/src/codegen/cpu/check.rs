@@ -1,7 +1,6 @@
 //! The rules of `bundle_format::region`, checked. What passes addresses only columns that its operands have, and means
 //! the same in whichever order columns are visited.
 
-use bundle_format::plan::Q8_BLOCK;
 use bundle_format::region::{ColMap, Inst, OperandId, Region, RowMap, Val};
 
 use super::broken;
@@ -145,22 +144,21 @@ fn check_inst(
             other => return fail(format!("can't store f32 to {other:?}")),
         },
         Inst::StoreQuant { dst, col, .. } => {
-            let block = Q8_BLOCK as u32;
-            if [region.width, col.per_unit, col.offset]
+            let Layout::Quant { ty, cols, .. } = layout(dst)? else {
+                let other = layout(dst)?;
+                return fail(format!("can't store quantised blocks to {other:?}"));
+            };
+            let block = ty.block();
+            if [region.width, col.per_unit, col.offset, cols]
                 .iter()
                 .any(|n| !n.is_multiple_of(block))
             {
                 return fail(format!(
-                    "width {} or column map isn't a multiple of the block of {block}",
+                    "width {}, column map or number of columns {cols} isn't a multiple of the block of {block}",
                     region.width
                 ));
             }
-            match layout(dst)? {
-                Layout::Quant { cols, .. } if cols % block == 0 => {
-                    check_stored_cols(region, index, col, cols)?
-                }
-                other => return fail(format!("can't store quantised blocks to {other:?}")),
-            }
+            check_stored_cols(region, index, col, cols)?
         }
         Inst::StoreKv {
             dst, slots, offset, ..

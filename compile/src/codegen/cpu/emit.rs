@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::ops::Range;
 
-use bundle_format::plan::{KV_BLOCK, KvDType, Q8_BLOCK};
+use bundle_format::plan::{KV_BLOCK, KvDType};
 use bundle_format::region::{Inst, OperandId, Region, RowMap};
 use cranelift_codegen::ir::types::{I32, I64};
 use cranelift_codegen::ir::{
@@ -51,7 +51,7 @@ pub fn emit(
         region,
         context,
         schedule,
-        shape: Shape::of(region),
+        shape: Shape::of(region, &context.operands),
         args,
         row: Row::default(),
         uniforms: vec![None; region.body.len()],
@@ -84,7 +84,7 @@ pub enum Shape {
 }
 
 impl Shape {
-    fn of(region: &Region) -> Shape {
+    fn of(region: &Region, operands: &[Layout]) -> Shape {
         let identity = |per_unit: u32| per_unit == region.unit || region.cols == region.unit;
         let linear = region.unit == region.width
             && region.body.iter().all(|inst| match *inst {
@@ -94,16 +94,18 @@ impl Shape {
                 Inst::StoreKv { .. } | Inst::UnitSum { .. } => false,
                 _ => true,
             });
-        let has_blocks = region
-            .body
-            .iter()
-            .any(|i| matches!(i, Inst::StoreQuant { .. }));
-        match (linear, has_blocks) {
-            (false, _) => Shape::Units,
-            (true, true) => Shape::Linear {
-                granule: Q8_BLOCK as u32,
+        let blocks = region.body.iter().filter_map(|i| match *i {
+            Inst::StoreQuant { dst, .. } => match operands[dst as usize] {
+                Layout::Quant { ty, .. } => Some(ty.block()),
+                _ => None,
             },
-            (true, false) => Shape::Linear { granule: 1 },
+            _ => None,
+        });
+        match linear {
+            false => Shape::Units,
+            true => Shape::Linear {
+                granule: blocks.max().unwrap_or(1),
+            },
         }
     }
 }
@@ -390,8 +392,9 @@ impl Emitter<'_> {
     /// Columns of a full strip of this phase, of one of the rows that go together.
     fn strip_columns(&self, phase: &Phase) -> u32 {
         let adds = |step: &Step| matches!(step, Step::Accumulate { .. });
-        let vectors = if !self.quant_stores(phase).is_empty() {
-            STRIP_BLOCK_VECTORS
+        let blocks = self.quant_stores(phase);
+        let vectors = if let Some(vectors) = blocks.iter().map(|s| self.strip_vectors(s)).max() {
+            vectors
         } else if phase.steps.iter().any(adds) {
             PARTIAL_SUMS
         } else {

@@ -52,13 +52,15 @@ pub enum QuantType {
     Q11,
     /// [`DType::Q14`]
     Q14,
+    /// [`DType::Q8K`]
+    Q8K,
 }
 
 impl QuantType {
     /// The largest quant: what a block's largest magnitude becomes.
     pub fn levels(self) -> f32 {
         match self {
-            QuantType::Q8 => 127.0,
+            QuantType::Q8 | QuantType::Q8K => 127.0,
             QuantType::Q11 => 127.0 * 8.0,
             QuantType::Q14 => 8191.0,
         }
@@ -67,20 +69,29 @@ impl QuantType {
     /// Bytes of a quant.
     pub fn bytes(self) -> u8 {
         match self {
-            QuantType::Q8 => 1,
+            QuantType::Q8 | QuantType::Q8K => 1,
             QuantType::Q11 | QuantType::Q14 => 2,
         }
     }
 
+    /// Elements of a block.
+    pub fn block(self) -> u32 {
+        self.dtype().block() as u32
+    }
+
     /// Offsets of the scales and of the sums in a row of `cols` elements, in bytes.
     pub fn scales_and_sums(self, cols: u32) -> [u64; 2] {
-        let dtype = match self {
+        let scales = quants_bytes(self.dtype(), cols);
+        [scales, scales + u64::from(cols / self.block()) * 4]
+    }
+
+    fn dtype(self) -> DType {
+        match self {
             QuantType::Q8 => DType::Q8,
             QuantType::Q11 => DType::Q11,
             QuantType::Q14 => DType::Q14,
-        };
-        let scales = quants_bytes(dtype, cols);
-        [scales, scales + cols as u64 / Q8_BLOCK as u64 * 4]
+            QuantType::Q8K => DType::Q8K,
+        }
     }
 }
 
@@ -136,6 +147,7 @@ fn buffer_layout(buffer: &Buffer) -> Result<Layout, String> {
         DType::Q8 => Ok(quant_layout(QuantType::Q8, cols, row_bytes)),
         DType::Q11 => Ok(quant_layout(QuantType::Q11, cols, row_bytes)),
         DType::Q14 => Ok(quant_layout(QuantType::Q14, cols, row_bytes)),
+        DType::Q8K => Ok(quant_layout(QuantType::Q8K, cols, row_bytes)),
         DType::F16 => Err(format!("buffer {} is f16, for GPUs", buffer.name)),
         DType::U32 => Ok(Layout::Indices { cols, row_bytes }),
     }

@@ -1,10 +1,10 @@
 //! Stores of quantised blocks.
 //!
-//! A block's scale must be known before its quants. So a strip is up to [`TOGETHER`] whole blocks: their elements are evaluated
-//! first, their magnitudes folded; then the scales of all blocks are found at once, one in each lane; then the elements are
-//! quantised.
+//! A block's scale must be known before its quants. So a strip is up to [`TOGETHER`] whole blocks of 32, or one of 256: their elements are
+//! evaluated first, their magnitudes folded; then the scales of all blocks are found at once, one in each lane; then the elements
+//! are quantised.
 
-use bundle_format::plan::{KvDType, Q8_BLOCK};
+use bundle_format::plan::{KvDType, Q8_BLOCK, Q8K_BLOCK};
 use bundle_format::region::{ColMap, Inst, OperandId, RowMap, Val};
 use cranelift_codegen::ir::condcodes::FloatCC;
 use cranelift_codegen::ir::types::{F32X4, I8X16, I16X8, I32, I32X4, I64};
@@ -17,21 +17,24 @@ use super::math::{self, LANES, cast, constant, each, fold_lanes, shuffle_lanes, 
 use super::schedule::{Phase, Step};
 use super::strip::{Group, Lanes, Point};
 
-/// Blocks of a full strip.
+/// Blocks of 32 of a full strip.
 pub const TOGETHER: usize = LANES;
 
-/// Vectors of a block.
+/// Vectors of 32 elements.
 const BLOCK_VECTORS: usize = Q8_BLOCK / LANES;
 
 /// Vectors of a full strip.
 pub const STRIP_BLOCK_VECTORS: usize = TOGETHER * BLOCK_VECTORS;
+
+/// Vectors of a full strip of [`QuantType::Q8K`].
+const WIDE_STRIP_VECTORS: usize = Q8K_BLOCK / LANES;
 
 /// A store of which a strip has evaluated some blocks.
 pub struct QuantStore {
     /// The store's index in the body.
     pub index: usize,
     x: Val,
-    /// By block: the largest magnitudes, by lane.
+    /// By 32 elements: the largest magnitudes, by lane.
     largest: Vec<Value>,
 }
 
@@ -40,7 +43,7 @@ impl Emitter<'_> {
     pub fn make_scratch(&mut self) {
         for (index, inst) in self.region.body.iter().enumerate() {
             if self.quantised(inst).is_some_and(|x| !self.loads_at_use(x)) {
-                let bytes = STRIP_BLOCK_VECTORS * LANES * 4;
+                let bytes = WIDE_STRIP_VECTORS * LANES * 4;
                 let data = StackSlotData::new(StackSlotKind::ExplicitSlot, bytes as u32, 4);
                 let slot = self.b.create_sized_stack_slot(data);
                 let address = self.b.ins().stack_addr(I64, slot, 0);
@@ -103,34 +106,63 @@ impl Emitter<'_> {
         }
     }
 
-    /// Quantises and stores the blocks at a strip's points.
-    pub fn store_quant(&mut self, store: &QuantStore, points: &[Point]) {
-        match self.region.body[store.index] {
-            Inst::StoreQuant { dst, col, .. } => self.store_activations(store, dst, col, points),
-            Inst::StoreKv { dst, offset, .. } => self.store_cached(store, dst, offset, points),
-            ref other => unreachable!("{other:?} stores no blocks"),
+    /// Vectors of a full strip of a store's.
+    pub fn strip_vectors(&self, store: &QuantStore) -> usize {
+        match self.quant_type(store) {
+            Some(QuantType::Q8K) => WIDE_STRIP_VECTORS,
+            _ => STRIP_BLOCK_VECTORS,
         }
     }
 
-    /// To a row of a buffer.
+    /// What a store to a buffer quantises to.
+    fn quant_type(&self, store: &QuantStore) -> Option<QuantType> {
+        let Inst::StoreQuant { dst, .. } = self.region.body[store.index] else {
+            return None;
+        };
+        match self.context.operands[dst as usize] {
+            Layout::Quant { ty, .. } => Some(ty),
+            _ => None,
+        }
+    }
+
+    /// Quantises and stores the blocks at a strip's points. A strip may be longer than the store's own, for another's sake.
+    pub fn store_quant(&mut self, store: &QuantStore, points: &[Point]) {
+        let own = self.strip_vectors(store);
+        for (nth, points) in points.chunks(own).enumerate() {
+            let first = nth * own / BLOCK_VECTORS;
+            match self.region.body[store.index] {
+                Inst::StoreQuant { dst, col, .. } => match self.quant_type(store) {
+                    Some(QuantType::Q8K) => self.store_wide(store, dst, col, first, points),
+                    _ => self.store_activations(store, dst, col, first, points),
+                },
+                Inst::StoreKv { dst, offset, .. } => {
+                    self.store_cached(store, dst, offset, first, points)
+                }
+                ref other => unreachable!("{other:?} stores no blocks"),
+            }
+        }
+    }
+
+    /// To a row of a buffer, up to [`TOGETHER`] blocks of 32 from the strip's `first` on.
     fn store_activations(
         &mut self,
         store: &QuantStore,
         dst: OperandId,
         col: ColMap,
+        first: usize,
         points: &[Point],
     ) {
         let Layout::Quant { ty, cols, .. } = self.context.operands[dst as usize] else {
             unreachable!("the check found a buffer of blocks");
         };
-        let scales = scales(&mut self.b, ty, all_lanes(&store.largest));
+        let scales = scales(&mut self.b, ty, all_lanes(&store.largest[first..]));
         let row = self.row_of(dst, RowMap::Same);
         let mut sums = Vec::new();
         for (lane, points) in points.chunks(BLOCK_VECTORS).enumerate() {
-            let xs = self.elements(store, lane, points);
+            let xs = self.elements(store, first + lane, points);
             let quants = quants(&mut self.b, &xs, scales.inverse, lane as u8);
             let block = match ty {
-                QuantType::Q8 => q8_block(&mut self.b, &quants),
+                QuantType::Q8 | QuantType::Q8K => q8_block(&mut self.b, &quants),
                 QuantType::Q11 => q11_block(&mut self.b, &quants),
                 QuantType::Q14 => q14_block(&mut self.b, &quants),
             };
@@ -144,13 +176,7 @@ impl Emitter<'_> {
         let sums = scaled_sums(&mut self.b, all_lanes(&sums), scales.scale);
 
         // A block's four bytes of scale (and of sum) lie at an eighth of its first column.
-        let address = match self.place.column(col.per_unit) {
-            None => row.first,
-            Some(column) => {
-                let eighth = self.b.ins().ushr_imm_u(column, 3);
-                self.b.ins().iadd(row.first, eighth)
-            }
-        };
+        let address = self.fraction(row.first, col, 3);
         let offsets: Vec<i32> = points
             .iter()
             .step_by(BLOCK_VECTORS)
@@ -172,8 +198,75 @@ impl Emitter<'_> {
         }
     }
 
-    /// To a slot of a KV pool.
-    fn store_cached(&mut self, store: &QuantStore, dst: OperandId, offset: u32, points: &[Point]) {
+    /// To a row of a buffer, a block of 256, whose first 32 elements are the strip's number `first`.
+    fn store_wide(
+        &mut self,
+        store: &QuantStore,
+        dst: OperandId,
+        col: ColMap,
+        first: usize,
+        points: &[Point],
+    ) {
+        let Layout::Quant { ty, cols, .. } = self.context.operands[dst as usize] else {
+            unreachable!("the check found a buffer of blocks");
+        };
+        let largest = store.largest[first..][..points.len() / BLOCK_VECTORS]
+            .iter()
+            .copied()
+            .reduce(|x, y| self.b.ins().smax(x, y))
+            .expect("a block has elements");
+        let scales = scales(&mut self.b, ty, [largest; LANES]);
+        let row = self.row_of(dst, RowMap::Same);
+        let mut sums = Vec::new();
+        for (nth, points) in points.chunks(BLOCK_VECTORS).enumerate() {
+            let xs = self.elements(store, first + nth, points);
+            let quants = quants(&mut self.b, &xs, scales.inverse, 0);
+            let block = q8_block(&mut self.b, &quants);
+            let (address, offset) = self.address(row, col, points[0], 0);
+            for (nth, &vector) in block.vectors.iter().enumerate() {
+                let at = offset + (nth * VECTOR_BYTES) as i32;
+                self.b.ins().store(flags(), vector, address, at);
+            }
+            sums.push(block.sums);
+        }
+        // Four sums of 32 quants a vector; these are at most 32 * 127.
+        let fours: Vec<Value> = sums
+            .chunks(LANES)
+            .map(|sums| fold_lanes(&mut self.b, all_lanes(sums), |b, x, y| b.ins().iadd(x, y)))
+            .collect();
+        let sums = self.b.ins().snarrow(fours[0], fours[1]);
+        let [scale_at, sums_at] = ty.scales_and_sums(cols).map(|at| at as i32);
+        let (column, ahead) = (self.constant_column(col, points[0]), row.ahead(points[0]));
+        // Four bytes for 256 columns, and two for 32.
+        let address = self.fraction(row.first, col, 6);
+        let scale = self.b.ins().extractlane(scales.scale, 0);
+        let at = scale_at + ahead + (column / 64) as i32;
+        self.b.ins().store(flags(), scale, address, at);
+        let address = self.fraction(row.first, col, 4);
+        let at = sums_at + ahead + (column / 16) as i32;
+        self.b.ins().store(flags(), sums, address, at);
+    }
+
+    /// An address and the current column over `1 << log2`.
+    fn fraction(&mut self, address: Value, col: ColMap, log2: i64) -> Value {
+        match self.place.column(col.per_unit) {
+            None => address,
+            Some(column) => {
+                let share = self.b.ins().ushr_imm_u(column, log2);
+                self.b.ins().iadd(address, share)
+            }
+        }
+    }
+
+    /// To a slot of a KV pool, as [`Emitter::store_activations`].
+    fn store_cached(
+        &mut self,
+        store: &QuantStore,
+        dst: OperandId,
+        offset: u32,
+        first: usize,
+        points: &[Point],
+    ) {
         let Layout::Kv {
             dtype,
             part,
@@ -185,7 +278,11 @@ impl Emitter<'_> {
         };
         let strides = KvStrides::of(dtype, part, head_dim);
         let scale_strides = KvScales::of(head_dim);
-        let scales = scales(&mut self.b, QuantType::Q8, all_lanes(&store.largest));
+        let scales = scales(
+            &mut self.b,
+            QuantType::Q8,
+            all_lanes(&store.largest[first..]),
+        );
         let halves = math::to_f16(&mut self.b, &[scales.scale])[0];
         let slot = self.kv_slot_of(store.index);
         // Places are of even dimensions.
@@ -193,7 +290,7 @@ impl Emitter<'_> {
         let scale_slot = slot.scales.expect("a quantised pool has scales");
         let scale_address = self.kv_address(scale_slot, strides.head, scale_strides.dim);
         for (lane, points) in points.chunks(BLOCK_VECTORS).enumerate() {
-            let xs = self.elements(store, lane, points);
+            let xs = self.elements(store, first + lane, points);
             let quants = quants(&mut self.b, &xs, scales.inverse, lane as u8);
             let bytes = narrow(&mut self.b, &quants);
             let head = points[0].unit as u64 * strides.head;
@@ -224,7 +321,7 @@ impl Emitter<'_> {
         }
     }
 
-    /// The elements of a strip's block, once more.
+    /// 32 elements of a strip, number `block`, once more.
     fn elements(&mut self, store: &QuantStore, block: usize, points: &[Point]) -> Vec<Value> {
         if self.loads_at_use(store.x) {
             let group = Group {

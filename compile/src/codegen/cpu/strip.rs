@@ -73,7 +73,7 @@ pub struct Group {
 impl Emitter<'_> {
     /// Does a phase for a vector at each of the points.
     ///
-    /// Where the phase stores quantised blocks, the points are those of up to [`super::quantise::TOGETHER`] whole blocks.
+    /// Where the phase stores quantised blocks, the points are those of whole blocks, as many as a strip of the stores has.
     pub fn strip(&mut self, phase: &Phase, points: &[Point], lanes: Lanes, sums: &mut Sums) {
         let mut blocks = self.quant_stores(phase);
         for (nth, points) in points.chunks(GROUP).enumerate() {

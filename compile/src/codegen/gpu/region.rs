@@ -123,7 +123,7 @@ impl Writer<'_> {
                     DType::F32 => "float*",
                     DType::U32 => "const u32*",
                     DType::F16 => "u16*",
-                    DType::Q8 | DType::Q11 | DType::Q14 => {
+                    DType::Q8 | DType::Q11 | DType::Q14 | DType::Q8K => {
                         return Err(self.bug("integer activations are not for this target"));
                     }
                 };
@@ -277,7 +277,7 @@ impl Writer<'_> {
                     "o{dst}[activation_at<TILED>(row, {at}, {stride})] = float_to_half(v{x}[j])"
                 )
             }
-            DType::U32 | DType::Q8 | DType::Q11 | DType::Q14 => {
+            DType::U32 | DType::Q8 | DType::Q11 | DType::Q14 | DType::Q8K => {
                 return Err(self.bug("a store to a buffer of integers"));
             }
         };

@@ -145,7 +145,7 @@ impl GpuDevice {
                 DType::F16 => {
                     contents.floats.insert(index, words(2).map(half).collect());
                 }
-                DType::Q8 | DType::Q11 | DType::Q14 => {
+                DType::Q8 | DType::Q11 | DType::Q14 | DType::Q8K => {
                     return Err(Error::Bug(format!(
                         "buffer {} of a GPU's plan is {:?}",
                         buffer.name, buffer.dtype

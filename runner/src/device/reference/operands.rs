@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bundle_format::plan::{Buffer as PlanBuffer, DType, Dim, KV_BLOCK, KvGroup, Q8_BLOCK};
+use bundle_format::plan::{Buffer as PlanBuffer, DType, Dim, KV_BLOCK, KvGroup};
 use bundle_format::region::{KvPart, Operand, OperandId, Region};
 use kernels::reference::Operands;
 
@@ -140,7 +140,7 @@ impl Buffer {
         self.floats.clear();
         self.indices.clear();
         match self.dtype {
-            DType::F32 | DType::Q8 | DType::Q11 | DType::F16 | DType::Q14 => {
+            DType::F32 | DType::Q8 | DType::Q11 | DType::F16 | DType::Q14 | DType::Q8K => {
                 self.floats.resize(rows * self.cols, f32::NAN)
             }
             DType::U32 => self.indices.resize(rows * self.cols, u32::MAX),
@@ -220,15 +220,9 @@ impl Operands for RegionOperands<'_> {
         buffer.floats[row * buffer.cols + col] = value;
     }
 
-    fn store_quant(
-        &mut self,
-        operand: OperandId,
-        row: usize,
-        col: usize,
-        values: &[f32; Q8_BLOCK],
-    ) {
+    fn store_quant(&mut self, operand: OperandId, row: usize, col: usize, values: &[f32]) {
         let buffer = self.buffer(operand);
-        buffer.floats[row * buffer.cols + col..][..Q8_BLOCK].copy_from_slice(values);
+        buffer.floats[row * buffer.cols + col..][..values.len()].copy_from_slice(values);
     }
 
     fn store_kv(&mut self, operand: OperandId, slot: u32, head: usize, dim: usize, value: f32) {

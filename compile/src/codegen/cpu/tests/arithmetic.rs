@@ -193,7 +193,8 @@ fn quantisation_is_the_documented_one() {
         |i| if i / 32 % 2 == 0 { 8191.0 } else { -8191.0 },
         |i| [8191.0, -8191.0, 0.5, 1.5, -2.5, 4095.5, -4096.5, 8190.5][i % 8],
     ];
-    for case in [DType::Q8, DType::Q11, DType::Q14].map(|dtype| regions::quantise(dtype, 576)) {
+    let cols = |dtype: DType| 576u32.next_multiple_of(dtype.block() as u32);
+    for case in DType::QUANTISED.map(|dtype| regions::quantise(dtype, cols(dtype))) {
         for pattern in patterns {
             let mut i = 0;
             let memory = Memory::new(&case, || {

@@ -19,7 +19,7 @@ const INPUT: f64 = 8.0;
 const EXACT: f64 = (1 << 24) as f64;
 
 /// Unit, width, columns.
-const SHAPES: [(u32, u32, u32); 12] = [
+const SHAPES: [(u32, u32, u32); 14] = [
     (1, 1, 1),
     (1, 1, 43),
     (1, 1, 64),
@@ -32,6 +32,8 @@ const SHAPES: [(u32, u32, u32); 12] = [
     (100, 37, 300),
     (5, 9, 20),
     (128, 96, 384),
+    (256, 256, 512),
+    (512, 256, 1024),
 ];
 
 /// An instruction's kind, and choices.
@@ -44,7 +46,7 @@ struct Operands {
     weight: u32,
     indices: u32,
     /// Of each type of block.
-    quants: [u32; 3],
+    quants: [u32; 4],
     pools: [u32; 2],
 }
 
@@ -67,8 +69,8 @@ impl Fuzz {
             floats,
             weight: case.weight(wide),
             indices: case.buffer(DType::U32, 1),
-            quants: [DType::Q8, DType::Q11, DType::Q14]
-                .map(|dtype| case.buffer(dtype, wide.next_multiple_of(32))),
+            quants: DType::QUANTISED
+                .map(|dtype| case.buffer(dtype, wide.next_multiple_of(dtype.block() as u32))),
             pools: [
                 case.pool(KvPart::Key, units, width * 2),
                 case.pool(KvPart::Value, units, width * 2 + 1),
@@ -165,8 +167,8 @@ impl Fuzz {
             ),
             12 => (
                 Inst::StoreQuant {
-                    dst: self.operands.quants[x as usize % 3],
-                    col: self.col(y, 32),
+                    dst: self.operands.quants[x as usize % 4],
+                    col: self.col(y, DType::QUANTISED[x as usize % 4].block() as u32),
                     x: pick(z)?,
                 },
                 None,

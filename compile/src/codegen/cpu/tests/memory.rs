@@ -7,7 +7,7 @@ use bundle_format::region::{KvPart, Operand, OperandId};
 use half::f16;
 use kernels::abi::RegionFn;
 use kernels::reference::kv_q8_0::Place;
-use kernels::reference::{Operands, Tile, TileRange, q8, q11, q14, run_region};
+use kernels::reference::{Operands, Tile, TileRange, q8, q8k, q11, q14, run_region};
 
 use super::regions::Case;
 use crate::codegen::cpu::{Layout, QuantType, RegionContext};
@@ -228,7 +228,8 @@ fn block_difference(
 ) -> Option<String> {
     let [scales, sums] = ty.scales_and_sums(cols).map(|offset| offset as usize);
     let cols = cols as usize;
-    for block in 0..cols / 32 {
+    let elements = ty.block() as usize;
+    for block in 0..cols / elements {
         let of = |bytes: &[u8], part: usize| as_floats(&bytes[part + block * 4..][..4])[0];
         let (scale, scale_b) = (of(a, scales), of(b, scales));
         if !scale.is_finite() {
@@ -241,15 +242,16 @@ fn block_difference(
             continue;
         }
         let quants = |bytes: &[u8]| -> Vec<i32> {
-            let byte = |i: usize| bytes[block * 32 * ty.bytes() as usize + i] as i8 as i32;
+            let byte = |i: usize| bytes[block * elements * ty.bytes() as usize + i] as i8 as i32;
             match ty {
-                QuantType::Q8 => (0..32).map(byte).collect(),
+                QuantType::Q8 | QuantType::Q8K => (0..elements).map(byte).collect(),
                 QuantType::Q11 => (0..32).map(|i| byte(i) * 8 + byte(32 + i)).collect(),
                 QuantType::Q14 => (0..32).map(|i| q14::quant(bytes, block * 32 + i)).collect(),
             }
         };
         // Where nothing was to be stored, the bytes are what memory was filled with.
-        let place = block * 32 * ty.bytes() as usize..(block + 1) * 32 * ty.bytes() as usize;
+        let bytes = elements * ty.bytes() as usize;
+        let place = block * bytes..(block + 1) * bytes;
         let lows = a[place.clone()].iter().skip(32).map(|low| *low as i8);
         if ty == QuantType::Q11
             && a[place.clone()] != b[place]
@@ -264,11 +266,23 @@ fn block_difference(
             0
         };
         let (quants_a, quants_b) = (quants(a), quants(b));
-        if let Some(at) = (0..32).find(|&i| quants_a[i].abs_diff(quants_b[i]) > step) {
+        if let Some(at) = (0..elements).find(|&i| quants_a[i].abs_diff(quants_b[i]) > step) {
             return Some(format!(
                 "quant {at} of block {block}: {} and {}",
                 quants_a[at], quants_b[at]
             ));
+        }
+        if ty == QuantType::Q8K {
+            for (i, quants) in quants_a.chunks(32).enumerate() {
+                let at = sums + 2 * (block * 8 + i);
+                let sum = |bytes: &[u8]| i16::from_le_bytes([bytes[at], bytes[at + 1]]);
+                let is_of_quants = i32::from(sum(a)) == quants.iter().sum::<i32>();
+                if sum(a) != sum(b) && !(tolerance > 0.0 && is_of_quants) {
+                    let sums = [sum(a), sum(b)];
+                    return Some(format!("sum {i} of block {block}: {sums:?}"));
+                }
+            }
+            continue;
         }
         let total: i32 = quants_a.iter().sum();
         let expected = if tolerance > 0.0 {
@@ -280,7 +294,11 @@ fn block_difference(
             return Some(format!("sum of block {block}: {d}"));
         }
     }
-    (a[sums + cols / 8..] != b[sums + cols / 8..]).then(|| "padding".into())
+    let end = match ty {
+        QuantType::Q8K => sums + cols / 16,
+        _ => sums + cols / 8,
+    };
+    (a[end..] != b[end..]).then(|| "padding".into())
 }
 
 /// As [`block_difference`], of the blocks of a quantised pool's block.
@@ -349,7 +367,7 @@ impl Operands for Memory {
             .copy_from_slice(&value.to_le_bytes());
     }
 
-    fn store_quant(&mut self, operand: OperandId, row: usize, col: usize, values: &[f32; 32]) {
+    fn store_quant(&mut self, operand: OperandId, row: usize, col: usize, values: &[f32]) {
         let Layout::Quant {
             ty,
             row_bytes,
@@ -360,10 +378,21 @@ impl Operands for Memory {
         };
         let row = &mut self.operand_mut(operand)[row * row_bytes as usize..];
         let cols = cols as usize;
-        match ty {
-            QuantType::Q8 => q8::write_block(row, cols, col, &q8::quantise_block(values)),
-            QuantType::Q11 => q11::write_block(row, cols, col, &q11::quantise_block(values)),
-            QuantType::Q14 => q14::write_block(row, cols, col, &q14::quantise_block(values)),
+        if ty == QuantType::Q8K {
+            for (i, values) in values.as_chunks().0.iter().enumerate() {
+                let block = q8k::quantise_block(values);
+                q8k::write_block(row, cols, col + 256 * i, &block);
+            }
+            return;
+        }
+        for (i, values) in values.as_chunks().0.iter().enumerate() {
+            let col = col + 32 * i;
+            match ty {
+                QuantType::Q8 => q8::write_block(row, cols, col, &q8::quantise_block(values)),
+                QuantType::Q11 => q11::write_block(row, cols, col, &q11::quantise_block(values)),
+                QuantType::Q14 => q14::write_block(row, cols, col, &q14::quantise_block(values)),
+                QuantType::Q8K => unreachable!("written above"),
+            }
         }
     }
 

@@ -120,8 +120,8 @@ fn a_head_norm_takes_two_phases() {
 
 #[test]
 fn the_second_of_two_row_sums_is_of_what_was_stored() {
-    for dtype in [DType::Q11, DType::Q14] {
-        check_sums_of_what_was_stored(&regions::norm_add_norm_quant(dtype, 640));
+    for (dtype, cols) in [(DType::Q11, 640), (DType::Q14, 640), (DType::Q8K, 768)] {
+        check_sums_of_what_was_stored(&regions::norm_add_norm_quant(dtype, cols));
     }
 }
 

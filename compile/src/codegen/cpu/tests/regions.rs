@@ -220,12 +220,13 @@ pub fn rms_norm(cols: u32) -> Case {
 }
 
 pub fn rms_norm_quant(dtype: DType, cols: u32) -> Case {
-    let mut case = Case::new(&named("rms_norm", dtype), 32, 32, cols);
+    let block = dtype.block() as u32;
+    let mut case = Case::new(&named("rms_norm", dtype), block, block, cols);
     let (x, w) = (case.buffer(DType::F32, cols), case.weight(cols));
     let out = case.buffer(dtype, cols);
-    let x = case.load(x, at(32, 0));
-    let y = norm(&mut case, x, w, at(32, 0));
-    case.store_quant(out, at(32, 0), y);
+    let x = case.load(x, at(block, 0));
+    let y = norm(&mut case, x, w, at(block, 0));
+    case.store_quant(out, at(block, 0), y);
     case
 }
 
@@ -245,11 +246,12 @@ pub fn add_rms_norm_quant(dtype: DType, cols: u32) -> Case {
 
 /// `h = x + norm(y)`, then the norm of h: a second sum of what depends on the first.
 pub fn norm_add_norm_quant(dtype: DType, cols: u32) -> Case {
-    let mut case = Case::new(&named("norm_add_norm", dtype), 32, 32, cols);
+    let block = dtype.block() as u32;
+    let mut case = Case::new(&named("norm_add_norm", dtype), block, block, cols);
     let (hidden, y) = (case.buffer(DType::F32, cols), case.buffer(DType::F32, cols));
     let (first, second) = (case.weight(cols), case.weight(cols));
     let out = case.buffer(dtype, cols);
-    let col = at(32, 0);
+    let col = at(block, 0);
     let (x, y) = (case.load(hidden, col), case.load(y, col));
     let y = norm(&mut case, y, first, col);
     let h = case.binary(Binary::Add, x, y);
@@ -261,43 +263,47 @@ pub fn norm_add_norm_quant(dtype: DType, cols: u32) -> Case {
 
 /// The rows whose logits are wanted, normed.
 pub fn final_norm_quant(dtype: DType, cols: u32) -> Case {
-    let mut case = Case::new(&named("final_norm", dtype), 32, 32, cols);
+    let block = dtype.block() as u32;
+    let mut case = Case::new(&named("final_norm", dtype), block, block, cols);
     let (x, rows) = (case.buffer(DType::F32, cols), case.buffer(DType::U32, 1));
     let (w, out) = (case.weight(cols), case.buffer(dtype, cols));
-    let x = case.load_row(x, RowMap::Via(rows), at(32, 0));
-    let y = norm(&mut case, x, w, at(32, 0));
-    case.store_quant(out, at(32, 0), y);
+    let x = case.load_row(x, RowMap::Via(rows), at(block, 0));
+    let y = norm(&mut case, x, w, at(block, 0));
+    case.store_quant(out, at(block, 0), y);
     case
 }
 
 pub fn quantise(dtype: DType, cols: u32) -> Case {
-    let mut case = Case::new(&named("quantise", dtype), 32, 32, cols);
+    let block = dtype.block() as u32;
+    let mut case = Case::new(&named("quantise", dtype), block, block, cols);
     let (x, out) = (case.buffer(DType::F32, cols), case.buffer(dtype, cols));
-    let x = case.load(x, at(32, 0));
-    case.store_quant(out, at(32, 0), x);
+    let x = case.load(x, at(block, 0));
+    case.store_quant(out, at(block, 0), x);
     case
 }
 
-/// `silu(gate) * up`, of a matmul whose columns are 32 of gate, 32 of up in turn.
+/// `silu(gate) * up`, of a matmul whose columns are a block of gate, a block of up in turn.
 pub fn swiglu_quant(dtype: DType, ffn: u32) -> Case {
-    let mut case = Case::new(&named("swiglu", dtype), 64, 32, ffn * 2);
+    let block = dtype.block() as u32;
+    let mut case = Case::new(&named("swiglu", dtype), 2 * block, block, ffn * 2);
     let out = case.buffer(dtype, ffn);
-    let (gate, up) = (case.tile(0), case.tile(32));
+    let (gate, up) = (case.tile(0), case.tile(block));
     let negative = case.unary(Unary::Neg, gate);
     let e = case.unary(Unary::Exp, negative);
     let one = case.constant(1.0);
     let denominator = case.binary(Binary::Add, e, one);
     let silu = case.binary(Binary::Div, gate, denominator);
     let y = case.binary(Binary::Mul, silu, up);
-    case.store_quant(out, at(32, 0), y);
+    case.store_quant(out, at(block, 0), y);
     case
 }
 
 /// `gelu(gate) * up` by the tanh approximation: `tanh(u) = 2 / (1 + exp(-2u)) - 1`.
 pub fn geglu_quant(dtype: DType, ffn: u32) -> Case {
-    let mut case = Case::new(&named("geglu", dtype), 64, 32, ffn * 2);
+    let block = dtype.block() as u32;
+    let mut case = Case::new(&named("geglu", dtype), 2 * block, block, ffn * 2);
     let out = case.buffer(dtype, ffn);
-    let (gate, up) = (case.tile(0), case.tile(32));
+    let (gate, up) = (case.tile(0), case.tile(block));
     let square = case.binary(Binary::Mul, gate, gate);
     let cubic = case.constant(2.0 * 0.797_884_6 * 0.044_715);
     let linear = case.constant(2.0 * 0.797_884_6);
@@ -314,7 +320,7 @@ pub fn geglu_quant(dtype: DType, ffn: u32) -> Case {
     let sigmoid = case.unary(Unary::Recip, denominator);
     let gelu = case.binary(Binary::Mul, gate, sigmoid);
     let y = case.binary(Binary::Mul, gelu, up);
-    case.store_quant(out, at(32, 0), y);
+    case.store_quant(out, at(block, 0), y);
     case
 }
 
@@ -533,7 +539,18 @@ pub fn model() -> Vec<Case> {
                 attention_quant(dtype, 2, 256),
             ]
         });
-    plain.into_iter().chain(quantised).collect()
+    let wide = [
+        rms_norm_quant(DType::Q8K, 256),
+        rms_norm_quant(DType::Q8K, 768),
+        add_rms_norm_quant(DType::Q8K, 1024),
+        final_norm_quant(DType::Q8K, 512),
+        quantise(DType::Q8K, 256),
+        quantise(DType::Q8K, 1536),
+        swiglu_quant(DType::Q8K, 1536),
+        geglu_quant(DType::Q8K, 2048),
+        attention_quant(DType::Q8K, 2, 256),
+    ];
+    plain.into_iter().chain(quantised).chain(wide).collect()
 }
 
 /// Regions that add up what was scaled by a sum: where terms cancel, the sum's rounding shows.
@@ -550,7 +567,8 @@ pub fn cancelling() -> Vec<Case> {
     ];
     let quantised = [DType::Q8, DType::Q11, DType::Q14]
         .into_iter()
-        .flat_map(|dtype| [640, 1152, 32].map(|cols| norm_add_norm_quant(dtype, cols)));
+        .flat_map(|dtype| [640, 1152, 32].map(|cols| norm_add_norm_quant(dtype, cols)))
+        .chain([256, 1280].map(|cols| norm_add_norm_quant(DType::Q8K, cols)));
     plain.into_iter().chain(quantised).collect()
 }
 
