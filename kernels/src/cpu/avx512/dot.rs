@@ -4,7 +4,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::part::{Part, holds_scales, is_wide, raised};
+use super::part::{Part, has_halves, holds_scales, is_wide, raised};
 use super::quant::TOKENS;
 use super::wide::{wide_sums, widen};
 use crate::cpu::avx2::quant::{Format, Scales};
@@ -118,6 +118,41 @@ impl XBlock {
                 // The sums are below 2^24, so that a product rounds as the conversion of the exact integer does.
                 for sum in &mut sums {
                     *sum = _mm512_mul_ps(*sum, (*part).float_scales[0]);
+                }
+            }
+            sums
+        }
+    }
+
+    /// [`XBlock::isums`] with Q8K rows, as integers.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+    pub(super) unsafe fn exact_sums<F: Format, const T: usize>(
+        self,
+        part: *const Part,
+        starts: Starts,
+    ) -> [__m512i; T] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let words = (&raw const (*part).words).cast();
+            if has_halves::<F>() {
+                let mut sums =
+                    self.sums::<F, 1, T, false, false, 0, 4>(words, starts.of::<F, T>(0));
+                let second = self.sums::<F, 1, T, false, false, 4, 8>(words, starts.of::<F, T>(1));
+                for (sum, second) in sums.iter_mut().zip(second) {
+                    let first = _mm512_mullo_epi32(*sum, (*part).scales[0]);
+                    let second = _mm512_mullo_epi32(second, (*part).scales[1]);
+                    *sum = _mm512_add_epi32(first, second);
+                }
+                return sums;
+            }
+            let mut sums = self.sums::<F, 1, T, false, false, 0, 8>(words, starts.of::<F, T>(0));
+            if !holds_scales::<F>() {
+                for sum in &mut sums {
+                    *sum = _mm512_mullo_epi32(*sum, (*part).scales[0]);
                 }
             }
             sums

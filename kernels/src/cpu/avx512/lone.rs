@@ -7,7 +7,7 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::part::{has_halves, holds_scales, is_signed, raised, unit};
+use super::part::{has_halves, holds_scales, is_exact, is_signed, raised, unit};
 use crate::abi::MatMulArgs;
 use crate::cpu::avx2::quant::{Format, Head, Scales, each_slice, has_inner_sums};
 use crate::cpu::features::is_amd;
@@ -99,6 +99,8 @@ unsafe fn some_groups<F: Format, const BYTES: usize, const AMD: bool, const N: u
     let mut acc = [_mm256_setzero_ps(); N];
     for block in 0..blocks {
         let (mut inner, mut mins) = ([_mm256_setzero_ps(); N], [_mm256_setzero_ps(); N]);
+        // With Q8K rows the block's sums of products and of minima.
+        let mut exact = [[_mm256_setzero_si256(); 2]; N];
         // What is ahead of a group's last parts is in the group that takes its place.
         let ends = (block + 1) * block_bytes + AHEAD > group_bytes;
         let ahead = AHEAD + if ends { (N - 1) * group_bytes } else { 0 };
@@ -108,11 +110,26 @@ unsafe fn some_groups<F: Format, const BYTES: usize, const AMD: bool, const N: u
             let heads: [Head; N] = std::array::from_fn(|n| F::head(at.add(n * group_bytes)));
             for i in 0..F::PARTS {
                 let b = block * F::PARTS + i;
-                let scale = _mm256_set1_ps(row.factor(BYTES, b));
+                let scale = match is_exact::<F, BYTES>() {
+                    true => _mm256_setzero_ps(),
+                    false => _mm256_set1_ps(row.factor(BYTES, b)),
+                };
                 for n in 0..N {
                     let part = at.add(n * group_bytes + F::HEADER + i * F::PART);
                     prefetch::<F, AMD>(part.wrapping_add(ahead));
                     let (head, acc) = (&heads[n], &mut acc[n]);
+                    if is_exact::<F, BYTES>() {
+                        let [isum, imin] = &mut exact[n];
+                        *isum = _mm256_add_epi32(*isum, row.isum::<F, BYTES>(part, b));
+                        if F::HAS_MIN {
+                            let min = _mm256_mullo_epi32(mins_of(part), row.sum_of(blocks, b));
+                            *imin = _mm256_add_epi32(*imin, min);
+                        }
+                        if let Some(min) = row.imin::<F, BYTES>(part, b) {
+                            *imin = _mm256_add_epi32(*imin, min);
+                        }
+                        continue;
+                    }
                     let isum = _mm256_cvtepi32_ps(row.isum::<F, BYTES>(part, b));
                     match has_inner_sums::<F>() {
                         true => inner[n] = _mm256_fmadd_ps(isum, scale, inner[n]),
@@ -127,7 +144,17 @@ unsafe fn some_groups<F: Format, const BYTES: usize, const AMD: bool, const N: u
                     }
                 }
             }
-            if has_inner_sums::<F>() {
+            if is_exact::<F, BYTES>() {
+                let scale = _mm256_set1_ps(row.factor(BYTES, block));
+                for (n, acc) in acc.iter_mut().enumerate() {
+                    let [isum, imin] = exact[n];
+                    let mut sum = _mm256_mul_ps(_mm256_cvtepi32_ps(isum), heads[n].d);
+                    if F::HAS_MIN || F::HAS_HALF_MINS {
+                        sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(imin), heads[n].m, sum);
+                    }
+                    *acc = _mm256_fmadd_ps(sum, scale, *acc);
+                }
+            } else if has_inner_sums::<F>() {
                 for (n, acc) in acc.iter_mut().enumerate() {
                     *acc = _mm256_fmadd_ps(inner[n], heads[n].d, *acc);
                     if F::HAS_HALF_MINS {
@@ -142,6 +169,17 @@ unsafe fn some_groups<F: Format, const BYTES: usize, const AMD: bool, const N: u
         unsafe { _mm256_storeu_ps(args.out.add((g + n) * GROUP), acc) };
     }
     N
+}
+
+/// The integer minima of a part whose format has one for 32 k, in bytes behind as many scales.
+///
+/// # Safety
+/// There are sixteen bytes.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+unsafe fn mins_of(part: *const u8) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(part.add(GROUP).cast())) }
 }
 
 /// A row of activations.
@@ -163,6 +201,18 @@ impl Row {
     unsafe fn factor(&self, bytes: usize, i: usize) -> f32 {
         // SAFETY: the caller's promise.
         unsafe { *self.quants.add(bytes * self.k).cast::<f32>().add(i) }
+    }
+
+    /// The sum of block `b` of a Q8K row of `blocks` blocks of 256, in every lane.
+    ///
+    /// # Safety
+    /// The row has it.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+    unsafe fn sum_of(&self, blocks: usize, b: usize) -> __m256i {
+        // SAFETY: the caller's promise.
+        let sum = unsafe { *self.quants.add(self.k + 4 * blocks).cast::<i16>().add(b) };
+        _mm256_set1_epi32(i32::from(sum))
     }
 
     /// Word `j` (4 quants) of block `b`, in every lane; `byte` as in [`Row::sum`].

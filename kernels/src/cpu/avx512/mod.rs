@@ -12,6 +12,7 @@ mod lone;
 mod pairs;
 pub(super) mod part;
 pub(super) mod quant;
+mod tile;
 mod wide;
 
 pub use super::avx2::{matmul_bf16, matmul_f16, matmul_f32};

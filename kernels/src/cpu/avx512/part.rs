@@ -14,6 +14,8 @@ pub(super) struct Part {
     pub(super) words: [__m512i; 16],
     /// Integer scales of each half, in f32. Some processors multiply such twice as fast as integers of 32 bits (NOTES.md).
     pub(super) float_scales: [__m512; 2],
+    /// The same as integers, for Q8K rows.
+    pub(super) scales: [__m512i; 2],
     pub(super) d: __m512,
     pub(super) m: __m512,
     pub(super) min: __m512,
@@ -55,6 +57,11 @@ pub(super) const fn has_halves<F: Format>() -> bool {
 /// scales of halves are multiplied into weights, once for all tokens: with such rows they would leave f32's 24 bits.
 pub(super) const fn is_wide<F: Format, const BYTES: usize>() -> bool {
     BYTES == 2 && matches!(F::QUANTS, Quants::SignedLow)
+}
+
+/// Whether rows are of Q8K: a block's sums are exact, and scaled once.
+pub(super) const fn is_exact<F: Format, const BYTES: usize>() -> bool {
+    BYTES == 1 && F::PARTS > 1
 }
 
 /// Whether both bytes of Q11 may be multiplied into one sum, by 8 * weight and by the weight: 8 * weight fits a byte.
@@ -115,7 +122,9 @@ impl Part {
                 join(high[0][3], high[1][3]),
             ];
             (*to).d = join_floats(heads[0].d, heads[1].d);
-            if F::HAS_MIN {
+            if F::HAS_MIN && is_exact::<F, BYTES>() {
+                (*to).m = join_floats(heads[0].m, heads[1].m);
+            } else if F::HAS_MIN {
                 (*to).min = min::<F>(heads, at);
             }
             if let ([Some(low), Some(low_second)], [Some(high), Some(high_second)]) = (
@@ -143,6 +152,8 @@ impl Part {
                 for (j, word) in words.iter_mut().enumerate() {
                     *word = _mm512_mullo_epi16(*word, scales[j / 4]);
                 }
+            } else if is_exact::<F, BYTES>() {
+                (*to).scales = wide_scales::<F>(at);
             } else if !matches!(F::SCALES, Scales::None) {
                 (*to).float_scales = float_scales::<F>(at);
             }
@@ -179,26 +190,58 @@ pub(in crate::cpu) unsafe fn scales<F: Format>(at: [*const u8; 2]) -> [__m512i; 
     }
 }
 
-/// The same in f32, of a format whose scales are bytes, with which its parts begin: those of the eight rows' first halves, or of
-/// all, then those of the second ones.
+/// The same in 32 bits, of a format whose scales are bytes, with which its parts begin: those of the eight rows' first halves, or
+/// of all, then those of the second ones.
 ///
 /// # Safety
 /// As [`scales`].
 #[inline]
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-pub(in crate::cpu) unsafe fn float_scales<F: Format>(at: [*const u8; 2]) -> [__m512; 2] {
-    let floats = |bytes| {
-        _mm512_cvtepi32_ps(match is_signed::<F>() {
-            true => _mm512_cvtepi8_epi32(bytes),
-            false => _mm512_cvtepu8_epi32(bytes),
-        })
-    };
+unsafe fn wide_scales<F: Format>(at: [*const u8; 2]) -> [__m512i; 2] {
     // SAFETY: the caller's promise.
     let [first, second] = unsafe { leading_bytes(at) };
-    match F::SCALES {
-        Scales::Halves => [floats(first), floats(second)],
-        _ => [floats(first); 2],
+    let second = match F::SCALES {
+        Scales::Halves => second,
+        _ => first,
+    };
+    match is_signed::<F>() {
+        true => [_mm512_cvtepi8_epi32(first), _mm512_cvtepi8_epi32(second)],
+        false => [_mm512_cvtepu8_epi32(first), _mm512_cvtepu8_epi32(second)],
     }
+}
+
+/// As [`wide_scales`], in f32.
+///
+/// # Safety
+/// As there.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+pub(in crate::cpu) unsafe fn float_scales<F: Format>(at: [*const u8; 2]) -> [__m512; 2] {
+    // SAFETY: the caller's promise.
+    let [first, second] = unsafe { wide_scales::<F>(at) };
+    [_mm512_cvtepi32_ps(first), _mm512_cvtepi32_ps(second)]
+}
+
+/// The integer minima of 32 k each of two parts of both groups that follow one another, side by side in a lane, of a format that has such
+/// in bytes behind as many scales.
+///
+/// # Safety
+/// Each of `at` points at a part, which another one follows.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+pub(super) unsafe fn pairs_of_mins<F: Format>(at: [*const u8; 2]) -> __m512i {
+    // SAFETY: the caller's promise.
+    let [[_, first], [_, second]] = unsafe {
+        [
+            leading_bytes(at),
+            leading_bytes([at[0].add(F::PART), at[1].add(F::PART)]),
+        ]
+    };
+    let pairs = _mm256_set_m128i(
+        _mm_unpackhi_epi8(first, second),
+        _mm_unpacklo_epi8(first, second),
+    );
+    _mm512_cvtepu8_epi16(pairs)
 }
 
 /// What is added to every weight of a part of both groups.

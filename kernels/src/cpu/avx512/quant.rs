@@ -12,11 +12,11 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::dot::{Starts, XBlock};
-use super::part::{Part, has_halves, is_joined, is_wide, raised, unit, unpack_block};
+use super::part::{Part, has_halves, is_exact, is_joined, is_wide, raised, unit, unpack_block};
+use super::tile::{Tile, starts_of};
 use super::wide::widen;
 use crate::abi::MatMulArgs;
-use crate::cpu::avx2::quant::{Format, each_slice, fetch_part, has_inner_sums};
+use crate::cpu::avx2::quant::{Format, each_slice, has_inner_sums};
 use crate::cpu::features::is_amd;
 use crate::pack::GROUP;
 use crate::quant::BLOCK;
@@ -25,9 +25,9 @@ use crate::quant::BLOCK;
 pub(super) const TOKENS: usize = 8;
 
 /// Tokens of the next tile where there are so many: a full one, or fewer where that makes the last ones larger.
-const fn tile_of<F: Format>(tokens: usize) -> usize {
+const fn tile_of<F: Format, const BYTES: usize>(tokens: usize) -> usize {
     // Sums of blocks and minima besides are more than a full tile has registers for.
-    let full = match has_inner_sums::<F>() && F::HAS_MIN {
+    let full = match has_inner_sums::<F>() && F::HAS_MIN && !is_exact::<F, BYTES>() {
         true => TOKENS - 1,
         false => TOKENS,
     };
@@ -36,12 +36,6 @@ const fn tile_of<F: Format>(tokens: usize) -> usize {
         _ => tokens.div_ceil(tokens.div_ceil(full)),
     }
 }
-
-/// How far ahead of the part in work weights are fetched, in parts of a group (NOTES.md, "Few tokens").
-const AHEAD: usize = 15;
-
-/// How far for few tokens on AMD's cores, and to the second level (NOTES.md, "Factors of blocks").
-const FAR_AHEAD: usize = 30;
 
 /// Parts of both groups that are unpacked at a time, for all tokens of a call: 256 k.
 const PANEL: usize = 8;
@@ -196,7 +190,11 @@ unsafe fn groups<F: Format, const BYTES: usize, const JOINED: bool>(
                         is_far,
                     };
                     let left = rows.end - row;
-                    let tokens = if shared { left } else { tile_of::<F>(left) };
+                    let tokens = if shared {
+                        left
+                    } else {
+                        tile_of::<F, BYTES>(left)
+                    };
                     row += match (shared, tokens) {
                         (true, 1) => tile.run::<F, BYTES, 1, true, JOINED>(),
                         (true, 2 | 3) => tile.run::<F, BYTES, 2, true, JOINED>(),
@@ -217,241 +215,14 @@ unsafe fn groups<F: Format, const BYTES: usize, const JOINED: bool>(
     }
 }
 
-/// Some blocks of two groups of weights, and some tokens.
-struct Tile {
-    w: *const u8,
-    /// Bytes from the first group to the second.
-    second: usize,
-    /// The parts, unpacked, if tiles share them.
-    panel: *const Part,
-    blocks: usize,
-    /// The number of the first part: of those before it, the sums are in `out`.
-    first: usize,
-    /// Whether there is a second group; where there is none, the first is taken twice.
-    pair: bool,
-    k: usize,
-    /// The tokens' activations.
-    x: [*const u8; TOKENS],
-    /// What each block's sums start from, [`starts_of`] a block, a token after the other, if weights are raised.
-    starts: *const i32,
-    /// Their quants in 16 bits ([`widen`]), or null: then a block is widened when it is multiplied.
-    widened: *const __m512i,
-    out: *mut f32,
-    out_stride: usize,
-    /// Whether weights further on are fetched: the first of a call's tiles does that for all.
-    fetches: bool,
-    /// Whether to the second level.
-    is_far: bool,
-}
-
-/// Sums of T tokens with both groups, as at AVX2.
-struct Sums<const T: usize> {
-    acc: [__m512; T],
-    /// Of the block in work ([`has_inner_sums`]).
-    inner: [__m512; T],
-    /// The same of integer minima.
-    mins: [__m512; T],
-}
-
-impl<const T: usize> Sums<T> {
-    #[inline]
-    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    fn new() -> Sums<T> {
-        let zero = [_mm512_setzero_ps(); T];
-        Sums {
-            acc: zero,
-            inner: zero,
-            mins: zero,
-        }
-    }
-
-    /// Adds those of a block, which is done; `part` is one of it.
-    ///
-    /// # Safety
-    /// It is unpacked.
-    #[inline]
-    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn fold<F: Format>(&mut self, part: *const Part) {
-        let zero = _mm512_setzero_ps();
-        for t in 0..T {
-            // SAFETY: the caller's promise.
-            unsafe {
-                let inner = std::mem::replace(&mut self.inner[t], zero);
-                self.acc[t] = _mm512_fmadd_ps(inner, (*part).d, self.acc[t]);
-                if F::HAS_HALF_MINS {
-                    let mins = std::mem::replace(&mut self.mins[t], zero);
-                    self.acc[t] = _mm512_fmadd_ps(mins, (*part).m, self.acc[t]);
-                }
-            }
-        }
-    }
-}
-
-/// Numbers that a block's sums start from.
-const fn starts_of<F: Format>() -> usize {
-    if has_halves::<F>() { 2 } else { 1 }
-}
-
-impl Tile {
-    /// Computes T tokens and returns their number.
-    ///
-    /// # Safety
-    /// `x` has T rows of k quants of BYTES bytes, `out` as many rows of 16 columns, or of 8 unless `pair`; the parts are of F
-    /// and BYTES.
-    #[inline]
-    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn run<
-        F: Format,
-        const BYTES: usize,
-        const T: usize,
-        const SHARED: bool,
-        const JOINED: bool,
-    >(
-        &self,
-    ) -> usize {
-        let mut sums = Sums::new();
-        // SAFETY: row t of out has 16 columns, or 8.
-        unsafe {
-            if self.first > 0 {
-                for (t, acc) in sums.acc.iter_mut().enumerate() {
-                    let out = self.out.add(t * self.out_stride);
-                    *acc = match self.pair {
-                        true => _mm512_loadu_ps(out),
-                        false => _mm512_zextps256_ps512(_mm256_loadu_ps(out)),
-                    };
-                }
-            }
-            let mut own = [const { MaybeUninit::<Part>::uninit() }; 1];
-            for block in 0..self.blocks {
-                let at = self.w.add(block * (F::HEADER + F::PARTS * F::PART));
-                let heads = [F::head(at), F::head(at.add(self.second))];
-                let block_bytes = F::HEADER + F::PARTS * F::PART;
-                // Behind a pair's last blocks comes the next pair.
-                let left = (self.blocks - block) * block_bytes;
-                let parts = if self.is_far { FAR_AHEAD } else { AHEAD };
-                let mut ahead = parts * block_bytes / F::PARTS;
-                if left <= ahead {
-                    ahead += self.second;
-                }
-                let ahead = at.wrapping_add(ahead);
-                for i in 0..F::PARTS {
-                    let number = block * F::PARTS + i;
-                    let mut part = self.panel.wrapping_add(number);
-                    if !SHARED && self.fetches {
-                        for ahead in [ahead, ahead.wrapping_add(self.second)] {
-                            match self.is_far {
-                                true => fetch_part::<F, _MM_HINT_T1>(ahead, i),
-                                false => fetch_part::<F, _MM_HINT_T0>(ahead, i),
-                            }
-                        }
-                    }
-                    if !SHARED {
-                        let at = at.add(F::HEADER + i * F::PART);
-                        let at = [at, at.add(self.second)];
-                        Part::unpack::<F, BYTES, JOINED>(&heads, at, own[0].as_mut_ptr());
-                        part = own[0].as_ptr();
-                    }
-                    self.add::<F, BYTES, T, SHARED, JOINED>(part, self.first + number, &mut sums);
-                    if has_inner_sums::<F>() && i + 1 == F::PARTS {
-                        sums.fold::<F>(part);
-                    }
-                }
-            }
-            for (t, acc) in sums.acc.iter().enumerate() {
-                let out = self.out.add(t * self.out_stride);
-                match self.pair {
-                    true => _mm512_storeu_ps(out, *acc),
-                    false => _mm256_storeu_ps(out, _mm512_castps512_ps256(*acc)),
-                }
-            }
-        }
-        T
-    }
-
-    /// Adds the products with 32 activations of each token, number `b` of their blocks.
-    ///
-    /// # Safety
-    /// The rows of x have them.
-    #[inline]
-    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn add<
-        F: Format,
-        const BYTES: usize,
-        const T: usize,
-        const SHARED: bool,
-        const JOINED: bool,
-    >(
-        &self,
-        part: *const Part,
-        b: usize,
-        to: &mut Sums<T>,
-    ) {
-        // SAFETY: the caller's promise; the quants of a row are followed by a scale and a sum for each 32.
-        unsafe {
-            let x = self.quants::<BYTES, T>(b);
-            let starts = Starts {
-                at: self.starts.wrapping_add(b * starts_of::<F>()),
-                token: self.k / BLOCK * starts_of::<F>(),
-            };
-            let isums = x.isums::<F, BYTES, T, SHARED, JOINED>(part, starts);
-            let imins = match F::HAS_HALF_MINS {
-                true => {
-                    let [low, high] = (*part).half_mins;
-                    let mins = [low, low, low, low, high, high, high, high];
-                    x.sums::<F, BYTES, T, SHARED, JOINED, 0, 8>(
-                        mins.as_ptr(),
-                        [_mm512_setzero_si512(); T],
-                    )
-                }
-                false => [_mm512_setzero_si512(); T],
-            };
-            for t in 0..T {
-                let factors = self.x[t].add(BYTES * self.k).cast::<f32>();
-                let scale = _mm512_set1_ps(*factors.add(b));
-                match has_inner_sums::<F>() {
-                    true => to.inner[t] = _mm512_fmadd_ps(isums[t], scale, to.inner[t]),
-                    false => {
-                        let factor = _mm512_mul_ps((*part).d, scale);
-                        to.acc[t] = _mm512_fmadd_ps(isums[t], factor, to.acc[t]);
-                    }
-                }
-                if F::HAS_MIN {
-                    let sum = _mm512_set1_ps(*factors.add(self.k / BLOCK + b));
-                    to.acc[t] = _mm512_fmadd_ps((*part).min, sum, to.acc[t]);
-                }
-                if F::HAS_HALF_MINS {
-                    let imin = _mm512_cvtepi32_ps(imins[t]);
-                    to.mins[t] = _mm512_fmadd_ps(imin, scale, to.mins[t]);
-                }
-            }
-        }
-    }
-
-    /// Block `b` of the tokens.
-    ///
-    /// # Safety
-    /// As [`Tile::add`].
-    #[inline]
-    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn quants<const BYTES: usize, const T: usize>(&self, b: usize) -> XBlock {
-        XBlock {
-            // SAFETY: the caller's promise.
-            at: self.x.map(|x| unsafe { x.add(b * BYTES * BLOCK) }),
-            widened: match self.widened.is_null() {
-                true => self.widened,
-                false => self.widened.wrapping_add(b * T.next_multiple_of(2)),
-            },
-        }
-    }
-}
-
 /// Weights in blocks of 256 times Q8K rows.
 ///
 /// # Safety
 /// As [`matmul`].
-pub unsafe fn blocks<F: Format>(args: &MatMulArgs, portable: unsafe fn(&MatMulArgs)) {
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+pub unsafe fn blocks<F: Format>(args: &MatMulArgs, _portable: unsafe fn(&MatMulArgs)) {
     // SAFETY: the caller's promise.
-    unsafe { portable(args) }
+    unsafe { matmul::<F, 1>(args) }
 }
 
 #[cfg(test)]
