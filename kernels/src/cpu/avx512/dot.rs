@@ -130,7 +130,7 @@ impl XBlock {
     /// As there.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    pub(super) unsafe fn exact_sums<F: Format, const T: usize>(
+    pub(super) unsafe fn exact_sums<F: Format, const T: usize, const SHARED: bool>(
         self,
         part: *const Part,
         starts: Starts,
@@ -140,8 +140,8 @@ impl XBlock {
             let words = (&raw const (*part).words).cast();
             if has_halves::<F>() {
                 let mut sums =
-                    self.sums::<F, 1, T, false, false, 0, 4>(words, starts.of::<F, T>(0));
-                let second = self.sums::<F, 1, T, false, false, 4, 8>(words, starts.of::<F, T>(1));
+                    self.sums::<F, 1, T, SHARED, false, 0, 4>(words, starts.of::<F, T>(0));
+                let second = self.sums::<F, 1, T, SHARED, false, 4, 8>(words, starts.of::<F, T>(1));
                 for (sum, second) in sums.iter_mut().zip(second) {
                     let first = _mm512_mullo_epi32(*sum, (*part).scales[0]);
                     let second = _mm512_mullo_epi32(second, (*part).scales[1]);
@@ -149,7 +149,7 @@ impl XBlock {
                 }
                 return sums;
             }
-            let mut sums = self.sums::<F, 1, T, false, false, 0, 8>(words, starts.of::<F, T>(0));
+            let mut sums = self.sums::<F, 1, T, SHARED, false, 0, 8>(words, starts.of::<F, T>(0));
             if !holds_scales::<F>() {
                 for sum in &mut sums {
                     *sum = _mm512_mullo_epi32(*sum, (*part).scales[0]);

@@ -213,7 +213,7 @@ impl Tile {
                 false => [_mm512_setzero_si512(); T],
             };
             if is_exact::<F, BYTES>() {
-                let isums = x.exact_sums::<F, T>(part, starts);
+                let isums = x.exact_sums::<F, T, SHARED>(part, starts);
                 for t in 0..T {
                     to.exact[t] = _mm512_add_epi32(to.exact[t], isums[t]);
                 }
