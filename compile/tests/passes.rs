@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use bundle_format::plan::{DType, Encoding, KvDType, Limits, Plan, WeightLayout};
+use bundle_format::plan::{self, DType, Encoding, KvDType, Limits, Plan, WeightLayout};
 use bundle_format::target::Target;
 use fastc::codegen;
 use fastc::driver::{self, Compiled, Options};
@@ -464,6 +464,43 @@ fn weights_of_16_bits_are_multiplied_with_rows_of_14() {
     assert_eq!(products(&found)[3], ("blk.0.d", F32));
     let found = run(mixed(96), Activations::F16, &[]);
     assert!(products(&found).iter().all(|(_, rows)| *rows == DType::F16));
+}
+
+/// Rows of 8 bits have a scale for as many columns as blocks of the weights have: norms quantise them, what works in epilogues does not.
+#[test]
+fn weights_in_blocks_of_256_are_multiplied_with_rows_of_as_large_ones() {
+    use Encoding::{IQ4_XS, Q2_K, Q3_K, Q4_0, Q4_K, Q5_K, Q6_K};
+    for (encoding, rows) in [
+        (Q2_K, DType::Q8K),
+        (Q3_K, DType::Q8K),
+        (Q4_K, DType::Q8K),
+        (Q5_K, DType::Q8K),
+        (Q6_K, DType::Q8K),
+        (IQ4_XS, DType::Q8K),
+        (Q4_0, DType::Q8),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = model_in(folder.path(), "tiny256", encoding);
+        let mut options = Options::new(Target::X86_64V3);
+        options.passes.activations = Activations::Q8;
+        let gguf = Gguf::parse(&bytes).unwrap();
+        let plan = driver::compile_graph(&gguf, &options, |_| {}, |_| {})
+            .unwrap()
+            .plan;
+        let of = |op: &plan::Op| match op {
+            plan::Op::MatMul { x, .. } => Some(plan.buffers[*x as usize].dtype),
+            _ => None,
+        };
+        let products: Vec<DType> = plan.launches.iter().filter_map(|l| of(&l.op)).collect();
+        assert!(products.len() >= 5 && products.iter().all(|dtype| *dtype == rows));
+        let quantises = plan.launches.iter().filter(|l| match &l.op {
+            plan::Op::Region { region, .. } => region.name.starts_with("quantise"),
+            _ => false,
+        });
+        // What attention and SwiGLU make, in each of two layers.
+        let expected = if rows == DType::Q8K { 4 } else { 0 };
+        assert_eq!(quantises.count(), expected, "{encoding:?}");
+    }
 }
 
 /// What rows of 14 bits are multiplied with lies in pairs, for whatever else reads it, too.
