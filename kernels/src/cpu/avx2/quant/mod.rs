@@ -30,14 +30,23 @@ use crate::quant::BLOCK;
 /// Tokens of a full tile.
 const TOKENS: usize = 4;
 
-/// Tokens from which on weights are unpacked to panels ([`many`]), which cost the less the more there are (NOTES.md, "Panels").
-const fn are_many<F: Format, const BYTES: usize, const VNNI: bool>(tokens: u64) -> bool {
-    let are_slow = match F::QUANTS {
-        Quants::SignedLow | Quants::Crumbs => true,
-        Quants::Signed => VNNI || BYTES == 2,
-        Quants::Nibbles | Quants::Low => VNNI && BYTES == 2,
+/// Whether tokens share weights that are unpacked to panels ([`many`]), which cost the less the more there are (NOTES.md, "Panels"). Where
+/// sums of unsigned weights are exact, tiles are faster with more tokens than fill one: on AMD's cores with those of a batch, whose
+/// weights come from memory, if not with a prompt's.
+fn are_many<F: Format, const BYTES: usize, const VNNI: bool>(tokens: u64) -> bool {
+    let few = match F::QUANTS {
+        Quants::SignedLow | Quants::Crumbs => 3,
+        Quants::Signed if VNNI || BYTES == 2 => 3,
+        Quants::Nibbles | Quants::Low if VNNI && BYTES == 2 => 3,
+        Quants::Nibbles | Quants::Low if !VNNI && has_exact_blocks::<F, BYTES>() => {
+            match is_amd() {
+                true => 32,
+                false => 8,
+            }
+        }
+        _ => 4,
     };
-    tokens > 4 || tokens == 4 && are_slow
+    tokens > few
 }
 
 /// Groups that a lone token meets side by side. It waits for memory, and Intel's cores have more reads under way with some streams than
