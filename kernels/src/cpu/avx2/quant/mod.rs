@@ -31,19 +31,16 @@ use crate::quant::BLOCK;
 const TOKENS: usize = 4;
 
 /// Whether tokens share weights that are unpacked to panels ([`many`]), which cost the less the more there are (NOTES.md, "Panels"). Where
-/// sums of unsigned weights are exact, tiles are faster with more tokens than fill one: on AMD's cores with those of a batch, whose
-/// weights come from memory, if not with a prompt's.
+/// sums of unsigned weights are exact, tiles are faster with more tokens than fill one, above all while weights come from memory.
 fn are_many<F: Format, const BYTES: usize, const VNNI: bool>(tokens: u64) -> bool {
+    let is_exact = has_exact_blocks::<F, BYTES>();
     let few = match F::QUANTS {
         Quants::SignedLow | Quants::Crumbs => 3,
         Quants::Signed if VNNI || BYTES == 2 => 3,
         Quants::Nibbles | Quants::Low if VNNI && BYTES == 2 => 3,
-        Quants::Nibbles | Quants::Low if !VNNI && has_exact_blocks::<F, BYTES>() => {
-            match is_amd() {
-                true => 32,
-                false => 8,
-            }
-        }
+        Quants::Nibbles if is_exact && !VNNI && is_amd() => 32,
+        Quants::Low if is_exact && !VNNI && is_amd() => 16,
+        Quants::Nibbles | Quants::Low if is_exact && !VNNI => 8,
         _ => 4,
     };
     tokens > few
