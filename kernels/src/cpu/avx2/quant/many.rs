@@ -19,8 +19,8 @@ use crate::quant::BLOCK;
 /// Groups that a token meets at a time: as many as registers hold sums and accumulators of.
 const GROUPS: usize = 4;
 
-/// Parts of a chunk, which is one block where those have several ([`has_inner_sums`]): panels and activations of a chunk stay in the L1
-/// cache.
+/// Parts of a chunk, which is one block where those have several ([`has_inner_sums`], [`has_exact_blocks`]): panels and activations of a
+/// chunk stay in the L1 cache.
 const PARTS: usize = 8;
 
 /// Tokens of a call that are done at a time.
@@ -350,7 +350,7 @@ impl Token {
         }
     }
 
-    /// Adds what minima are and the inner sums of the block that the chunk is, of Q11 rows, behind the parts: while these are multiplied there are no
+    /// Adds what minima are and the scaled sums of the block that the chunk is, behind the parts: while these are multiplied there are no
     /// registers for both.
     ///
     /// # Safety

@@ -107,8 +107,8 @@ pub trait Format {
         None
     }
 
-    /// The integers that `min` is a multiple of, if its factor is `Head::m`, of a part and the next one: side by side in a lane, in 16
-    /// bits.
+    /// Integer minima of a part and the next one, side by side in a lane, in 16 bits, to be multiplied with `Head::m`; `min` is their
+    /// product. Where there are any, parts are even in number.
     #[inline]
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
     unsafe fn part_mins(_part: *const u8, _next: *const u8) -> Option<__m256i> {
@@ -161,8 +161,8 @@ pub(in crate::cpu) const fn has_inner_sums<F: Format>() -> bool {
     F::PARTS > 1
 }
 
-/// Whether the rows are Q8K, which have one scale for a block of several parts: sums of products and of integer minima are exact until it is
-/// done. The quants of Q8K are bytes, and no other rows of bytes meet such blocks.
+/// Whether the rows are Q8K, which have one scale for a block of several parts: sums of products and of integer minima are exact until
+/// it is done. The quants of Q8K are bytes, and no other rows of bytes meet such blocks.
 pub(in crate::cpu) const fn has_exact_blocks<F: Format, const BYTES: usize>() -> bool {
     F::PARTS > 1 && BYTES == 1
 }
