@@ -27,8 +27,8 @@ pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
             false => run::<F, BYTES, false>(args, starts),
         };
         match has_halves::<F>() {
-            true => each_slice::<BYTES, true>(args, unit::<F, BYTES>(), run),
-            false => each_slice::<BYTES, false>(args, unit::<F, BYTES>(), run),
+            true => each_slice::<F, BYTES, true>(args, unit::<F, BYTES>(), run),
+            false => each_slice::<F, BYTES, false>(args, unit::<F, BYTES>(), run),
         }
     }
 }

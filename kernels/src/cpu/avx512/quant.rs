@@ -75,8 +75,8 @@ unsafe fn each_rows<F: Format, const BYTES: usize, const JOINED: bool>(
     unsafe {
         let run = |rows, starts| slice::<F, BYTES, JOINED>(args, rows, starts);
         match has_halves::<F>() {
-            true => each_slice::<BYTES, true>(args, unit, run),
-            false => each_slice::<BYTES, false>(args, unit, run),
+            true => each_slice::<F, BYTES, true>(args, unit, run),
+            false => each_slice::<F, BYTES, false>(args, unit, run),
         }
     }
 }

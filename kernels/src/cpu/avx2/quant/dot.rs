@@ -130,7 +130,7 @@ impl Tile {
     }
 
     /// # Safety
-    /// As [`Tile::isums`], of Q8 rows.
+    /// As [`Tile::isums`], of Q8K rows.
     #[inline]
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
     unsafe fn signed_low<F: Format, const T: usize>(
@@ -163,7 +163,7 @@ impl Tile {
     }
 
     /// # Safety
-    /// As [`Tile::isums`], of Q8 rows and a format without scales of halves.
+    /// As [`Tile::isums`], of Q8 or Q8K rows and a format without scales of halves.
     #[inline]
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
     unsafe fn signed<F: Format, const T: usize>(&self, part: *const u8, b: usize) -> [__m256i; T] {

@@ -3,8 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::unpack::{
-    bits, bytes, crumbs, exponents, factor, factors, factors_subtracted, floats, less, looked_up,
-    nibbles, or, signed_pairs, unsigned_pairs,
+    bits, bytes, crumbs, exponents, factor, factors, factors_subtracted, floats, interleaved, less,
+    looked_up, nibbles, or, signed_pairs, unsigned_pairs,
 };
 use super::{Format, Head, Quants, Scales};
 use crate::quant::fields::{IQ4_VALUES, MXFP4_VALUES};
@@ -52,6 +52,7 @@ macro_rules! formats {
         half($at:ident, $h:ident): $half:expr;
         $(scale($scale_at:ident, $scale_h:ident): $scale:expr;)?
         $(min($min_head:ident, $min_at:ident): $min:expr;)?
+        $(part_mins($pmin_at:ident, $pmin_next:ident): $part_mins:expr;)?
         $(half_min($hmin_at:ident, $hmin_h:ident): $half_min:expr;)?
         $(words($words_at:ident): $words:expr;)?
     })*) => {$(
@@ -68,6 +69,7 @@ macro_rules! formats {
             const SCALES: Scales = Scales::$scales;
             const RAISED: i32 = number![$($raised)?];
             const HAS_MIN: bool = has![$($min)?];
+            const HAS_PART_MINS: bool = has![$($part_mins)?];
             const HAS_HALF_MINS: bool = has![$($half_min)?];
 
             #[inline]
@@ -100,6 +102,15 @@ macro_rules! formats {
                 unsafe fn min($min_head: &Head, $min_at: *const u8) -> Option<__m256> {
                     // SAFETY: as above.
                     unsafe { Some($min) }
+                }
+            )?
+
+            $(
+                #[inline]
+                #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+                unsafe fn part_mins($pmin_at: *const u8, $pmin_next: *const u8) -> Option<__m256i> {
+                    // SAFETY: as above.
+                    unsafe { Some($part_mins) }
                 }
             )?
 
@@ -194,6 +205,7 @@ formats! {
         half(at, H): nibbles::<H>(at.add(16));
         scale(at, H): unsigned_pairs(at);
         min(head, at): _mm256_mul_ps(head.m, floats(at.add(8)));
+        part_mins(at, next): interleaved(at.add(8), next.add(8));
     }
     Q5_K {
         8 parts of 16 + 5 * PLANE, behind 32;
@@ -205,6 +217,7 @@ formats! {
         };
         scale(at, H): unsigned_pairs(at);
         min(head, at): _mm256_mul_ps(head.m, floats(at.add(8)));
+        part_mins(at, next): interleaved(at.add(8), next.add(8));
     }
     Q6_K {
         8 parts of 16 + 6 * PLANE, behind 16;

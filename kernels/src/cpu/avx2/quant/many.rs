@@ -8,8 +8,10 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::panel::{Panel, block_bytes, has_halves, has_one_chain, holds_scales, is_wide, prepare};
-use super::{Format, Scales, fetch_part, has_inner_sums};
+use super::panel::{
+    Panel, block_bytes, has_float_scales, has_halves, has_one_chain, holds_scales, is_wide, prepare,
+};
+use super::{Format, Scales, fetch_part, has_exact_blocks, has_inner_sums, q8k_factors};
 use crate::abi::MatMulArgs;
 use crate::pack::GROUP;
 use crate::quant::BLOCK;
@@ -17,8 +19,8 @@ use crate::quant::BLOCK;
 /// Groups that a token meets at a time: as many as registers hold sums and accumulators of.
 const GROUPS: usize = 4;
 
-/// Parts of a chunk, which is one block where those have several ([`has_inner_sums`]): panels and activations of a chunk stay in the L1
-/// cache.
+/// Parts of a chunk, which is one block where those have several ([`has_inner_sums`], [`has_exact_blocks`]): panels and activations of a
+/// chunk stay in the L1 cache.
 const PARTS: usize = 8;
 
 /// Tokens of a call that are done at a time.
@@ -160,7 +162,7 @@ impl Strip<'_> {
                         fetch_part::<F, _MM_HINT_T1>(next, i);
                         let part = at.add(F::HEADER + i * F::PART);
                         let to = panels.add((block * F::PARTS + i) * G + g);
-                        Panel::unpack::<F, BYTES, VNNI>(&head, part, to);
+                        Panel::unpack::<F, BYTES, VNNI>(&head, part, i, to);
                     }
                 }
             }
@@ -169,16 +171,23 @@ impl Strip<'_> {
             // SAFETY: rows of out have the groups' columns.
             unsafe {
                 let row = self.first + t;
+                let (k, x) = (args.k as usize, args.x_row(row));
+                let halves = (&raw const (*scratch.sums.as_ptr())[t]).cast();
+                let (factors, sums) = match has_exact_blocks::<F, BYTES>() {
+                    true => {
+                        let (scales, sums) = q8k_factors(x, k);
+                        let parts = sums.add(self.chunk).cast();
+                        let sums = if F::HAS_HALF_MINS { halves } else { parts };
+                        (scales.add(self.chunk / F::PARTS), sums)
+                    }
+                    false => (x.add(BYTES * k).cast::<f32>().add(self.chunk), halves),
+                };
                 let token = Token {
                     panels,
                     x: (&raw const (*scratch.x.as_ptr())[t]).cast(),
-                    factors: args
-                        .x_row(row)
-                        .add(BYTES * args.k as usize)
-                        .cast::<f32>()
-                        .add(self.chunk),
-                    blocks: args.k as usize / BLOCK,
-                    sums: (&raw const (*scratch.sums.as_ptr())[t]).cast(),
+                    factors,
+                    blocks: k / BLOCK,
+                    sums,
                     out: args
                         .out
                         .add(row * args.out_stride as usize + self.g * GROUP),
@@ -195,9 +204,10 @@ struct Token {
     /// Those of some groups, part by part.
     panels: *const Panel,
     x: *const u8,
-    /// The scales of the chunk's activations; `blocks` further on are their scaled sums.
+    /// The scales of the chunk's activations; `blocks` further on are their scaled sums, but for those of Q8K.
     factors: *const f32,
     blocks: usize,
+    /// Two sums of activations in 16 bits each, as integer minima meet them: of both halves of a part, or of two parts.
     sums: *const i32,
     out: *mut f32,
 }
@@ -224,6 +234,10 @@ impl Token {
         count: usize,
         resumes: bool,
     ) {
+        if has_exact_blocks::<F, BYTES>() {
+            // SAFETY: the caller's promise.
+            return unsafe { self.run_exact::<F, BYTES, VNNI, G>(resumes) };
+        }
         // SAFETY: the caller's promise.
         unsafe {
             let before: [__m256; G] = std::array::from_fn(|g| match resumes {
@@ -236,21 +250,21 @@ impl Token {
             };
             for i in 0..count {
                 let panels = self.panels.add(i * G);
-                let x = self.x.add(i * block_bytes::<F, BYTES, VNNI>());
-                let isums: [__m256; G] = match (is_wide::<F, BYTES, VNNI>(), VNNI) {
-                    (true, _) => wide_sums::<F, G>(x, panels),
-                    (_, true) => dot_sums::<F, BYTES, G>(x, panels),
-                    (_, false) => sums::<F, G>(x, panels),
-                };
+                let zero = [_mm256_setzero_si256(); G];
+                let isums = self.isums::<F, BYTES, VNNI, G>(i, zero);
                 let scale = _mm256_broadcast_ss(&*self.factors.add(i));
                 for (g, acc) in acc.iter_mut().enumerate() {
                     let panel = panels.add(g);
+                    let mut isum = _mm256_cvtepi32_ps(isums[g]);
+                    if has_float_scales::<F, BYTES, VNNI>() {
+                        isum = _mm256_mul_ps(isum, _mm256_castsi256_ps((*panel).scales[0]));
+                    }
                     if has_inner_sums::<F>() {
-                        *acc = _mm256_fmadd_ps(isums[g], scale, *acc);
+                        *acc = _mm256_fmadd_ps(isum, scale, *acc);
                         continue;
                     }
                     let factor = _mm256_mul_ps(scale, (*panel).d);
-                    *acc = _mm256_fmadd_ps(isums[g], factor, *acc);
+                    *acc = _mm256_fmadd_ps(isum, factor, *acc);
                     if F::HAS_MIN {
                         let sum = _mm256_broadcast_ss(&*self.factors.add(self.blocks + i));
                         *acc = _mm256_fmadd_ps((*panel).min, sum, *acc);
@@ -266,7 +280,77 @@ impl Token {
         }
     }
 
-    /// Adds what minima are and the inner sums of the block that the chunk is, behind the parts: while these are multiplied there are no
+    /// [`Token::run`] of a block whose sums are exact, which a chunk is one of. What is in out, factors and minima wait for the end: while
+    /// parts are multiplied there are no registers for them.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    unsafe fn run_exact<F: Format, const BYTES: usize, const VNNI: bool, const G: usize>(
+        &self,
+        resumes: bool,
+    ) {
+        const { assert!(PARTS.is_multiple_of(F::PARTS)) };
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut isums = [_mm256_setzero_si256(); G];
+            for i in 0..F::PARTS {
+                isums = self.isums::<F, BYTES, VNNI, G>(i, isums);
+            }
+            // Panels that have minima: each one's of halves, or each second one's, for two.
+            let step = if F::HAS_HALF_MINS { 1 } else { 2 };
+            let mut imins = [_mm256_setzero_si256(); G];
+            if F::HAS_HALF_MINS || F::HAS_PART_MINS {
+                for i in 0..F::PARTS / step {
+                    let panels = self.panels.add(i * step * G);
+                    let sums = _mm256_set1_epi32(*self.sums.add(i));
+                    for (g, imin) in imins.iter_mut().enumerate() {
+                        let product = _mm256_madd_epi16(sums, (*panels.add(g)).mins);
+                        *imin = _mm256_add_epi32(*imin, product);
+                    }
+                }
+            }
+            let scale = _mm256_broadcast_ss(&*self.factors);
+            for g in 0..G {
+                let (panel, out) = (self.panels.add(g), self.out.add(g * GROUP));
+                let mut sum = _mm256_mul_ps(_mm256_cvtepi32_ps(isums[g]), (*panel).d);
+                if F::HAS_HALF_MINS || F::HAS_PART_MINS {
+                    sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(imins[g]), (*panel).m, sum);
+                }
+                let before = match resumes {
+                    true => _mm256_loadu_ps(out),
+                    false => _mm256_setzero_ps(),
+                };
+                _mm256_storeu_ps(out, _mm256_fmadd_ps(sum, scale, before));
+            }
+        }
+    }
+
+    /// Adds the exact products with part `i` to sums, integer scales included unless they are [floats](has_float_scales).
+    ///
+    /// # Safety
+    /// As [`Token::run`].
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    unsafe fn isums<F: Format, const BYTES: usize, const VNNI: bool, const G: usize>(
+        &self,
+        i: usize,
+        before: [__m256i; G],
+    ) -> [__m256i; G] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let panels = self.panels.add(i * G);
+            let x = self.x.add(i * block_bytes::<F, BYTES, VNNI>());
+            match (is_wide::<F, BYTES, VNNI>(), VNNI) {
+                (true, _) => wide_sums::<F, BYTES, G>(x, panels, before),
+                (_, true) => dot_sums::<F, BYTES, G>(x, panels, before),
+                (_, false) => sums::<F, G>(x, panels, before),
+            }
+        }
+    }
+
+    /// Adds what minima are and the scaled sums of the block that the chunk is, behind the parts: while these are multiplied there are no
     /// registers for both.
     ///
     /// # Safety
@@ -294,7 +378,7 @@ impl Token {
                     let scale = _mm256_broadcast_ss(&*self.factors.add(i));
                     let sums = _mm256_set1_epi32(*self.sums.add(i));
                     for (g, mins) in mins.iter_mut().enumerate() {
-                        let imin = _mm256_madd_epi16(sums, (*panels.add(g)).half_mins);
+                        let imin = _mm256_madd_epi16(sums, (*panels.add(g)).mins);
                         *mins = _mm256_fmadd_ps(_mm256_cvtepi32_ps(imin), scale, *mins);
                     }
                 }
@@ -311,18 +395,21 @@ impl Token {
     }
 }
 
-/// The exact inner products of a part of G groups with a token's raised activations, integer scales included, in f32.
+/// Adds the exact inner products of a part of G groups with a token's raised activations, integer scales included, to sums.
 ///
 /// # Safety
 /// `x` points at 32 of these, `panels` at G of F.
 #[inline]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-unsafe fn sums<F: Format, const G: usize>(x: *const u8, panels: *const Panel) -> [__m256; G] {
+unsafe fn sums<F: Format, const G: usize>(
+    x: *const u8,
+    panels: *const Panel,
+    mut isums: [__m256i; G],
+) -> [__m256i; G] {
     // Words whose results are added in 16 bits.
     let chain = if has_one_chain::<F>() { 8 } else { 4 };
     // SAFETY: the caller's promise.
     unsafe {
-        let mut isums = [_mm256_setzero_si256(); G];
         let mut pairs = [_mm256_setzero_si256(); G];
         each_word!(|J| {
             let word = x.add(4 * J).cast::<i32>().read_unaligned();
@@ -342,28 +429,27 @@ unsafe fn sums<F: Format, const G: usize>(x: *const u8, panels: *const Panel) ->
                         Scales::None => _mm256_set1_epi16(1),
                         _ => (*panels.add(g)).scales[J / 4],
                     };
-                    let sum = _mm256_madd_epi16(pairs[g], scale);
-                    *isum = match J < chain {
-                        true => sum,
-                        false => _mm256_add_epi32(*isum, sum),
-                    };
+                    *isum = _mm256_add_epi32(*isum, _mm256_madd_epi16(pairs[g], scale));
                 }
             }
         });
-        isums.map(|isum| _mm256_cvtepi32_ps(isum))
     }
+    isums
 }
 
-/// As [`sums`], of a token's activations and weights in 16 bits.
+/// As [`sums`], of a token's activations and weights in 16 bits. BYTES has each function use one of its own, which becomes part of it.
 ///
 /// # Safety
 /// `x` points at a [`super::dot::WideBlock`], `panels` at G of F.
 #[inline]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-unsafe fn wide_sums<F: Format, const G: usize>(x: *const u8, panels: *const Panel) -> [__m256; G] {
+unsafe fn wide_sums<F: Format, const BYTES: usize, const G: usize>(
+    x: *const u8,
+    panels: *const Panel,
+    mut isums: [__m256i; G],
+) -> [__m256i; G] {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut isums = [_mm256_setzero_si256(); G];
         for odd in 0..2 {
             each_word!(|J| {
                 let word = x.add(odd * BLOCK + 4 * J).cast::<i32>().read_unaligned();
@@ -374,8 +460,8 @@ unsafe fn wide_sums<F: Format, const G: usize>(x: *const u8, panels: *const Pane
                 }
             });
         }
-        isums.map(|isum| _mm256_cvtepi32_ps(isum))
     }
+    isums
 }
 
 /// Has a sum computed here, in the order of the source: a word of activations for all groups before the next. The compiler would
@@ -393,7 +479,7 @@ fn settle(sum: &mut __m256i) {
     };
 }
 
-/// As [`sums`], by AVX-VNNI.
+/// As [`sums`], by AVX-VNNI, but that scales that are [floats](has_float_scales) are left to the caller.
 ///
 /// # Safety
 /// As there; the processor has it.
@@ -402,7 +488,8 @@ fn settle(sum: &mut __m256i) {
 unsafe fn dot_sums<F: Format, const BYTES: usize, const G: usize>(
     x: *const u8,
     panels: *const Panel,
-) -> [__m256; G] {
+    before: [__m256i; G],
+) -> [__m256i; G] {
     /// Adds the products of a word of a byte to sums.
     macro_rules! dot {
         ($sums:ident, $byte:expr, $j:ident) => {
@@ -439,15 +526,16 @@ unsafe fn dot_sums<F: Format, const BYTES: usize, const G: usize>(
                     *sum = _mm256_add_epi32(_mm256_slli_epi32::<3>(*sum), more);
                 }
             }
-            let mut floats = sums.map(|sum| _mm256_cvtepi32_ps(sum));
-            if F::SCALES != Scales::None && !holds_scales::<F, true>() {
-                // The sums are below 2^24, so that a product rounds as the conversion of the exact integer does.
-                for (g, float) in floats.iter_mut().enumerate() {
-                    let scale = _mm256_castsi256_ps(panel(g).scales[0]);
-                    *float = _mm256_mul_ps(*float, scale);
-                }
-            }
-            return floats;
+            let is_scaled = F::SCALES == Scales::None
+                || holds_scales::<F, true>()
+                || has_float_scales::<F, BYTES, true>();
+            return std::array::from_fn(|g| {
+                let sum = match is_scaled {
+                    true => sums[g],
+                    false => _mm256_mullo_epi32(sums[g], panel(g).scales[0]),
+                };
+                _mm256_add_epi32(before[g], sum)
+            });
         }
         let mut others: [__m256i; G] = std::array::from_fn(|g| panel(g).start[1]);
         macro_rules! half {
@@ -467,22 +555,14 @@ unsafe fn dot_sums<F: Format, const BYTES: usize, const G: usize>(
             };
         }
         half!(0, sums);
-        if BYTES == 2 {
-            let first: [__m256i; G] =
-                std::array::from_fn(|g| _mm256_mullo_epi32(sums[g], panel(g).scales[0]));
-            half!(1, others);
-            return std::array::from_fn(|g| {
-                let second = _mm256_mullo_epi32(others[g], panel(g).scales[1]);
-                _mm256_cvtepi32_ps(_mm256_add_epi32(first[g], second))
-            });
-        }
-        // All of it is below 2^24, and so exact in f32: 32 * 32 * 127 * 128 in Q6_K.
-        let scale = |g: usize, half: usize| _mm256_castsi256_ps(panel(g).scales[half]);
-        let first: [__m256; G] =
-            std::array::from_fn(|g| _mm256_mul_ps(_mm256_cvtepi32_ps(sums[g]), scale(g, 0)));
+        let first: [__m256i; G] = std::array::from_fn(|g| {
+            let first = _mm256_mullo_epi32(sums[g], panel(g).scales[0]);
+            _mm256_add_epi32(before[g], first)
+        });
         half!(1, others);
         std::array::from_fn(|g| {
-            _mm256_fmadd_ps(_mm256_cvtepi32_ps(others[g]), scale(g, 1), first[g])
+            let second = _mm256_mullo_epi32(others[g], panel(g).scales[1]);
+            _mm256_add_epi32(first[g], second)
         })
     }
 }

@@ -1,4 +1,4 @@
-//! Quantised weights times Q8 and Q11 rows.
+//! Quantised weights times Q8, Q8K and Q11 rows.
 //!
 //! A [`Format`] says how an encoding unpacks, to vectors with 4 k of every row of a group. Of few tokens a tile is one group by up to
 //! [`TOKENS`] tokens, which use what is unpacked of each 32 k while registers hold it; [`dot`] says how that is multiplied with
@@ -20,6 +20,8 @@ pub(in crate::cpu) use starts::each_slice;
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use bundle_format::plan::Q8K_BLOCK;
+
 use crate::abi::MatMulArgs;
 use crate::cpu::features::is_amd;
 use crate::pack::GROUP;
@@ -28,14 +30,20 @@ use crate::quant::BLOCK;
 /// Tokens of a full tile.
 const TOKENS: usize = 4;
 
-/// Tokens from which on weights are unpacked to panels ([`many`]), which cost the less the more there are (NOTES.md, "Panels").
-const fn are_many<F: Format, const BYTES: usize, const VNNI: bool>(tokens: u64) -> bool {
-    let are_slow = match F::QUANTS {
-        Quants::SignedLow | Quants::Crumbs => true,
-        Quants::Signed => VNNI || BYTES == 2,
-        Quants::Nibbles | Quants::Low => VNNI && BYTES == 2,
+/// Whether tokens share weights that are unpacked to panels ([`many`]), which cost the less the more there are (NOTES.md, "Panels"). Where
+/// sums of unsigned weights are exact, tiles are faster with more tokens than fill one, above all while weights come from memory.
+fn are_many<F: Format, const BYTES: usize, const VNNI: bool>(tokens: u64) -> bool {
+    let is_exact = has_exact_blocks::<F, BYTES>();
+    let few = match F::QUANTS {
+        Quants::SignedLow | Quants::Crumbs => 3,
+        Quants::Signed if VNNI || BYTES == 2 => 3,
+        Quants::Nibbles | Quants::Low if VNNI && BYTES == 2 => 3,
+        Quants::Nibbles if is_exact && !VNNI && is_amd() => 32,
+        Quants::Low if is_exact && !VNNI && is_amd() => 16,
+        Quants::Nibbles | Quants::Low if is_exact && !VNNI => 8,
+        _ => 4,
     };
-    tokens > 4 || tokens == 4 && are_slow
+    tokens > few
 }
 
 /// Groups that a lone token meets side by side. It waits for memory, and Intel's cores have more reads under way with some streams than
@@ -62,6 +70,8 @@ pub trait Format {
     const RAISED: i32;
     /// Whether there is a `min`.
     const HAS_MIN: bool;
+    /// Whether there are `part_mins`.
+    const HAS_PART_MINS: bool;
     /// Whether there are `half_min`s.
     const HAS_HALF_MINS: bool;
 
@@ -94,6 +104,14 @@ pub trait Format {
     #[inline]
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
     unsafe fn min(_head: &Head, _part: *const u8) -> Option<__m256> {
+        None
+    }
+
+    /// Integer minima of a part and the next one, side by side in a lane, in 16 bits, to be multiplied with `Head::m`; `min` is their
+    /// product. Where there are any, parts are even in number.
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    unsafe fn part_mins(_part: *const u8, _next: *const u8) -> Option<__m256i> {
         None
     }
 
@@ -134,11 +152,25 @@ pub(in crate::cpu) const fn holds_scales<F: Format>() -> bool {
     matches!((F::QUANTS, F::SCALES), (Quants::Crumbs, Scales::Halves))
 }
 
-/// Whether the exact sums of a block's parts are scaled as the activations are and added, and only all of them are multiplied with the
-/// block's factor: where it has several. Minima that are not integers come before that, part by part.
+/// Whether the sums of a block's parts are added before they are multiplied with the block's factor: where it has several. Q11 rows' have
+/// been scaled as the activations are, and minima that are not integers come before that, part by part. Those of Q8K rows are
+/// [exact](has_exact_blocks).
 pub(in crate::cpu) const fn has_inner_sums<F: Format>() -> bool {
     assert!(F::PARTS > 1 || !F::HAS_HALF_MINS);
+    assert!(F::PARTS == 1 || F::HAS_MIN == F::HAS_PART_MINS);
     F::PARTS > 1
+}
+
+/// Whether the rows are Q8K, which have one scale for a block of several parts: sums of products and of integer minima are exact until
+/// it is done. The quants of Q8K are bytes, and no other rows of bytes meet such blocks.
+pub(in crate::cpu) const fn has_exact_blocks<F: Format, const BYTES: usize>() -> bool {
+    F::PARTS > 1 && BYTES == 1
+}
+
+/// The scales of a Q8K row of k quants, and the sums of 32 quants each.
+pub(in crate::cpu) fn q8k_factors(row: *const u8, k: usize) -> (*const f32, *const i16) {
+    let scales = row.wrapping_add(k).cast::<f32>();
+    (scales, scales.wrapping_add(k / Q8K_BLOCK).cast())
 }
 
 /// The factors of a block, a lane a row.
@@ -161,7 +193,7 @@ pub(in crate::cpu) fn fetch_part<F: Format, const CACHE: i32>(block: *const u8, 
     }
 }
 
-/// Weights of a format times rows whose quants have BYTES bytes: 1 in Q8, 2 in Q11.
+/// Weights of a format times rows whose quants have BYTES bytes: 1 in Q8, in Q8K where a block has several parts, 2 in Q11.
 ///
 /// # Safety
 /// As the scalar twin, and the processor has the level.
@@ -196,7 +228,7 @@ pub unsafe fn vnni_matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
 unsafe fn tiles<F: Format, const BYTES: usize>(args: &MatMulArgs) {
     // SAFETY: the caller's promise.
     unsafe {
-        each_slice::<BYTES, false>(args, F::RAISED, |rows, starts| {
+        each_slice::<F, BYTES, false>(args, F::RAISED, |rows, starts| {
             slice::<F, BYTES>(args, rows, starts)
         })
     };
@@ -251,10 +283,14 @@ unsafe fn slice<F: Format, const BYTES: usize>(
 /// Sums of T tokens with a group of weights.
 struct Sums<const T: usize> {
     acc: [__m256; T],
-    /// Of the block in work ([`has_inner_sums`]).
+    /// Of the block in work, scaled ([`has_inner_sums`]).
     inner: [__m256; T],
     /// The same of integer minima.
     mins: [__m256; T],
+    /// Of the block in work, exact ([`has_exact_blocks`]).
+    isums: [__m256i; T],
+    /// The same of integer minima of halves.
+    imins: [__m256i; T],
 }
 
 impl<const T: usize> Sums<T> {
@@ -266,14 +302,16 @@ impl<const T: usize> Sums<T> {
             acc: zero,
             inner: zero,
             mins: zero,
+            isums: [_mm256_setzero_si256(); T],
+            imins: [_mm256_setzero_si256(); T],
         }
     }
 
-    /// Adds those of a block, which is done.
+    /// Adds those of a block, which is done, if they are scaled.
     #[inline]
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    fn fold<F: Format>(&mut self, head: &Head) {
-        if !has_inner_sums::<F>() {
+    fn fold<F: Format, const BYTES: usize>(&mut self, head: &Head) {
+        if !has_inner_sums::<F>() || has_exact_blocks::<F, BYTES>() {
             return;
         }
         let zero = _mm256_setzero_ps();
@@ -324,7 +362,8 @@ impl Tile {
                     let part = at.add(F::HEADER + i * F::PART);
                     self.add::<F, BYTES, T>(&head, part, block * F::PARTS + i, &mut sums);
                 }
-                sums.fold::<F>(&head);
+                sums.fold::<F, BYTES>(&head);
+                self.fold_exact::<F, BYTES, T>(&head, at, block, &mut sums);
             }
         }
         for (t, acc) in sums.acc.iter().enumerate() {
@@ -356,7 +395,8 @@ impl Tile {
                         let part = at.add(F::HEADER + i * F::PART);
                         self.add::<F, BYTES, 1>(&head, part, block * F::PARTS + i, sums);
                     }
-                    sums.fold::<F>(&head);
+                    sums.fold::<F, BYTES>(&head);
+                    self.fold_exact::<F, BYTES, 1>(&head, at, block, sums);
                 }
             }
         }
@@ -379,10 +419,19 @@ impl Tile {
         b: usize,
         sums: &mut Sums<T>,
     ) {
-        // SAFETY: the caller's promise; the quants of a row are followed by a scale and a sum for each 32.
+        // SAFETY: the caller's promise; the quants of a row, but for Q8K, are followed by a scale and a sum for each 32.
         unsafe {
             let isums = self.isums::<F, BYTES, T>(part, b);
             let imins = self.imins::<F, BYTES, T>(part, b);
+            if has_exact_blocks::<F, BYTES>() {
+                for t in 0..T {
+                    sums.isums[t] = _mm256_add_epi32(sums.isums[t], isums[t]);
+                    if let Some(imins) = imins {
+                        sums.imins[t] = _mm256_add_epi32(sums.imins[t], imins[t]);
+                    }
+                }
+                return;
+            }
             let min = F::min(head, part);
             for t in 0..T {
                 let factors = self.x[t].add(BYTES * self.k).cast::<f32>();
@@ -414,7 +463,51 @@ impl Tile {
         }
     }
 
-    /// Word `j` (4 quants) of block `b` of token `t`, in every lane. `byte`: 0 is the only one of Q8 and the high one of Q11.
+    /// Adds the exact sums of a block, which is done: number `block`, at `at`. Minima of parts come here, two products at a time.
+    ///
+    /// # Safety
+    /// As [`Tile::run`]; `at` is a block of the group's.
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    unsafe fn fold_exact<F: Format, const BYTES: usize, const T: usize>(
+        &self,
+        head: &Head,
+        at: *const u8,
+        block: usize,
+        sums: &mut Sums<T>,
+    ) {
+        if !has_exact_blocks::<F, BYTES>() {
+            return;
+        }
+        let zero = _mm256_setzero_si256();
+        // SAFETY: the parts of a block are even in number; a row of Q8K has a scale for the block, and a sum for each part.
+        unsafe {
+            let mut imins = std::mem::replace(&mut sums.imins, [zero; T]);
+            for i in (0..F::PARTS).step_by(2) {
+                let part = at.add(F::HEADER + i * F::PART);
+                if let Some(mins) = F::part_mins(part, part.wrapping_add(F::PART)) {
+                    for (t, imin) in imins.iter_mut().enumerate() {
+                        let (_, parts) = q8k_factors(self.x[t], self.k);
+                        let pair = parts.add(block * F::PARTS + i).cast::<i32>();
+                        let pair = _mm256_set1_epi32(pair.read_unaligned());
+                        *imin = _mm256_add_epi32(*imin, _mm256_madd_epi16(mins, pair));
+                    }
+                }
+            }
+            for (t, imin) in imins.into_iter().enumerate() {
+                let isum = std::mem::replace(&mut sums.isums[t], zero);
+                let mut sum = _mm256_mul_ps(_mm256_cvtepi32_ps(isum), head.d);
+                if F::HAS_PART_MINS || F::HAS_HALF_MINS {
+                    sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(imin), head.m, sum);
+                }
+                let (scales, _) = q8k_factors(self.x[t], self.k);
+                let scale = _mm256_broadcast_ss(&*scales.add(block));
+                sums.acc[t] = _mm256_fmadd_ps(sum, scale, sums.acc[t]);
+            }
+        }
+    }
+
+    /// Word `j` (4 quants) of block `b` of token `t`, in every lane. `byte`: 0 is the only one of Q8 and Q8K and the high one of Q11.
     ///
     /// # Safety
     /// The rows of x have them.
@@ -439,7 +532,18 @@ impl Tile {
 ///
 /// # Safety
 /// As [`matmul`].
-pub unsafe fn blocks<F: Format>(args: &MatMulArgs, portable: unsafe fn(&MatMulArgs)) {
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+pub unsafe fn blocks<F: Format>(args: &MatMulArgs, _portable: unsafe fn(&MatMulArgs)) {
     // SAFETY: the caller's promise.
-    unsafe { portable(args) }
+    unsafe { matmul::<F, 1>(args) }
+}
+
+/// [`blocks`] of a processor that has AVX-VNNI, too.
+///
+/// # Safety
+/// As [`matmul`].
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+pub unsafe fn vnni_blocks<F: Format>(args: &MatMulArgs, _portable: unsafe fn(&MatMulArgs)) {
+    // SAFETY: the caller's promise.
+    unsafe { vnni_matmul::<F, 1>(args) }
 }

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 use super::dot::WideBlock;
 use super::starts::half_sums;
-use super::{Format, Head, Quants, Scales};
+use super::{Format, Head, Quants, Scales, has_exact_blocks};
 use crate::quant::BLOCK;
 
 /// 32 k of a group of eight rows. What a format has no use for isn't written.
@@ -18,15 +18,15 @@ pub(super) struct Panel {
     pub(super) words: [__m256i; 16],
     /// What sums of each half start from, or those of both; with `vpmaddubsw` of pairs, in 16 bits.
     pub(super) start: [__m256i; 2],
-    /// Integer scales of each half, in 16 bits. By AVX-VNNI they multiply sums, in f32, or as integers.
+    /// Integer scales of each half, in 16 bits. By AVX-VNNI they multiply sums, as integers, or in f32 ([`has_float_scales`]).
     pub(super) scales: [__m256i; 2],
     pub(super) d: __m256,
     /// The factor of the integer minima.
     pub(super) m: __m256,
     /// What is added to every weight.
     pub(super) min: __m256,
-    /// The integer minima of both halves, side by side in a lane.
-    pub(super) half_mins: __m256i,
+    /// The integer minima of both halves, side by side in a lane; or, in the first of two parts whose sums are exact, of both of these.
+    pub(super) mins: __m256i,
 }
 
 /// Whether weights and activations are multiplied in 16 bits: two bytes of a quant apart would be as many products, and what
@@ -44,6 +44,12 @@ pub(super) const fn holds_scales<F: Format, const VNNI: bool>() -> bool {
 pub(super) const fn has_halves<F: Format, const BYTES: usize, const VNNI: bool>() -> bool {
     let by_scales = holds_scales::<F, VNNI>() || is_wide::<F, BYTES, VNNI>();
     matches!(F::SCALES, Scales::Halves) && !by_scales
+}
+
+/// Whether sums are multiplied with integer scales in f32: they are below 2^24, so that a product rounds as the conversion of the exact
+/// integer does.
+pub(super) const fn has_float_scales<F: Format, const BYTES: usize, const VNNI: bool>() -> bool {
+    VNNI && matches!(F::SCALES, Scales::Whole) && !has_exact_blocks::<F, BYTES>()
 }
 
 /// Whether sums of four weights fit a signed byte: 4 * 31 does, -4 * 32 and 4 * 32 do not.
@@ -67,26 +73,34 @@ pub(super) const fn block_bytes<F: Format, const BYTES: usize, const VNNI: bool>
 }
 
 impl Panel {
-    /// Unpacks a part.
+    /// Unpacks part `i` of a block.
     ///
     /// # Safety
-    /// `part` is one of F, behind `head`; `to` may be written.
+    /// `part` is that of F, behind `head`; `to` may be written.
     #[inline]
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
     pub(super) unsafe fn unpack<F: Format, const BYTES: usize, const VNNI: bool>(
         head: &Head,
         part: *const u8,
+        i: usize,
         to: *mut Panel,
     ) {
-        // SAFETY: the caller's promise.
+        // SAFETY: the caller's promise; behind an even part of several is an odd one.
         unsafe {
             (*to).d = head.d;
-            if let Some(min) = F::min(head, part) {
-                (*to).min = min;
+            if !has_exact_blocks::<F, BYTES>() {
+                if let Some(min) = F::min(head, part) {
+                    (*to).min = min;
+                }
+            } else if i.is_multiple_of(2)
+                && let Some(mins) = F::part_mins(part, part.wrapping_add(F::PART))
+            {
+                (*to).m = head.m;
+                (*to).mins = mins;
             }
             if let (Some(low), Some(high)) = (F::half_min::<0>(part), F::half_min::<1>(part)) {
                 (*to).m = head.m;
-                (*to).half_mins = _mm256_blend_epi16::<0b1010_1010>(low, high);
+                (*to).mins = _mm256_blend_epi16::<0b1010_1010>(low, high);
             }
             let scales = match F::SCALES {
                 Scales::Halves => [F::scale::<0>(part), F::scale::<1>(part)],
@@ -134,12 +148,11 @@ impl Panel {
             if F::SCALES == Scales::None || holds_scales::<F, VNNI>() {
                 return;
             }
-            (*to).scales = match (VNNI, BYTES, F::SCALES) {
-                (false, _, _) => scales,
-                // In integers, where products leave f32's 24 bits.
-                (true, 2, Scales::Halves) => scales.map(|s| _mm256_srai_epi32::<16>(s)),
-                (true, _, _) => scales
+            (*to).scales = match VNNI {
+                false => scales,
+                true if has_float_scales::<F, BYTES, true>() => scales
                     .map(|s| _mm256_castps_si256(_mm256_cvtepi32_ps(_mm256_srai_epi32::<16>(s)))),
+                true => scales.map(|s| _mm256_srai_epi32::<16>(s)),
             };
         }
     }

@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use super::{Format, has_exact_blocks, q8k_factors};
 use crate::abi::MatMulArgs;
 use crate::quant::BLOCK;
 
@@ -20,10 +21,30 @@ const FULL: usize = 8;
 /// the quants of each block of those rows, or with HALVES of each half of a block, a row after the other.
 ///
 /// # Safety
-/// The call's rows hold quants of BYTES bytes.
+/// The call's rows hold quants of BYTES bytes, and are Q8K where F [has exact blocks](has_exact_blocks).
 #[inline]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-pub unsafe fn each_slice<const BYTES: usize, const HALVES: bool>(
+pub unsafe fn each_slice<F: Format, const BYTES: usize, const HALVES: bool>(
+    args: &MatMulArgs,
+    unit: i32,
+    run: impl Fn(Range<usize>, *const i32),
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match has_exact_blocks::<F, BYTES>() {
+            true => each::<BYTES, HALVES, true>(args, unit, run),
+            false => each::<BYTES, HALVES, false>(args, unit, run),
+        }
+    }
+}
+
+/// [`each_slice`] of rows that have the quants' own SUMS (Q8K), or scaled ones.
+///
+/// # Safety
+/// As there.
+#[inline]
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+unsafe fn each<const BYTES: usize, const HALVES: bool, const SUMS: bool>(
     args: &MatMulArgs,
     unit: i32,
     run: impl Fn(Range<usize>, *const i32),
@@ -35,11 +56,11 @@ pub unsafe fn each_slice<const BYTES: usize, const HALVES: bool>(
         let mut starts = MaybeUninit::<[i32; FEW]>::uninit();
         let starts = starts.as_mut_ptr().cast();
         // SAFETY: the caller's promise; there is room for the starts of all rows.
-        unsafe { of_rows::<BYTES, HALVES>(args, 0..rows, unit, starts) };
+        unsafe { of_rows::<BYTES, HALVES, SUMS>(args, 0..rows, unit, starts) };
         run(0..rows, starts);
     } else {
         // SAFETY: the caller's promise.
-        unsafe { each_large_slice::<BYTES, HALVES>(args, unit, &run) };
+        unsafe { each_large_slice::<BYTES, HALVES, SUMS>(args, unit, &run) };
     }
 }
 
@@ -54,7 +75,7 @@ const fn of_a_row<const HALVES: bool>(k: u64) -> usize {
 /// As there.
 #[inline(never)]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-unsafe fn each_large_slice<const BYTES: usize, const HALVES: bool>(
+unsafe fn each_large_slice<const BYTES: usize, const HALVES: bool, const SUMS: bool>(
     args: &MatMulArgs,
     unit: i32,
     run: &dyn Fn(Range<usize>, *const i32),
@@ -77,7 +98,7 @@ unsafe fn each_large_slice<const BYTES: usize, const HALVES: bool>(
     for first in (0..rows).step_by(at_once) {
         let slice = first..rows.min(first + at_once);
         // SAFETY: the caller's promise; there is room for the starts of `at_once` rows.
-        unsafe { of_rows::<BYTES, HALVES>(args, slice.clone(), unit, starts) };
+        unsafe { of_rows::<BYTES, HALVES, SUMS>(args, slice.clone(), unit, starts) };
         run(slice, starts);
     }
 }
@@ -85,10 +106,10 @@ unsafe fn each_large_slice<const BYTES: usize, const HALVES: bool>(
 /// The starts of some rows.
 ///
 /// # Safety
-/// As [`of_row`], of each.
+/// As [`of_row`] or [`of_sums`], of each.
 #[inline]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-unsafe fn of_rows<const BYTES: usize, const HALVES: bool>(
+unsafe fn of_rows<const BYTES: usize, const HALVES: bool, const SUMS: bool>(
     args: &MatMulArgs,
     rows: Range<usize>,
     unit: i32,
@@ -99,17 +120,18 @@ unsafe fn of_rows<const BYTES: usize, const HALVES: bool>(
         // SAFETY: the caller's promise.
         unsafe {
             let (row, starts) = (args.x_row(row), starts.add(i * of_a_row::<HALVES>(args.k)));
-            match HALVES {
-                true => of_halves::<BYTES>(row, k, unit, starts),
-                false => of_row::<BYTES>(row, k, unit, starts),
+            match (HALVES, SUMS) {
+                (true, _) => of_halves::<BYTES>(row, k, unit, starts),
+                (false, true) => of_sums(row, k, unit, starts),
+                (false, false) => of_row::<BYTES>(row, k, unit, starts),
             }
         }
     }
 }
 
-/// The starts of a row of k quants.
+/// The starts of a row of k quants, Q8 or Q11.
 ///
-/// A row has the scaled sum of each block, not the sum. The quotient of that and the scale is the sum but for errors far below a half:
+/// Such a row has the scaled sum of each block, not the sum. The quotient of that and the scale is the sum but for errors far below a half:
 /// the estimate of 1 / scale has 11 bits (`vrcpps`), 22 after a step of Newton's method, and sums are below 2^15.
 ///
 /// # Safety
@@ -146,6 +168,24 @@ unsafe fn of_row<const BYTES: usize>(row: *const u8, k: usize, unit: i32, starts
             let sum = _mm256_and_si256(_mm256_cvtps_epi32(quotient), _mm256_castps_si256(usual));
             let start = _mm256_mullo_epi32(sum, _mm256_set1_epi32(-unit));
             _mm256_maskstore_epi32(starts.add(b), mask, start);
+        }
+    }
+}
+
+/// As [`of_row`], of a Q8K row, which has the sums.
+///
+/// # Safety
+/// As there.
+#[inline]
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+unsafe fn of_sums(row: *const u8, k: usize, unit: i32, starts: *mut i32) {
+    let (_, sums) = q8k_factors(row, k);
+    for b in (0..k / BLOCK).step_by(8) {
+        // SAFETY: a row of Q8K has whole blocks, of eight sums each.
+        unsafe {
+            let sums = _mm256_cvtepi16_epi32(_mm_loadu_si128(sums.add(b).cast()));
+            let values = _mm256_mullo_epi32(sums, _mm256_set1_epi32(-unit));
+            _mm256_storeu_si256(starts.add(b).cast(), values);
         }
     }
 }
@@ -244,9 +284,10 @@ unsafe fn by_quants<const BYTES: usize>(row: *const u8, k: usize, unit: i32, sta
 mod tests {
     use bundle_format::plan::{DType, row_bytes};
 
+    use super::super::{Q4_0, Q6_K};
     use super::*;
     use crate::cpu::Level;
-    use crate::reference::{q8, q11};
+    use crate::reference::{q8, q8k, q11};
 
     /// A row of activations.
     fn quantised<const BYTES: usize>(x: &[f32]) -> Vec<u8> {
@@ -337,6 +378,52 @@ mod tests {
         }
     }
 
+    /// Q8K rows: their own sums, and those of halves, against sums of quants one by one.
+    #[test]
+    fn sums_of_q8k_are_the_rows() {
+        assert!(Level::Avx2.is_available(), "the tests need AVX2");
+        for (rows, k) in [(1, 256), (3, 1280), (70, 512)] {
+            let stride = row_bytes(DType::Q8K, k as u32) as usize;
+            let mut x = vec![0u8; rows * stride];
+            for (n, row) in x.chunks_exact_mut(stride).enumerate() {
+                let values: Vec<f32> = (0..k)
+                    .map(|i| ((i * 37 + n * 11) % 101) as f32 - 40.0)
+                    .collect();
+                q8k::quantise_row(&values, row);
+            }
+            let args = MatMulArgs {
+                x: x.as_ptr(),
+                x_stride: stride as u64,
+                index: std::ptr::null(),
+                w: std::ptr::null(),
+                out: std::ptr::null_mut(),
+                out_stride: 0,
+                k: k as u64,
+                rows: rows as u64,
+                col0: 0,
+                cols: 0,
+            };
+            let check = |slice: Range<usize>, starts: *const i32, size: usize| {
+                for (i, row) in slice.enumerate() {
+                    for b in 0..k / size {
+                        let quants = &x[row * stride + b * size..][..size];
+                        let sum: i32 = quants.iter().map(|q| i32::from(*q as i8)).sum();
+                        // SAFETY: so many starts of each row.
+                        let start = unsafe { *starts.add(i * (k / size) + b) };
+                        assert_eq!(start, -32 * sum, "row {row}, {b} of {size}");
+                    }
+                }
+            };
+            // SAFETY: rows of k quants; the test has asked for the level.
+            unsafe {
+                each_slice::<Q6_K, 1, false>(&args, 32, |rows, starts| check(rows, starts, BLOCK));
+                each_slice::<Q6_K, 1, true>(&args, 32, |rows, starts| {
+                    check(rows, starts, BLOCK / 2)
+                });
+            }
+        }
+    }
+
     /// Rows of ones, twos, ...: however many, each is met once, with its own starts.
     #[test]
     fn slices_are_all_rows() {
@@ -390,8 +477,8 @@ mod tests {
                 // SAFETY: rows of k quants; the test has asked for the level.
                 unsafe {
                     match halves {
-                        1 => each_slice::<1, false>(&args, 8, meet),
-                        _ => each_slice::<1, true>(&args, 8, meet),
+                        1 => each_slice::<Q4_0, 1, false>(&args, 8, meet),
+                        _ => each_slice::<Q4_0, 1, true>(&args, 8, meet),
                     }
                 }
                 let all: Vec<usize> = (0..rows).collect();

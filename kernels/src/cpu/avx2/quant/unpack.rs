@@ -152,6 +152,18 @@ pub unsafe fn floats(at: *const u8) -> __m256 {
     unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(at.cast()))) }
 }
 
+/// Twice eight unsigned bytes, in 16 bits: those of both are side by side in their row's lane.
+///
+/// # Safety
+/// `at` and `next` point at eight each.
+#[inline]
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+pub unsafe fn interleaved(at: *const u8, next: *const u8) -> __m256i {
+    // SAFETY: the caller's promise.
+    let (first, second) = unsafe { (_mm_loadl_epi64(at.cast()), _mm_loadl_epi64(next.cast())) };
+    _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(first, second))
+}
+
 /// A header of eight f16 factors.
 ///
 /// # Safety
