@@ -7,9 +7,11 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
-use super::part::{has_halves, holds_scales, is_exact, is_signed, raised, unit};
+use super::part::{has_halves, holds_scales, is_signed, raised, unit};
 use crate::abi::MatMulArgs;
-use crate::cpu::avx2::quant::{Format, Head, Scales, each_slice, has_inner_sums};
+use crate::cpu::avx2::quant::{
+    Format, Head, Scales, each_slice, has_exact_blocks, has_inner_sums, q8k_factors,
+};
 use crate::cpu::features::is_amd;
 use crate::pack::GROUP;
 use crate::quant::BLOCK;
@@ -110,7 +112,7 @@ unsafe fn some_groups<F: Format, const BYTES: usize, const AMD: bool, const N: u
             let heads: [Head; N] = std::array::from_fn(|n| F::head(at.add(n * group_bytes)));
             for i in 0..F::PARTS {
                 let b = block * F::PARTS + i;
-                let scale = match is_exact::<F, BYTES>() {
+                let scale = match has_exact_blocks::<F, BYTES>() {
                     true => _mm256_setzero_ps(),
                     false => _mm256_set1_ps(row.factor(BYTES, b)),
                 };
@@ -118,12 +120,13 @@ unsafe fn some_groups<F: Format, const BYTES: usize, const AMD: bool, const N: u
                     let part = at.add(n * group_bytes + F::HEADER + i * F::PART);
                     prefetch::<F, AMD>(part.wrapping_add(ahead));
                     let (head, acc) = (&heads[n], &mut acc[n]);
-                    if is_exact::<F, BYTES>() {
+                    if has_exact_blocks::<F, BYTES>() {
                         let [isum, imin] = &mut exact[n];
                         *isum = _mm256_add_epi32(*isum, row.isum::<F, BYTES>(part, b));
-                        if F::HAS_MIN {
-                            let min = _mm256_mullo_epi32(mins_of(part), row.sum_of(blocks, b));
-                            *imin = _mm256_add_epi32(*imin, min);
+                        if i % 2 == 1
+                            && let Some(mins) = F::part_mins(part.wrapping_sub(F::PART), part)
+                        {
+                            *imin = _mm256_dpwssd_epi32(*imin, mins, row.sums_of(b - 1));
                         }
                         if let Some(min) = row.imin::<F, BYTES>(part, b) {
                             *imin = _mm256_add_epi32(*imin, min);
@@ -144,12 +147,12 @@ unsafe fn some_groups<F: Format, const BYTES: usize, const AMD: bool, const N: u
                     }
                 }
             }
-            if is_exact::<F, BYTES>() {
+            if has_exact_blocks::<F, BYTES>() {
                 let scale = _mm256_set1_ps(row.factor(BYTES, block));
                 for (n, acc) in acc.iter_mut().enumerate() {
                     let [isum, imin] = exact[n];
                     let mut sum = _mm256_mul_ps(_mm256_cvtepi32_ps(isum), heads[n].d);
-                    if F::HAS_MIN || F::HAS_HALF_MINS {
+                    if F::HAS_PART_MINS || F::HAS_HALF_MINS {
                         sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(imin), heads[n].m, sum);
                     }
                     *acc = _mm256_fmadd_ps(sum, scale, *acc);
@@ -169,17 +172,6 @@ unsafe fn some_groups<F: Format, const BYTES: usize, const AMD: bool, const N: u
         unsafe { _mm256_storeu_ps(args.out.add((g + n) * GROUP), acc) };
     }
     N
-}
-
-/// The integer minima of a part whose format has one for 32 k, in bytes behind as many scales.
-///
-/// # Safety
-/// There are sixteen bytes.
-#[inline]
-#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-unsafe fn mins_of(part: *const u8) -> __m256i {
-    // SAFETY: the caller's promise.
-    unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(part.add(GROUP).cast())) }
 }
 
 /// A row of activations.
@@ -203,16 +195,16 @@ impl Row {
         unsafe { *self.quants.add(bytes * self.k).cast::<f32>().add(i) }
     }
 
-    /// The sum of block `b` of a Q8K row of `blocks` blocks of 256, in every lane.
+    /// The sums of block `b` of 32 and of the next one of a Q8K row, in every lane.
     ///
     /// # Safety
-    /// The row has it.
+    /// The row has them.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn sum_of(&self, blocks: usize, b: usize) -> __m256i {
+    unsafe fn sums_of(&self, b: usize) -> __m256i {
+        let (_, sums) = q8k_factors(self.quants, self.k);
         // SAFETY: the caller's promise.
-        let sum = unsafe { *self.quants.add(self.k + 4 * blocks).cast::<i16>().add(b) };
-        _mm256_set1_epi32(i32::from(sum))
+        _mm256_set1_epi32(unsafe { sums.add(b).cast::<i32>().read_unaligned() })
     }
 
     /// Word `j` (4 quants) of block `b`, in every lane; `byte` as in [`Row::sum`].

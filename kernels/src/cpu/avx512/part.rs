@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use crate::cpu::avx2::quant::{Format, Head, Quants, Scales, fetch_part};
+use crate::cpu::avx2::quant::{Format, Head, Quants, Scales, fetch_part, has_exact_blocks};
 
 pub(in crate::cpu) use crate::cpu::avx2::quant::holds_scales;
 
@@ -57,11 +57,6 @@ pub(super) const fn has_halves<F: Format>() -> bool {
 /// scales of halves are multiplied into weights, once for all tokens: with such rows they would leave f32's 24 bits.
 pub(super) const fn is_wide<F: Format, const BYTES: usize>() -> bool {
     BYTES == 2 && matches!(F::QUANTS, Quants::SignedLow)
-}
-
-/// Whether rows are of Q8K: a block's sums are exact, and scaled once.
-pub(super) const fn is_exact<F: Format, const BYTES: usize>() -> bool {
-    BYTES == 1 && F::PARTS > 1
 }
 
 /// Whether both bytes of Q11 may be multiplied into one sum, by 8 * weight and by the weight: 8 * weight fits a byte.
@@ -122,7 +117,7 @@ impl Part {
                 join(high[0][3], high[1][3]),
             ];
             (*to).d = join_floats(heads[0].d, heads[1].d);
-            if F::HAS_MIN && is_exact::<F, BYTES>() {
+            if F::HAS_MIN && has_exact_blocks::<F, BYTES>() {
                 (*to).m = join_floats(heads[0].m, heads[1].m);
             } else if F::HAS_MIN {
                 (*to).min = min::<F>(heads, at);
@@ -152,7 +147,7 @@ impl Part {
                 for (j, word) in words.iter_mut().enumerate() {
                     *word = _mm512_mullo_epi16(*word, scales[j / 4]);
                 }
-            } else if is_exact::<F, BYTES>() {
+            } else if has_exact_blocks::<F, BYTES>() {
                 (*to).scales = wide_scales::<F>(at);
             } else if !matches!(F::SCALES, Scales::None) {
                 (*to).float_scales = float_scales::<F>(at);
@@ -222,26 +217,19 @@ pub(in crate::cpu) unsafe fn float_scales<F: Format>(at: [*const u8; 2]) -> [__m
     [_mm512_cvtepi32_ps(first), _mm512_cvtepi32_ps(second)]
 }
 
-/// The integer minima of 32 k each of two parts of both groups that follow one another, side by side in a lane, of a format that has such
-/// in bytes behind as many scales.
+/// [`Format::part_mins`] of both groups, of a format that has them.
 ///
 /// # Safety
 /// Each of `at` points at a part, which another one follows.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-pub(super) unsafe fn pairs_of_mins<F: Format>(at: [*const u8; 2]) -> __m512i {
+pub(super) unsafe fn part_mins<F: Format>(at: [*const u8; 2]) -> __m512i {
+    let next = at.map(|at| at.wrapping_add(F::PART));
     // SAFETY: the caller's promise.
-    let [[_, first], [_, second]] = unsafe {
-        [
-            leading_bytes(at),
-            leading_bytes([at[0].add(F::PART), at[1].add(F::PART)]),
-        ]
-    };
-    let pairs = _mm256_set_m128i(
-        _mm_unpackhi_epi8(first, second),
-        _mm_unpacklo_epi8(first, second),
-    );
-    _mm512_cvtepu8_epi16(pairs)
+    match unsafe { [F::part_mins(at[0], next[0]), F::part_mins(at[1], next[1])] } {
+        [Some(first), Some(second)] => join(first, second),
+        _ => _mm512_setzero_si512(),
+    }
 }
 
 /// What is added to every weight of a part of both groups.

@@ -12,11 +12,11 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::part::{Part, has_halves, is_exact, is_joined, is_wide, raised, unit, unpack_block};
+use super::part::{Part, has_halves, is_joined, is_wide, raised, unit, unpack_block};
 use super::tile::{Tile, starts_of};
 use super::wide::widen;
 use crate::abi::MatMulArgs;
-use crate::cpu::avx2::quant::{Format, each_slice, has_inner_sums};
+use crate::cpu::avx2::quant::{Format, each_slice, has_exact_blocks, has_inner_sums};
 use crate::cpu::features::is_amd;
 use crate::pack::GROUP;
 use crate::quant::BLOCK;
@@ -27,7 +27,7 @@ pub(super) const TOKENS: usize = 8;
 /// Tokens of the next tile where there are so many: a full one, or fewer where that makes the last ones larger.
 const fn tile_of<F: Format, const BYTES: usize>(tokens: usize) -> usize {
     // Sums of blocks and minima besides are more than a full tile has registers for.
-    let full = match has_inner_sums::<F>() && F::HAS_MIN && !is_exact::<F, BYTES>() {
+    let full = match has_inner_sums::<F>() && F::HAS_MIN && !has_exact_blocks::<F, BYTES>() {
         true => TOKENS - 1,
         false => TOKENS,
     };

@@ -4,9 +4,9 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
 use super::dot::{Starts, XBlock};
-use super::part::{Part, has_halves, is_exact, pairs_of_mins};
+use super::part::{Part, has_halves, part_mins};
 use super::quant::TOKENS;
-use crate::cpu::avx2::quant::{Format, fetch_part, has_inner_sums};
+use crate::cpu::avx2::quant::{Format, fetch_part, has_exact_blocks, has_inner_sums, q8k_factors};
 use crate::quant::BLOCK;
 
 /// How far ahead of the part in work weights are fetched, in parts of a group (NOTES.md, "Few tokens").
@@ -49,7 +49,7 @@ struct Sums<const T: usize> {
     inner: [__m512; T],
     /// The same of integer minima.
     mins: [__m512; T],
-    /// Of the block in work with Q8K rows ([`is_exact`]), and those of its minima of 16 k.
+    /// Of the block in work with Q8K rows ([`has_exact_blocks`]), and those of its minima of 16 k.
     exact: [__m512i; T],
     exact_mins: [__m512i; T],
 }
@@ -156,7 +156,7 @@ impl Tile {
                     }
                     self.add::<F, BYTES, T, SHARED, JOINED>(part, self.first + number, &mut sums);
                     if has_inner_sums::<F>() && i + 1 == F::PARTS {
-                        match is_exact::<F, BYTES>() {
+                        match has_exact_blocks::<F, BYTES>() {
                             true => {
                                 let parts = [at, at.add(self.second)].map(|at| at.add(F::HEADER));
                                 let block = self.first / F::PARTS + block;
@@ -212,7 +212,7 @@ impl Tile {
                 }
                 false => [_mm512_setzero_si512(); T],
             };
-            if is_exact::<F, BYTES>() {
+            if has_exact_blocks::<F, BYTES>() {
                 let isums = x.exact_sums::<F, T, SHARED>(part, starts);
                 for t in 0..T {
                     to.exact[t] = _mm512_add_epi32(to.exact[t], isums[t]);
@@ -261,12 +261,12 @@ impl Tile {
         // SAFETY: the caller's promise; the quants of a row are followed by a scale for each 256 and a sum of 16 bits for each 32.
         unsafe {
             let mut imins = std::mem::replace(&mut sums.exact_mins, [zero; T]);
-            if F::HAS_MIN {
+            if F::HAS_PART_MINS {
                 for i in (0..F::PARTS).step_by(2) {
-                    let mins = pairs_of_mins::<F>(parts.map(|at| at.add(i * F::PART)));
+                    let mins = part_mins::<F>(parts.map(|at| at.add(i * F::PART)));
                     for t in 0..T {
-                        let x = self.x[t].add(self.k + self.k / (F::PARTS * BLOCK) * 4);
-                        let pair = x.cast::<i16>().add(block * F::PARTS + i).cast::<i32>();
+                        let (_, sums) = q8k_factors(self.x[t], self.k);
+                        let pair = sums.add(block * F::PARTS + i).cast::<i32>();
                         let pair = _mm512_set1_epi32(pair.read_unaligned());
                         imins[t] = _mm512_dpwssd_epi32(imins[t], mins, pair);
                     }
@@ -275,10 +275,11 @@ impl Tile {
             for t in 0..T {
                 let isum = std::mem::replace(&mut sums.exact[t], zero);
                 let mut sum = _mm512_mul_ps(_mm512_cvtepi32_ps(isum), (*part).d);
-                if F::HAS_MIN || F::HAS_HALF_MINS {
+                if F::HAS_PART_MINS || F::HAS_HALF_MINS {
                     sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(imins[t]), (*part).m, sum);
                 }
-                let scale = _mm512_set1_ps(*self.x[t].add(self.k).cast::<f32>().add(block));
+                let (scales, _) = q8k_factors(self.x[t], self.k);
+                let scale = _mm512_set1_ps(*scales.add(block));
                 sums.acc[t] = _mm512_fmadd_ps(sum, scale, sums.acc[t]);
             }
         }
