@@ -124,38 +124,32 @@ impl XBlock {
         }
     }
 
-    /// [`XBlock::isums`] with Q8K rows, as integers.
+    /// Adds [`XBlock::isums`] with Q8K rows, as integers, a half after the other where each has a scale.
     ///
     /// # Safety
     /// As there.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    pub(super) unsafe fn exact_sums<F: Format, const T: usize, const SHARED: bool>(
+    pub(super) unsafe fn add_exactly<F: Format, const T: usize, const SHARED: bool>(
         self,
         part: *const Part,
         starts: Starts,
-    ) -> [__m512i; T] {
+        to: &mut [__m512i; T],
+    ) {
         // SAFETY: the caller's promise.
         unsafe {
             let words = (&raw const (*part).words).cast();
             if has_halves::<F>() {
-                let mut sums =
-                    self.sums::<F, 1, T, SHARED, false, 0, 4>(words, starts.of::<F, T>(0));
+                let first = self.sums::<F, 1, T, SHARED, false, 0, 4>(words, starts.of::<F, T>(0));
+                add_scaled(first, (*part).scales[0], to);
                 let second = self.sums::<F, 1, T, SHARED, false, 4, 8>(words, starts.of::<F, T>(1));
-                for (sum, second) in sums.iter_mut().zip(second) {
-                    let first = _mm512_mullo_epi32(*sum, (*part).scales[0]);
-                    let second = _mm512_mullo_epi32(second, (*part).scales[1]);
-                    *sum = _mm512_add_epi32(first, second);
-                }
-                return sums;
+                return add_scaled(second, (*part).scales[1], to);
             }
-            let mut sums = self.sums::<F, 1, T, SHARED, false, 0, 8>(words, starts.of::<F, T>(0));
-            if !holds_scales::<F>() {
-                for sum in &mut sums {
-                    *sum = _mm512_mullo_epi32(*sum, (*part).scales[0]);
-                }
+            let sums = self.sums::<F, 1, T, SHARED, false, 0, 8>(words, starts.of::<F, T>(0));
+            match holds_scales::<F>() {
+                true => (0..T).for_each(|t| to[t] = _mm512_add_epi32(to[t], sums[t])),
+                false => add_scaled(sums, (*part).scales[0], to),
             }
-            sums
         }
     }
 
@@ -251,4 +245,13 @@ fn floats<const T: usize>(sums: [__m512i; T]) -> [__m512; T] {
         *float = _mm512_cvtepi32_ps(sum);
     }
     floats
+}
+
+/// Adds integers times a factor each lane.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+fn add_scaled<const T: usize>(sums: [__m512i; T], scale: __m512i, to: &mut [__m512i; T]) {
+    for (to, sum) in to.iter_mut().zip(sums) {
+        *to = _mm512_add_epi32(*to, _mm512_mullo_epi32(sum, scale));
+    }
 }

@@ -213,10 +213,7 @@ impl Tile {
                 false => [_mm512_setzero_si512(); T],
             };
             if has_exact_blocks::<F, BYTES>() {
-                let isums = x.exact_sums::<F, T, SHARED>(part, starts);
-                for t in 0..T {
-                    to.exact[t] = _mm512_add_epi32(to.exact[t], isums[t]);
-                }
+                x.add_exactly::<F, T, SHARED>(part, starts, &mut to.exact);
                 to.exact_mins = imins;
                 return;
             }
