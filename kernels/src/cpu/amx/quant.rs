@@ -28,6 +28,9 @@ const FULL: usize = 16;
 /// Tokens below which the level below is faster, but for some (NOTES.md): a tile's loads and the panels' stores are the price of its products.
 const FEW: usize = 16;
 
+/// The same of Q8K rows. To be measured.
+const FEW_OF_BLOCKS: u64 = 12;
+
 /// Whether the level below is always faster: where two bytes of activations meet two halves of weights, four products each wait for
 /// registers of the step before, and AVX-512 multiplies in 16 bits (NOTES.md).
 const fn is_below<F: Format, const BYTES: usize>() -> bool {
@@ -319,7 +322,12 @@ unsafe fn transposed<const T: usize>(rows: [*const f32; T], count: usize) -> [__
 /// As [`matmul`].
 pub unsafe fn blocks<F: Format>(args: &MatMulArgs, portable: unsafe fn(&MatMulArgs)) {
     // SAFETY: the caller's promise.
-    unsafe { portable(args) }
+    unsafe {
+        match args.rows {
+            ..FEW_OF_BLOCKS => avx512::quant::blocks::<F>(args, portable),
+            _ => super::blocks::matmul::<Hardware, F>(args),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -330,6 +338,7 @@ mod tests {
 
     use super::*;
     use crate::abi::{MicroFn, id};
+    use crate::cpu::amx::blocks;
     use crate::cpu::amx::tiles::emulation::Emulated;
     use crate::cpu::{Level, avx2::quant as formats, lookup_at};
     use crate::pack::pack;
@@ -413,6 +422,7 @@ mod tests {
                     out.into_iter().map(bits).collect::<Vec<_>>()
                 };
                 let found = match tile {
+                    _ if dtype == DType::Q8K => run(blocks::matmul::<Emulated, F>),
                     8 => run(tiled::<Emulated, F, BYTES, 8>),
                     12 => run(tiled::<Emulated, F, BYTES, 12>),
                     _ => run(tiled::<Emulated, F, BYTES, 16>),

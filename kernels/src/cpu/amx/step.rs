@@ -1,0 +1,312 @@
+//! A block of 256 k of sixteen features by one or two tiles of tokens: products by tiles, and beside them what AVX-512 does meanwhile:
+//! scaling the sums of earlier steps, and unpacking the next block of weights.
+
+use std::arch::x86_64::*;
+
+use super::planes::{DEPTHS, Factors, Panel, Planes, has_mins, planes, unpack_part};
+use super::tiles::{Activations, Tiles};
+
+use crate::cpu::avx2::quant::Format;
+
+/// Bytes of activations that a product takes of each token.
+pub(super) const DEPTH: usize = 64;
+
+/// Tokens of a full step.
+pub(super) const MOST: usize = 32;
+
+/// The exact sums of a step, those of either plane, a line a token.
+#[repr(C, align(64))]
+pub(super) struct Sums(pub(super) [[[i32; 16]; MOST]; 2]);
+
+/// A step's products. Its tiles of results are stored by the next step, since they are done by then, and scaled by that, and the last
+/// quarter by the one behind that: so are sums stored a quarter of a step before they are scaled.
+pub(super) struct Step {
+    /// The tiles' first 64 activations.
+    pub(super) x: [Activations; 2],
+    pub(super) panel: *const Panel,
+}
+
+/// What a step stores of the one before.
+#[derive(Clone, Copy)]
+pub(super) struct Results {
+    pub(super) to: *mut Sums,
+    /// Tiles of tokens, of which there are none before the first step.
+    pub(super) tiles: usize,
+    /// Lines from the first tile's first to the second's, which may overlap: those of a token are alike.
+    pub(super) second: usize,
+}
+
+/// What a step unpacks: the parts of a block of two groups.
+#[derive(Clone, Copy)]
+pub(super) struct Packed {
+    pub(super) parts: [*const u8; 2],
+    pub(super) panel: *mut Panel,
+    pub(super) factors: *mut Factors,
+}
+
+/// Sums of a step that are to be scaled and added to what `out` holds.
+#[derive(Clone, Copy)]
+pub(super) struct Scaling {
+    /// The first token's line of the first plane.
+    pub(super) sums: *const [i32; 16],
+    pub(super) factors: *const Factors,
+    /// The tokens' activations.
+    pub(super) rows: *const *const u8,
+    pub(super) count: usize,
+    /// Where rows have the block's scale, and its sums.
+    pub(super) scale: usize,
+    pub(super) row_sums: usize,
+    pub(super) out: *mut f32,
+    pub(super) out_stride: usize,
+    /// Features that `out` is read of, none in the first block, and those that are written.
+    pub(super) read: __mmask16,
+    pub(super) written: __mmask16,
+}
+
+impl Step {
+    /// Multiplies TILES tiles of tokens (one or two), stores what `results` says, scales the last quarter of the first of `scaled` and
+    /// the others of the second, and unpacks a block if that is so.
+    ///
+    /// # Safety
+    /// Tiles are configured, for [`DEPTH`]; all pointers are good for what is said of them.
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+    pub(super) unsafe fn run<
+        M: Tiles,
+        F: Format,
+        const TILES: usize,
+        const PLACE: usize,
+        const UNPACKS: bool,
+    >(
+        &self,
+        results: Results,
+        scaled: &[Scaling; 2],
+        packed: Packed,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut held = Held::new::<F>(scaled[0].factors);
+            for depth in 0..DEPTHS {
+                if depth == 1 {
+                    held = Held::new::<F>(scaled[1].factors);
+                }
+                let scaling = &scaled[depth.min(1)];
+                // In pieces, of which a quarter of a step has two for each tile (NOTES.md, "Pieces").
+                let piece = |i: usize| {
+                    let (pieces, i) = (8 * TILES, 2 * TILES * depth + i);
+                    let at = (i + 6 * TILES) % pieces;
+                    (
+                        scaling.count * at / pieces,
+                        scaling.count * (at + 1) / pieces,
+                    )
+                };
+                if depth == 0 && results.tiles > 0 {
+                    M::store_sums::<0, 0>((&raw mut (*results.to).0[0]).cast());
+                }
+                M::load_activations::<0>(self.x(0, depth));
+                M::load_weights::<0>(self.weights(depth, 0));
+                multiply::<M, F, 0, 0>(depth == 0);
+                scaling.tokens::<F, 0, PLACE>(&held, piece(0));
+                if UNPACKS {
+                    unpack_part::<F, 0, PLACE>(packed.parts, depth, packed.panel, packed.factors);
+                }
+                if depth == 0 && results.tiles > 0 {
+                    M::store_sums::<0, 1>((&raw mut (*results.to).0[1]).cast());
+                }
+                M::load_weights::<1>(self.weights(depth, 1));
+                multiply::<M, F, 0, 1>(depth == 0);
+                if depth == 0 && results.tiles == 2 {
+                    M::store_sums::<1, 0>((&raw mut (*results.to).0[0][results.second]).cast());
+                    if TILES == 1 {
+                        M::store_sums::<1, 1>((&raw mut (*results.to).0[1][results.second]).cast());
+                    }
+                }
+                scaling.tokens::<F, 1, PLACE>(&held, piece(1));
+                if TILES == 2 {
+                    M::load_activations::<1>(self.x(1, depth));
+                    multiply::<M, F, 1, 0>(depth == 0);
+                    scaling.tokens::<F, 2, PLACE>(&held, piece(2));
+                }
+                if UNPACKS {
+                    unpack_part::<F, 1, PLACE>(packed.parts, depth, packed.panel, packed.factors);
+                }
+                if TILES == 2 {
+                    if depth == 0 && results.tiles == 2 {
+                        M::store_sums::<1, 1>((&raw mut (*results.to).0[1][results.second]).cast());
+                    }
+                    multiply::<M, F, 1, 1>(depth == 0);
+                    scaling.tokens::<F, 3, PLACE>(&held, piece(3));
+                }
+            }
+        }
+    }
+
+    /// Tile `tile`'s activations of 64 k.
+    #[inline]
+    fn x(&self, tile: usize, depth: usize) -> Activations {
+        Activations {
+            at: self.x[tile].at.wrapping_add(depth * DEPTH),
+            ..self.x[tile]
+        }
+    }
+
+    /// The tile of a plane.
+    #[inline]
+    fn weights(&self, depth: usize, plane: usize) -> *const u8 {
+        let tiles = self.panel.cast::<[u8; 1024]>();
+        tiles.wrapping_add(2 * depth + plane).cast()
+    }
+}
+
+/// Stores the last step's sums, and scales what is left of two.
+///
+/// # Safety
+/// As [`Step::run`].
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+pub(super) unsafe fn finish<M: Tiles, F: Format>(results: Results, scaled: &[Scaling; 2]) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if results.tiles > 0 {
+            M::store_sums::<0, 0>((&raw mut (*results.to).0[0]).cast());
+            M::store_sums::<0, 1>((&raw mut (*results.to).0[1]).cast());
+        }
+        if results.tiles == 2 {
+            M::store_sums::<1, 0>((&raw mut (*results.to).0[0][results.second]).cast());
+            M::store_sums::<1, 1>((&raw mut (*results.to).0[1][results.second]).cast());
+        }
+        for (scaling, from) in [(&scaled[0], scaled[0].count * 3 / 4), (&scaled[1], 0)] {
+            let held = Held::new::<F>(scaling.factors);
+            scaling.tokens::<F, 4, 0>(&held, (from, scaling.count));
+        }
+    }
+}
+
+/// Multiplies tile X with the weights of a plane, whose sums begin there or not.
+///
+/// # Safety
+/// Both are loaded.
+#[inline]
+unsafe fn multiply<M: Tiles, F: Format, const X: usize, const PLANE: usize>(begins: bool) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if begins {
+            M::begin::<X, PLANE>();
+        }
+        match (planes::<F>(), PLANE) {
+            (Planes::Bytes, 0) => M::add::<true, X, PLANE>(),
+            _ => M::add::<false, X, PLANE>(),
+        }
+    }
+}
+
+/// The factors of a block, in registers.
+struct Held {
+    d: __m512,
+    m: __m512,
+    mins: [__m512i; DEPTHS],
+}
+
+impl Held {
+    /// # Safety
+    /// They are there; those that the format has not are anything.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+    unsafe fn new<F: Format>(from: *const Factors) -> Held {
+        let (mut m, mut mins) = (_mm512_setzero_ps(), [_mm512_setzero_si512(); DEPTHS]);
+        // SAFETY: the caller's promise.
+        unsafe {
+            if has_mins::<F>() || F::HAS_HALF_MINS {
+                m = _mm512_load_ps((&raw const (*from).m).cast());
+            }
+            if has_mins::<F>() {
+                let from = (&raw const (*from).mins).cast::<__m512i>();
+                mins = [
+                    _mm512_load_si512(from),
+                    _mm512_load_si512(from.add(1)),
+                    _mm512_load_si512(from.add(2)),
+                    _mm512_load_si512(from.add(3)),
+                ];
+            }
+            Held {
+                d: _mm512_load_ps((&raw const (*from).d).cast()),
+                m,
+                mins,
+            }
+        }
+    }
+}
+
+impl Scaling {
+    /// Scales and adds the sums of some tokens. PIECE and PLACE make another function of it wherever it stands, since the compiler
+    /// inlines what stands but once.
+    ///
+    /// # Safety
+    /// All pointers are good for what is said of them.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+    unsafe fn tokens<F: Format, const PIECE: usize, const PLACE: usize>(
+        &self,
+        held: &Held,
+        (from, to): (usize, usize),
+    ) {
+        let mut out = self.out.wrapping_add(from * self.out_stride);
+        for t in from..to {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let row = *self.rows.add(t);
+                let line = self.sums.add(t);
+                let first = _mm512_load_si512(line.cast());
+                let second = _mm512_load_si512(line.add(MOST).cast());
+                let isum = match planes::<F>() {
+                    Planes::Scales => _mm512_add_epi32(_mm512_slli_epi32::<3>(first), second),
+                    Planes::Bytes => {
+                        // By 256, in a shuffle: shifts wait for the pipe that multiplies.
+                        let up = _mm512_loadu_si512(UP.as_ptr().cast());
+                        _mm512_add_epi32(_mm512_shuffle_epi8(first, up), second)
+                    }
+                    Planes::Minima => first,
+                };
+                let mut sum = _mm512_mul_ps(_mm512_cvtepi32_ps(isum), held.d);
+                if has_mins::<F>() || F::HAS_HALF_MINS {
+                    let imin = match planes::<F>() {
+                        Planes::Minima => second,
+                        _ => {
+                            let at = row.add(self.row_sums).cast::<i32>();
+                            let imin = dot(_mm512_setzero_si512(), held.mins[0], at);
+                            let imin = dot(imin, held.mins[1], at.add(1));
+                            let imin = dot(imin, held.mins[2], at.add(2));
+                            dot(imin, held.mins[3], at.add(3))
+                        }
+                    };
+                    sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(imin), held.m, sum);
+                }
+                let scale = _mm512_set1_ps(row.add(self.scale).cast::<f32>().read_unaligned());
+                let acc = _mm512_maskz_loadu_ps(self.read, out);
+                let acc = _mm512_fmadd_ps(sum, scale, acc);
+                _mm512_mask_storeu_ps(out, self.written, acc);
+                out = out.wrapping_add(self.out_stride);
+            }
+        }
+    }
+}
+
+/// Adds two integer minima times two sums of activations.
+///
+/// # Safety
+/// `sums` points at these.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+unsafe fn dot(imin: __m512i, mins: __m512i, sums: *const i32) -> __m512i {
+    // SAFETY: the caller's promise.
+    let sums = unsafe { _mm512_set1_epi32(sums.read_unaligned()) };
+    _mm512_dpwssd_epi32(imin, mins, sums)
+}
+
+/// The bytes of 32 bits, moved up by one.
+const UP: [u8; 64] = {
+    let (mut up, mut i) = ([0; 64], 0);
+    while i < 64 {
+        up[i] = if i % 4 == 0 { 0x80 } else { (i % 16 - 1) as u8 };
+        i += 1;
+    }
+    up
+};
