@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::planes::{DEPTHS, Factors, Panel, unpack_part};
-use super::step::{DEPTH, MOST, Packed, Results, Scaling, Step, Sums, finish};
+use super::step::{DEPTH, Packed, Results, Scaling, Share, Step, Sums, finish};
 use super::tiles::{Activations, Tiles};
 use crate::abi::MatMulArgs;
 use crate::cpu::avx2::quant::{Format, fetch_part};
@@ -26,6 +26,9 @@ const LONG: usize = 256;
 /// Blocks of k that are multiplied with all groups in turn: so many activations of 32 tokens, 16 KiB, stay in the L1 cache beside panels
 /// (16), sums (8) and a part of `out`. To be measured.
 const CHUNK: usize = 2;
+
+/// Whether a block is unpacked beside the products of the one before. To be measured.
+const BESIDE: bool = true;
 
 /// Tiles of tokens that share a block's panel. To be measured.
 const TILES: usize = 8;
@@ -140,7 +143,7 @@ impl Slab<'_> {
             sums: sums.cast(),
             factors,
             rows: self.rows.as_ptr(),
-            count: 0,
+            tokens: Share::of(0),
             scale: 0,
             row_sums: 0,
             out: self.args.out,
@@ -170,13 +173,13 @@ impl Slab<'_> {
                 }
                 for tile in self.tiles.clone().step_by(2) {
                     let count = (self.tiles.end - tile).min(2);
-                    let unpacks = next.is_some() && tile == self.tiles.start;
+                    let unpacks = BESIDE && next.is_some() && tile == self.tiles.start;
                     let step = self.step(unit, tile, units, scratch);
                     match (count, unpacks) {
-                        (1, false) => step.run::<M, F, 1, 1, false>(results, &scaled, packed),
-                        (1, true) => step.run::<M, F, 1, 2, true>(results, &scaled, packed),
-                        (_, false) => step.run::<M, F, 2, 3, false>(results, &scaled, packed),
-                        (_, true) => step.run::<M, F, 2, 4, true>(results, &scaled, packed),
+                        (1, false) => step.run::<M, F, 1, 1, false>(results, &mut scaled, packed),
+                        (1, true) => step.run::<M, F, 1, 2, true>(results, &mut scaled, packed),
+                        (_, false) => step.run::<M, F, 2, 3, false>(results, &mut scaled, packed),
+                        (_, true) => step.run::<M, F, 2, 4, true>(results, &mut scaled, packed),
                     }
                     let first = self.first_row(tile);
                     let last = self.first_row(tile + count - 1);
@@ -194,9 +197,12 @@ impl Slab<'_> {
                     Some(next) => unit = next,
                     None => break,
                 }
+                if !BESIDE {
+                    unpack::<F>(packed);
+                }
                 units += 1;
             }
-            finish::<M, F>(results, &scaled);
+            finish::<M, F>(results, &mut scaled);
         }
     }
 
@@ -322,7 +328,7 @@ impl Slab<'_> {
             sums: sums.wrapping_add(row - first),
             factors,
             rows: self.rows[row - self.first_row(self.tiles.start)..].as_ptr(),
-            count: end - row,
+            tokens: Share::of(end - row),
             scale: k + 4 * unit.block,
             row_sums: k + 4 * self.blocks + LONG / BLOCK * 2 * unit.block,
             out: (self.args.out).wrapping_add(row * out_stride + unit.group * GROUP),

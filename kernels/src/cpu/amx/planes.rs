@@ -4,6 +4,7 @@
 //! in a *plane* of its own: tiles multiply either plane with all 256 activations, and its sums meet those of the other then
 //! ([`Planes`]). Weights of two bits fit one byte with their scales; their other plane is minima.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use crate::cpu::avx2::quant::{Format, Head, Quants, Scales};
@@ -38,14 +39,6 @@ pub(super) const fn planes<F: Format>() -> Planes {
 /// Whether a part has one integer minimum, a byte behind those of its scales.
 pub(super) const fn has_mins<F: Format>() -> bool {
     F::HAS_MIN
-}
-
-/// What signed weights are raised by, to be multiplied as unsigned ones. A shift makes the scale's share of it.
-const fn raise<F: Format>() -> u32 {
-    match F::QUANTS {
-        Quants::Signed => 7,
-        _ => 5,
-    }
 }
 
 /// 256 k of sixteen rows of weights: for each 64 k a tile of either plane.
@@ -152,8 +145,8 @@ pub(super) unsafe fn unpack_part<F: Format, const ODD: usize, const PLACE: usize
 struct Scale {
     /// What the bytes of even numbers are multiplied with, and what those of odd ones are; or the upper and the lower bits; or all.
     by: [__m512i; 2],
-    /// What products of raised weights are too large by.
-    excess: __m512i,
+    /// Bytes whose scale is negative: weights take the sign, as only one factor of such products may have one.
+    negative: __mmask64,
 }
 
 impl Scale {
@@ -167,21 +160,18 @@ impl Scale {
                     _mm512_srli_epi16::<3>(scale),
                     _mm512_and_si512(scale, _mm512_set1_epi16(7)),
                 ],
-                excess: scale,
+                negative: 0,
             },
-            Planes::Bytes => Scale {
-                by: [
-                    _mm512_and_si512(scale, _mm512_set1_epi16(0xff)),
-                    _mm512_slli_epi16::<8>(scale),
-                ],
-                excess: match raise::<F>() {
-                    7 => _mm512_slli_epi16::<7>(scale),
-                    _ => _mm512_slli_epi16::<5>(scale),
-                },
-            },
+            Planes::Bytes => {
+                let even = _mm512_abs_epi16(scale);
+                Scale {
+                    by: [even, _mm512_slli_epi16::<8>(even)],
+                    negative: _mm512_movepi8_mask(_mm512_srai_epi16::<15>(scale)),
+                }
+            }
             Planes::Minima => Scale {
                 by: [scale; 2],
-                excess: scale,
+                negative: 0,
             },
         }
     }
@@ -204,18 +194,12 @@ impl Scale {
                 return;
             }
             Planes::Bytes => {
-                let word = _mm512_add_epi8(word, _mm512_set1_epi8((1u8 << raise::<F>()) as i8));
-                // A product of one byte and of a zero: nothing saturates.
-                let even = _mm512_maddubs_epi16(word, self.by[0]);
-                let odd = _mm512_maddubs_epi16(word, self.by[1]);
-                let even = _mm512_sub_epi16(even, self.excess);
-                let odd = _mm512_sub_epi16(odd, self.excess);
-                // SAFETY: the array has 64 bytes.
-                let swap = unsafe { _mm512_loadu_si512(SWAPPED.as_ptr().cast()) };
-                [
-                    _mm512_mask_shuffle_epi8(odd, EVEN, even, swap),
-                    _mm512_mask_shuffle_epi8(even, !EVEN, odd, swap),
-                ]
+                let zero = _mm512_setzero_si512();
+                let word = _mm512_mask_sub_epi8(word, self.negative, zero, word);
+                // Products of one byte and of a zero: nothing saturates.
+                let even = _mm512_maddubs_epi16(self.by[0], word);
+                let odd = _mm512_maddubs_epi16(self.by[1], word);
+                [swapped(odd, EVEN, even), swapped(even, !EVEN, odd)]
             }
         };
         // SAFETY: the caller's promise.
@@ -238,6 +222,25 @@ const SWAPPED: [u8; 64] = {
     }
     swapped
 };
+
+/// `to`, whose `bytes` are those of `from` at the other end of their 16 bits. The compiler would shuffle all and blend.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+fn swapped(mut to: __m512i, bytes: __mmask64, from: __m512i) -> __m512i {
+    // SAFETY: the array has 64 bytes; the instruction changes nothing else.
+    unsafe {
+        let order = _mm512_loadu_si512(SWAPPED.as_ptr().cast());
+        asm!(
+            "vpshufb {to}{{{bytes}}}, {from}, {order}",
+            to = inout(zmm_reg) to,
+            bytes = in(kreg) bytes,
+            from = in(zmm_reg) from,
+            order = in(zmm_reg) order,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    to
+}
 
 /// The integer minima of a part of both groups, in 32 bits.
 ///

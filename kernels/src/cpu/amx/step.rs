@@ -1,6 +1,7 @@
 //! A block of 256 k of sixteen features by one or two tiles of tokens: products by tiles, and beside them what AVX-512 does meanwhile:
 //! scaling the sums of earlier steps, and unpacking the next block of weights.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::planes::{DEPTHS, Factors, Panel, Planes, has_mins, planes, unpack_part};
@@ -36,6 +37,16 @@ pub(super) struct Results {
     pub(super) second: usize,
 }
 
+impl Results {
+    /// A line of a plane.
+    #[inline]
+    fn line(&self, plane: usize, line: usize) -> *mut [i32; 16] {
+        self.to
+            .cast::<[i32; 16]>()
+            .wrapping_add(plane * MOST + line)
+    }
+}
+
 /// What a step unpacks: the parts of a block of two groups.
 #[derive(Clone, Copy)]
 pub(super) struct Packed {
@@ -44,23 +55,55 @@ pub(super) struct Packed {
     pub(super) factors: *mut Factors,
 }
 
-/// Sums of a step that are to be scaled and added to what `out` holds.
+/// Shares that the scaling of a step is done in.
+const SHARES: usize = 16;
+
+/// Sums of a step that are to be scaled and added to what `out` holds, for a token after the other.
 #[derive(Clone, Copy)]
 pub(super) struct Scaling {
-    /// The first token's line of the first plane.
+    /// The next token's line of the first plane.
     pub(super) sums: *const [i32; 16],
     pub(super) factors: *const Factors,
-    /// The tokens' activations.
+    /// The next token's activations, and those of the tokens behind it.
     pub(super) rows: *const *const u8,
-    pub(super) count: usize,
+    pub(super) tokens: Share,
     /// Where rows have the block's scale, and its sums.
     pub(super) scale: usize,
     pub(super) row_sums: usize,
+    /// The next token's.
     pub(super) out: *mut f32,
     pub(super) out_stride: usize,
     /// Features that `out` is read of, none in the first block, and those that are written.
     pub(super) read: __mmask16,
     pub(super) written: __mmask16,
+}
+
+/// How many tokens each share is.
+#[derive(Clone, Copy)]
+pub(super) struct Share {
+    least: usize,
+    /// Shares that have one more: the first ones.
+    more: usize,
+    /// Shares that are done.
+    done: usize,
+}
+
+impl Share {
+    pub(super) fn of(tokens: usize) -> Share {
+        Share {
+            least: tokens / SHARES,
+            more: tokens % SHARES,
+            done: 0,
+        }
+    }
+
+    /// The tokens of the next share.
+    #[inline]
+    fn next(&mut self) -> usize {
+        let tokens = self.least + usize::from(self.done < self.more);
+        self.done += 1;
+        tokens
+    }
 }
 
 impl Step {
@@ -69,6 +112,7 @@ impl Step {
     ///
     /// # Safety
     /// Tiles are configured, for [`DEPTH`]; all pointers are good for what is said of them.
+    #[inline(never)]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
     pub(super) unsafe fn run<
         M: Tiles,
@@ -79,62 +123,55 @@ impl Step {
     >(
         &self,
         results: Results,
-        scaled: &[Scaling; 2],
+        scaled: &mut [Scaling; 2],
         packed: Packed,
     ) {
         // SAFETY: the caller's promise.
         unsafe {
             let mut held = Held::new::<F>(scaled[0].factors);
             for depth in 0..DEPTHS {
+                let depth = hidden(depth);
                 if depth == 1 {
                     held = Held::new::<F>(scaled[1].factors);
                 }
-                let scaling = &scaled[depth.min(1)];
-                // In pieces, of which a quarter of a step has two for each tile (NOTES.md, "Pieces").
-                let piece = |i: usize| {
-                    let (pieces, i) = (8 * TILES, 2 * TILES * depth + i);
-                    let at = (i + 6 * TILES) % pieces;
-                    (
-                        scaling.count * at / pieces,
-                        scaling.count * (at + 1) / pieces,
-                    )
-                };
+                // Tile instructions in pieces, with a share of the scaling behind each, or two (NOTES.md, "Pieces").
+                let scaling = &mut scaled[depth.min(1)];
                 if depth == 0 && results.tiles > 0 {
-                    M::store_sums::<0, 0>((&raw mut (*results.to).0[0]).cast());
+                    M::store_sums::<0, 0>(results.line(0, 0));
                 }
                 M::load_activations::<0>(self.x(0, depth));
                 M::load_weights::<0>(self.weights(depth, 0));
                 multiply::<M, F, 0, 0>(depth == 0);
-                scaling.tokens::<F, 0, PLACE>(&held, piece(0));
+                scaling.share::<F, 0, PLACE>(&held, 2 / TILES);
                 if UNPACKS {
                     unpack_part::<F, 0, PLACE>(packed.parts, depth, packed.panel, packed.factors);
                 }
                 if depth == 0 && results.tiles > 0 {
-                    M::store_sums::<0, 1>((&raw mut (*results.to).0[1]).cast());
+                    M::store_sums::<0, 1>(results.line(1, 0));
                 }
                 M::load_weights::<1>(self.weights(depth, 1));
                 multiply::<M, F, 0, 1>(depth == 0);
                 if depth == 0 && results.tiles == 2 {
-                    M::store_sums::<1, 0>((&raw mut (*results.to).0[0][results.second]).cast());
+                    M::store_sums::<1, 0>(results.line(0, results.second));
                     if TILES == 1 {
-                        M::store_sums::<1, 1>((&raw mut (*results.to).0[1][results.second]).cast());
+                        M::store_sums::<1, 1>(results.line(1, results.second));
                     }
                 }
-                scaling.tokens::<F, 1, PLACE>(&held, piece(1));
+                scaling.share::<F, 1, PLACE>(&held, 2 / TILES);
                 if TILES == 2 {
                     M::load_activations::<1>(self.x(1, depth));
                     multiply::<M, F, 1, 0>(depth == 0);
-                    scaling.tokens::<F, 2, PLACE>(&held, piece(2));
+                    scaling.share::<F, 2, PLACE>(&held, 1);
                 }
                 if UNPACKS {
                     unpack_part::<F, 1, PLACE>(packed.parts, depth, packed.panel, packed.factors);
                 }
                 if TILES == 2 {
                     if depth == 0 && results.tiles == 2 {
-                        M::store_sums::<1, 1>((&raw mut (*results.to).0[1][results.second]).cast());
+                        M::store_sums::<1, 1>(results.line(1, results.second));
                     }
                     multiply::<M, F, 1, 1>(depth == 0);
-                    scaling.tokens::<F, 3, PLACE>(&held, piece(3));
+                    scaling.share::<F, 3, PLACE>(&held, 1);
                 }
             }
         }
@@ -162,22 +199,31 @@ impl Step {
 /// # Safety
 /// As [`Step::run`].
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-pub(super) unsafe fn finish<M: Tiles, F: Format>(results: Results, scaled: &[Scaling; 2]) {
+pub(super) unsafe fn finish<M: Tiles, F: Format>(results: Results, scaled: &mut [Scaling; 2]) {
     // SAFETY: the caller's promise.
     unsafe {
         if results.tiles > 0 {
-            M::store_sums::<0, 0>((&raw mut (*results.to).0[0]).cast());
-            M::store_sums::<0, 1>((&raw mut (*results.to).0[1]).cast());
+            M::store_sums::<0, 0>(results.line(0, 0));
+            M::store_sums::<0, 1>(results.line(1, 0));
         }
         if results.tiles == 2 {
-            M::store_sums::<1, 0>((&raw mut (*results.to).0[0][results.second]).cast());
-            M::store_sums::<1, 1>((&raw mut (*results.to).0[1][results.second]).cast());
+            M::store_sums::<1, 0>(results.line(0, results.second));
+            M::store_sums::<1, 1>(results.line(1, results.second));
         }
-        for (scaling, from) in [(&scaled[0], scaled[0].count * 3 / 4), (&scaled[1], 0)] {
+        for scaling in scaled {
             let held = Held::new::<F>(scaling.factors);
-            scaling.tokens::<F, 4, 0>(&held, (from, scaling.count));
+            scaling.share::<F, 4, 0>(&held, SHARES - scaling.tokens.done);
         }
     }
+}
+
+/// A number that the compiler knows nothing of, lest it writes out loops of large bodies, which the processor's caches of instructions
+/// then have no room for.
+#[inline]
+fn hidden(mut number: usize) -> usize {
+    // SAFETY: no instruction.
+    unsafe { asm!("/* {} */", inout(reg) number, options(pure, nomem, nostack, preserves_flags)) };
+    number
 }
 
 /// Multiplies tile X with the weights of a plane, whose sums begin there or not.
@@ -236,28 +282,38 @@ impl Held {
 }
 
 impl Scaling {
-    /// Scales and adds the sums of some tokens. PIECE and PLACE make another function of it wherever it stands, since the compiler
+    /// Scales and adds the sums of some shares of the tokens. PIECE and PLACE make another function of it wherever it stands, since the compiler
     /// inlines what stands but once.
     ///
     /// # Safety
     /// All pointers are good for what is said of them.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-    unsafe fn tokens<F: Format, const PIECE: usize, const PLACE: usize>(
-        &self,
+    unsafe fn share<F: Format, const PIECE: usize, const PLACE: usize>(
+        &mut self,
         held: &Held,
-        (from, to): (usize, usize),
+        shares: usize,
     ) {
-        let mut out = self.out.wrapping_add(from * self.out_stride);
-        for t in from..to {
+        let mut left = 0;
+        for _ in 0..shares {
+            left += self.tokens.next();
+        }
+        // A float whose last bit is 1: sums of minima (below 2^21) that are added to its bits are added to it.
+        let one_and_a_half = _mm512_set1_ps((3 << 22) as f32);
+        let none = match SPREAD {
+            true => _mm512_castps_si512(one_and_a_half),
+            false => _mm512_setzero_si512(),
+        };
+        let (mut rows, mut line, mut out) = (self.rows, self.sums, self.out);
+        while left > 0 {
+            left -= 1;
             // SAFETY: the caller's promise.
             unsafe {
-                let row = *self.rows.add(t);
-                let line = self.sums.add(t);
+                let row = *rows;
                 let first = _mm512_load_si512(line.cast());
                 let second = _mm512_load_si512(line.add(MOST).cast());
                 let isum = match planes::<F>() {
-                    Planes::Scales => _mm512_add_epi32(_mm512_slli_epi32::<3>(first), second),
+                    Planes::Scales => _mm512_add_epi32(eightfold(first), second),
                     Planes::Bytes => {
                         // By 256, in a shuffle: shifts wait for the pipe that multiplies.
                         let up = _mm512_loadu_si512(UP.as_ptr().cast());
@@ -271,22 +327,56 @@ impl Scaling {
                         Planes::Minima => second,
                         _ => {
                             let at = row.add(self.row_sums).cast::<i32>();
-                            let imin = dot(_mm512_setzero_si512(), held.mins[0], at);
+                            let imin = dot(none, held.mins[0], at);
                             let imin = dot(imin, held.mins[1], at.add(1));
                             let imin = dot(imin, held.mins[2], at.add(2));
                             dot(imin, held.mins[3], at.add(3))
                         }
                     };
-                    sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(imin), held.m, sum);
+                    let imin = match (SPREAD, planes::<F>()) {
+                        (true, Planes::Scales) => {
+                            _mm512_sub_ps(_mm512_castsi512_ps(imin), one_and_a_half)
+                        }
+                        _ => _mm512_cvtepi32_ps(imin),
+                    };
+                    sum = _mm512_fmadd_ps(imin, held.m, sum);
                 }
                 let scale = _mm512_set1_ps(row.add(self.scale).cast::<f32>().read_unaligned());
                 let acc = _mm512_maskz_loadu_ps(self.read, out);
                 let acc = _mm512_fmadd_ps(sum, scale, acc);
                 _mm512_mask_storeu_ps(out, self.written, acc);
+                rows = rows.wrapping_add(1);
+                line = line.wrapping_add(1);
                 out = out.wrapping_add(self.out_stride);
             }
         }
+        (self.rows, self.sums, self.out) = (rows, line, out);
     }
+}
+
+/// Whether what the pipe that multiplies would do is done by additions, which the other one does too. To be measured.
+const SPREAD: bool = true;
+
+/// Eight times a number.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+fn eightfold(x: __m512i) -> __m512i {
+    if !SPREAD {
+        return _mm512_slli_epi32::<3>(x);
+    }
+    let x = doubled(doubled(x));
+    doubled(x)
+}
+
+/// Twice a number, by an addition that the compiler doesn't make a shift.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+fn doubled(mut x: __m512i) -> __m512i {
+    // SAFETY: the instruction changes nothing else.
+    unsafe {
+        asm!("vpaddd {0}, {0}, {0}", inout(zmm_reg) x, options(pure, nomem, nostack, preserves_flags));
+    }
+    x
 }
 
 /// Adds two integer minima times two sums of activations.
