@@ -5,15 +5,14 @@
 //! and tiles are steps of one pipeline, so products always have the scaling of earlier ones beside them, and those of a block's first
 //! tiles the unpacking of the next block.
 
-use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::planes::{DEPTHS, Factors, Panel, unpack_part};
-use super::step::{DEPTH, Packed, Results, Scaling, Share, Step, Sums, finish};
+use super::planes::{DEPTHS, Factors, Packed, Panel};
+use super::step::{DEPTH, Results, Scaling, Share, Step, Sums, finish};
 use super::tiles::{Activations, Tiles};
 use crate::abi::MatMulArgs;
-use crate::cpu::avx2::quant::{Format, fetch_part};
+use crate::cpu::avx2::quant::Format;
 use crate::pack::GROUP;
 use crate::quant::BLOCK;
 
@@ -147,7 +146,7 @@ impl Slab<'_> {
             scale: 0,
             row_sums: 0,
             out: self.args.out,
-            out_stride: 0,
+            out_bytes: 0,
             read: 0,
             written: 0,
         };
@@ -168,7 +167,6 @@ impl Slab<'_> {
                 }
                 let next = self.after(unit);
                 if let Some(next) = next {
-                    self.fetch::<F>(next);
                     packed = self.packed::<F>(next, units + 1, scratch);
                 }
                 for tile in self.tiles.clone().step_by(2) {
@@ -254,33 +252,22 @@ impl Slab<'_> {
                 parts: [at[0].add(F::HEADER), at[1].add(F::HEADER)],
                 panel: panels.add(units % 2),
                 factors,
+                next: self.ahead(unit),
             }
         }
     }
 
-    /// Fetches what is unpacked some blocks behind a unit, which may be anywhere.
-    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-    fn fetch<F: Format>(&self, unit: Unit) {
+    /// What is unpacked a chunk behind a unit, to be fetched.
+    fn ahead(&self, unit: Unit) -> [*const u8; 2] {
         let chunk = unit.block / CHUNK * CHUNK;
-        let ahead = match (unit.group + 2 < self.groups, chunk + CHUNK < self.blocks) {
-            (true, _) => self.at(Unit {
-                group: unit.group + 2,
-                ..unit
-            }),
-            (false, true) => self.at(Unit {
-                block: unit.block + CHUNK,
-                group: 0,
-            }),
+        let (block, group) = match (unit.group + 2 < self.groups, chunk + CHUNK < self.blocks) {
+            (true, _) => (unit.block, unit.group + 2),
+            (false, true) => (unit.block + CHUNK, 0),
             // Of the next columns, for which there may be another call.
-            (false, false) => self.at(Unit {
-                block: unit.block - chunk,
-                group: unit.group + 2,
-            }),
+            (false, false) => (unit.block - chunk, unit.group + 2),
         };
-        for part in 0..F::PARTS {
-            fetch_part::<F, _MM_HINT_T1>(ahead[0], part);
-            fetch_part::<F, _MM_HINT_T1>(ahead[1], part);
-        }
+        let [first, _] = self.at(Unit { block, group });
+        [first, first.wrapping_add(self.blocks * self.block_bytes)]
     }
 
     /// The products of one or two tiles with a unit, the number `units` of them.
@@ -332,7 +319,7 @@ impl Slab<'_> {
             scale: k + 4 * unit.block,
             row_sums: k + 4 * self.blocks + LONG / BLOCK * 2 * unit.block,
             out: (self.args.out).wrapping_add(row * out_stride + unit.group * GROUP),
-            out_stride,
+            out_bytes: size_of::<f32>() * out_stride,
             read: if unit.block > 0 { written } else { 0 },
             written,
         }
@@ -378,14 +365,14 @@ impl Slab<'_> {
 /// Unpacks a whole block.
 ///
 /// # Safety
-/// As [`unpack_part`].
+/// As [`Packed::part`].
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
 unsafe fn unpack<F: Format>(packed: Packed) {
     for depth in 0..DEPTHS {
         // SAFETY: the caller's promise.
         unsafe {
-            unpack_part::<F, 0, 0>(packed.parts, depth, packed.panel, packed.factors);
-            unpack_part::<F, 1, 0>(packed.parts, depth, packed.panel, packed.factors);
+            packed.part::<F, 0, 0>(depth);
+            packed.part::<F, 1, 0>(depth);
         }
     }
 }

@@ -7,7 +7,7 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use crate::cpu::avx2::quant::{Format, Head, Quants, Scales};
+use crate::cpu::avx2::quant::{Format, Head, Quants, Scales, fetch_part};
 use crate::cpu::avx512::part::{join, join_floats, scales};
 
 /// Parts of 32 k of a block.
@@ -34,11 +34,6 @@ pub(super) const fn planes<F: Format>() -> Planes {
         Quants::Nibbles | Quants::Low => Planes::Scales,
         Quants::SignedLow | Quants::Signed => Planes::Bytes,
     }
-}
-
-/// Whether a part has one integer minimum, a byte behind those of its scales.
-pub(super) const fn has_mins<F: Format>() -> bool {
-    F::HAS_MIN
 }
 
 /// 256 k of sixteen rows of weights: for each 64 k a tile of either plane.
@@ -71,7 +66,7 @@ impl Factors {
             let heads: [Head; 2] = [F::head(at[0]), F::head(at[1])];
             let d = join_floats(heads[0].d, heads[1].d);
             _mm512_store_ps((&raw mut (*to).d).cast(), d);
-            if has_mins::<F>() || F::HAS_HALF_MINS {
+            if F::HAS_MIN || F::HAS_HALF_MINS {
                 let m = join_floats(heads[0].m, heads[1].m);
                 _mm512_store_ps((&raw mut (*to).m).cast(), m);
             }
@@ -79,63 +74,78 @@ impl Factors {
     }
 }
 
-/// Unpacks part `2 * depth + ODD` of a block of two groups, whose parts begin at `at`, to a panel, and behind the odd one what integer
-/// minima both have to `factors`. PLACE is another number wherever this stands, since the compiler inlines what stands but once.
-///
-/// # Safety
-/// Each of `at` points at a block's parts; `panel` and `factors` may be written.
-#[inline]
-#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-pub(super) unsafe fn unpack_part<F: Format, const ODD: usize, const PLACE: usize>(
-    at: [*const u8; 2],
-    depth: usize,
-    panel: *mut Panel,
-    factors: *mut Factors,
-) {
-    // SAFETY: the caller's promise: parts follow one another, and a tile has eight lines for each.
-    unsafe {
-        let offset = (2 * depth + ODD) * F::PART;
-        let part = [at[0].add(offset), at[1].add(offset)];
-        let [first, second] = scales::<F>(part);
-        let tiles = (&raw mut (*panel).0).cast::<[Tile; 2]>().add(depth);
-        let to = tiles.cast::<[u8; 64]>().add(8 * ODD);
-        let low = [F::half::<0>(part[0]), F::half::<0>(part[1])];
-        let scale = Scale::new::<F>(first);
-        scale.unpack::<F>(join(low[0][0], low[1][0]), to);
-        scale.unpack::<F>(join(low[0][1], low[1][1]), to.add(1));
-        scale.unpack::<F>(join(low[0][2], low[1][2]), to.add(2));
-        scale.unpack::<F>(join(low[0][3], low[1][3]), to.add(3));
-        let high = [F::half::<1>(part[0]), F::half::<1>(part[1])];
-        let scale = match F::SCALES {
-            Scales::Halves => Scale::new::<F>(second),
-            _ => scale,
-        };
-        scale.unpack::<F>(join(high[0][0], high[1][0]), to.add(4));
-        scale.unpack::<F>(join(high[0][1], high[1][1]), to.add(5));
-        scale.unpack::<F>(join(high[0][2], high[1][2]), to.add(6));
-        scale.unpack::<F>(join(high[0][3], high[1][3]), to.add(7));
-        if planes::<F>() == Planes::Minima {
-            let to = to.add(16);
-            if let ([Some(a), Some(b)], [Some(c), Some(d)]) = (
-                [F::half_min::<0>(part[0]), F::half_min::<0>(part[1])],
-                [F::half_min::<1>(part[0]), F::half_min::<1>(part[1])],
-            ) {
-                let (first, second) = (in_every_byte(join(a, b)), in_every_byte(join(c, d)));
-                store(to, first);
-                store(to.add(1), first);
-                store(to.add(2), first);
-                store(to.add(3), first);
-                store(to.add(4), second);
-                store(to.add(5), second);
-                store(to.add(6), second);
-                store(to.add(7), second);
+/// A block of two groups that is to be unpacked.
+#[derive(Clone, Copy)]
+pub(super) struct Packed {
+    /// Where its parts begin.
+    pub(super) parts: [*const u8; 2],
+    pub(super) panel: *mut Panel,
+    pub(super) factors: *mut Factors,
+    /// Blocks that come later, which are fetched and may be anywhere.
+    pub(super) next: [*const u8; 2],
+}
+
+impl Packed {
+    /// Unpacks part `2 * depth + ODD`, and behind the odd one what integer minima both have. PLACE is another number wherever this
+    /// stands, since the compiler inlines what stands but once.
+    ///
+    /// # Safety
+    /// There are both blocks' parts; the panel and the factors may be written.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+    pub(super) unsafe fn part<F: Format, const ODD: usize, const PLACE: usize>(
+        &self,
+        depth: usize,
+    ) {
+        // SAFETY: the caller's promise: parts follow one another, and a tile has eight lines for each.
+        unsafe {
+            let offset = (2 * depth + ODD) * F::PART;
+            let part = [self.parts[0].add(offset), self.parts[1].add(offset)];
+            fetch_part::<F, _MM_HINT_T1>(self.next[0], 2 * depth + ODD);
+            fetch_part::<F, _MM_HINT_T1>(self.next[1], 2 * depth + ODD);
+            let [first, second] = scales::<F>(part);
+            let tiles = (&raw mut (*self.panel).0).cast::<[Tile; 2]>().add(depth);
+            let to = tiles.cast::<[u8; 64]>().add(8 * ODD);
+            let low = [F::half::<0>(part[0]), F::half::<0>(part[1])];
+            let scale = Scale::new::<F>(first);
+            scale.unpack::<F>(join(low[0][0], low[1][0]), to);
+            scale.unpack::<F>(join(low[0][1], low[1][1]), to.add(1));
+            scale.unpack::<F>(join(low[0][2], low[1][2]), to.add(2));
+            scale.unpack::<F>(join(low[0][3], low[1][3]), to.add(3));
+            let high = [F::half::<1>(part[0]), F::half::<1>(part[1])];
+            let scale = match F::SCALES {
+                Scales::Halves => Scale::new::<F>(second),
+                _ => scale,
+            };
+            scale.unpack::<F>(join(high[0][0], high[1][0]), to.add(4));
+            scale.unpack::<F>(join(high[0][1], high[1][1]), to.add(5));
+            scale.unpack::<F>(join(high[0][2], high[1][2]), to.add(6));
+            scale.unpack::<F>(join(high[0][3], high[1][3]), to.add(7));
+            if planes::<F>() == Planes::Minima {
+                let to = to.add(16);
+                if let ([Some(a), Some(b)], [Some(c), Some(d)]) = (
+                    [F::half_min::<0>(part[0]), F::half_min::<0>(part[1])],
+                    [F::half_min::<1>(part[0]), F::half_min::<1>(part[1])],
+                ) {
+                    let (first, second) = (in_every_byte(join(a, b)), in_every_byte(join(c, d)));
+                    store(to, first);
+                    store(to.add(1), first);
+                    store(to.add(2), first);
+                    store(to.add(3), first);
+                    store(to.add(4), second);
+                    store(to.add(5), second);
+                    store(to.add(6), second);
+                    store(to.add(7), second);
+                }
             }
-        }
-        if has_mins::<F>() && ODD == 1 {
-            let even = mins([part[0].sub(F::PART), part[1].sub(F::PART)]);
-            let pairs = _mm512_or_si512(even, _mm512_slli_epi32::<16>(mins(part)));
-            let to = (&raw mut (*factors).mins).cast::<[u8; 64]>().add(depth);
-            store(to, pairs);
+            if F::HAS_MIN && ODD == 1 {
+                let even = mins([part[0].sub(F::PART), part[1].sub(F::PART)]);
+                let pairs = _mm512_or_si512(even, _mm512_slli_epi32::<16>(mins(part)));
+                let to = (&raw mut (*self.factors).mins)
+                    .cast::<[u8; 64]>()
+                    .add(depth);
+                store(to, pairs);
+            }
         }
     }
 }
@@ -217,7 +227,7 @@ const EVEN: __mmask64 = 0x5555_5555_5555_5555;
 const SWAPPED: [u8; 64] = {
     let (mut swapped, mut i) = ([0; 64], 0);
     while i < 64 {
-        swapped[i] = (i % 16 ^ 1) as u8;
+        swapped[i] = ((i % 16) ^ 1) as u8;
         i += 1;
     }
     swapped

@@ -1,4 +1,4 @@
-//! Quantised weights times Q8 and Q11 rows, by int8 tiles.
+//! Quantised weights times Q8 and Q11 rows, by int8 tiles. Those in blocks of 256 times Q8K rows are [`super::blocks`].
 //!
 //! A chunk of the k of sixteen rows of weights is unpacked once, to *panels* of 32 k; then for each T tokens the tiles of one panel
 //! after the other are multiplied while AVX-512 scales the results of the panel before and adds them to accumulators in

@@ -4,9 +4,8 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::planes::{DEPTHS, Factors, Panel, Planes, has_mins, planes, unpack_part};
+use super::planes::{DEPTHS, Factors, Packed, Panel, Planes, planes};
 use super::tiles::{Activations, Tiles};
-
 use crate::cpu::avx2::quant::Format;
 
 /// Bytes of activations that a product takes of each token.
@@ -47,14 +46,6 @@ impl Results {
     }
 }
 
-/// What a step unpacks: the parts of a block of two groups.
-#[derive(Clone, Copy)]
-pub(super) struct Packed {
-    pub(super) parts: [*const u8; 2],
-    pub(super) panel: *mut Panel,
-    pub(super) factors: *mut Factors,
-}
-
 /// Shares that the scaling of a step is done in.
 const SHARES: usize = 16;
 
@@ -72,7 +63,8 @@ pub(super) struct Scaling {
     pub(super) row_sums: usize,
     /// The next token's.
     pub(super) out: *mut f32,
-    pub(super) out_stride: usize,
+    /// Bytes from a token's to the next.
+    pub(super) out_bytes: usize,
     /// Features that `out` is read of, none in the first block, and those that are written.
     pub(super) read: __mmask16,
     pub(super) written: __mmask16,
@@ -128,11 +120,11 @@ impl Step {
     ) {
         // SAFETY: the caller's promise.
         unsafe {
-            let mut held = Held::new::<F>(scaled[0].factors);
+            let mut held = Held::new::<F>(&scaled[0]);
             for depth in 0..DEPTHS {
                 let depth = hidden(depth);
                 if depth == 1 {
-                    held = Held::new::<F>(scaled[1].factors);
+                    held = Held::new::<F>(&scaled[1]);
                 }
                 // Tile instructions in pieces, with a share of the scaling behind each, or two (NOTES.md, "Pieces").
                 let scaling = &mut scaled[depth.min(1)];
@@ -144,7 +136,7 @@ impl Step {
                 multiply::<M, F, 0, 0>(depth == 0);
                 scaling.share::<F, 0, PLACE>(&held, 2 / TILES);
                 if UNPACKS {
-                    unpack_part::<F, 0, PLACE>(packed.parts, depth, packed.panel, packed.factors);
+                    packed.part::<F, 0, PLACE>(depth);
                 }
                 if depth == 0 && results.tiles > 0 {
                     M::store_sums::<0, 1>(results.line(1, 0));
@@ -164,7 +156,7 @@ impl Step {
                     scaling.share::<F, 2, PLACE>(&held, 1);
                 }
                 if UNPACKS {
-                    unpack_part::<F, 1, PLACE>(packed.parts, depth, packed.panel, packed.factors);
+                    packed.part::<F, 1, PLACE>(depth);
                 }
                 if TILES == 2 {
                     if depth == 0 && results.tiles == 2 {
@@ -211,7 +203,7 @@ pub(super) unsafe fn finish<M: Tiles, F: Format>(results: Results, scaled: &mut 
             M::store_sums::<1, 1>(results.line(1, results.second));
         }
         for scaling in scaled {
-            let held = Held::new::<F>(scaling.factors);
+            let held = Held::new::<F>(scaling);
             scaling.share::<F, 4, 0>(&held, SHARES - scaling.tokens.done);
         }
     }
@@ -244,8 +236,10 @@ unsafe fn multiply<M: Tiles, F: Format, const X: usize, const PLANE: usize>(begi
     }
 }
 
-/// The factors of a block, in registers.
+/// What all tokens of a step are scaled with, in registers: the factors of the block, and what is read and written of `out`.
 struct Held {
+    read: __mmask16,
+    written: __mmask16,
     d: __m512,
     m: __m512,
     mins: [__m512i; DEPTHS],
@@ -253,17 +247,18 @@ struct Held {
 
 impl Held {
     /// # Safety
-    /// They are there; those that the format has not are anything.
+    /// There are factors.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-    unsafe fn new<F: Format>(from: *const Factors) -> Held {
+    unsafe fn new<F: Format>(of: &Scaling) -> Held {
+        let from = of.factors;
         let (mut m, mut mins) = (_mm512_setzero_ps(), [_mm512_setzero_si512(); DEPTHS]);
         // SAFETY: the caller's promise.
         unsafe {
-            if has_mins::<F>() || F::HAS_HALF_MINS {
+            if F::HAS_MIN || F::HAS_HALF_MINS {
                 m = _mm512_load_ps((&raw const (*from).m).cast());
             }
-            if has_mins::<F>() {
+            if F::HAS_MIN {
                 let from = (&raw const (*from).mins).cast::<__m512i>();
                 mins = [
                     _mm512_load_si512(from),
@@ -273,6 +268,8 @@ impl Held {
                 ];
             }
             Held {
+                read: of.read,
+                written: of.written,
                 d: _mm512_load_ps((&raw const (*from).d).cast()),
                 m,
                 mins,
@@ -322,7 +319,7 @@ impl Scaling {
                     Planes::Minima => first,
                 };
                 let mut sum = _mm512_mul_ps(_mm512_cvtepi32_ps(isum), held.d);
-                if has_mins::<F>() || F::HAS_HALF_MINS {
+                if F::HAS_MIN || F::HAS_HALF_MINS {
                     let imin = match planes::<F>() {
                         Planes::Minima => second,
                         _ => {
@@ -342,12 +339,12 @@ impl Scaling {
                     sum = _mm512_fmadd_ps(imin, held.m, sum);
                 }
                 let scale = _mm512_set1_ps(row.add(self.scale).cast::<f32>().read_unaligned());
-                let acc = _mm512_maskz_loadu_ps(self.read, out);
+                let acc = _mm512_maskz_loadu_ps(held.read, out);
                 let acc = _mm512_fmadd_ps(sum, scale, acc);
-                _mm512_mask_storeu_ps(out, self.written, acc);
+                _mm512_mask_storeu_ps(out, held.written, acc);
                 rows = rows.wrapping_add(1);
                 line = line.wrapping_add(1);
-                out = out.wrapping_add(self.out_stride);
+                out = out.wrapping_byte_add(self.out_bytes);
             }
         }
         (self.rows, self.sums, self.out) = (rows, line, out);
