@@ -23,7 +23,7 @@ const FULL: usize = 16;
 const LONG: usize = 256;
 
 /// Blocks of k that are multiplied with all groups in turn: so many activations of 32 tokens, 16 KiB, stay in the L1 cache beside panels
-/// (16), sums (8) and a part of `out`. To be measured.
+/// (16), sums of steps (8) and those of all blocks so far (2 for two groups). To be measured.
 const CHUNK: usize = 2;
 
 /// Whether a block is unpacked beside the products of the one before. To be measured.
@@ -31,6 +31,12 @@ const BESIDE: bool = true;
 
 /// Tiles of tokens that share a block's panel. To be measured.
 const TILES: usize = 8;
+
+/// Tiles of tokens of a step: two, with which tiles of weights are loaded half as often, or one. To be measured.
+const SIDE: usize = 2;
+
+/// Groups of a call that are multiplied with a chunk in turn, which bounds the memory of their sums.
+const GROUPS: usize = 16;
 
 /// Bytes from a token to the next where rows are collected: a chunk, and a line more, lest their lines share few sets of the cache.
 const COLLECTED: usize = CHUNK * LONG + 64;
@@ -42,11 +48,17 @@ const IN_USE: usize = 4;
 #[repr(C, align(64))]
 struct Rows([[u8; COLLECTED]; TILES * FULL]);
 
+/// Sums of all blocks so far of each token with two groups. Rows of `out` may lie a multiple of 4 KiB apart, as lines that share a set of
+/// the L1 cache do.
+#[repr(C, align(64))]
+struct Acc([[[f32; 16]; TILES * FULL]; GROUPS / 2]);
+
 /// Memory of a call.
 struct Scratch {
     panels: MaybeUninit<[Panel; 2]>,
     factors: MaybeUninit<[Factors; IN_USE]>,
     sums: MaybeUninit<[Sums; 2]>,
+    acc: MaybeUninit<Acc>,
     collected: MaybeUninit<Rows>,
 }
 
@@ -65,6 +77,7 @@ pub(super) unsafe fn matmul<M: Tiles, F: Format>(args: &MatMulArgs) {
         panels: MaybeUninit::uninit(),
         factors: MaybeUninit::zeroed(),
         sums: MaybeUninit::uninit(),
+        acc: MaybeUninit::uninit(),
         collected: MaybeUninit::uninit(),
     };
     // Hidden, lest what is read of it between products is read before them.
@@ -73,14 +86,22 @@ pub(super) unsafe fn matmul<M: Tiles, F: Format>(args: &MatMulArgs) {
     unsafe {
         M::configure(tokens, DEPTH);
         for first in (0..tiles).step_by(TILES) {
-            let slab = Slab::new::<F>(args, tokens, first..tiles.min(first + TILES));
-            slab.run::<M, F>(scratch);
+            for col in (0..args.cols).step_by(GROUPS * GROUP) {
+                let part = MatMulArgs {
+                    out: args.out.add(col as usize),
+                    col0: args.col0 + col,
+                    cols: (args.cols - col).min((GROUPS * GROUP) as u64),
+                    ..*args
+                };
+                let slab = Slab::new::<F>(&part, tokens, first..tiles.min(first + TILES));
+                slab.run::<M, F>(scratch);
+            }
         }
         M::release();
     }
 }
 
-/// Some of a call's tiles of tokens.
+/// Some of a call's tiles of tokens with some of its features.
 struct Slab<'a> {
     args: &'a MatMulArgs,
     /// Tokens of a tile.
@@ -133,6 +154,7 @@ impl Slab<'_> {
     unsafe fn run<M: Tiles, F: Format>(&self, scratch: &mut Scratch) {
         let factors = scratch.factors.as_mut_ptr().cast::<Factors>();
         let sums = scratch.sums.as_mut_ptr().cast::<Sums>();
+        let acc = scratch.acc.as_mut_ptr().cast::<[f32; 16]>();
         let mut unit = Unit { block: 0, group: 0 };
         if self.blocks == 0 {
             // SAFETY: the caller's promise.
@@ -145,6 +167,7 @@ impl Slab<'_> {
             tokens: Share::of(0),
             scale: 0,
             row_sums: 0,
+            acc,
             out: self.args.out,
             out_bytes: 0,
             read: 0,
@@ -169,8 +192,8 @@ impl Slab<'_> {
                 if let Some(next) = next {
                     packed = self.packed::<F>(next, units + 1, scratch);
                 }
-                for tile in self.tiles.clone().step_by(2) {
-                    let count = (self.tiles.end - tile).min(2);
+                for tile in self.tiles.clone().step_by(SIDE) {
+                    let count = (self.tiles.end - tile).min(SIDE);
                     let unpacks = BESIDE && next.is_some() && tile == self.tiles.start;
                     let step = self.step(unit, tile, units, scratch);
                     match (count, unpacks) {
@@ -186,8 +209,10 @@ impl Slab<'_> {
                         tiles: count,
                         second: last - first,
                     };
-                    let factors = factors.add(units % IN_USE);
-                    let scaling = self.scaling(unit, tile, count, results.to.cast(), factors);
+                    let scaling = Scaling {
+                        factors: factors.add(units % IN_USE),
+                        ..self.scaling(unit, tile, count, results.to.cast(), acc)
+                    };
                     scaled = [scaled[1], scaling];
                     steps += 1;
                 }
@@ -294,33 +319,43 @@ impl Slab<'_> {
         }
     }
 
-    /// How the sums of `count` tiles are scaled, of rows that no tile before them has.
+    /// How the sums of `count` tiles are scaled, of rows that no tile before them has; but for the factors.
     fn scaling(
         &self,
         unit: Unit,
         tile: usize,
         count: usize,
         sums: *const [i32; 16],
-        factors: *const Factors,
+        acc: *mut [f32; 16],
     ) -> Scaling {
         let k = self.args.k as usize;
-        let out_stride = self.args.out_stride as usize;
         let (first, row) = (self.first_row(tile), tile * self.tokens);
         let end = self.first_row(tile + count - 1) + self.tokens;
-        let written = match unit.group + 1 < self.groups {
-            true => 0xffff,
-            false => 0xff,
+        let start = row - self.first_row(self.tiles.start);
+        let acc = acc.wrapping_add(unit.group / 2 * TILES * FULL + start);
+        let out_stride = self.args.out_stride as usize;
+        let (out, out_bytes, written) = match unit.block + 1 == self.blocks {
+            false => (acc.cast(), size_of::<[f32; 16]>(), 0xffff),
+            true => (
+                (self.args.out).wrapping_add(row * out_stride + unit.group * GROUP),
+                size_of::<f32>() * out_stride,
+                match unit.group + 1 < self.groups {
+                    true => 0xffff,
+                    false => 0xff,
+                },
+            ),
         };
         Scaling {
             sums: sums.wrapping_add(row - first),
-            factors,
-            rows: self.rows[row - self.first_row(self.tiles.start)..].as_ptr(),
+            factors: std::ptr::null(),
+            rows: self.rows[start..].as_ptr(),
             tokens: Share::of(end - row),
             scale: k + 4 * unit.block,
             row_sums: k + 4 * self.blocks + LONG / BLOCK * 2 * unit.block,
-            out: (self.args.out).wrapping_add(row * out_stride + unit.group * GROUP),
-            out_bytes: size_of::<f32>() * out_stride,
-            read: if unit.block > 0 { written } else { 0 },
+            acc,
+            out,
+            out_bytes,
+            read: if unit.block > 0 { 0xffff } else { 0 },
             written,
         }
     }

@@ -484,7 +484,7 @@ mod tests {
     }
 
     /// (tokens, features, first column, columns, blocks of k) with Q8K rows: one tile of tokens and two, the last one's tokens its own
-    /// or some of the tile's before, and more than share what is unpacked.
+    /// or some of the tile's before, and more tokens and columns than are multiplied in turn.
     const BLOCKS: &[(usize, usize, usize, usize, usize)] = &[
         (1, 8, 0, 8, 1),
         (12, 16, 0, 16, 2),
@@ -496,6 +496,7 @@ mod tests {
         (71, 24, 0, 24, 2),
         (128, 16, 0, 16, 1),
         (129, 40, 0, 40, 3),
+        (20, 280, 8, 269, 3),
     ];
 
     fn check_blocks<F: Format>(encoding: Encoding) {

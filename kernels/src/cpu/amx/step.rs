@@ -49,7 +49,7 @@ impl Results {
 /// Shares that the scaling of a step is done in.
 const SHARES: usize = 16;
 
-/// Sums of a step that are to be scaled and added to what `out` holds, for a token after the other.
+/// Sums of a step that are to be scaled and added to those of the blocks before, for a token after the other.
 #[derive(Clone, Copy)]
 pub(super) struct Scaling {
     /// The next token's line of the first plane.
@@ -61,11 +61,13 @@ pub(super) struct Scaling {
     /// Where rows have the block's scale, and its sums.
     pub(super) scale: usize,
     pub(super) row_sums: usize,
-    /// The next token's.
+    /// What the next token's sums of the blocks before are, lines that follow one another, and where its sums go to: these lines, or
+    /// behind the last block rows of out.
+    pub(super) acc: *const [f32; 16],
     pub(super) out: *mut f32,
     /// Bytes from a token's to the next.
     pub(super) out_bytes: usize,
-    /// Features that `out` is read of, none in the first block, and those that are written.
+    /// Features that are read, none in the first block, and those that are written.
     pub(super) read: __mmask16,
     pub(super) written: __mmask16,
 }
@@ -236,7 +238,7 @@ unsafe fn multiply<M: Tiles, F: Format, const X: usize, const PLANE: usize>(begi
     }
 }
 
-/// What all tokens of a step are scaled with, in registers: the factors of the block, and what is read and written of `out`.
+/// What all tokens of a step are scaled with, in registers: the factors of the block, and what features are read and written.
 struct Held {
     read: __mmask16,
     written: __mmask16,
@@ -279,7 +281,8 @@ impl Held {
 }
 
 impl Scaling {
-    /// Scales and adds the sums of some shares of the tokens. PIECE and PLACE make another function of it wherever it stands, since the compiler
+    /// Scales and adds the sums of some shares of the tokens. PIECE and PLACE make another function of it wherever it stands, since the
+    /// compiler
     /// inlines what stands but once.
     ///
     /// # Safety
@@ -301,7 +304,8 @@ impl Scaling {
             true => _mm512_castps_si512(one_and_a_half),
             false => _mm512_setzero_si512(),
         };
-        let (mut rows, mut line, mut out) = (self.rows, self.sums, self.out);
+        let (mut rows, mut line) = (self.rows, self.sums);
+        let (mut acc, mut out) = (self.acc, self.out);
         while left > 0 {
             left -= 1;
             // SAFETY: the caller's promise.
@@ -339,15 +343,17 @@ impl Scaling {
                     sum = _mm512_fmadd_ps(imin, held.m, sum);
                 }
                 let scale = _mm512_set1_ps(row.add(self.scale).cast::<f32>().read_unaligned());
-                let acc = _mm512_maskz_loadu_ps(held.read, out);
-                let acc = _mm512_fmadd_ps(sum, scale, acc);
-                _mm512_mask_storeu_ps(out, held.written, acc);
+                let before = _mm512_maskz_load_ps(held.read, acc.cast());
+                let after = _mm512_fmadd_ps(sum, scale, before);
+                _mm512_mask_storeu_ps(out, held.written, after);
                 rows = rows.wrapping_add(1);
                 line = line.wrapping_add(1);
+                acc = acc.wrapping_add(1);
                 out = out.wrapping_byte_add(self.out_bytes);
             }
         }
-        (self.rows, self.sums, self.out) = (rows, line, out);
+        (self.rows, self.sums) = (rows, line);
+        (self.acc, self.out) = (acc, out);
     }
 }
 
