@@ -281,9 +281,8 @@ impl Held {
 }
 
 impl Scaling {
-    /// Scales and adds the sums of some shares of the tokens. PIECE and PLACE make another function of it wherever it stands, since the
-    /// compiler
-    /// inlines what stands but once.
+    /// Scales and adds the sums of some shares of the tokens. PIECE and PLACE make another function of it wherever it stands, since
+    /// the compiler inlines what stands but once.
     ///
     /// # Safety
     /// All pointers are good for what is said of them.
@@ -327,11 +326,10 @@ impl Scaling {
                     let imin = match planes::<F>() {
                         Planes::Minima => second,
                         _ => {
-                            let at = row.add(self.row_sums).cast::<i32>();
-                            let imin = dot(none, held.mins[0], at);
-                            let imin = dot(imin, held.mins[1], at.add(1));
-                            let imin = dot(imin, held.mins[2], at.add(2));
-                            dot(imin, held.mins[3], at.add(3))
+                            let imin = dot::<0>(none, held.mins[0], row, self.row_sums);
+                            let imin = dot::<4>(imin, held.mins[1], row, self.row_sums);
+                            let imin = dot::<8>(imin, held.mins[2], row, self.row_sums);
+                            dot::<12>(imin, held.mins[3], row, self.row_sums)
                         }
                     };
                     let imin = match (SPREAD, planes::<F>()) {
@@ -382,16 +380,32 @@ fn doubled(mut x: __m512i) -> __m512i {
     x
 }
 
-/// Adds two integer minima times two sums of activations.
+/// Adds two integer minima times two sums of activations, OFFSET bytes behind `at` in a row. The compiler would make a multiplication and
+/// an addition of some, to shorten the chain.
 ///
 /// # Safety
-/// `sums` points at these.
+/// The row has them.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-unsafe fn dot(imin: __m512i, mins: __m512i, sums: *const i32) -> __m512i {
-    // SAFETY: the caller's promise.
-    let sums = unsafe { _mm512_set1_epi32(sums.read_unaligned()) };
-    _mm512_dpwssd_epi32(imin, mins, sums)
+unsafe fn dot<const OFFSET: i32>(
+    mut imin: __m512i,
+    mins: __m512i,
+    row: *const u8,
+    at: usize,
+) -> __m512i {
+    // SAFETY: the caller's promise; the instruction changes nothing else.
+    unsafe {
+        asm!(
+            "vpdpwssd {imin}, {mins}, dword ptr [{row} + {at} + {offset}]{{1to16}}",
+            imin = inout(zmm_reg) imin,
+            mins = in(zmm_reg) mins,
+            row = in(reg) row,
+            at = in(reg) at,
+            offset = const OFFSET,
+            options(pure, readonly, nostack, preserves_flags),
+        );
+    }
+    imin
 }
 
 /// The bytes of 32 bits, moved up by one.
