@@ -3,9 +3,12 @@
 //! Quantised matmuls of enough tokens are this level's own. Processors with tiles multiply 512 bits twice a cycle, so float
 //! matmuls and attention are in such vectors throughout. What isn't named here is that of AVX-512.
 
+mod blocks;
 mod panel;
+mod planes;
 mod quant;
 mod run;
+mod step;
 mod tiles;
 
 pub use super::avx512::float::{matmul_bf16, matmul_f16, matmul_f32};

@@ -1,4 +1,4 @@
-//! Quantised weights times Q8 and Q11 rows, by int8 tiles.
+//! Quantised weights times Q8 and Q11 rows, by int8 tiles. Those in blocks of 256 times Q8K rows are [`super::blocks`].
 //!
 //! A chunk of the k of sixteen rows of weights is unpacked once, to *panels* of 32 k; then for each T tokens the tiles of one panel
 //! after the other are multiplied while AVX-512 scales the results of the panel before and adds them to accumulators in
@@ -27,6 +27,9 @@ const FULL: usize = 16;
 
 /// Tokens below which the level below is faster, but for some (NOTES.md): a tile's loads and the panels' stores are the price of its products.
 const FEW: usize = 16;
+
+/// The same of Q8K rows. To be measured.
+const FEW_OF_BLOCKS: u64 = 12;
 
 /// Whether the level below is always faster: where two bytes of activations meet two halves of weights, four products each wait for
 /// registers of the step before, and AVX-512 multiplies in 16 bits (NOTES.md).
@@ -319,7 +322,12 @@ unsafe fn transposed<const T: usize>(rows: [*const f32; T], count: usize) -> [__
 /// As [`matmul`].
 pub unsafe fn blocks<F: Format>(args: &MatMulArgs, portable: unsafe fn(&MatMulArgs)) {
     // SAFETY: the caller's promise.
-    unsafe { portable(args) }
+    unsafe {
+        match args.rows {
+            ..FEW_OF_BLOCKS => avx512::quant::blocks::<F>(args, portable),
+            _ => super::blocks::matmul::<Hardware, F>(args),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -330,6 +338,7 @@ mod tests {
 
     use super::*;
     use crate::abi::{MicroFn, id};
+    use crate::cpu::amx::blocks;
     use crate::cpu::amx::tiles::emulation::Emulated;
     use crate::cpu::{Level, avx2::quant as formats, lookup_at};
     use crate::pack::pack;
@@ -364,8 +373,12 @@ mod tests {
         for (i, row) in bytes.chunks_exact_mut(stride).enumerate() {
             let x: Vec<f32> = (0..k)
                 .map(|_| (random.next() & 0xffff) as f32 / 32768.0 - 1.0)
-                // Some rows have the largest quants only.
-                .map(|x| if i % 3 == 2 { x.signum() } else { x })
+                // Some rows have the largest quants only, of either sign or all of one.
+                .map(|x| match i % 6 {
+                    2 | 4 => x.signum(),
+                    5 => 1.0,
+                    _ => x,
+                })
                 .collect();
             match dtype {
                 DType::Q8 => q8::quantise_row(&x, row),
@@ -376,53 +389,151 @@ mod tests {
         bytes
     }
 
+    /// A product of weights and activations, and how it is called.
+    struct Case {
+        encoding: Encoding,
+        dtype: DType,
+        k: usize,
+        rows: usize,
+        /// Whether rows are by an index.
+        is_indexed: bool,
+        features: usize,
+        col0: usize,
+        cols: usize,
+    }
+
+    impl Case {
+        /// Compares a function with the scalar twin, with weights as the encoding has them.
+        fn check(&self, w: &[u8], found: unsafe fn(&MatMulArgs)) {
+            let Case {
+                encoding, dtype, ..
+            } = *self;
+            let (k, rows, is_indexed) = (self.k, self.rows, self.is_indexed);
+            let id = id::matmul(encoding, dtype).expect("a quantised encoding");
+            let MicroFn::MatMul(scalar) = lookup_at(Level::Scalar, id).expect("in the table").func
+            else {
+                panic!("{id:#x} is no matmul");
+            };
+            let mut random = Random(id);
+            let w = pack(encoding, self.features, k, w);
+            let x = activations(&mut random, dtype, k, rows);
+            let index: Vec<u32> = (0..rows).map(|_| random.next() % rows as u32).collect();
+            let stride = self.cols.next_multiple_of(8) + 8;
+            let run = |func: unsafe fn(&MatMulArgs)| {
+                let mut out = vec![-1.0; rows * stride];
+                let args = MatMulArgs {
+                    x: x.as_ptr(),
+                    x_stride: row_bytes(dtype, k as u32),
+                    index: match is_indexed {
+                        true => index.as_ptr(),
+                        false => std::ptr::null(),
+                    },
+                    w: w.as_ptr(),
+                    out: out.as_mut_ptr(),
+                    out_stride: stride as u64,
+                    k: k as u64,
+                    rows: rows as u64,
+                    col0: self.col0 as u64,
+                    cols: self.cols as u64,
+                };
+                // SAFETY: buffers of these sizes; the processor has AVX-512.
+                unsafe { func(&args) };
+                let bits = |x: f32| if x.is_nan() { u32::MAX } else { x.to_bits() };
+                out.into_iter().map(bits).collect::<Vec<_>>()
+            };
+            assert!(
+                run(found) == run(scalar),
+                "{encoding:?} x {dtype:?} k {k} rows {rows} by an index {is_indexed}"
+            );
+        }
+    }
+
+    /// Weights of any bytes. Factors that are infinite or no numbers are as good as others; bits of the latter differ.
+    fn weights(random: &mut Random, encoding: Encoding, features: usize, k: usize) -> Vec<u8> {
+        let len = features as u64 * row_len(encoding, k as u64).expect("whole blocks");
+        (0..len).map(|_| random.next() as u8).collect()
+    }
+
     fn check<F: Format, const BYTES: usize>(encoding: Encoding) {
         let dtype = activation_types(encoding)[BYTES - 1];
-        let id = id::matmul(encoding, dtype).expect("a quantised encoding");
-        let MicroFn::MatMul(scalar) = lookup_at(Level::Scalar, id).expect("in the table").func
-        else {
-            panic!("{id:#x} is no matmul");
-        };
-        let mut random = Random(id);
+        if dtype == DType::Q8K {
+            return check_blocks::<F>(encoding);
+        }
+        let mut random = Random(encoding as u32);
         // A short chunk, and one behind a whole one.
         for k in [256, 512 + 256] {
             for &(tile, rows, features, col0, cols) in CASES {
-                // Factors that are infinite or no numbers are as good as others; bits of the latter differ.
-                let len = features as u64 * row_len(encoding, k as u64).expect("whole blocks");
-                let w: Vec<u8> = (0..len).map(|_| random.next() as u8).collect();
-                let w = pack(encoding, features, k, &w);
-                let x = activations(&mut random, dtype, k, rows);
-                let stride = cols.next_multiple_of(8) + 8;
-                let run = |func: unsafe fn(&MatMulArgs)| {
-                    let mut out = vec![-1.0; rows * stride];
-                    let args = MatMulArgs {
-                        x: x.as_ptr(),
-                        x_stride: row_bytes(dtype, k as u32),
-                        index: std::ptr::null(),
-                        w: w.as_ptr(),
-                        out: out.as_mut_ptr(),
-                        out_stride: stride as u64,
-                        k: k as u64,
-                        rows: rows as u64,
-                        col0: col0 as u64,
-                        cols: cols as u64,
-                    };
-                    // SAFETY: buffers of these sizes; the processor has AVX-512.
-                    unsafe { func(&args) };
-                    let bits = |x: f32| if x.is_nan() { u32::MAX } else { x.to_bits() };
-                    out.into_iter().map(bits).collect::<Vec<_>>()
+                let case = Case {
+                    encoding,
+                    dtype,
+                    k,
+                    rows,
+                    is_indexed: false,
+                    features,
+                    col0,
+                    cols,
                 };
-                let found = match tile {
-                    8 => run(tiled::<Emulated, F, BYTES, 8>),
-                    12 => run(tiled::<Emulated, F, BYTES, 12>),
-                    _ => run(tiled::<Emulated, F, BYTES, 16>),
-                };
-                assert_eq!(
-                    found,
-                    run(scalar),
-                    "{encoding:?} x {dtype:?} k {k} rows {rows}"
-                );
+                let w = weights(&mut random, encoding, features, k);
+                match tile {
+                    8 => case.check(&w, tiled::<Emulated, F, BYTES, 8>),
+                    12 => case.check(&w, tiled::<Emulated, F, BYTES, 12>),
+                    _ => case.check(&w, tiled::<Emulated, F, BYTES, 16>),
+                }
             }
+        }
+    }
+
+    /// (tokens, features, first column, columns, blocks of k) with Q8K rows: one tile of tokens and two, the last one's tokens its own
+    /// or some of the tile's before, and more tokens and columns than are multiplied in turn.
+    const BLOCKS: &[(usize, usize, usize, usize, usize)] = &[
+        (1, 8, 0, 8, 1),
+        (12, 16, 0, 16, 2),
+        (16, 24, 8, 16, 3),
+        (17, 24, 8, 13, 1),
+        (31, 40, 0, 40, 5),
+        (32, 16, 0, 16, 4),
+        (33, 40, 8, 24, 3),
+        (71, 24, 0, 24, 2),
+        (128, 16, 0, 16, 1),
+        (129, 40, 0, 40, 3),
+        (20, 280, 8, 269, 3),
+    ];
+
+    fn check_blocks<F: Format>(encoding: Encoding) {
+        let mut random = Random(encoding as u32);
+        for (i, &(rows, features, col0, cols, blocks)) in BLOCKS.iter().enumerate() {
+            let k = 256 * blocks;
+            let mut case = Case {
+                encoding,
+                dtype: DType::Q8K,
+                k,
+                rows,
+                is_indexed: false,
+                features,
+                col0,
+                cols,
+            };
+            let mut w = weights(&mut random, encoding, features, k);
+            case.check(&w, blocks::matmul::<Emulated, F>);
+            case.is_indexed = true;
+            case.check(&w, blocks::matmul::<Emulated, F>);
+            // The largest and the least quants and scales, with a factor of 1.
+            let byte = [0xff, 0x7f, 0x80, 0x00][i % 4];
+            w.fill(byte);
+            let factors: &[usize] = match encoding {
+                Encoding::Q2_K => &[80, 82],
+                Encoding::Q3_K => &[108],
+                Encoding::Q4_K | Encoding::Q5_K => &[0, 2],
+                Encoding::Q6_K => &[208],
+                _ => &[0],
+            };
+            let block_len = w.len() / (features * blocks);
+            for block in w.chunks_exact_mut(block_len) {
+                for &at in factors {
+                    block[at..at + 2].copy_from_slice(&0x3c00u16.to_le_bytes());
+                }
+            }
+            case.check(&w, blocks::matmul::<Emulated, F>);
         }
     }
 

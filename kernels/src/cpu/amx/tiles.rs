@@ -13,6 +13,9 @@
 //! No code that a compiler makes uses tile registers, so they keep their values between these functions. That lets a step's
 //! products be issued in [`PIECES`], with other work in between: a processor whose core serves two threads holds half the
 //! instructions in flight, and tile instructions in a row, of many operations each, leave no room for those that could run beside them.
+//!
+//! Sums over more than 64 bytes of k stay in registers of results from product to product: two tiles of activations with two of weights
+//! are a *square*, whose four sums are all four registers. Its instructions are functions of their own.
 
 use std::arch::asm;
 
@@ -73,6 +76,36 @@ pub trait Tiles {
     /// Tiles are configured; `to` has room for PLANES * WEIGHTS tiles.
     unsafe fn store<const PLANES: usize, const WEIGHTS: usize>(step: usize, to: *mut Sums);
 
+    /// Loads tile X of a square's activations, of the configured depth.
+    ///
+    /// # Safety
+    /// Tiles are configured; the configured number of tokens has the activations.
+    unsafe fn load_activations<const X: usize>(x: Activations);
+
+    /// Loads tile W of a square's weights.
+    ///
+    /// # Safety
+    /// Tiles are configured; `at` points at a line for each four bytes of the depth.
+    unsafe fn load_weights<const W: usize>(at: *const u8);
+
+    /// Has the sums of tiles X and W of a square begin at zero.
+    ///
+    /// # Safety
+    /// Tiles are configured.
+    unsafe fn begin<const X: usize, const W: usize>();
+
+    /// Adds the products of tiles X and W of a square to their sums. Weights are SIGNED bytes or not.
+    ///
+    /// # Safety
+    /// Tiles are configured.
+    unsafe fn add<const SIGNED: bool, const X: usize, const W: usize>();
+
+    /// Stores the sums of tiles X and W of a square, a line a token.
+    ///
+    /// # Safety
+    /// Tiles are configured; `to` has room for so many lines.
+    unsafe fn store_sums<const X: usize, const W: usize>(to: *mut [i32; 16]);
+
     /// Gives the tiles back, so that the system need not save them.
     ///
     /// # Safety
@@ -104,6 +137,22 @@ macro_rules! load {
                 tile = const $tile,
                 at = in(reg) $at,
                 stride = in(reg) $stride,
+                options(nostack, preserves_flags),
+            )
+        }
+    };
+}
+
+/// Adds a product to what register `$r` holds, with instruction `$op`.
+macro_rules! add {
+    ($op:literal, $r:expr, $x:expr, $w:expr) => {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!(
+                concat!($op, " tmm{r}, tmm{x}, tmm{w}"),
+                r = const $r,
+                x = const $x,
+                w = const $w,
                 options(nostack, preserves_flags),
             )
         }
@@ -247,6 +296,46 @@ impl Tiles for Hardware {
     }
 
     #[inline]
+    unsafe fn load_activations<const X: usize>(x: Activations) {
+        load!(4 + X, x.at, x.token);
+    }
+
+    #[inline]
+    unsafe fn load_weights<const W: usize>(at: *const u8) {
+        load!(6 + W, at, LINE);
+    }
+
+    #[inline]
+    unsafe fn begin<const X: usize, const W: usize>() {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!("tilezero tmm{r}", r = const 2 * X + W, options(nostack, preserves_flags));
+        }
+    }
+
+    #[inline]
+    unsafe fn add<const SIGNED: bool, const X: usize, const W: usize>() {
+        match SIGNED {
+            false => add!("tdpbsud", 2 * X + W, 4 + X, 6 + W),
+            true => add!("tdpbssd", 2 * X + W, 4 + X, 6 + W),
+        }
+    }
+
+    #[inline]
+    unsafe fn store_sums<const X: usize, const W: usize>(to: *mut [i32; 16]) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            asm!(
+                "tilestored [{to} + {line}], tmm{r}",
+                to = in(reg) to,
+                line = in(reg) LINE,
+                r = const 2 * X + W,
+                options(nostack, preserves_flags),
+            );
+        }
+    }
+
+    #[inline]
     unsafe fn release() {
         // SAFETY: the caller's promise.
         unsafe { asm!("tilerelease", options(nomem, nostack, preserves_flags)) };
@@ -273,6 +362,28 @@ pub mod emulation {
         /// The registers of results, and the step that each is of.
         static REGISTERS: RefCell<[(usize, [[i32; 16]; 16]); RESULTS]> =
             const { RefCell::new([(usize::MAX, [[0; 16]; 16]); RESULTS]) };
+
+        /// A square's activations and weights, two tiles each.
+        static OPERANDS: RefCell<[[[[u8; LINE]; 16]; 2]; 2]> =
+            const { RefCell::new([[[[0; LINE]; 16]; 2]; 2]) };
+    }
+
+    /// Loads some rows of `bytes`, `distance` apart, to an operand. The rest is zero.
+    unsafe fn load_operand(
+        [side, tile]: [usize; 2],
+        at: *const u8,
+        distance: usize,
+        rows: usize,
+        bytes: usize,
+    ) {
+        let mut lines = [[0; LINE]; 16];
+        for (i, line) in lines.iter_mut().take(rows).enumerate() {
+            for (j, byte) in line.iter_mut().take(bytes).enumerate() {
+                // SAFETY: the caller's promise.
+                *byte = unsafe { at.add(i * distance + j).read() };
+            }
+        }
+        OPERANDS.with_borrow_mut(|all| all[side][tile] = lines);
     }
 
     /// The first register of a step's results.
@@ -334,6 +445,49 @@ pub mod emulation {
                 let (of, sums) = REGISTERS.with_borrow(|all| all[register]);
                 assert_eq!(of, step, "another step took register {register}");
                 unsafe { to.add(i).write(Sums(sums)) };
+            }
+        }
+
+        unsafe fn load_activations<const X: usize>(x: Activations) {
+            let (tokens, depth) = SHAPE.get();
+            // SAFETY: the caller's promise.
+            unsafe { load_operand([0, X], x.at, x.token, tokens, depth) };
+        }
+
+        unsafe fn load_weights<const W: usize>(at: *const u8) {
+            let (_, depth) = SHAPE.get();
+            // SAFETY: the caller's promise.
+            unsafe { load_operand([1, W], at, LINE, depth / 4, LINE) };
+        }
+
+        unsafe fn begin<const X: usize, const W: usize>() {
+            REGISTERS.with_borrow_mut(|all| all[2 * X + W] = (usize::MAX, [[0; 16]; 16]));
+        }
+
+        unsafe fn add<const SIGNED: bool, const X: usize, const W: usize>() {
+            let (tokens, depth) = SHAPE.get();
+            assert!(tokens > 0, "tiles are not configured");
+            let [x, w] = OPERANDS.with_borrow(|[x, w]| [x[X], w[W]]);
+            REGISTERS.with_borrow_mut(|all| {
+                let (_, sums) = &mut all[2 * X + W];
+                for (x, row) in x.iter().zip(sums.iter_mut()).take(tokens) {
+                    for (n, sum) in row.iter_mut().enumerate() {
+                        for (k, x) in x.iter().take(depth).enumerate() {
+                            let w = w[k / 4][4 * n + k % 4];
+                            let w = if SIGNED { i32::from(w as i8) } else { w.into() };
+                            *sum += i32::from(*x as i8) * w;
+                        }
+                    }
+                }
+            });
+        }
+
+        unsafe fn store_sums<const X: usize, const W: usize>(to: *mut [i32; 16]) {
+            let (tokens, _) = SHAPE.get();
+            let (_, sums) = REGISTERS.with_borrow(|all| all[2 * X + W]);
+            for (i, sums) in sums.into_iter().take(tokens).enumerate() {
+                // SAFETY: the caller's promise.
+                unsafe { to.add(i).write(sums) };
             }
         }
 
