@@ -8,7 +8,7 @@ pub use super::avx2::*;
 use super::avx2::quant as formats;
 
 mod quant {
-    pub use crate::cpu::avx2::quant::{vnni_blocks as blocks, vnni_matmul as matmul};
+    pub use crate::cpu::avx2::quant::vnni_matmul as matmul;
 }
 
 each_quantised! { compiled_for! @matmul "avx2,bmi2,f16c,fma", }

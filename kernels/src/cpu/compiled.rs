@@ -104,12 +104,7 @@ macro_rules! compiled_for {
         #[target_feature(enable = $features)]
         pub unsafe fn $q8(args: &crate::abi::MatMulArgs) {
             // SAFETY: the caller's promise.
-            unsafe {
-                match <formats::$format as formats::Format>::PARTS {
-                    1 => quant::matmul::<formats::$format, 1>(args),
-                    _ => quant::blocks::<formats::$format>(args, crate::cpu::scalar::$q8),
-                }
-            }
+            unsafe { quant::matmul::<formats::$format, 1>(args) }
         }
 
         /// Quantised weights times Q11 rows.

@@ -16,7 +16,7 @@ use super::panel::{Panel, depth, has_halves, unpack};
 use super::run::{Factors, Run};
 use super::tiles::{Activations, Hardware, RESULTS, Sums, Tiles};
 use crate::abi::MatMulArgs;
-use crate::cpu::avx2::quant::Format;
+use crate::cpu::avx2::quant::{Format, has_exact_blocks};
 use crate::cpu::avx512;
 use crate::cpu::avx512::part::is_joined;
 use crate::pack::GROUP;
@@ -29,7 +29,7 @@ const FULL: usize = 16;
 const FEW: usize = 16;
 
 /// The same of Q8K rows. To be measured.
-const FEW_OF_BLOCKS: u64 = 12;
+const FEW_OF_BLOCKS: usize = 12;
 
 /// Whether the level below is always faster: where two bytes of activations meet two halves of weights, four products each wait for
 /// registers of the step before, and AVX-512 multiplies in 16 bits (NOTES.md).
@@ -66,6 +66,10 @@ pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
     // SAFETY: the caller's promise.
     unsafe {
         match rows {
+            FEW_OF_BLOCKS.. if has_exact_blocks::<F, BYTES>() => {
+                super::blocks::matmul::<Hardware, F>(args)
+            }
+            _ if has_exact_blocks::<F, BYTES>() => avx512::quant::matmul::<F, BYTES>(args),
             _ if is_below::<F, BYTES>() => avx512::quant::matmul::<F, BYTES>(args),
             // Numbers of tokens that fill tiles. The level below multiplies both bytes of Q11 apart.
             8 if is_joined::<F, BYTES>() => tiled::<Hardware, F, BYTES, 8>(args),
@@ -314,20 +318,6 @@ unsafe fn transposed<const T: usize>(rows: [*const f32; T], count: usize) -> [__
         _mm512_castpd_ps(_mm512_unpacklo_pd(second.0, second.1)),
         _mm512_castpd_ps(_mm512_unpackhi_pd(second.0, second.1)),
     ]
-}
-
-/// Weights in blocks of 256 times Q8K rows.
-///
-/// # Safety
-/// As [`matmul`].
-pub unsafe fn blocks<F: Format>(args: &MatMulArgs, portable: unsafe fn(&MatMulArgs)) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match args.rows {
-            ..FEW_OF_BLOCKS => avx512::quant::blocks::<F>(args, portable),
-            _ => super::blocks::matmul::<Hardware, F>(args),
-        }
-    }
 }
 
 #[cfg(test)]

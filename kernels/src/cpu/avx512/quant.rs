@@ -215,16 +215,6 @@ unsafe fn groups<F: Format, const BYTES: usize, const JOINED: bool>(
     }
 }
 
-/// Weights in blocks of 256 times Q8K rows.
-///
-/// # Safety
-/// As [`matmul`].
-#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-pub unsafe fn blocks<F: Format>(args: &MatMulArgs, _portable: unsafe fn(&MatMulArgs)) {
-    // SAFETY: the caller's promise.
-    unsafe { matmul::<F, 1>(args) }
-}
-
 #[cfg(test)]
 mod tests {
     use bundle_format::plan::{DType, Encoding, row_bytes};

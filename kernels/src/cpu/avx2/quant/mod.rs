@@ -527,23 +527,3 @@ impl Tile {
         }
     }
 }
-
-/// Weights in blocks of 256 times Q8K rows.
-///
-/// # Safety
-/// As [`matmul`].
-#[target_feature(enable = "avx2,bmi2,f16c,fma")]
-pub unsafe fn blocks<F: Format>(args: &MatMulArgs, _portable: unsafe fn(&MatMulArgs)) {
-    // SAFETY: the caller's promise.
-    unsafe { matmul::<F, 1>(args) }
-}
-
-/// [`blocks`] of a processor that has AVX-VNNI, too.
-///
-/// # Safety
-/// As [`matmul`].
-#[target_feature(enable = "avx2,bmi2,f16c,fma")]
-pub unsafe fn vnni_blocks<F: Format>(args: &MatMulArgs, _portable: unsafe fn(&MatMulArgs)) {
-    // SAFETY: the caller's promise.
-    unsafe { vnni_matmul::<F, 1>(args) }
-}
