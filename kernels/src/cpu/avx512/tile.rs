@@ -261,19 +261,19 @@ impl Tile {
             if F::HAS_PART_MINS {
                 for i in (0..F::PARTS).step_by(2) {
                     let mins = part_mins::<F>(parts.map(|at| at.add(i * F::PART)));
-                    for t in 0..T {
+                    for (t, imin) in imins.iter_mut().enumerate() {
                         let (_, sums) = q8k_factors(self.x[t], self.k);
                         let pair = sums.add(block * F::PARTS + i).cast::<i32>();
                         let pair = _mm512_set1_epi32(pair.read_unaligned());
-                        imins[t] = _mm512_dpwssd_epi32(imins[t], mins, pair);
+                        *imin = _mm512_dpwssd_epi32(*imin, mins, pair);
                     }
                 }
             }
-            for t in 0..T {
+            for (t, imin) in imins.into_iter().enumerate() {
                 let isum = std::mem::replace(&mut sums.exact[t], zero);
                 let mut sum = _mm512_mul_ps(_mm512_cvtepi32_ps(isum), (*part).d);
                 if F::HAS_PART_MINS || F::HAS_HALF_MINS {
-                    sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(imins[t]), (*part).m, sum);
+                    sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(imin), (*part).m, sum);
                 }
                 let (scales, _) = q8k_factors(self.x[t], self.k);
                 let scale = _mm512_set1_ps(*scales.add(block));
