@@ -33,7 +33,7 @@ const BESIDE: bool = true;
 const TILES: usize = 8;
 
 /// Tiles of tokens of a step: two, with which tiles of weights are loaded half as often, or one. To be measured.
-const SIDE: usize = 2;
+const SIDE: usize = 1;
 
 /// Groups of a call that are multiplied with a chunk in turn, which bounds the memory of their sums.
 const GROUPS: usize = 16;

@@ -29,7 +29,7 @@ const FULL: usize = 16;
 const FEW: usize = 16;
 
 /// The same of Q8K rows. To be measured.
-const FEW_OF_BLOCKS: usize = 12;
+const FEW_OF_BLOCKS: usize = 9;
 
 /// Whether the level below is always faster: where two bytes of activations meet two halves of weights, four products each wait for
 /// registers of the step before, and AVX-512 multiplies in 16 bits (NOTES.md).
