@@ -16,7 +16,7 @@ use super::part::{Part, has_halves, is_joined, is_wide, raised, unit, unpack_blo
 use super::tile::{Tile, starts_of};
 use super::wide::widen;
 use crate::abi::MatMulArgs;
-use crate::cpu::avx2::quant::{Format, each_slice, has_exact_blocks, has_inner_sums};
+use crate::cpu::avx2::quant::{Format, Quants, each_slice, has_exact_blocks, has_inner_sums};
 use crate::cpu::features::is_amd;
 use crate::pack::GROUP;
 use crate::quant::BLOCK;
@@ -37,8 +37,31 @@ const fn tile_of<F: Format, const BYTES: usize>(tokens: usize) -> usize {
     }
 }
 
-/// Parts of both groups that are unpacked at a time, for all tokens of a call: 256 k.
-const PANEL: usize = 8;
+/// Parts of both groups that are unpacked at a time, for all tokens of a call, at most: 512 k.
+const PANEL: usize = 16;
+
+/// Tokens of a call from which on weights of more than 4 bits are unpacked once for all of them, if they meet Q8K rows (NOTES.md, "Rows of 8
+/// bits with a scale for 256").
+const MANY: usize = 64;
+
+/// How weights are unpacked.
+#[derive(Clone, Copy, PartialEq)]
+enum Unpacking {
+    /// For each tile: that takes less than a chunk's ends do (NOTES.md, "Factors of blocks").
+    Each,
+    /// For all tokens, to a panel of so many parts.
+    Once(usize),
+}
+
+/// How weights are unpacked for a number of tokens.
+const fn unpacking<F: Format, const BYTES: usize>(tokens: usize) -> Unpacking {
+    match F::QUANTS {
+        Quants::Nibbles => Unpacking::Each,
+        _ if has_exact_blocks::<F, BYTES>() && tokens >= MANY => Unpacking::Once(PANEL),
+        _ if is_wide::<F, BYTES>() && tokens > TOKENS => Unpacking::Once(PANEL / 2),
+        _ => Unpacking::Each,
+    }
+}
 
 /// Weights of a format times rows whose quants have BYTES bytes: 1 in Q8, 2 in Q11.
 ///
@@ -148,9 +171,10 @@ unsafe fn groups<F: Format, const BYTES: usize, const JOINED: bool>(
     let first = args.col0 as usize / GROUP;
     let groups = (args.cols as usize).div_ceil(GROUP);
     let mut panel = [const { MaybeUninit::<Part>::uninit() }; PANEL];
-    // Others unpack for each tile: that takes less than a chunk's ends do (NOTES.md, "Factors of blocks").
-    let shared = is_wide::<F, BYTES>() && rows.len() > TOKENS;
-    let step = if shared { PANEL / F::PARTS } else { blocks };
+    let (shared, step) = match unpacking::<F, BYTES>(rows.len()) {
+        Unpacking::Each => (false, blocks),
+        Unpacking::Once(parts) => (true, parts / F::PARTS),
+    };
     let is_far = is_amd() && rows.len() <= TOKENS;
     for g in (0..groups).step_by(2) {
         let pair = g + 1 < groups;
