@@ -10,7 +10,7 @@ use crate::error::Error;
 const DECODE_ROWS: u32 = 4;
 
 /// Rows of a prefill tile.
-const PREFILL_ROWS: u32 = 32;
+const PREFILL_ROWS: u32 = 128;
 
 /// Columns of a prefill tile: what a call prepares of its rows serves so many features. Results of 32 tokens are 16 KiB, half of a
 /// first-level cache.

@@ -17,6 +17,17 @@ pub fn prefill(level: Level, encoding: Encoding, activations: DType) -> f64 {
         _ if activations == DType::Q14 => return 768.0 / 34.0,
         Encoding::F32 | Encoding::F16 | Encoding::BF16 if wide => return 16.0 * pipes(),
         Encoding::F32 | Encoding::F16 | Encoding::BF16 => return 16.0,
+        // Two products of depth 64 for 64 k; the rest takes less than they do.
+        _ if activations == DType::Q8K && level == Level::Amx => return 512.0,
+        _ if activations == DType::Q8K && wide => {
+            return 512.0 * pipes() / operations_of_blocks(level, encoding, 8.0);
+        }
+        _ if activations == DType::Q8K && level == Level::AvxVnni => {
+            return 512.0 / operations_of_blocks(level, encoding, 32.0);
+        }
+        _ if activations == DType::Q8K => {
+            return 768.0 / operations_of_blocks(level, encoding, 32.0);
+        }
         _ if level == Level::Amx => return 512.0 / amx_cycles(encoding, activations),
         _ if wide => return 512.0 * pipes() / avx512_operations(encoding, activations, 8.0),
         _ => {}
@@ -27,6 +38,50 @@ pub fn prefill(level: Level, encoding: Encoding, activations: DType) -> f64 {
             512.0 / (vnni_operations(encoding, activations) - saved_by_blocks(encoding))
         }
         _ => 768.0 / (avx2_operations(encoding, activations) - saved_by_blocks(encoding)),
+    }
+}
+
+/// With Q8K rows, operations of a token by 32 k: at AVX2 all of them, which three ports share, at the levels above those that multiply or, at
+/// AVX-VNNI, convert. What converts a block's sums and scales them is shared by eight.
+fn operations_of_blocks(level: Level, encoding: Encoding, tokens: f64) -> f64 {
+    let has_mins = matches!(encoding, Encoding::Q2_K | Encoding::Q4_K | Encoding::Q5_K);
+    let (scales, converts) = if has_mins { (3.0, 2.0) } else { (2.0, 1.0) };
+    // Integer scales of the whole part, or of halves. Two operations each, but on processors with one pipe of 512 bits.
+    let products = match encoding {
+        Encoding::Q2_K => 0.0,
+        Encoding::Q3_K | Encoding::Q6_K => 2.0,
+        _ => 1.0,
+    };
+    match level {
+        Level::Avx512 | Level::Amx => {
+            let dots = match encoding {
+                // Minima, and scales that are multiplied into the weights of a tile.
+                Encoding::Q2_K => 16.0 + 8.0 / tokens,
+                Encoding::Q4_K | Encoding::Q5_K => 8.5,
+                _ => 8.0,
+            };
+            dots + products * pipes() + scales / 8.0
+        }
+        Level::AvxVnni => {
+            let mins = match encoding {
+                Encoding::Q2_K => 1.0,
+                Encoding::Q4_K | Encoding::Q5_K => 0.5,
+                _ => 0.0,
+            };
+            8.0 + 2.0 * products + mins + (scales + converts) / 8.0
+        }
+        Level::Scalar | Level::Avx2 => {
+            let operations = match encoding {
+                // 8 products, 7 or 8 additions, one or two that widen and as many that add; minima are a product and an addition for 64 k.
+                Encoding::Q4_K => 19.0,
+                Encoding::Q5_K => 21.0,
+                Encoding::Q3_K | Encoding::Q6_K => 20.0,
+                Encoding::Q2_K => 22.0,
+                // 16 products and as many additions.
+                _ => 32.0,
+            };
+            operations + (scales + converts) / 8.0
+        }
     }
 }
 
@@ -91,10 +146,13 @@ pub fn decode(level: Level, encoding: Encoding, activations: DType) -> f64 {
         // AMX has no code of its own for a lone token.
         _ if level >= Level::Avx512 => {
             let bytes = pack::packed_len(encoding, 16, 256).expect("whole blocks");
-            let operations = avx512_operations(encoding, activations, 1.0);
+            let operations = match activations {
+                DType::Q8K => operations_of_blocks(level, encoding, 1.0),
+                _ => avx512_operations(encoding, activations, 1.0),
+            };
             return bytes as f64 / 8.0 * pipes() / operations;
         }
-        // K-quants' are of when their factor was multiplied for each 32 k: some 1.5% more now.
+        // K-quants' are of when their factor was multiplied for each 32 k: some 1.5% more with Q11 rows, below with Q8K.
         Encoding::Q4_0 => (15.5, 10.9),
         Encoding::Q4_1 => (16.5, 12.1),
         Encoding::Q4_K => (15.3, 11.2),
@@ -109,7 +167,21 @@ pub fn decode(level: Level, encoding: Encoding, activations: DType) -> f64 {
         Encoding::IQ4_XS => (8.4, 5.9),
         Encoding::Q2_K => (5.6, 3.5),
     };
-    if activations == DType::Q11 { q11 } else { q8 }
+    match activations {
+        DType::Q11 => q11,
+        DType::Q8K => {
+            // Of so many operations a conversion and two that scale are an addition now, those of minima likewise, and what ends a block.
+            let bytes = pack::packed_len(encoding, 8, 256).expect("whole blocks") as f64 / 8.0;
+            let operations = 3.0 * bytes / q8;
+            let saved = match encoding {
+                Encoding::Q2_K => 6.0 - 2.0 - 5.0 / 8.0,
+                Encoding::Q4_K | Encoding::Q5_K => 4.0 - 2.0 - 5.0 / 8.0,
+                _ => 3.0 - 1.0 - 3.0 / 8.0,
+            };
+            q8 * operations / (operations - saved)
+        }
+        _ => q8,
+    }
 }
 
 /// MACs a cycle of attention: two f32 vectors, or two 16-bit ones.
