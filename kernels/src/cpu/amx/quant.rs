@@ -28,7 +28,7 @@ const FULL: usize = 16;
 /// Tokens below which the level below is faster, but for some (NOTES.md): a tile's loads and the panels' stores are the price of its products.
 const FEW: usize = 16;
 
-/// The same of Q8K rows. To be measured.
+/// The same of Q8K rows (NOTES.md, "AMX: K-quants").
 const FEW_OF_BLOCKS: usize = 9;
 
 /// Whether the level below is always faster: where two bytes of activations meet two halves of weights, four products each wait for
