@@ -193,15 +193,6 @@ macro_rules! multiply {
                 load!(5, y, token);
                 product!($op, $turn % 2 * 2 + 1, 5, 6 + $turn % 2);
             }
-            (1, _, 0) => load!(4 + $turn % 2, $x.at, token),
-            (1, _, 1) => {
-                load!(6, $weights[0], LINE);
-                product!($op, $turn % 2 * 2, 4 + $turn % 2, 6);
-            }
-            (1, _, _) => {
-                load!(7, $weights[1], LINE);
-                product!($op, $turn % 2 * 2 + 1, 4 + $turn % 2, 7);
-            }
             (_, _, 0) => {
                 load!(4, $x.at, token);
                 load!(6, $weights[0], LINE);
