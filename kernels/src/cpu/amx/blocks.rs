@@ -1,39 +1,30 @@
 //! Weights in blocks of 256 times Q8K rows, by int8 tiles.
 //!
-//! A block of 256 k of sixteen rows of weights is unpacked to two planes of bytes ([`super::planes`]), and each pair of tiles of tokens
-//! is multiplied with it ([`super::step`]): sums stay in tile registers for all 256 k and are scaled once, not for each 32. Blocks
+//! A block of 256 k of sixteen rows of weights is unpacked to two planes of bytes ([`super::planes`]), and each tile of tokens is
+//! multiplied with it ([`super::step`]): sums stay in tile registers for all 256 k and are scaled once, not for each 32. Blocks
 //! and tiles are steps of one pipeline, so products always have the scaling of earlier ones beside them, and those of a block's first
-//! tiles the unpacking of the next block.
+//! tile the unpacking of the next block (NOTES.md, "AMX: K-quants").
 
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::planes::{DEPTHS, Factors, Packed, Panel};
-use super::step::{DEPTH, Results, Scaling, Share, Step, Sums, finish};
+use super::planes::{Factors, Packed, Panel};
+use super::step::{DEPTH, FULL, Scaling, Share, Step, Sums, finish};
 use super::tiles::{Activations, Tiles};
 use crate::abi::MatMulArgs;
 use crate::cpu::avx2::quant::Format;
 use crate::pack::GROUP;
 use crate::quant::BLOCK;
 
-/// Tokens of a full tile.
-const FULL: usize = 16;
-
 /// k of a block.
 const LONG: usize = 256;
 
 /// Blocks of k that are multiplied with all groups in turn: so many activations of 32 tokens, 16 KiB, stay in the L1 cache beside panels
-/// (16), sums of steps (8) and those of all blocks so far (2 for two groups). To be measured.
+/// (16), sums of steps (4) and those of all blocks so far (2 for two groups) (NOTES.md, "AMX: K-quants").
 const CHUNK: usize = 2;
 
-/// Whether a block is unpacked beside the products of the one before. To be measured.
-const BESIDE: bool = true;
-
-/// Tiles of tokens that share a block's panel. To be measured.
+/// Tiles of tokens that share a block's panel (NOTES.md, "AMX: K-quants").
 const TILES: usize = 8;
-
-/// Tiles of tokens of a step: two, with which tiles of weights are loaded half as often, or one. To be measured.
-const SIDE: usize = 1;
 
 /// Groups of a call that are multiplied with a chunk in turn, which bounds the memory of their sums.
 const GROUPS: usize = 16;
@@ -174,16 +165,13 @@ impl Slab<'_> {
             written: 0,
         };
         let mut scaled = [nothing; 2];
-        let mut results = Results {
-            to: sums,
-            tiles: 0,
-            second: 0,
-        };
         // SAFETY: the caller promises the groups from `col0` on, and rows of x and out.
         unsafe {
             let mut packed = self.packed::<F>(unit, 0, scratch);
-            unpack::<F>(packed);
+            packed.block::<F>();
             let (mut units, mut steps) = (0, 0);
+            // Where a step stores the results of the one before. What the first one stores nothing reads.
+            let mut results = sums.add(1);
             loop {
                 if unit.group == 0 && unit.block.is_multiple_of(CHUNK) {
                     self.collect(unit.block, scratch);
@@ -192,26 +180,16 @@ impl Slab<'_> {
                 if let Some(next) = next {
                     packed = self.packed::<F>(next, units + 1, scratch);
                 }
-                for tile in self.tiles.clone().step_by(SIDE) {
-                    let count = (self.tiles.end - tile).min(SIDE);
-                    let unpacks = BESIDE && next.is_some() && tile == self.tiles.start;
+                for tile in self.tiles.clone() {
                     let step = self.step(unit, tile, units, scratch);
-                    match (count, unpacks) {
-                        (1, false) => step.run::<M, F, 1, 1, false>(results, &mut scaled, packed),
-                        (1, true) => step.run::<M, F, 1, 2, true>(results, &mut scaled, packed),
-                        (_, false) => step.run::<M, F, 2, 3, false>(results, &mut scaled, packed),
-                        (_, true) => step.run::<M, F, 2, 4, true>(results, &mut scaled, packed),
+                    match next.is_some() && tile == self.tiles.start {
+                        false => step.run::<M, F, false>(results, &mut scaled, packed),
+                        true => step.run::<M, F, true>(results, &mut scaled, packed),
                     }
-                    let first = self.first_row(tile);
-                    let last = self.first_row(tile + count - 1);
-                    results = Results {
-                        to: sums.add(steps % 2),
-                        tiles: count,
-                        second: last - first,
-                    };
+                    results = sums.add(steps % 2);
                     let scaling = Scaling {
                         factors: factors.add(units % IN_USE),
-                        ..self.scaling(unit, tile, count, results.to.cast(), acc)
+                        ..self.scaling(unit, tile, results.cast(), acc)
                     };
                     scaled = [scaled[1], scaling];
                     steps += 1;
@@ -219,9 +197,6 @@ impl Slab<'_> {
                 match next {
                     Some(next) => unit = next,
                     None => break,
-                }
-                if !BESIDE {
-                    unpack::<F>(packed);
                 }
                 units += 1;
             }
@@ -295,14 +270,13 @@ impl Slab<'_> {
         [first, first.wrapping_add(self.blocks * self.block_bytes)]
     }
 
-    /// The products of one or two tiles with a unit, the number `units` of them.
+    /// The products of a tile with a unit, the number `units` of them.
     fn step(&self, unit: Unit, tile: usize, units: usize, scratch: &mut Scratch) -> Step {
         let panels = scratch.panels.as_ptr().cast::<Panel>();
         let collected = scratch.collected.as_ptr().cast::<u8>();
-        let start = self.first_row(self.tiles.start);
-        let activations = |tile: usize| {
-            let row = self.first_row(tile.min(self.tiles.end - 1)) - start;
-            match self.args.index.is_null() {
+        let row = self.first_row(tile) - self.first_row(self.tiles.start);
+        Step {
+            x: match self.args.index.is_null() {
                 true => Activations {
                     at: self.rows[row].wrapping_add(unit.block * LONG),
                     token: self.args.x_stride as usize,
@@ -311,26 +285,21 @@ impl Slab<'_> {
                     at: collected.wrapping_add(row * COLLECTED + unit.block % CHUNK * LONG),
                     token: COLLECTED,
                 },
-            }
-        };
-        Step {
-            x: [activations(tile), activations(tile + 1)],
+            },
             panel: panels.wrapping_add(units % 2),
         }
     }
 
-    /// How the sums of `count` tiles are scaled, of rows that no tile before them has; but for the factors.
+    /// How a tile's sums are scaled, of rows that the tile before hasn't; but for the factors.
     fn scaling(
         &self,
         unit: Unit,
         tile: usize,
-        count: usize,
         sums: *const [i32; 16],
         acc: *mut [f32; 16],
     ) -> Scaling {
         let k = self.args.k as usize;
         let (first, row) = (self.first_row(tile), tile * self.tokens);
-        let end = self.first_row(tile + count - 1) + self.tokens;
         let start = row - self.first_row(self.tiles.start);
         let acc = acc.wrapping_add(unit.group / 2 * TILES * FULL + start);
         let out_stride = self.args.out_stride as usize;
@@ -349,7 +318,7 @@ impl Slab<'_> {
             sums: sums.wrapping_add(row - first),
             factors: std::ptr::null(),
             rows: self.rows[start..].as_ptr(),
-            tokens: Share::of(end - row),
+            tokens: Share::of(first + self.tokens - row),
             scale: k + 4 * unit.block,
             row_sums: k + 4 * self.blocks + LONG / BLOCK * 2 * unit.block,
             acc,
@@ -393,21 +362,6 @@ impl Slab<'_> {
                 let out = self.args.out.add(row * self.args.out_stride as usize);
                 out.write_bytes(0, self.groups * GROUP);
             }
-        }
-    }
-}
-
-/// Unpacks a whole block.
-///
-/// # Safety
-/// As [`Packed::part`].
-#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-unsafe fn unpack<F: Format>(packed: Packed) {
-    for depth in 0..DEPTHS {
-        // SAFETY: the caller's promise.
-        unsafe {
-            packed.part::<F, 0, 0>(depth);
-            packed.part::<F, 1, 0>(depth);
         }
     }
 }

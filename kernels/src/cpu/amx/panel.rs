@@ -11,13 +11,13 @@ use crate::quant::BLOCK;
 /// 32 k of sixteen rows of weights. What the format hasn't stays uninitialised.
 #[repr(C, align(64))]
 pub(super) struct Panel {
-    /// The words of a tile. Those of two halves with a scale each are two tiles, each filled up with zeros: the second begins
-    /// four words behind the first. Quants that the format raises are as the encoding has them. For both bytes of Q11 in one tile ([`is_joined`]): eight times the words, and the words.
+    /// The words of a tile. Quants that the format raises are as the encoding has them. For both bytes of Q11 in one tile ([`is_joined`]):
+    /// eight times the words, and the words.
     pub(super) words: [[u8; 64]; 16],
     /// Integer minima in place of quants, another tile.
     pub(super) mins: [[u8; 64]; 8],
-    /// Integer scales of the halves.
-    pub(super) scales: [[f32; 16]; 2],
+    /// Integer scales, unless the words hold those.
+    pub(super) scales: [f32; 16],
     pub(super) d: [f32; 16],
     /// The factor of the integer minima.
     pub(super) m: [f32; 16],
@@ -27,16 +27,7 @@ pub(super) struct Panel {
 
 /// Tiles of weights of a panel.
 pub(super) const fn weights<F: Format>() -> usize {
-    if has_halves::<F>() || F::HAS_HALF_MINS {
-        2
-    } else {
-        1
-    }
-}
-
-/// Whether a panel's halves are tiles of their own.
-pub(super) const fn has_halves<F: Format>() -> bool {
-    matches!(F::SCALES, Scales::Halves) && !holds_scales::<F>()
+    if F::HAS_HALF_MINS { 2 } else { 1 }
 }
 
 /// Whether bytes of a panel's words are signed.
@@ -84,14 +75,12 @@ pub(super) unsafe fn unpack<F: Format, const BYTES: usize>(
             let low = (F::half::<0>(part[0]), F::half::<0>(part[1]));
             let high = (F::half::<1>(part[0]), F::half::<1>(part[1]));
             let scales = scales::<F>(part);
-            if F::SCALES != Scales::None && !holds_scales::<F>() {
-                let to = (&raw mut (*panel).scales).cast::<[f32; 16]>();
-                for (h, scale) in float_scales::<F>(part).into_iter().enumerate() {
-                    floats(to.add(h), scale);
-                }
+            if F::SCALES == Scales::Whole {
+                let [scale, _] = float_scales::<F>(part);
+                floats(&raw mut (*panel).scales, scale);
             }
             for (h, (half, scale)) in [low, high].into_iter().zip(scales).enumerate() {
-                let first = if has_halves::<F>() { 8 * h } else { 4 * h };
+                let first = 4 * h;
                 for (j, (one, other)) in half.0.into_iter().zip(half.1).enumerate() {
                     let word = join(one, other);
                     let word = match holds_scales::<F>() {
@@ -109,11 +98,6 @@ pub(super) unsafe fn unpack<F: Format, const BYTES: usize>(
                     } else {
                         store(words.add(first + j), less(word, 1));
                     }
-                }
-            }
-            if has_halves::<F>() {
-                for j in 4..8 {
-                    store(words.add(j), _mm512_setzero_si512());
                 }
             }
             for (h, min) in [

@@ -86,14 +86,29 @@ pub(super) struct Packed {
 }
 
 impl Packed {
-    /// Unpacks part `2 * depth + ODD`, and behind the odd one what integer minima both have. PLACE is another number wherever this
-    /// stands, since the compiler inlines what stands but once.
+    /// Unpacks all parts, before there are products to do so beside.
+    ///
+    /// # Safety
+    /// As [`Packed::part`].
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+    pub(super) unsafe fn block<F: Format>(&self) {
+        for depth in 0..DEPTHS {
+            // SAFETY: the caller's promise.
+            unsafe {
+                self.part::<F, 0, false>(depth);
+                self.part::<F, 1, false>(depth);
+            }
+        }
+    }
+
+    /// Unpacks part `2 * depth + ODD`, and behind the odd one what integer minima both have. BESIDE products or not, it is another
+    /// function, since the compiler inlines what stands but once.
     ///
     /// # Safety
     /// There are both blocks' parts; the panel and the factors may be written.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-    pub(super) unsafe fn part<F: Format, const ODD: usize, const PLACE: usize>(
+    pub(super) unsafe fn part<F: Format, const ODD: usize, const BESIDE: bool>(
         &self,
         depth: usize,
     ) {

@@ -4,21 +4,21 @@
 //! after the other are multiplied while AVX-512 scales the results of the panel before and adds them to accumulators in
 //! registers. Scaling is what takes longest: so its factors are laid side by side first, once for all weights of the call.
 //!
-//! Every sum of products with one byte of activations, integer scales included, is below 2^24: at most 32 * 32 * 127 * 128, in
-//! Q6_K. So it is exact in f32, and integer scales are multiplied there. Those of the two bytes of Q11 make 8 * high + low in one
+//! Every sum of products with one byte of activations, integer scales included, is below 2^24: at most 32 * 32 * 127 * 127, in
+//! IQ4_XS. So it is exact in f32, and integer scales are multiplied there. Those of the two bytes of Q11 make 8 * high + low in one
 //! rounding, as the conversion of the exact integer does. Weights of 4 and 5 bits are multiplied with both bytes at once
 //! ([`is_joined`]): 8 * w * high + w * low, whose sums of 32 are below 2^24, too, and round once, with the integer scale.
 
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::panel::{Panel, depth, has_halves, unpack};
+use super::panel::{Panel, depth, unpack};
 use super::run::{Factors, Run};
 use super::tiles::{Activations, Hardware, RESULTS, Sums, Tiles};
 use crate::abi::MatMulArgs;
-use crate::cpu::avx2::quant::{Format, has_exact_blocks};
+use crate::cpu::avx2::quant::{Format, Scales, has_exact_blocks};
 use crate::cpu::avx512;
-use crate::cpu::avx512::part::is_joined;
+use crate::cpu::avx512::part::{holds_scales, is_joined};
 use crate::pack::GROUP;
 use crate::quant::BLOCK;
 
@@ -28,13 +28,13 @@ const FULL: usize = 16;
 /// Tokens below which the level below is faster, but for some (NOTES.md): a tile's loads and the panels' stores are the price of its products.
 const FEW: usize = 16;
 
-/// The same of Q8K rows. To be measured.
+/// The same of Q8K rows (NOTES.md, "AMX: K-quants").
 const FEW_OF_BLOCKS: usize = 9;
 
-/// Whether the level below is always faster: where two bytes of activations meet two halves of weights, four products each wait for
-/// registers of the step before, and AVX-512 multiplies in 16 bits (NOTES.md).
-const fn is_below<F: Format, const BYTES: usize>() -> bool {
-    BYTES == 2 && has_halves::<F>()
+/// Whether the level below is always faster: where the bytes of Q11 would meet two halves of weights, with a scale each, four products
+/// would each wait for registers of the step before, and AVX-512 multiplies in 16 bits (NOTES.md).
+const fn is_below<F: Format>() -> bool {
+    matches!(F::SCALES, Scales::Halves) && !holds_scales::<F>()
 }
 
 /// Panels of a chunk, at most: 10 to 20 KiB, so that they stay in the L1 cache beside a tile's activations.
@@ -70,7 +70,7 @@ pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
                 super::blocks::matmul::<Hardware, F>(args)
             }
             _ if has_exact_blocks::<F, BYTES>() => avx512::quant::matmul::<F, BYTES>(args),
-            _ if is_below::<F, BYTES>() => avx512::quant::matmul::<F, BYTES>(args),
+            _ if is_below::<F>() => avx512::quant::matmul::<F, BYTES>(args),
             // Numbers of tokens that fill tiles. The level below multiplies both bytes of Q11 apart.
             8 if is_joined::<F, BYTES>() => tiled::<Hardware, F, BYTES, 8>(args),
             12 => tiled::<Hardware, F, BYTES, 12>(args),
@@ -93,7 +93,7 @@ struct Scratch {
     results: MaybeUninit<[Sums; RESULTS]>,
 }
 
-/// T tokens (up to 16) a tile, of which there are as many at least.
+/// T tokens (up to 16) a tile, of which there are as many at least. For formats that aren't [below](is_below), and rows that aren't Q8K.
 ///
 /// # Safety
 /// As [`matmul`]; the processor has the tiles of M.
@@ -465,6 +465,7 @@ mod tests {
                 };
                 let w = weights(&mut random, encoding, features, k);
                 match tile {
+                    _ if is_below::<F>() => case.check(&w, matmul::<F, BYTES>),
                     8 => case.check(&w, tiled::<Emulated, F, BYTES, 8>),
                     12 => case.check(&w, tiled::<Emulated, F, BYTES, 12>),
                     _ => case.check(&w, tiled::<Emulated, F, BYTES, 16>),

@@ -6,7 +6,6 @@ use std::arch::x86_64::*;
 use super::panel::{Panel, has_signs, planes, weights};
 use super::tiles::{Activations, PIECES, Sums, Tiles, sets};
 use crate::cpu::avx2::quant::{Format, Scales, has_inner_sums};
-use crate::cpu::avx512::part::holds_scales;
 use crate::quant::BLOCK;
 
 /// Steps whose products are ahead of the one that is scaled, at most (NOTES.md, "Chunks").
@@ -209,20 +208,15 @@ impl Run {
         // SAFETY: the caller's promise; the panel's rows are within it.
         unsafe {
             let words = (&raw const (*panel).words).cast::<u8>();
-            let second = match F::HAS_HALF_MINS {
-                true => (&raw const (*panel).mins).cast::<u8>(),
-                false => words.add(4 * 64),
-            };
-            let weights_at = [words, second];
+            let mins = (&raw const (*panel).mins).cast::<u8>();
+            let at = [words, mins];
+            // Two tiles of weights are only those of Q2_K, unsigned, and meet both bytes of Q11.
             match (has_signs::<F>(), planes::<F, BYTES>(), weights::<F>()) {
-                (false, 1, 1) => M::multiply::<false, 1, 1>(step, piece, x, weights_at),
-                (false, 1, _) => M::multiply::<false, 1, 2>(step, piece, x, weights_at),
-                (false, _, 1) => M::multiply::<false, 2, 1>(step, piece, x, weights_at),
-                (false, _, _) => M::multiply::<false, 2, 2>(step, piece, x, weights_at),
-                (true, 1, 1) => M::multiply::<true, 1, 1>(step, piece, x, weights_at),
-                (true, 1, _) => M::multiply::<true, 1, 2>(step, piece, x, weights_at),
-                (true, _, 1) => M::multiply::<true, 2, 1>(step, piece, x, weights_at),
-                (true, _, _) => M::multiply::<true, 2, 2>(step, piece, x, weights_at),
+                (false, 1, _) => M::multiply::<false, 1, 1>(step, piece, x, at),
+                (false, _, 1) => M::multiply::<false, 2, 1>(step, piece, x, at),
+                (false, _, _) => M::multiply::<false, 2, 2>(step, piece, x, at),
+                (true, 1, _) => M::multiply::<true, 1, 1>(step, piece, x, at),
+                (true, _, _) => M::multiply::<true, 2, 1>(step, piece, x, at),
             }
         }
     }
@@ -237,8 +231,7 @@ unsafe fn store<M: Tiles, F: Format, const BYTES: usize>(step: usize, to: *mut S
     // SAFETY: the caller's promise.
     unsafe {
         match (planes::<F, BYTES>(), weights::<F>()) {
-            (1, 1) => M::store::<1, 1>(step, to),
-            (1, _) => M::store::<1, 2>(step, to),
+            (1, _) => M::store::<1, 1>(step, to),
             (_, 1) => M::store::<2, 1>(step, to),
             (_, _) => M::store::<2, 2>(step, to),
         }
@@ -262,20 +255,11 @@ unsafe fn add<F: Format, const BYTES: usize>(
     unsafe {
         let load = |floats: *const [f32; 16]| _mm512_load_ps(floats.cast());
         let scale = _mm512_set1_ps((*factors).scales[t]);
-        let sum =
-            |tile: usize, plane: usize| sums(results.add(tile * planes::<F, BYTES>() + plane), t);
+        let sum = |plane: usize| sums(results.add(plane), t);
         let scaled = |plane: usize| match F::SCALES {
-            Scales::None => sum(0, plane),
-            Scales::Whole => {
-                let scale = load((&raw const (*panel).scales).cast());
-                _mm512_mul_ps(sum(0, plane), scale)
-            }
-            Scales::Halves if holds_scales::<F>() => sum(0, plane),
-            Scales::Halves => {
-                let scales = (&raw const (*panel).scales).cast::<[f32; 16]>();
-                let low = _mm512_mul_ps(sum(0, plane), load(scales));
-                _mm512_fmadd_ps(sum(1, plane), load(scales.add(1)), low)
-            }
+            Scales::Whole => _mm512_mul_ps(sum(plane), load(&raw const (*panel).scales)),
+            // There are none, or weights hold them.
+            Scales::None | Scales::Halves => sum(plane),
         };
         let product = combined::<F, BYTES>(scaled);
         if has_inner_sums::<F>() {

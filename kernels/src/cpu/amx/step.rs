@@ -1,5 +1,5 @@
-//! A block of 256 k of sixteen features by one or two tiles of tokens: products by tiles, and beside them what AVX-512 does meanwhile:
-//! scaling the sums of earlier steps, and unpacking the next block of weights.
+//! A block of 256 k of sixteen features by a tile of tokens: products by tiles, and beside them what AVX-512 does meanwhile: scaling
+//! the sums of earlier steps, and unpacking the next block of weights.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -11,43 +11,23 @@ use crate::cpu::avx2::quant::Format;
 /// Bytes of activations that a product takes of each token.
 pub(super) const DEPTH: usize = 64;
 
-/// Tokens of a full step.
-pub(super) const MOST: usize = 32;
+/// Tokens of a full tile.
+pub(super) const FULL: usize = 16;
 
 /// The exact sums of a step, those of either plane, a line a token.
 #[repr(C, align(64))]
-pub(super) struct Sums(pub(super) [[[i32; 16]; MOST]; 2]);
+pub(super) struct Sums([[[i32; 16]; FULL]; 2]);
 
-/// A step's products. Its tiles of results are stored by the next step, since they are done by then, and scaled by that, and the last
-/// quarter by the one behind that: so are sums stored a quarter of a step before they are scaled.
+/// A step's products. Its results are stored by the next step, since they are done by then, and scaled by that, and the last quarter
+/// by the one behind that: so are sums stored a quarter of a step before they are scaled.
 pub(super) struct Step {
-    /// The tiles' first 64 activations.
-    pub(super) x: [Activations; 2],
+    /// The tile's first 64 activations.
+    pub(super) x: Activations,
     pub(super) panel: *const Panel,
 }
 
-/// What a step stores of the one before.
-#[derive(Clone, Copy)]
-pub(super) struct Results {
-    pub(super) to: *mut Sums,
-    /// Tiles of tokens, of which there are none before the first step.
-    pub(super) tiles: usize,
-    /// Lines from the first tile's first to the second's, which may overlap: those of a token are alike.
-    pub(super) second: usize,
-}
-
-impl Results {
-    /// A line of a plane.
-    #[inline]
-    fn line(&self, plane: usize, line: usize) -> *mut [i32; 16] {
-        self.to
-            .cast::<[i32; 16]>()
-            .wrapping_add(plane * MOST + line)
-    }
-}
-
-/// Shares that the scaling of a step is done in.
-const SHARES: usize = 16;
+/// Shares that the scaling of a step is done in: one behind each piece of products.
+const SHARES: usize = 2 * DEPTHS;
 
 /// Sums of a step that are to be scaled and added to those of the blocks before, for a token after the other.
 #[derive(Clone, Copy)]
@@ -101,22 +81,16 @@ impl Share {
 }
 
 impl Step {
-    /// Multiplies TILES tiles of tokens (one or two), stores what `results` says, scales the last quarter of the first of `scaled` and
-    /// the others of the second, and unpacks a block if that is so.
+    /// Multiplies a tile of tokens, stores the results of the step before, scales the last quarter of the first of `scaled` and the
+    /// others of the second, and unpacks a block if that is so.
     ///
     /// # Safety
     /// Tiles are configured, for [`DEPTH`]; all pointers are good for what is said of them.
     #[inline(never)]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-    pub(super) unsafe fn run<
-        M: Tiles,
-        F: Format,
-        const TILES: usize,
-        const PLACE: usize,
-        const UNPACKS: bool,
-    >(
+    pub(super) unsafe fn run<M: Tiles, F: Format, const UNPACKS: bool>(
         &self,
-        results: Results,
+        results: *mut Sums,
         scaled: &mut [Scaling; 2],
         packed: Packed,
     ) {
@@ -128,55 +102,35 @@ impl Step {
                 if depth == 1 {
                     held = Held::new::<F>(&scaled[1]);
                 }
-                // Tile instructions in pieces, with a share of the scaling behind each, or two (NOTES.md, "Pieces").
+                // Tile instructions in pieces, with a share of the scaling behind each (NOTES.md, "Pieces").
                 let scaling = &mut scaled[depth.min(1)];
-                if depth == 0 && results.tiles > 0 {
-                    M::store_sums::<0, 0>(results.line(0, 0));
+                if depth == 0 {
+                    store::<M, 0>(results);
                 }
-                M::load_activations::<0>(self.x(0, depth));
-                M::load_weights::<0>(self.weights(depth, 0));
-                multiply::<M, F, 0, 0>(depth == 0);
-                scaling.share::<F, 0, PLACE>(&held, 2 / TILES);
+                M::load_activations(self.x(depth));
+                multiply::<M, F, 0>(self.weights(depth, 0), depth == 0);
+                scaling.share::<F, 0, UNPACKS>(&held);
                 if UNPACKS {
-                    packed.part::<F, 0, PLACE>(depth);
+                    packed.part::<F, 0, true>(depth);
                 }
-                if depth == 0 && results.tiles > 0 {
-                    M::store_sums::<0, 1>(results.line(1, 0));
+                if depth == 0 {
+                    store::<M, 1>(results);
                 }
-                M::load_weights::<1>(self.weights(depth, 1));
-                multiply::<M, F, 0, 1>(depth == 0);
-                if depth == 0 && results.tiles == 2 {
-                    M::store_sums::<1, 0>(results.line(0, results.second));
-                    if TILES == 1 {
-                        M::store_sums::<1, 1>(results.line(1, results.second));
-                    }
-                }
-                scaling.share::<F, 1, PLACE>(&held, 2 / TILES);
-                if TILES == 2 {
-                    M::load_activations::<1>(self.x(1, depth));
-                    multiply::<M, F, 1, 0>(depth == 0);
-                    scaling.share::<F, 2, PLACE>(&held, 1);
-                }
+                multiply::<M, F, 1>(self.weights(depth, 1), depth == 0);
+                scaling.share::<F, 1, UNPACKS>(&held);
                 if UNPACKS {
-                    packed.part::<F, 1, PLACE>(depth);
-                }
-                if TILES == 2 {
-                    if depth == 0 && results.tiles == 2 {
-                        M::store_sums::<1, 1>(results.line(1, results.second));
-                    }
-                    multiply::<M, F, 1, 1>(depth == 0);
-                    scaling.share::<F, 3, PLACE>(&held, 1);
+                    packed.part::<F, 1, true>(depth);
                 }
             }
         }
     }
 
-    /// Tile `tile`'s activations of 64 k.
+    /// The tile's activations of 64 k.
     #[inline]
-    fn x(&self, tile: usize, depth: usize) -> Activations {
+    fn x(&self, depth: usize) -> Activations {
         Activations {
-            at: self.x[tile].at.wrapping_add(depth * DEPTH),
-            ..self.x[tile]
+            at: self.x.at.wrapping_add(depth * DEPTH),
+            ..self.x
         }
     }
 
@@ -193,20 +147,16 @@ impl Step {
 /// # Safety
 /// As [`Step::run`].
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-pub(super) unsafe fn finish<M: Tiles, F: Format>(results: Results, scaled: &mut [Scaling; 2]) {
+pub(super) unsafe fn finish<M: Tiles, F: Format>(results: *mut Sums, scaled: &mut [Scaling; 2]) {
     // SAFETY: the caller's promise.
     unsafe {
-        if results.tiles > 0 {
-            M::store_sums::<0, 0>(results.line(0, 0));
-            M::store_sums::<0, 1>(results.line(1, 0));
-        }
-        if results.tiles == 2 {
-            M::store_sums::<1, 0>(results.line(0, results.second));
-            M::store_sums::<1, 1>(results.line(1, results.second));
-        }
+        store::<M, 0>(results);
+        store::<M, 1>(results);
         for scaling in scaled {
             let held = Held::new::<F>(scaling);
-            scaling.share::<F, 4, 0>(&held, SHARES - scaling.tokens.done);
+            while scaling.tokens.done < SHARES {
+                scaling.share::<F, 2, false>(&held);
+            }
         }
     }
 }
@@ -220,22 +170,33 @@ fn hidden(mut number: usize) -> usize {
     number
 }
 
-/// Multiplies tile X with the weights of a plane, whose sums begin there or not.
+/// Multiplies the loaded activations with the weights of a plane, whose sums begin there or not.
 ///
 /// # Safety
-/// Both are loaded.
+/// Activations are loaded; `weights` points at a tile.
 #[inline]
-unsafe fn multiply<M: Tiles, F: Format, const X: usize, const PLANE: usize>(begins: bool) {
+unsafe fn multiply<M: Tiles, F: Format, const PLANE: usize>(weights: *const u8, begins: bool) {
     // SAFETY: the caller's promise.
     unsafe {
+        M::load_weights::<PLANE>(weights);
         if begins {
-            M::begin::<X, PLANE>();
+            M::begin::<PLANE>();
         }
         match (planes::<F>(), PLANE) {
-            (Planes::Bytes, 0) => M::add::<true, X, PLANE>(),
-            _ => M::add::<false, X, PLANE>(),
+            (Planes::Bytes, 0) => M::add::<true, PLANE>(),
+            _ => M::add::<false, PLANE>(),
         }
     }
+}
+
+/// Stores the sums of a plane.
+///
+/// # Safety
+/// Tiles are configured; `to` may be written.
+#[inline]
+unsafe fn store<M: Tiles, const PLANE: usize>(to: *mut Sums) {
+    // SAFETY: the caller's promise.
+    unsafe { M::store_sums::<PLANE>((&raw mut (*to).0[PLANE]).cast()) };
 }
 
 /// What all tokens of a step are scaled with, in registers: the factors of the block, and what features are read and written.
@@ -281,28 +242,18 @@ impl Held {
 }
 
 impl Scaling {
-    /// Scales and adds the sums of some shares of the tokens. PIECE and PLACE make another function of it wherever it stands, since
+    /// Scales and adds the sums of the next share of the tokens. PIECE and UNPACKS make another function of it wherever it stands, since
     /// the compiler inlines what stands but once.
     ///
     /// # Safety
     /// All pointers are good for what is said of them.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-    unsafe fn share<F: Format, const PIECE: usize, const PLACE: usize>(
-        &mut self,
-        held: &Held,
-        shares: usize,
-    ) {
-        let mut left = 0;
-        for _ in 0..shares {
-            left += self.tokens.next();
-        }
-        // A float whose last bit is 1: sums of minima (below 2^21) that are added to its bits are added to it.
+    unsafe fn share<F: Format, const PIECE: usize, const UNPACKS: bool>(&mut self, held: &Held) {
+        let mut left = self.tokens.next();
+        // A float whose last bit is 1: sums of minima (below 2^21) that are added to its bits are added to it. So they become floats by
+        // a subtraction, where a conversion would wait for the pipe that multiplies (NOTES.md, "AMX: K-quants").
         let one_and_a_half = _mm512_set1_ps((3 << 22) as f32);
-        let none = match SPREAD {
-            true => _mm512_castps_si512(one_and_a_half),
-            false => _mm512_setzero_si512(),
-        };
         let (mut rows, mut line) = (self.rows, self.sums);
         let (mut acc, mut out) = (self.acc, self.out);
         while left > 0 {
@@ -311,7 +262,7 @@ impl Scaling {
             unsafe {
                 let row = *rows;
                 let first = _mm512_load_si512(line.cast());
-                let second = _mm512_load_si512(line.add(MOST).cast());
+                let second = _mm512_load_si512(line.add(FULL).cast());
                 let isum = match planes::<F>() {
                     Planes::Scales => _mm512_add_epi32(eightfold(first), second),
                     Planes::Bytes => {
@@ -322,23 +273,17 @@ impl Scaling {
                     Planes::Minima => first,
                 };
                 let mut sum = _mm512_mul_ps(_mm512_cvtepi32_ps(isum), held.d);
-                if F::HAS_MIN || F::HAS_HALF_MINS {
-                    let imin = match planes::<F>() {
-                        Planes::Minima => second,
-                        _ => {
-                            let imin = dot::<0>(none, held.mins[0], row, self.row_sums);
-                            let imin = dot::<4>(imin, held.mins[1], row, self.row_sums);
-                            let imin = dot::<8>(imin, held.mins[2], row, self.row_sums);
-                            dot::<12>(imin, held.mins[3], row, self.row_sums)
-                        }
-                    };
-                    let imin = match (SPREAD, planes::<F>()) {
-                        (true, Planes::Scales) => {
-                            _mm512_sub_ps(_mm512_castsi512_ps(imin), one_and_a_half)
-                        }
-                        _ => _mm512_cvtepi32_ps(imin),
-                    };
+                if F::HAS_MIN {
+                    let imin = _mm512_castps_si512(one_and_a_half);
+                    let imin = dot::<0>(imin, held.mins[0], row, self.row_sums);
+                    let imin = dot::<4>(imin, held.mins[1], row, self.row_sums);
+                    let imin = dot::<8>(imin, held.mins[2], row, self.row_sums);
+                    let imin = dot::<12>(imin, held.mins[3], row, self.row_sums);
+                    let imin = _mm512_sub_ps(_mm512_castsi512_ps(imin), one_and_a_half);
                     sum = _mm512_fmadd_ps(imin, held.m, sum);
+                }
+                if F::HAS_HALF_MINS {
+                    sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(second), held.m, sum);
                 }
                 let scale = _mm512_set1_ps(row.add(self.scale).cast::<f32>().read_unaligned());
                 let before = _mm512_maskz_load_ps(held.read, acc.cast());
@@ -355,16 +300,10 @@ impl Scaling {
     }
 }
 
-/// Whether what the pipe that multiplies would do is done by additions, which the other one does too. To be measured.
-const SPREAD: bool = true;
-
-/// Eight times a number.
+/// Eight times a number, by additions: shifts wait for the pipe that multiplies (NOTES.md, "AMX: K-quants").
 #[inline]
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
 fn eightfold(x: __m512i) -> __m512i {
-    if !SPREAD {
-        return _mm512_slli_epi32::<3>(x);
-    }
     let x = doubled(doubled(x));
     doubled(x)
 }

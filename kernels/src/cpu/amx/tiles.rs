@@ -14,8 +14,8 @@
 //! products be issued in [`PIECES`], with other work in between: a processor whose core serves two threads holds half the
 //! instructions in flight, and tile instructions in a row, of many operations each, leave no room for those that could run beside them.
 //!
-//! Sums over more than 64 bytes of k stay in registers of results from product to product: two tiles of activations with two of weights
-//! are a *square*, whose four sums are all four registers. Its instructions are functions of their own.
+//! Sums over more than 64 bytes of k stay in registers of results from product to product: those of one tile of activations with either of
+//! two of weights. Their instructions are functions of their own ([`Tiles::add`]).
 
 use std::arch::asm;
 
@@ -76,35 +76,35 @@ pub trait Tiles {
     /// Tiles are configured; `to` has room for PLANES * WEIGHTS tiles.
     unsafe fn store<const PLANES: usize, const WEIGHTS: usize>(step: usize, to: *mut Sums);
 
-    /// Loads tile X of a square's activations, of the configured depth.
+    /// Loads the activations to [add](Tiles::add) products of, of the configured depth.
     ///
     /// # Safety
     /// Tiles are configured; the configured number of tokens has the activations.
-    unsafe fn load_activations<const X: usize>(x: Activations);
+    unsafe fn load_activations(x: Activations);
 
-    /// Loads tile W of a square's weights.
+    /// Loads tile W of the weights to add products of.
     ///
     /// # Safety
     /// Tiles are configured; `at` points at a line for each four bytes of the depth.
     unsafe fn load_weights<const W: usize>(at: *const u8);
 
-    /// Has the sums of tiles X and W of a square begin at zero.
+    /// Has the sums with tile W of the weights begin at zero.
     ///
     /// # Safety
     /// Tiles are configured.
-    unsafe fn begin<const X: usize, const W: usize>();
+    unsafe fn begin<const W: usize>();
 
-    /// Adds the products of tiles X and W of a square to their sums. Weights are SIGNED bytes or not.
+    /// Adds the products of the activations and tile W of the weights to their sums. Weights are SIGNED bytes or not.
     ///
     /// # Safety
     /// Tiles are configured.
-    unsafe fn add<const SIGNED: bool, const X: usize, const W: usize>();
+    unsafe fn add<const SIGNED: bool, const W: usize>();
 
-    /// Stores the sums of tiles X and W of a square, a line a token.
+    /// Stores the sums with tile W of the weights, a line a token.
     ///
     /// # Safety
     /// Tiles are configured; `to` has room for so many lines.
-    unsafe fn store_sums<const X: usize, const W: usize>(to: *mut [i32; 16]);
+    unsafe fn store_sums<const W: usize>(to: *mut [i32; 16]);
 
     /// Gives the tiles back, so that the system need not save them.
     ///
@@ -192,15 +192,6 @@ macro_rules! multiply {
             (2, 1, _) => {
                 load!(5, y, token);
                 product!($op, $turn % 2 * 2 + 1, 5, 6 + $turn % 2);
-            }
-            (1, _, 0) => load!(4 + $turn % 2, $x.at, token),
-            (1, _, 1) => {
-                load!(6, $weights[0], LINE);
-                product!($op, $turn % 2 * 2, 4 + $turn % 2, 6);
-            }
-            (1, _, _) => {
-                load!(7, $weights[1], LINE);
-                product!($op, $turn % 2 * 2 + 1, 4 + $turn % 2, 7);
             }
             (_, _, 0) => {
                 load!(4, $x.at, token);
@@ -296,8 +287,8 @@ impl Tiles for Hardware {
     }
 
     #[inline]
-    unsafe fn load_activations<const X: usize>(x: Activations) {
-        load!(4 + X, x.at, x.token);
+    unsafe fn load_activations(x: Activations) {
+        load!(4, x.at, x.token);
     }
 
     #[inline]
@@ -306,30 +297,30 @@ impl Tiles for Hardware {
     }
 
     #[inline]
-    unsafe fn begin<const X: usize, const W: usize>() {
+    unsafe fn begin<const W: usize>() {
         // SAFETY: the caller's promise.
         unsafe {
-            asm!("tilezero tmm{r}", r = const 2 * X + W, options(nostack, preserves_flags));
+            asm!("tilezero tmm{r}", r = const W, options(nostack, preserves_flags));
         }
     }
 
     #[inline]
-    unsafe fn add<const SIGNED: bool, const X: usize, const W: usize>() {
+    unsafe fn add<const SIGNED: bool, const W: usize>() {
         match SIGNED {
-            false => add!("tdpbsud", 2 * X + W, 4 + X, 6 + W),
-            true => add!("tdpbssd", 2 * X + W, 4 + X, 6 + W),
+            false => add!("tdpbsud", W, 4, 6 + W),
+            true => add!("tdpbssd", W, 4, 6 + W),
         }
     }
 
     #[inline]
-    unsafe fn store_sums<const X: usize, const W: usize>(to: *mut [i32; 16]) {
+    unsafe fn store_sums<const W: usize>(to: *mut [i32; 16]) {
         // SAFETY: the caller's promise.
         unsafe {
             asm!(
                 "tilestored [{to} + {line}], tmm{r}",
                 to = in(reg) to,
                 line = in(reg) LINE,
-                r = const 2 * X + W,
+                r = const W,
                 options(nostack, preserves_flags),
             );
         }
@@ -363,14 +354,14 @@ pub mod emulation {
         static REGISTERS: RefCell<[(usize, [[i32; 16]; 16]); RESULTS]> =
             const { RefCell::new([(usize::MAX, [[0; 16]; 16]); RESULTS]) };
 
-        /// A square's activations and weights, two tiles each.
-        static OPERANDS: RefCell<[[[[u8; LINE]; 16]; 2]; 2]> =
-            const { RefCell::new([[[[0; LINE]; 16]; 2]; 2]) };
+        /// The operands of sums: activations, and two tiles of weights.
+        static OPERANDS: RefCell<[[[u8; LINE]; 16]; 3]> =
+            const { RefCell::new([[[0; LINE]; 16]; 3]) };
     }
 
     /// Loads some rows of `bytes`, `distance` apart, to an operand. The rest is zero.
     unsafe fn load_operand(
-        [side, tile]: [usize; 2],
+        operand: usize,
         at: *const u8,
         distance: usize,
         rows: usize,
@@ -383,7 +374,7 @@ pub mod emulation {
                 *byte = unsafe { at.add(i * distance + j).read() };
             }
         }
-        OPERANDS.with_borrow_mut(|all| all[side][tile] = lines);
+        OPERANDS.with_borrow_mut(|all| all[operand] = lines);
     }
 
     /// The first register of a step's results.
@@ -448,28 +439,28 @@ pub mod emulation {
             }
         }
 
-        unsafe fn load_activations<const X: usize>(x: Activations) {
+        unsafe fn load_activations(x: Activations) {
             let (tokens, depth) = SHAPE.get();
             // SAFETY: the caller's promise.
-            unsafe { load_operand([0, X], x.at, x.token, tokens, depth) };
+            unsafe { load_operand(0, x.at, x.token, tokens, depth) };
         }
 
         unsafe fn load_weights<const W: usize>(at: *const u8) {
             let (_, depth) = SHAPE.get();
             // SAFETY: the caller's promise.
-            unsafe { load_operand([1, W], at, LINE, depth / 4, LINE) };
+            unsafe { load_operand(1 + W, at, LINE, depth / 4, LINE) };
         }
 
-        unsafe fn begin<const X: usize, const W: usize>() {
-            REGISTERS.with_borrow_mut(|all| all[2 * X + W] = (usize::MAX, [[0; 16]; 16]));
+        unsafe fn begin<const W: usize>() {
+            REGISTERS.with_borrow_mut(|all| all[W] = (usize::MAX, [[0; 16]; 16]));
         }
 
-        unsafe fn add<const SIGNED: bool, const X: usize, const W: usize>() {
+        unsafe fn add<const SIGNED: bool, const W: usize>() {
             let (tokens, depth) = SHAPE.get();
             assert!(tokens > 0, "tiles are not configured");
-            let [x, w] = OPERANDS.with_borrow(|[x, w]| [x[X], w[W]]);
+            let [x, w] = OPERANDS.with_borrow(|all| [all[0], all[1 + W]]);
             REGISTERS.with_borrow_mut(|all| {
-                let (_, sums) = &mut all[2 * X + W];
+                let (_, sums) = &mut all[W];
                 for (x, row) in x.iter().zip(sums.iter_mut()).take(tokens) {
                     for (n, sum) in row.iter_mut().enumerate() {
                         for (k, x) in x.iter().take(depth).enumerate() {
@@ -482,9 +473,9 @@ pub mod emulation {
             });
         }
 
-        unsafe fn store_sums<const X: usize, const W: usize>(to: *mut [i32; 16]) {
+        unsafe fn store_sums<const W: usize>(to: *mut [i32; 16]) {
             let (tokens, _) = SHAPE.get();
-            let (_, sums) = REGISTERS.with_borrow(|all| all[2 * X + W]);
+            let (_, sums) = REGISTERS.with_borrow(|all| all[W]);
             for (i, sums) in sums.into_iter().take(tokens).enumerate() {
                 // SAFETY: the caller's promise.
                 unsafe { to.add(i).write(sums) };
