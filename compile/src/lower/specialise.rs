@@ -9,11 +9,12 @@ use crate::error::Error;
 /// Rows up to which a step is a decode step: its matmuls are bound by reading weights.
 const DECODE_ROWS: u32 = 4;
 
-/// Rows of a prefill tile.
+/// Rows of a prefill tile: what a call unpacks of its weights serves so many tokens, where a level unpacks once for all of them
+/// (kernels/NOTES.md, "Rows of 8 bits with a scale for 256").
 const PREFILL_ROWS: u32 = 128;
 
-/// Columns of a prefill tile: what a call prepares of its rows serves so many features. Results of 32 tokens are 16 KiB, half of a
-/// first-level cache.
+/// Columns of a prefill tile: what a call prepares of its rows serves so many features. Results of a tile are 64 KiB, a small part of
+/// a second-level cache.
 const PREFILL_COLS: u32 = 128;
 
 /// Columns of a decode tile: eight groups of eight weight rows.
