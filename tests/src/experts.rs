@@ -5,6 +5,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use fastrun::Error;
+use fastrun::device::cpu::{CpuDevice, CpuOptions};
 use fastrun::device::{Device, Step, StepKv, TokenSource, Want};
 use fastrun::load::Loaded;
 
@@ -53,6 +54,35 @@ pub fn step(ids: &[u32], from: usize, to: usize) -> Step {
         rows: (first as u32..(to - from) as u32).collect(),
         wants: vec![want; to - from - first],
     }
+}
+
+/// The CPU, with a number of threads.
+pub fn cpu(loaded: &Arc<Loaded>, threads: usize) -> CpuDevice {
+    let options = CpuOptions {
+        threads: Some(threads),
+        ..CpuOptions::default()
+    };
+    CpuDevice::open(loaded.clone(), &options).unwrap()
+}
+
+/// The logits of 64 tokens on the CPU, which are the same bits whatever the threads and the chunks.
+pub fn by_threads_and_chunks(loaded: &Arc<Loaded>, what: &str) -> Vec<Vec<f32>> {
+    let ids = ids(64);
+    let whole = run(&mut cpu(loaded, 1), step(&ids, 0, 64)).unwrap();
+    for threads in [2, 3, 5] {
+        let found = run(&mut cpu(loaded, threads), step(&ids, 0, 64)).unwrap();
+        assert!(bits(&found) == bits(&whole), "{what}: {threads} threads");
+    }
+    for chunk in [1, 7, 40] {
+        let mut device = cpu(loaded, 2);
+        let mut found = Vec::new();
+        for from in (0..64).step_by(chunk) {
+            let to = (from + chunk).min(64);
+            found.extend(run(&mut device, step(&ids, from, to)).unwrap());
+        }
+        assert!(bits(&found) == bits(&whole), "{what}: chunks of {chunk}");
+    }
+    whole
 }
 
 /// The logits of a step's rows.

@@ -1,24 +1,14 @@
 //! Mixtures of experts on the CPU, against the reference device and against themselves: by numbers of tokens, of threads, in
 //! chunks; with routers that send every token to the same experts, and with ones that can't send a token anywhere.
 
-use std::sync::Arc;
-
 use e2e::experts::{
-    COUNTS, SHAPES, agree, bits, compiled, differences, ids, model, run, step, with_router,
+    COUNTS, SHAPES, agree, bits, by_threads_and_chunks, compiled, cpu, differences, ids, model,
+    run, step, with_router,
 };
 use fastrun::Error;
 use fastrun::device::Device;
-use fastrun::device::cpu::{CpuDevice, CpuOptions};
 use fastrun::device::reference::{ReferenceDevice, ReferenceOptions};
 use fastrun::load::Loaded;
-
-fn cpu(loaded: &Arc<Loaded>, threads: usize) -> CpuDevice {
-    let options = CpuOptions {
-        threads: Some(threads),
-        ..CpuOptions::default()
-    };
-    CpuDevice::open(loaded.clone(), &options).unwrap()
-}
 
 #[test]
 fn every_number_of_tokens_agrees_with_the_reference() {
@@ -62,29 +52,9 @@ fn chunks_threads_and_gathering_change_no_bit() {
     for (shape, quant) in SHAPES.into_iter().flat_map(|s| quants.map(|q| (s, q))) {
         let model = model(folder.path(), shape, quant);
         let fused = compiled(&model, &[]);
-        let ids = ids(64);
-        let whole = run(&mut cpu(&fused, 1), step(&ids, 0, 64)).unwrap();
-        for threads in [2, 3, 5] {
-            let found = run(&mut cpu(&fused, threads), step(&ids, 0, 64)).unwrap();
-            assert!(
-                bits(&found) == bits(&whole),
-                "{shape} {quant}: {threads} threads"
-            );
-        }
-        for chunk in [1, 7, 40] {
-            let mut device = cpu(&fused, 2);
-            let mut found = Vec::new();
-            for from in (0..64).step_by(chunk) {
-                let to = (from + chunk).min(64);
-                found.extend(run(&mut device, step(&ids, from, to)).unwrap());
-            }
-            assert!(
-                bits(&found) == bits(&whole),
-                "{shape} {quant}: chunks of {chunk}"
-            );
-        }
+        let whole = by_threads_and_chunks(&fused, &format!("{shape} {quant}"));
         let gathered = compiled(&model, &["--disable-pass", "index-experts"]);
-        let found = run(&mut cpu(&gathered, 2), step(&ids, 0, 64)).unwrap();
+        let found = run(&mut cpu(&gathered, 2), step(&ids(64), 0, 64)).unwrap();
         assert!(bits(&found) == bits(&whole), "{shape} {quant}: gathered");
     }
 }

@@ -1,11 +1,10 @@
 //! Weights in blocks of 256 on the CPU, dense and of experts, against the reference device and against themselves: by numbers of
 //! tokens, of threads, in chunks.
 
-use std::sync::Arc;
-
 use bundle_format::plan::{DType, Op};
-use e2e::experts::{agree_within, bits, compiled, ids, model, run, step};
-use fastrun::device::cpu::{CpuDevice, CpuOptions};
+use e2e::experts::{
+    agree_within, bits, by_threads_and_chunks, compiled, cpu, ids, model, run, step,
+};
 use fastrun::device::reference::{ReferenceDevice, ReferenceOptions};
 use fastrun::load::Loaded;
 
@@ -13,14 +12,6 @@ const QUANTS: [&str; 6] = ["q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "iq4_xs"];
 
 /// Rows of 8 bits and of 11, by `--activations`, and what they may make of the largest logit.
 const ROWS: [(&str, DType, f32); 2] = [("q8", DType::Q8K, 0.05), ("q11", DType::Q11, 0.008)];
-
-fn cpu(loaded: &Arc<Loaded>, threads: usize) -> CpuDevice {
-    let options = CpuOptions {
-        threads: Some(threads),
-        ..CpuOptions::default()
-    };
-    CpuDevice::open(loaded.clone(), &options).unwrap()
-}
 
 /// Types of rows that a plan's products take, the router's f32 aside.
 fn rows_of(loaded: &Loaded) -> Vec<DType> {
@@ -92,29 +83,13 @@ fn chunks_threads_and_passes_change_no_bit() {
     ] {
         let model = model(folder.path(), shape, quant);
         let fused = compiled(&model, &["--activations", "q8"]);
-        let ids = ids(64);
-        let whole = run(&mut cpu(&fused, 1), step(&ids, 0, 64)).unwrap();
-        for threads in [2, 3, 5] {
-            let found = run(&mut cpu(&fused, threads), step(&ids, 0, 64)).unwrap();
-            assert!(
-                bits(&found) == bits(&whole),
-                "{shape} {quant}: {threads} threads"
-            );
-        }
-        for chunk in [1, 7, 40] {
-            let mut device = cpu(&fused, 2);
-            let mut found = Vec::new();
-            for from in (0..64).step_by(chunk) {
-                let to = (from + chunk).min(64);
-                found.extend(run(&mut device, step(&ids, from, to)).unwrap());
-            }
-            assert!(
-                bits(&found) == bits(&whole),
-                "{shape} {quant}: chunks of {chunk}"
-            );
-        }
+        let whole = by_threads_and_chunks(&fused, &format!("{shape} {quant}"));
         let apart = ["--activations", "q8", "--disable-pass", "fuse-quantise"];
-        let found = run(&mut cpu(&compiled(&model, &apart), 2), step(&ids, 0, 64)).unwrap();
+        let found = run(
+            &mut cpu(&compiled(&model, &apart), 2),
+            step(&ids(64), 0, 64),
+        )
+        .unwrap();
         assert!(bits(&found) == bits(&whole), "{shape} {quant}: unfused");
     }
 }
