@@ -144,9 +144,9 @@ fn check_inst(
             other => return fail(format!("can't store f32 to {other:?}")),
         },
         Inst::StoreQuant { dst, col, .. } => {
-            let Layout::Quant { ty, cols, .. } = layout(dst)? else {
-                let other = layout(dst)?;
-                return fail(format!("can't store quantised blocks to {other:?}"));
+            let (ty, cols) = match layout(dst)? {
+                Layout::Quant { ty, cols, .. } => (ty, cols),
+                other => return fail(format!("can't store quantised blocks to {other:?}")),
             };
             let block = ty.block();
             if [region.width, col.per_unit, col.offset, cols]

@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use crate::cpu::avx2::quant::{Format, Scales, fetch_part};
 use crate::cpu::avx512::part::{
-    float_scales, holds_scales, is_joined, is_signed, join, join_floats, min, scales,
+    float_scale, holds_scales, is_joined, is_signed, join, join_floats, min, scales,
 };
 use crate::quant::BLOCK;
 
@@ -76,7 +76,7 @@ pub(super) unsafe fn unpack<F: Format, const BYTES: usize>(
             let high = (F::half::<1>(part[0]), F::half::<1>(part[1]));
             let scales = scales::<F>(part);
             if F::SCALES == Scales::Whole {
-                let [scale, _] = float_scales::<F>(part);
+                let scale = float_scale::<F>(part);
                 floats(&raw mut (*panel).scales, scale);
             }
             for (h, (half, scale)) in [low, high].into_iter().zip(scales).enumerate() {

@@ -54,7 +54,7 @@ const fn panels<F: Format, const BYTES: usize>(tokens: usize) -> usize {
 /// Tiles of tokens that share a chunk's panels.
 const TILES: usize = 4;
 
-/// Weights of a format times rows whose quants have BYTES bytes: 1 in Q8, 2 in Q11.
+/// Weights of a format times rows whose quants have BYTES bytes: 1 in Q8 and Q8K, 2 in Q11.
 ///
 /// # Safety
 /// As the scalar twin, and the processor has the level.

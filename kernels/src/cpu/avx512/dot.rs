@@ -92,32 +92,17 @@ impl XBlock {
         part: *const Part,
         starts: Starts,
     ) -> [__m512; T] {
-        let scales = match holds_scales::<F>() {
-            true => Scales::None,
-            false => F::SCALES,
-        };
+        // Halves with a scale each are wide, or meet Q8K rows.
+        debug_assert!(!has_halves::<F>());
         // SAFETY: the caller's promise.
         unsafe {
             let words = (&raw const (*part).words).cast();
-            if scales == Scales::Halves {
-                // Q8 rows only, with which all of it is below 2^24, and so exact in f32: 32 * 32 * 127 * 128 in Q6_K.
-                let first =
-                    self.sums::<F, BYTES, T, SHARED, JOINED, 0, 4>(words, starts.of::<F, T>(0));
-                let second =
-                    self.sums::<F, BYTES, T, SHARED, JOINED, 4, 8>(words, starts.of::<F, T>(1));
-                let (mut sums, second) = (floats(first), floats(second));
-                for (sum, second) in sums.iter_mut().zip(second) {
-                    let first = _mm512_mul_ps(*sum, (*part).float_scales[0]);
-                    *sum = _mm512_fmadd_ps(second, (*part).float_scales[1], first);
-                }
-                return sums;
-            }
             let mut sums =
                 floats(self.sums::<F, BYTES, T, SHARED, JOINED, 0, 8>(words, starts.of::<F, T>(0)));
-            if scales == Scales::Whole {
+            if F::SCALES == Scales::Whole {
                 // The sums are below 2^24, so that a product rounds as the conversion of the exact integer does.
                 for sum in &mut sums {
-                    *sum = _mm512_mul_ps(*sum, (*part).float_scales[0]);
+                    *sum = _mm512_mul_ps(*sum, (*part).float_scale);
                 }
             }
             sums

@@ -1,4 +1,4 @@
-//! Quantised weights times one Q8 or Q11 row, which waits for memory: what counts is how many reads are under way. AMD's cores
+//! Quantised weights times one Q8, Q8K or Q11 row, which waits for memory: what counts is how many reads are under way. AMD's cores
 //! run ahead of one ascending stream by themselves; Intel's stop at the end of a page, and have more under way with some
 //! streams side by side. So a tile is one group, or some, in vectors of 256 bits; the instructions are those of wider ones.
 //!

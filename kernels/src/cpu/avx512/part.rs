@@ -12,9 +12,9 @@ pub(super) struct Part {
     /// Eight of four unsigned bytes a lane, and, where both bytes of Q11 make one sum, the same times 8; or, where they are multiplied in
     /// 16 bits, eight of the even ones and eight of the odd.
     pub(super) words: [__m512i; 16],
-    /// Integer scales of each half, in f32. Some processors multiply such twice as fast as integers of 32 bits (NOTES.md).
-    pub(super) float_scales: [__m512; 2],
-    /// The same as integers, for Q8K rows.
+    /// Integer scales of both halves, in f32. Some processors multiply such twice as fast as integers of 32 bits (NOTES.md).
+    pub(super) float_scale: __m512,
+    /// Those of each half as integers, for Q8K rows.
     pub(super) scales: [__m512i; 2],
     pub(super) d: __m512,
     pub(super) m: __m512,
@@ -150,7 +150,7 @@ impl Part {
             } else if has_exact_blocks::<F, BYTES>() {
                 (*to).scales = wide_scales::<F>(at);
             } else if !matches!(F::SCALES, Scales::None) {
-                (*to).float_scales = float_scales::<F>(at);
+                (*to).float_scale = float_scale::<F>(at);
             }
             for (j, word) in words.into_iter().enumerate() {
                 (*to).words[j] = match is_signed::<F>() {
@@ -205,16 +205,16 @@ unsafe fn wide_scales<F: Format>(at: [*const u8; 2]) -> [__m512i; 2] {
     }
 }
 
-/// As [`wide_scales`], in f32.
+/// As [`wide_scales`], in f32, of a format whose halves have the same.
 ///
 /// # Safety
 /// As there.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-pub(in crate::cpu) unsafe fn float_scales<F: Format>(at: [*const u8; 2]) -> [__m512; 2] {
+pub(in crate::cpu) unsafe fn float_scale<F: Format>(at: [*const u8; 2]) -> __m512 {
     // SAFETY: the caller's promise.
-    let [first, second] = unsafe { wide_scales::<F>(at) };
-    [_mm512_cvtepi32_ps(first), _mm512_cvtepi32_ps(second)]
+    let [scale, _] = unsafe { wide_scales::<F>(at) };
+    _mm512_cvtepi32_ps(scale)
 }
 
 /// [`Format::part_mins`] of both groups, of a format that has them.

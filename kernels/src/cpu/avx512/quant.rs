@@ -1,4 +1,4 @@
-//! Quantised weights times Q8 and Q11 rows, by `vpdpbusd` and `vpdpwssd`.
+//! Quantised weights times Q8, Q8K and Q11 rows, by `vpdpbusd` and `vpdpwssd`.
 //!
 //! A tile is two groups of eight rows of weights, a half of a vector each, by up to [`TOKENS`] tokens. [`Format`]s unpack as
 //! for AVX2, each group by itself. `vpdpbusd` multiplies unsigned by signed bytes and adds four products to a lane of 32
@@ -63,7 +63,7 @@ const fn unpacking<F: Format, const BYTES: usize>(tokens: usize) -> Unpacking {
     }
 }
 
-/// Weights of a format times rows whose quants have BYTES bytes: 1 in Q8, 2 in Q11.
+/// Weights of a format times rows whose quants have BYTES bytes: 1 in Q8 and Q8K, 2 in Q11.
 ///
 /// # Safety
 /// As the scalar twin, and the processor has the level.

@@ -2,7 +2,7 @@
 
 use std::slice;
 
-use bundle_format::plan::Encoding;
+use bundle_format::plan::{Encoding, Q8K_BLOCK};
 use half::{bf16, f16};
 
 use crate::abi::MatMulArgs;
@@ -112,7 +112,7 @@ impl Activations {
         match self {
             Activations::Q8K => Activation {
                 quants,
-                scale: f32_at(&row[k..], b / 8),
+                scale: f32_at(&row[k..], b * BLOCK / Q8K_BLOCK),
                 sum: f32::NAN,
             },
             Activations::Q8 | Activations::Q11 => {
@@ -194,7 +194,7 @@ unsafe fn quantised(args: &MatMulArgs, encoding: Encoding, activations: Activati
     let (k, rows) = (args.k as usize, args.rows as usize);
     let x_bytes = match activations {
         Activations::Q8 => k + k / BLOCK * 8,
-        Activations::Q8K => k + k / BLOCK * 2 + k / 256 * 4,
+        Activations::Q8K => k + k / BLOCK * 2 + k / Q8K_BLOCK * 4,
         Activations::Q11 => 2 * k + k / BLOCK * 8,
     };
     let block_bytes = packed_block_bytes(encoding);
