@@ -76,7 +76,7 @@ class Ending(unittest.TestCase):
 
     def test_running_requests_end_and_new_ones_are_refused(self):
         server = Server()
-        stream = self.stream(server, max_tokens=150)
+        stream = self.stream(server, max_tokens=600)
         first = next(iter(stream))
         server.signal()
         server.wait_for(lambda m: m['draining'] == 1)

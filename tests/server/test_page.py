@@ -77,6 +77,8 @@ class Page(ServerTest):
 
     def test_escape_stops_an_answer(self):
         self.setting('max_tokens', '4000')
+        # An answer that the model itself would end soon could be over before the key.
+        self.browser.script("const own = request; request = () => ({...own(), ignore_eos: true})")
         self.browser.type('Tell me a very long story.', 'enter')
         self.browser.wait("document.querySelector('article.assistant .said').textContent.length > 20")
         self.assertFalse(self.browser.script("return document.getElementById('stop').hidden"))

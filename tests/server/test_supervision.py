@@ -289,7 +289,7 @@ class Ends(unittest.TestCase):
 
     def test_a_worker_that_hangs_is_replaced(self):
         server = self.start('--hang-timeout', '2')
-        body = {'prompt': 'Once', 'max_tokens': 120, 'seed': 3, 'ignore_eos': True}
+        body = {'prompt': 'Once', 'max_tokens': 400, 'seed': 3, 'ignore_eos': True}
         expected = answer(server.stream(body))
         stopped = []
 
@@ -337,7 +337,7 @@ class Ends(unittest.TestCase):
 
     def test_requests_drain_over_a_death(self):
         server = self.start()
-        body = {'prompt': 'Once', 'max_tokens': 150, 'seed': 4, 'ignore_eos': True}
+        body = {'prompt': 'Once', 'max_tokens': 400, 'seed': 4, 'ignore_eos': True}
         expected = answer(server.stream(body))
 
         def seen(events):
