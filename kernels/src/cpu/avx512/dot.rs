@@ -126,14 +126,14 @@ impl XBlock {
             let words = (&raw const (*part).words).cast();
             if has_halves::<F>() {
                 let first = self.sums::<F, 1, T, SHARED, false, 0, 4>(words, starts.of::<F, T>(0));
-                add_scaled(first, (*part).scales[0], to);
+                add_scaled(first, (*part).halves[0], to);
                 let second = self.sums::<F, 1, T, SHARED, false, 4, 8>(words, starts.of::<F, T>(1));
-                return add_scaled(second, (*part).scales[1], to);
+                return add_scaled(second, (*part).halves[1], to);
             }
             let sums = self.sums::<F, 1, T, SHARED, false, 0, 8>(words, starts.of::<F, T>(0));
             match holds_scales::<F>() {
                 true => (0..T).for_each(|t| to[t] = _mm512_add_epi32(to[t], sums[t])),
-                false => add_scaled(sums, (*part).scales[0], to),
+                false => add_scaled(sums, (*part).halves[0], to),
             }
         }
     }
@@ -213,6 +213,32 @@ impl XBlock {
         }
         sums
     }
+}
+
+/// `sum` plus the products of pairs of 16 bits with the pair `OFFSET` bytes behind `at`. Of the intrinsic the compiler makes two operations, and
+/// it is in the order of the source, as [`XBlock::sums`] is.
+///
+/// # Safety
+/// The pair is there.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+pub(super) unsafe fn add_pairs<const OFFSET: usize>(
+    mut sum: __m512i,
+    pairs: __m512i,
+    at: *const i16,
+) -> __m512i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        asm!(
+            "vpdpwssd {sum}, {pairs}, dword ptr [{at} + {offset}]{{1to16}}",
+            sum = inout(zmm_reg) sum,
+            pairs = in(zmm_reg) pairs,
+            at = in(reg) at,
+            offset = const OFFSET,
+            options(readonly, nostack, preserves_flags),
+        );
+    }
+    sum
 }
 
 /// Whether a token's products of some words of one byte are two chains: few tokens would wait for one (NOTES.md, "Few tokens"). Those

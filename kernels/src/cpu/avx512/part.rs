@@ -1,26 +1,36 @@
 //! Weights of two groups, unpacked and joined to vectors of 512 bits, as products take them.
 
 use std::arch::x86_64::*;
-use std::mem::MaybeUninit;
 
 use crate::cpu::avx2::quant::{Format, Head, Quants, Scales, fetch_part, has_exact_blocks};
 
 pub(in crate::cpu) use crate::cpu::avx2::quant::holds_scales;
 
 /// 32 k of both groups, unpacked. What a format has no use for isn't written.
+#[repr(C)]
 pub(super) struct Part {
-    /// Eight of four unsigned bytes a lane, and, where both bytes of Q11 make one sum, the same times 8; or, where they are multiplied in
-    /// 16 bits, eight of the even ones and eight of the odd.
-    pub(super) words: [__m512i; 16],
-    /// Integer scales of both halves, in f32. Some processors multiply such twice as fast as integers of 32 bits (NOTES.md).
-    pub(super) float_scale: __m512,
-    /// Those of each half as integers, for Q8K rows.
-    pub(super) scales: [__m512i; 2],
     pub(super) d: __m512,
     pub(super) m: __m512,
     pub(super) min: __m512,
-    /// Integer minima of each half, in every byte.
-    pub(super) half_mins: [__m512i; 2],
+    /// Integer scales of both halves, in f32. Some processors multiply such twice as fast as integers of 32 bits (NOTES.md).
+    pub(super) float_scale: __m512,
+    /// Of each half, for Q8K rows the scales as integers; or integer minima, in every byte.
+    pub(super) halves: [__m512i; 2],
+    /// In a panel for Q8K rows, [`part_mins`] of the part and the next one, if its number is even.
+    pub(super) pair_mins: __m512i,
+    /// Eight of four unsigned bytes a lane, and, where both bytes of Q11 make one sum, the same times 8; or, where they are multiplied in
+    /// 16 bits, eight of the even ones and eight of the odd.
+    pub(super) words: [__m512i; 16],
+}
+
+/// Vectors of a part: with rows of one byte there are eight words only.
+pub(super) const fn vectors<const BYTES: usize>() -> usize {
+    size_of::<Part>() / size_of::<__m512i>() - if BYTES == 1 { 8 } else { 0 }
+}
+
+/// Part `i` of a panel, whose parts lie close together in the first-level cache.
+pub(super) fn part_of<const BYTES: usize>(panel: *const __m512i, i: usize) -> *const Part {
+    panel.wrapping_add(i * vectors::<BYTES>()).cast()
 }
 
 /// Whether weights are signed.
@@ -64,26 +74,31 @@ pub(in crate::cpu) const fn is_joined<F: Format, const BYTES: usize>() -> bool {
     BYTES == 2 && matches!(F::QUANTS, Quants::Nibbles | Quants::Low)
 }
 
-/// Unpacks the parts of a block of both groups, and fetches those that come next, which may be anywhere.
+/// Unpacks the parts of a block of both groups to a panel, number `first` and following, and fetches those that come next, which may be anywhere.
 ///
 /// # Safety
-/// Each of `at` points at a block; `parts` are as many as a block has.
+/// Each of `at` points at a block; the panel has room.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
 pub(super) unsafe fn unpack_block<F: Format, const BYTES: usize, const JOINED: bool>(
     at: [*const u8; 2],
-    parts: &mut [MaybeUninit<Part>],
+    panel: *mut __m512i,
+    first: usize,
     next: [*const u8; 2],
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         let heads = at.map(|at| F::head(at));
-        for (i, to) in parts.iter_mut().enumerate() {
+        for i in 0..F::PARTS {
             let at = at.map(|at| at.add(F::HEADER + i * F::PART));
             for next in next {
                 fetch_part::<F, _MM_HINT_T1>(next, i);
             }
-            Part::unpack::<F, BYTES, JOINED>(&heads, at, to.as_mut_ptr());
+            let to = part_of::<BYTES>(panel, first + i).cast_mut();
+            Part::unpack::<F, BYTES, JOINED>(&heads, at, to);
+            if F::HAS_PART_MINS && i % 2 == 0 && has_exact_blocks::<F, BYTES>() {
+                (*to).pair_mins = part_mins::<F>(at);
+            }
         }
     }
 }
@@ -127,7 +142,7 @@ impl Part {
                 [F::half_min::<1>(at[0]), F::half_min::<1>(at[1])],
             ) {
                 (*to).m = join_floats(heads[0].m, heads[1].m);
-                (*to).half_mins = [
+                (*to).halves = [
                     in_every_byte(join(low, low_second)),
                     in_every_byte(join(high, high_second)),
                 ];
@@ -148,7 +163,7 @@ impl Part {
                     *word = _mm512_mullo_epi16(*word, scales[j / 4]);
                 }
             } else if has_exact_blocks::<F, BYTES>() {
-                (*to).scales = wide_scales::<F>(at);
+                (*to).halves = wide_scales::<F>(at);
             } else if !matches!(F::SCALES, Scales::None) {
                 (*to).float_scale = float_scale::<F>(at);
             }

@@ -12,7 +12,7 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use super::part::{Part, has_halves, is_joined, is_wide, raised, unit, unpack_block};
+use super::part::{has_halves, is_joined, is_wide, raised, unit, unpack_block, vectors};
 use super::tile::{Tile, starts_of};
 use super::wide::widen;
 use crate::abi::MatMulArgs;
@@ -170,7 +170,7 @@ unsafe fn groups<F: Format, const BYTES: usize, const JOINED: bool>(
     let group_bytes = blocks * block_bytes;
     let first = args.col0 as usize / GROUP;
     let groups = (args.cols as usize).div_ceil(GROUP);
-    let mut panel = [const { MaybeUninit::<Part>::uninit() }; PANEL];
+    let mut panel = [const { MaybeUninit::<__m512i>::uninit() }; PANEL * vectors::<1>()];
     let (shared, step) = match unpacking::<F, BYTES>(rows.len()) {
         Unpacking::Each => (false, blocks),
         Unpacking::Once(parts) => (true, parts / F::PARTS),
@@ -185,12 +185,13 @@ unsafe fn groups<F: Format, const BYTES: usize, const JOINED: bool>(
             unsafe {
                 let w = args.w.add((first + g) * group_bytes + block * block_bytes);
                 if shared {
-                    let parts = panel.chunks_exact_mut(F::PARTS).take(count);
-                    for (i, parts) in parts.enumerate() {
+                    for i in 0..count {
                         let at = w.add(i * block_bytes);
                         let next = at.wrapping_add(2 * group_bytes);
                         let next = [next, next.wrapping_add(second)];
-                        unpack_block::<F, BYTES, JOINED>([at, at.add(second)], parts, next);
+                        let to = panel.as_mut_ptr().cast();
+                        let at = [at, at.add(second)];
+                        unpack_block::<F, BYTES, JOINED>(at, to, i * F::PARTS, next);
                     }
                 }
                 let mut row = rows.start;

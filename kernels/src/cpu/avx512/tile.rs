@@ -1,12 +1,15 @@
 //! A tile: two groups of weights by some tokens, over all of k or a chunk.
 
+use std::arch::asm;
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 
-use super::dot::{Starts, XBlock};
-use super::part::{Part, has_halves, part_mins};
+use bundle_format::plan::Q8K_BLOCK;
+
+use super::dot::{Starts, XBlock, add_pairs};
+use super::part::{Part, has_halves, part_mins, part_of};
 use super::quant::TOKENS;
-use crate::cpu::avx2::quant::{Format, fetch_part, has_exact_blocks, has_inner_sums, q8k_factors};
+use crate::cpu::avx2::quant::{Format, fetch_part, has_exact_blocks, has_inner_sums};
 use crate::quant::BLOCK;
 
 /// How far ahead of the part in work weights are fetched, in parts of a group (NOTES.md, "Few tokens").
@@ -21,7 +24,7 @@ pub(super) struct Tile {
     /// Bytes from the first group to the second.
     pub(super) second: usize,
     /// The parts, unpacked, if tiles share them.
-    pub(super) panel: *const Part,
+    pub(super) panel: *const __m512i,
     pub(super) blocks: usize,
     /// The number of the first part: of those before it, the sums are in `out`.
     pub(super) first: usize,
@@ -90,6 +93,15 @@ impl<const T: usize> Sums<T> {
     }
 }
 
+/// The number, of which the compiler does not know what it is: where scales and sums of a block are in a row, that is. Else it has pointers to
+/// each kind for each token, more than there are registers, and loads them from the stack, where as many stores are under way (NOTES.md,
+/// "Rows of 8 bits with a scale for 256").
+fn opaque(mut x: usize) -> usize {
+    // SAFETY: nothing is done.
+    unsafe { asm!("/* {x} */", x = inout(reg) x, options(pure, nomem, nostack, preserves_flags)) };
+    x
+}
+
 /// Numbers that a block's sums start from.
 pub(super) const fn starts_of<F: Format>() -> usize {
     if has_halves::<F>() { 2 } else { 1 }
@@ -137,9 +149,12 @@ impl Tile {
                     ahead += self.second;
                 }
                 let ahead = at.wrapping_add(ahead);
+                if F::HAS_PART_MINS && has_exact_blocks::<F, BYTES>() {
+                    self.add_mins::<F, T, SHARED>(at, block, &mut sums);
+                }
                 for i in 0..F::PARTS {
                     let number = block * F::PARTS + i;
-                    let mut part = self.panel.wrapping_add(number);
+                    let mut part = part_of::<BYTES>(self.panel, number);
                     if !SHARED && self.fetches {
                         for ahead in [ahead, ahead.wrapping_add(self.second)] {
                             match self.is_far {
@@ -158,9 +173,7 @@ impl Tile {
                     if has_inner_sums::<F>() && i + 1 == F::PARTS {
                         match has_exact_blocks::<F, BYTES>() {
                             true => {
-                                let parts = [at, at.add(self.second)].map(|at| at.add(F::HEADER));
-                                let block = self.first / F::PARTS + block;
-                                self.fold_exact::<F, T>(part, parts, block, &mut sums);
+                                self.fold_exact::<F, T>(part, block, &mut sums);
                             }
                             false => sums.fold::<F>(part),
                         }
@@ -205,7 +218,7 @@ impl Tile {
             };
             let imins = match F::HAS_HALF_MINS {
                 true => {
-                    let [low, high] = (*part).half_mins;
+                    let [low, high] = (*part).halves;
                     let mins = [low, low, low, low, high, high, high, high];
                     // With Q8K rows the minima's sums go on.
                     x.sums::<F, BYTES, T, SHARED, JOINED, 0, 8>(mins.as_ptr(), to.exact_mins)
@@ -214,13 +227,16 @@ impl Tile {
             };
             if has_exact_blocks::<F, BYTES>() {
                 x.add_exactly::<F, T, SHARED>(part, starts, &mut to.exact);
-                to.exact_mins = imins;
+                if F::HAS_HALF_MINS {
+                    to.exact_mins = imins;
+                }
                 return;
             }
             let isums = x.isums::<F, BYTES, T, SHARED, JOINED>(part, starts);
+            let scale_at = opaque(BYTES * self.k + 4 * b);
+            let sum_at = opaque(BYTES * self.k + 4 * (self.k / BLOCK + b));
             for t in 0..T {
-                let factors = self.x[t].add(BYTES * self.k).cast::<f32>();
-                let scale = _mm512_set1_ps(*factors.add(b));
+                let scale = _mm512_set1_ps(*self.x[t].add(scale_at).cast::<f32>());
                 match has_inner_sums::<F>() {
                     true => to.inner[t] = _mm512_fmadd_ps(isums[t], scale, to.inner[t]),
                     false => {
@@ -229,7 +245,7 @@ impl Tile {
                     }
                 }
                 if F::HAS_MIN {
-                    let sum = _mm512_set1_ps(*factors.add(self.k / BLOCK + b));
+                    let sum = _mm512_set1_ps(*self.x[t].add(sum_at).cast::<f32>());
                     to.acc[t] = _mm512_fmadd_ps((*part).min, sum, to.acc[t]);
                 }
                 if F::HAS_HALF_MINS {
@@ -240,8 +256,40 @@ impl Tile {
         }
     }
 
-    /// Adds a block of 256, number `block`, whose products with Q8K rows are summed: the sums of products and of minima, each with its
-    /// factor, and all of it with the activations' scale. `parts` are where those of both groups begin, `part` is one of them.
+    /// Starts the sums of block `block`, which is at `at`, with minima of parts times sums of Q8K rows. At the block's end these would be in the way of
+    /// the next block's products: they wait for the last part's, and as many operations do not fit the scheduler.
+    ///
+    /// # Safety
+    /// The rows of x have the block, and it is unpacked.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+    unsafe fn add_mins<F: Format, const T: usize, const SHARED: bool>(
+        &self,
+        w: *const u8,
+        block: usize,
+        sums: &mut Sums<T>,
+    ) {
+        let parts = [w, w.wrapping_add(self.second)].map(|at| at.wrapping_add(F::HEADER));
+        let at = opaque(self.k + self.k / Q8K_BLOCK * 4 + 2 * (self.first + block * F::PARTS));
+        macro_rules! add {
+            ($($i:literal)*) => {$(
+                // SAFETY: the caller's promise; Q8K rows have a sum of 16 bits for each 32.
+                unsafe {
+                    let mins = match SHARED {
+                        true => (*part_of::<1>(self.panel, block * F::PARTS + $i)).pair_mins,
+                        false => part_mins::<F>(parts.map(|at| at.add($i * F::PART))),
+                    };
+                    for (sum, x) in sums.exact_mins.iter_mut().zip(self.x) {
+                        *sum = add_pairs::<{ 2 * $i }>(*sum, mins, x.wrapping_add(at).cast());
+                    }
+                }
+            )*};
+        }
+        add!(0 2 4 6);
+    }
+
+    /// Adds block `block` of the tile, whose products with Q8K rows are summed: the sums of products and of minima, each with its factor, and
+    /// all of it with the activations' scale. `part` is one of it.
     ///
     /// # Safety
     /// The rows of x have the block, and it is unpacked.
@@ -250,33 +298,21 @@ impl Tile {
     unsafe fn fold_exact<F: Format, const T: usize>(
         &self,
         part: *const Part,
-        parts: [*const u8; 2],
         block: usize,
         sums: &mut Sums<T>,
     ) {
         let zero = _mm512_setzero_si512();
-        // SAFETY: the caller's promise; the quants of a row are followed by a scale for each 256 and a sum of 16 bits for each 32.
+        let at = opaque(self.k + 4 * (self.first / F::PARTS + block));
+        // SAFETY: the caller's promise; the quants of a row are followed by a scale for each 256.
         unsafe {
-            let mut imins = std::mem::replace(&mut sums.exact_mins, [zero; T]);
-            if F::HAS_PART_MINS {
-                for i in (0..F::PARTS).step_by(2) {
-                    let mins = part_mins::<F>(parts.map(|at| at.add(i * F::PART)));
-                    for (t, imin) in imins.iter_mut().enumerate() {
-                        let (_, sums) = q8k_factors(self.x[t], self.k);
-                        let pair = sums.add(block * F::PARTS + i).cast::<i32>();
-                        let pair = _mm512_set1_epi32(pair.read_unaligned());
-                        *imin = _mm512_dpwssd_epi32(*imin, mins, pair);
-                    }
-                }
-            }
-            for (t, imin) in imins.into_iter().enumerate() {
+            for t in 0..T {
                 let isum = std::mem::replace(&mut sums.exact[t], zero);
+                let imin = std::mem::replace(&mut sums.exact_mins[t], zero);
                 let mut sum = _mm512_mul_ps(_mm512_cvtepi32_ps(isum), (*part).d);
                 if F::HAS_PART_MINS || F::HAS_HALF_MINS {
                     sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(imin), (*part).m, sum);
                 }
-                let (scales, _) = q8k_factors(self.x[t], self.k);
-                let scale = _mm512_set1_ps(*scales.add(block));
+                let scale = _mm512_set1_ps(*self.x[t].add(at).cast::<f32>());
                 sums.acc[t] = _mm512_fmadd_ps(sum, scale, sums.acc[t]);
             }
         }
