@@ -9,6 +9,7 @@ mod attention_q8_0;
 mod dot;
 pub(super) mod float;
 mod lone;
+mod many;
 mod pairs;
 pub(super) mod part;
 pub(super) mod quant;

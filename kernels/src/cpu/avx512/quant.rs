@@ -12,11 +12,12 @@ use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use super::many;
 use super::part::{has_halves, is_joined, is_wide, raised, unit, unpack_block, vectors};
 use super::tile::{Tile, starts_of};
 use super::wide::widen;
 use crate::abi::MatMulArgs;
-use crate::cpu::avx2::quant::{Format, Quants, each_slice, has_exact_blocks, has_inner_sums};
+use crate::cpu::avx2::quant::{Format, each_slice, has_exact_blocks, has_inner_sums};
 use crate::cpu::features::is_amd;
 use crate::pack::GROUP;
 use crate::quant::BLOCK;
@@ -37,30 +38,13 @@ const fn tile_of<F: Format, const BYTES: usize>(tokens: usize) -> usize {
     }
 }
 
-/// Parts of both groups that are unpacked at a time, for all tokens of a call, at most: 512 k.
-const PANEL: usize = 16;
+/// Parts of both groups that are unpacked at a time where tokens share them, at most: 256 k.
+const PANEL: usize = 8;
 
-/// Tokens of a call from which on weights of more than 4 bits are unpacked once for all of them, if they meet Q8K rows (NOTES.md, "Rows of 8
-/// bits with a scale for 256").
-const MANY: usize = 64;
-
-/// How weights are unpacked.
-#[derive(Clone, Copy, PartialEq)]
-enum Unpacking {
-    /// For each tile: that takes less than a chunk's ends do (NOTES.md, "Factors of blocks").
-    Each,
-    /// For all tokens, to a panel of so many parts.
-    Once(usize),
-}
-
-/// How weights are unpacked for a number of tokens.
-const fn unpacking<F: Format, const BYTES: usize>(tokens: usize) -> Unpacking {
-    match F::QUANTS {
-        Quants::Nibbles => Unpacking::Each,
-        _ if has_exact_blocks::<F, BYTES>() && tokens >= MANY => Unpacking::Once(PANEL),
-        _ if is_wide::<F, BYTES>() && tokens > TOKENS => Unpacking::Once(PANEL / 2),
-        _ => Unpacking::Each,
-    }
+/// Whether weights are unpacked once for all tokens, to a panel, and not for each tile, which takes less than a chunk's ends do (NOTES.md,
+/// "Factors of blocks"). With Q8K rows that is [`many`]'s.
+const fn share<F: Format, const BYTES: usize>(tokens: usize) -> bool {
+    is_wide::<F, BYTES>() && tokens > TOKENS
 }
 
 /// Weights of a format times rows whose quants have BYTES bytes: 1 in Q8 and Q8K, 2 in Q11.
@@ -72,6 +56,10 @@ pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
     if args.rows == 1 {
         // SAFETY: the caller's promise.
         return unsafe { super::lone::matmul::<F, BYTES>(args) };
+    }
+    if has_exact_blocks::<F, BYTES>() && many::are_many::<F>(args.rows) {
+        // SAFETY: the caller's promise.
+        return unsafe { many::matmul::<F>(args) };
     }
     // SAFETY: the caller's promise.
     unsafe {
@@ -170,12 +158,11 @@ unsafe fn groups<F: Format, const BYTES: usize, const JOINED: bool>(
     let group_bytes = blocks * block_bytes;
     let first = args.col0 as usize / GROUP;
     let groups = (args.cols as usize).div_ceil(GROUP);
-    let mut panel = [const { MaybeUninit::<__m512i>::uninit() }; PANEL * vectors::<1>()];
-    let (shared, step) = match unpacking::<F, BYTES>(rows.len()) {
-        Unpacking::Each => (false, blocks),
-        Unpacking::Once(parts) => (true, parts / F::PARTS),
-    };
+    let mut panel = [const { MaybeUninit::<__m512i>::uninit() }; PANEL * vectors::<2>()];
+    let shared = share::<F, BYTES>(rows.len());
+    let step = if shared { PANEL / F::PARTS } else { blocks };
     let is_far = is_amd() && rows.len() <= TOKENS;
+    let starts_of_a_row = args.k as usize / BLOCK * starts_of::<F>();
     for g in (0..groups).step_by(2) {
         let pair = g + 1 < groups;
         let second = if pair { group_bytes } else { 0 };
@@ -202,12 +189,12 @@ unsafe fn groups<F: Format, const BYTES: usize, const JOINED: bool>(
                         panel: panel.as_ptr().cast(),
                         blocks: count,
                         first: block * F::PARTS,
+                        goes_on: block > 0,
                         pair,
                         k: args.k as usize,
                         x: args.x_rows(row),
-                        starts: starts.wrapping_add(
-                            (row - rows.start) * (args.k as usize / BLOCK) * starts_of::<F>(),
-                        ),
+                        starts: starts.wrapping_add((row - rows.start) * starts_of_a_row),
+                        starts_of_a_row,
                         widened,
                         out: args.out.add(row * args.out_stride as usize + g * GROUP),
                         out_stride: args.out_stride as usize,

@@ -26,15 +26,20 @@ pub(super) struct Tile {
     /// The parts, unpacked, if tiles share them.
     pub(super) panel: *const __m512i,
     pub(super) blocks: usize,
-    /// The number of the first part: of those before it, the sums are in `out`.
+    /// The number of the first part.
     pub(super) first: usize,
+    /// Whether sums of parts before are in `out`.
+    pub(super) goes_on: bool,
     /// Whether there is a second group; where there is none, the first is taken twice.
     pub(super) pair: bool,
     pub(super) k: usize,
     /// The tokens' activations.
     pub(super) x: [*const u8; TOKENS],
-    /// What each block's sums start from, [`starts_of`] a block, a token after the other, if weights are raised.
+    /// What each block's sums start from, [`starts_of`] a block, a token after the other, if weights are raised. With parts before the first, which
+    /// are [`many`](super::many)'s alone, the first is theirs.
     pub(super) starts: *const i32,
+    /// Those of a token.
+    pub(super) starts_of_a_row: usize,
     /// Their quants in 16 bits ([`widen`]), or null: then a block is widened when it is multiplied.
     pub(super) widened: *const __m512i,
     pub(super) out: *mut f32,
@@ -127,7 +132,8 @@ impl Tile {
         let mut sums = Sums::new();
         // SAFETY: row t of out has 16 columns, or 8.
         unsafe {
-            if self.first > 0 {
+            let is_kept = !(SHARED && has_exact_blocks::<F, BYTES>());
+            if self.goes_on && is_kept {
                 for (t, acc) in sums.acc.iter_mut().enumerate() {
                     let out = self.out.add(t * self.out_stride);
                     *acc = match self.pair {
@@ -173,22 +179,37 @@ impl Tile {
                     if has_inner_sums::<F>() && i + 1 == F::PARTS {
                         match has_exact_blocks::<F, BYTES>() {
                             true => {
-                                self.fold_exact::<F, T>(part, block, &mut sums);
+                                self.fold_exact::<F, T, SHARED>(part, block, &mut sums);
                             }
                             false => sums.fold::<F>(part),
                         }
                     }
                 }
             }
-            for (t, acc) in sums.acc.iter().enumerate() {
-                let out = self.out.add(t * self.out_stride);
-                match self.pair {
-                    true => _mm512_storeu_ps(out, *acc),
-                    false => _mm256_storeu_ps(out, _mm512_castps512_ps256(*acc)),
+            if is_kept {
+                for (t, acc) in sums.acc.iter().enumerate() {
+                    self.store(t, *acc);
                 }
             }
         }
         T
+    }
+
+    /// Stores a token's results.
+    ///
+    /// # Safety
+    /// There is the row.
+    #[inline]
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+    unsafe fn store(&self, t: usize, acc: __m512) {
+        // SAFETY: the caller's promise; it has 16 columns, or 8.
+        unsafe {
+            let out = self.out.add(t * self.out_stride);
+            match self.pair {
+                true => _mm512_storeu_ps(out, acc),
+                false => _mm256_storeu_ps(out, _mm512_castps512_ps256(acc)),
+            }
+        }
     }
 
     /// Adds the products with 32 activations of each token, number `b` of their blocks.
@@ -213,8 +234,10 @@ impl Tile {
         unsafe {
             let x = self.quants::<BYTES, T>(b);
             let starts = Starts {
-                at: self.starts.wrapping_add(b * starts_of::<F>()),
-                token: self.k / BLOCK * starts_of::<F>(),
+                at: self
+                    .starts
+                    .wrapping_add((b - self.first) * starts_of::<F>()),
+                token: self.starts_of_a_row,
             };
             let imins = match F::HAS_HALF_MINS {
                 true => {
@@ -295,13 +318,18 @@ impl Tile {
     /// The rows of x have the block, and it is unpacked.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn fold_exact<F: Format, const T: usize>(
+    unsafe fn fold_exact<F: Format, const T: usize, const SHARED: bool>(
         &self,
         part: *const Part,
         block: usize,
         sums: &mut Sums<T>,
     ) {
         let zero = _mm512_setzero_si512();
+        let before = match (self.goes_on || block > 0, self.pair) {
+            (false, _) => 0,
+            (_, true) => 0xffff,
+            (_, false) => 0xff,
+        };
         let at = opaque(self.k + 4 * (self.first / F::PARTS + block));
         // SAFETY: the caller's promise; the quants of a row are followed by a scale for each 256.
         unsafe {
@@ -313,7 +341,14 @@ impl Tile {
                     sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(imin), (*part).m, sum);
                 }
                 let scale = _mm512_set1_ps(*self.x[t].add(at).cast::<f32>());
-                sums.acc[t] = _mm512_fmadd_ps(sum, scale, sums.acc[t]);
+                if !SHARED {
+                    sums.acc[t] = _mm512_fmadd_ps(sum, scale, sums.acc[t]);
+                    continue;
+                }
+                // Of many tokens the sums of blocks are where they are stored: loaded when a tile begins, they wait for the stores of
+                // the tile before, which are some pages away.
+                let acc = _mm512_maskz_loadu_ps(before, self.out.add(t * self.out_stride));
+                self.store(t, _mm512_fmadd_ps(sum, scale, acc));
             }
         }
     }

@@ -15,7 +15,7 @@ pub use formats::{
     IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
 };
 
-pub(in crate::cpu) use starts::each_slice;
+pub(in crate::cpu) use starts::{each_slice, starts_of_blocks};
 
 use std::arch::x86_64::*;
 use std::ops::Range;

@@ -122,7 +122,7 @@ unsafe fn of_rows<const BYTES: usize, const HALVES: bool, const SUMS: bool>(
             let (row, starts) = (args.x_row(row), starts.add(i * of_a_row::<HALVES>(args.k)));
             match (HALVES, SUMS) {
                 (true, _) => of_halves::<BYTES>(row, k, unit, starts),
-                (false, true) => of_sums(row, k, unit, starts),
+                (false, true) => starts_of_blocks::<false>(row, k, 0..k / BLOCK, unit, starts),
                 (false, false) => of_row::<BYTES>(row, k, unit, starts),
             }
         }
@@ -176,20 +176,37 @@ unsafe fn of_row<const BYTES: usize>(row: *const u8, k: usize, unit: i32, starts
     }
 }
 
-/// As [`of_row`], of a Q8K row, which has the sums.
+/// As [`of_row`], of some blocks of a Q8K row, which has the sums, whole eights; or with HALVES [`of_halves`].
 ///
 /// # Safety
 /// As there.
 #[inline]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-unsafe fn of_sums(row: *const u8, k: usize, unit: i32, starts: *mut i32) {
+pub unsafe fn starts_of_blocks<const HALVES: bool>(
+    row: *const u8,
+    k: usize,
+    blocks: Range<usize>,
+    unit: i32,
+    starts: *mut i32,
+) {
+    if HALVES {
+        // SAFETY: the caller's promise.
+        return unsafe {
+            of_halves::<1>(
+                row.add(blocks.start * BLOCK),
+                blocks.len() * BLOCK,
+                unit,
+                starts,
+            )
+        };
+    }
     let (_, sums) = q8k_factors(row, k);
-    for b in (0..k / BLOCK).step_by(8) {
-        // SAFETY: a row of Q8K has whole blocks, of eight sums each.
+    for b in blocks.clone().step_by(8) {
+        // SAFETY: the caller's promise.
         unsafe {
             let sums = _mm256_cvtepi16_epi32(_mm_loadu_si128(sums.add(b).cast()));
             let values = _mm256_mullo_epi32(sums, _mm256_set1_epi32(-unit));
-            _mm256_storeu_si256(starts.add(b).cast(), values);
+            _mm256_storeu_si256(starts.add(b - blocks.start).cast(), values);
         }
     }
 }
