@@ -155,10 +155,12 @@ impl Tile {
                     ahead += self.second;
                 }
                 let ahead = at.wrapping_add(ahead);
-                if F::HAS_PART_MINS && has_exact_blocks::<F, BYTES>() {
-                    self.add_mins::<F, T, SHARED>(at, block, &mut sums);
-                }
+                // Few tokens wait for memory: weights of parts are met in the order in which they are fetched.
+                let mins_at = if SHARED { 0 } else { F::PARTS - 1 };
                 for i in 0..F::PARTS {
+                    if F::HAS_PART_MINS && has_exact_blocks::<F, BYTES>() && i == mins_at {
+                        self.add_mins::<F, T, SHARED>(at, block, &mut sums);
+                    }
                     let number = block * F::PARTS + i;
                     let mut part = part_of::<BYTES>(self.panel, number);
                     if !SHARED && self.fetches {
@@ -279,8 +281,9 @@ impl Tile {
         }
     }
 
-    /// Starts the sums of block `block`, which is at `at`, with minima of parts times sums of Q8K rows. At the block's end these would be in the way of
-    /// the next block's products: they wait for the last part's, and as many operations do not fit the scheduler.
+    /// Adds the minima of the parts of block `block`, which is at `w`, times sums of Q8K rows. Before products of the block, with which these wait for
+    /// nothing: behind the last, they are more operations than the scheduler holds beside those that scale the block, and the next block's
+    /// products have to wait.
     ///
     /// # Safety
     /// The rows of x have the block, and it is unpacked.
