@@ -106,6 +106,7 @@ unsafe fn chunk<F: Format>(args: &MatMulArgs, rows: Range<usize>, parts: Range<u
                     out: args.out.add(row * args.out_stride as usize + g * GROUP),
                     out_stride: args.out_stride as usize,
                     fetches: false,
+                    few: false,
                     is_far: false,
                 };
                 row += match rows.end - row {

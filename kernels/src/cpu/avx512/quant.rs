@@ -161,7 +161,8 @@ unsafe fn groups<F: Format, const BYTES: usize, const JOINED: bool>(
     let mut panel = [const { MaybeUninit::<__m512i>::uninit() }; PANEL * vectors::<2>()];
     let shared = share::<F, BYTES>(rows.len());
     let step = if shared { PANEL / F::PARTS } else { blocks };
-    let is_far = is_amd() && rows.len() <= TOKENS;
+    let few = rows.len() <= TOKENS;
+    let is_far = is_amd() && few;
     let starts_of_a_row = args.k as usize / BLOCK * starts_of::<F>();
     for g in (0..groups).step_by(2) {
         let pair = g + 1 < groups;
@@ -199,6 +200,7 @@ unsafe fn groups<F: Format, const BYTES: usize, const JOINED: bool>(
                         out: args.out.add(row * args.out_stride as usize + g * GROUP),
                         out_stride: args.out_stride as usize,
                         fetches: row == rows.start,
+                        few,
                         is_far,
                     };
                     let left = rows.end - row;

@@ -46,6 +46,8 @@ pub(super) struct Tile {
     pub(super) out_stride: usize,
     /// Whether weights further on are fetched: the first of a call's tiles does that for all.
     pub(super) fetches: bool,
+    /// Whether it is the call's only tile.
+    pub(super) few: bool,
     /// Whether to the second level.
     pub(super) is_far: bool,
 }
@@ -155,11 +157,14 @@ impl Tile {
                     ahead += self.second;
                 }
                 let ahead = at.wrapping_add(ahead);
-                // Few tokens wait for memory: weights of parts are met in the order in which they are fetched.
-                let mins_at = if SHARED { 0 } else { F::PARTS - 1 };
+                let has_mins = F::HAS_PART_MINS && has_exact_blocks::<F, BYTES>();
+                if has_mins && !self.few {
+                    self.add_mins::<F, T, SHARED, false>(at, block, &mut sums);
+                }
                 for i in 0..F::PARTS {
-                    if F::HAS_PART_MINS && has_exact_blocks::<F, BYTES>() && i == mins_at {
-                        self.add_mins::<F, T, SHARED>(at, block, &mut sums);
+                    // Few tokens wait for memory: weights of parts are met in the order in which they are fetched.
+                    if !SHARED && has_mins && self.few && i + 1 == F::PARTS {
+                        self.add_mins::<F, T, SHARED, true>(at, block, &mut sums);
                     }
                     let number = block * F::PARTS + i;
                     let mut part = part_of::<BYTES>(self.panel, number);
@@ -283,13 +288,13 @@ impl Tile {
 
     /// Adds the minima of the parts of block `block`, which is at `w`, times sums of Q8K rows. Before products of the block, with which these wait for
     /// nothing: behind the last, they are more operations than the scheduler holds beside those that scale the block, and the next block's
-    /// products have to wait.
+    /// products have to wait. LATE: before those of the last part.
     ///
     /// # Safety
     /// The rows of x have the block, and it is unpacked.
     #[inline]
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn add_mins<F: Format, const T: usize, const SHARED: bool>(
+    unsafe fn add_mins<F: Format, const T: usize, const SHARED: bool, const LATE: bool>(
         &self,
         w: *const u8,
         block: usize,
