@@ -44,9 +44,13 @@ pub fn check(kernel: &MicroKernel, encoding: Encoding, activations: DType) {
     }
     // More than one chunk of panels (AMX).
     Case::new(encoding, activations, 1536, 40, 24, Inputs::Random).check(kernel, 0, 24);
+    // And more tokens than share one (AVX-512).
+    Case::new(encoding, activations, 1280, 139, 19, Inputs::Random).check(kernel, 0, 19);
     for inputs in [Inputs::Extreme, Inputs::ExtremeLow] {
         let k = 2 * block_elements(encoding).max(BLOCK);
-        Case::new(encoding, activations, k, 26, 16, inputs).check(kernel, 0, 16);
+        for tokens in [26, 67] {
+            Case::new(encoding, activations, k, tokens, 16, inputs).check(kernel, 0, 16);
+        }
     }
 }
 

@@ -316,6 +316,7 @@ impl Tile {
                 }
             )*};
         }
+        const { assert!(F::PARTS == 8 || !F::HAS_PART_MINS) };
         add!(0 2 4 6);
     }
 
