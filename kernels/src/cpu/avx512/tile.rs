@@ -134,6 +134,7 @@ impl Tile {
         let mut sums = Sums::new();
         // SAFETY: row t of out has 16 columns, or 8.
         unsafe {
+            // Whether sums stay in registers until all blocks are done ([`Tile::fold_exact`]).
             let is_kept = !(SHARED && has_exact_blocks::<F, BYTES>());
             if self.goes_on && is_kept {
                 for (t, acc) in sums.acc.iter_mut().enumerate() {
