@@ -17,7 +17,7 @@ pub(crate) use header::Header;
 pub const MAGIC: [u8; 8] = *b"\x89FIB\r\n\x1a\n";
 
 /// Version of the format. A reader refuses any other.
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 /// Bytes of the header with its section table and padding.
 pub const HEADER_LEN: usize = 1024;

@@ -140,8 +140,12 @@ pub enum DType {
     /// do numbers.
     Q14,
     /// Activations quantised to 8 bits in blocks of [`Q8K_BLOCK`], for weights whose blocks are as large. A row of n elements is: n quants
-    /// (i8), then n/256 scales (f32), then n/32 sums (i16: of each 32 quants), padded to [`ALIGN`]. Quantisation: amax = max |x|, scale =
-    /// amax / 127, quant = round-half-to-even(x * (127 / amax)); all zero where amax is 0.
+    /// (i8), then n/256 scales (f32), then n/32 sums (i16: of each 32 quants), then n/256 pairs of bounds (i16), padded to [`ALIGN`].
+    /// Quantisation: amax = max |x|, scale = amax / 127, quant = round-half-to-even(x * (127 / amax)); all zero where amax is 0.
+    ///
+    /// The bounds say how large sums of products with the block get, so that a kernel knows which fit 16 bits. The first is the largest, of its
+    /// eight 32s, of the sum of the magnitudes plus the magnitude of the sum: 32 products with weights of 0 to w are at most half of it
+    /// times w. The second is the largest sum of magnitudes of its sixteen 16s: 16 products with weights of -w to w are at most it times w.
     ///
     /// Products of a block with integer scales and minima are one exact integer, which is scaled once: llama.cpp quantises so for these
     /// weights, too.
@@ -169,7 +173,7 @@ pub fn row_bytes(dtype: DType, cols: u32) -> u64 {
         DType::F32 | DType::U32 => cols * 4,
         DType::Q8 => cols + cols / Q8_BLOCK as u64 * 8,
         DType::Q11 | DType::Q14 => 2 * cols + cols / Q8_BLOCK as u64 * 8,
-        DType::Q8K => cols + cols / Q8K_BLOCK as u64 * 4 + cols / Q8_BLOCK as u64 * 2,
+        DType::Q8K => cols + cols / Q8K_BLOCK as u64 * (4 + 4) + cols / Q8_BLOCK as u64 * 2,
         DType::F16 => 2 * cols,
     };
     // A column of indices is dense, so that the host writes it as a slice.
@@ -202,6 +206,11 @@ pub fn q8_sums_offset(cols: u32) -> u64 {
 /// Offset of the sums in a Q8K row of `cols` elements, in bytes.
 pub fn q8k_sums_offset(cols: u32) -> u64 {
     quants_bytes(DType::Q8K, cols) + cols as u64 / Q8K_BLOCK as u64 * 4
+}
+
+/// Offset of the bounds in a Q8K row of `cols` elements, in bytes.
+pub fn q8k_bounds_offset(cols: u32) -> u64 {
+    q8k_sums_offset(cols) + cols as u64 / Q8_BLOCK as u64 * 2
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

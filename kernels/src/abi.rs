@@ -5,7 +5,7 @@
 
 /// Version of this ABI: of the argument structures, of the layouts in [`crate::pack`] and of rows of activations, of the signature of regions, and of what the
 /// kernels of GPUs find behind their arguments.
-pub const VERSION: u32 = 7;
+pub const VERSION: u32 = 8;
 
 /// The type of a compiled region, in a calling convention.
 macro_rules! region_fn {

@@ -649,7 +649,7 @@ impl Raw {
             raw_len: bytes.len() as u64,
         };
         Raw {
-            version: 4,
+            version: 5,
             header_len: 1024,
             section_count: 7,
             chunk_len: 1 << 20,

@@ -1,6 +1,8 @@
 //! Q8K activation rows (`bundle_format::plan::DType::Q8K`): quantisation and back.
 
-use bundle_format::plan::{DType, Q8_BLOCK, Q8K_BLOCK, q8k_sums_offset, quants_bytes, row_bytes};
+use bundle_format::plan::{
+    DType, Q8_BLOCK, Q8K_BLOCK, q8k_bounds_offset, q8k_sums_offset, quants_bytes, row_bytes,
+};
 
 /// A quantised block.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -10,6 +12,8 @@ pub struct Q8KBlock {
     pub scale: f32,
     /// Of each 32 quants.
     pub sums: [i16; Q8K_BLOCK / Q8_BLOCK],
+    /// How large sums of products get: of 32, and of 16 ([`DType::Q8K`]).
+    pub bounds: [i16; 2],
 }
 
 /// Quantises 256 values. A block whose largest magnitude is too small for `127 / amax` to be finite (below 4e-37) gets
@@ -29,7 +33,17 @@ pub fn quantise_block(x: &[f32; Q8K_BLOCK]) -> Q8KBlock {
         quants,
         scale,
         sums,
+        bounds: bounds(&quants),
     }
+}
+
+/// The bounds of a block, at most 2 * 32 * 128.
+pub fn bounds(quants: &[i8; Q8K_BLOCK]) -> [i16; 2] {
+    let magnitudes = |quants: &[i8]| quants.iter().map(|q| i16::from(*q).abs()).sum::<i16>();
+    let sum = |quants: &[i8]| quants.iter().map(|q| i16::from(*q)).sum::<i16>();
+    let wholes = quants.chunks(32).map(|q| magnitudes(q) + sum(q).abs());
+    let halves = quants.chunks(16).map(magnitudes);
+    [wholes.max().unwrap_or(0), halves.max().unwrap_or(0)]
 }
 
 /// Writes a block at column `col` (a multiple of 256) of a Q8K row of `cols` columns.
@@ -46,6 +60,10 @@ pub fn write_block(row: &mut [u8], cols: usize, col: usize, block: &Q8KBlock) {
     for (out, sum) in sums.as_chunks_mut().0.iter_mut().zip(block.sums) {
         *out = sum.to_le_bytes();
     }
+    let bounds = &mut row[bounds_at(cols, col)..][..4];
+    for (out, bound) in bounds.as_chunks_mut().0.iter_mut().zip(block.bounds) {
+        *out = bound.to_le_bytes();
+    }
 }
 
 /// Where the scale of column `col` of a row of `cols` columns is.
@@ -56,6 +74,11 @@ fn scale_at(cols: usize, col: usize) -> usize {
 /// Where the sum is that column `col` of a row of `cols` columns is in.
 fn sum_at(cols: usize, col: usize) -> usize {
     q8k_sums_offset(cols as u32) as usize + 2 * (col / Q8_BLOCK)
+}
+
+/// Where the bounds of the block of column `col` are.
+fn bounds_at(cols: usize, col: usize) -> usize {
+    q8k_bounds_offset(cols as u32) as usize + 4 * (col / Q8K_BLOCK)
 }
 
 /// Quantises a row. `out` has the bytes of a Q8K row of `x.len()` columns; padding is left as it is.
@@ -103,7 +126,12 @@ mod tests {
             let sum = i16::from_le_bytes([row[at], row[at + 1]]);
             assert_eq!(sum, quants.sum::<i16>(), "sum {b}");
         }
-        assert_eq!(row[512 + 8 + 32], 0xee, "nothing behind the sums");
+        let bound = |i: usize| i16::from_le_bytes([row[552 + 2 * i], row[553 + 2 * i]]);
+        // The first 32 quants are -127, -126, .., -96, as is what their sum is; the next block is zero.
+        let first: i16 = (96..=127).sum();
+        assert_eq!([bound(0), bound(2), bound(3)], [2 * first, 0, 0]);
+        assert_eq!(bound(1), (112..=127).sum::<i16>());
+        assert_eq!(row[552 + 8], 0xee, "nothing behind the bounds");
         let mut back = vec![f32::NAN; 512];
         dequantise_row(&row, &mut back);
         for (x, y) in x.iter().zip(back) {

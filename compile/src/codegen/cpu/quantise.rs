@@ -4,7 +4,7 @@
 //! evaluated first, their magnitudes folded; then the scales of all blocks are found at once, one in each lane; then the elements
 //! are quantised.
 
-use bundle_format::plan::{KvDType, Q8_BLOCK, Q8K_BLOCK};
+use bundle_format::plan::{KvDType, Q8_BLOCK, Q8K_BLOCK, q8k_bounds_offset};
 use bundle_format::region::{ColMap, Inst, OperandId, RowMap, Val};
 use cranelift_codegen::ir::condcodes::FloatCC;
 use cranelift_codegen::ir::types::{F32X4, I8X16, I16X8, I32, I32X4, I64};
@@ -217,7 +217,7 @@ impl Emitter<'_> {
             .expect("a block has elements");
         let scales = scales(&mut self.b, ty, [largest; LANES]);
         let row = self.row_of(dst, RowMap::Same);
-        let mut sums = Vec::new();
+        let (mut sums, mut bytes) = (Vec::new(), Vec::new());
         for (nth, points) in points.chunks(BLOCK_VECTORS).enumerate() {
             let xs = self.elements(store, first + nth, points);
             let quants = quants(&mut self.b, &xs, scales.inverse, 0);
@@ -228,6 +228,7 @@ impl Emitter<'_> {
                 self.b.ins().store(flags(), vector, address, at);
             }
             sums.push(block.sums);
+            bytes.extend(block.vectors);
         }
         // Four sums of 32 quants a vector; these are at most 32 * 127.
         let fours: Vec<Value> = sums
@@ -245,6 +246,12 @@ impl Emitter<'_> {
         let address = self.fraction(row.first, col, 4);
         let at = sums_at + ahead + (column / 16) as i32;
         self.b.ins().store(flags(), sums, address, at);
+        // Twice two bytes for 256 columns.
+        let address = self.fraction(row.first, col, 6);
+        let at = q8k_bounds_offset(cols) as i32 + ahead + (column / 64) as i32;
+        for (i, bound) in bounds(&mut self.b, &bytes, sums).into_iter().enumerate() {
+            self.b.ins().store(flags(), bound, address, at + 2 * i as i32);
+        }
     }
 
     /// An address and the current column over `1 << log2`.
@@ -434,6 +441,44 @@ fn q8_block(b: &mut FunctionBuilder, quants: &[Value]) -> Block {
         vectors: bytes,
         sums: sum_neighbours(b, pairs),
     }
+}
+
+/// The bounds of a block of 256 (`bundle_format::plan::DType::Q8K`), each an i16: of its quants, 16 a vector, and the sums of each 32.
+fn bounds(b: &mut FunctionBuilder, quants: &[Value], sums: Value) -> [Value; 2] {
+    let ones = constant(b, I8X16, [0x0101_0101; 4]);
+    // |-128| is 128 without a sign.
+    let magnitudes = each(quants, |quants| b.ins().iabs(quants));
+    let pairs = each(&magnitudes, |x| b.ins().x86_pmaddubsw(ones, x));
+    let mut add_neighbours = |x: &[Value]| -> Vec<Value> {
+        let pairs = x.chunks(2);
+        pairs
+            .map(|x| b.ins().iadd_pairwise(x[0], x[1]))
+            .collect()
+    };
+    let fours = add_neighbours(&pairs);
+    let eights = add_neighbours(&fours);
+    let halves = add_neighbours(&eights);
+    let wholes = add_neighbours(&halves)[0];
+    let of_sums = b.ins().iabs(sums);
+    let wholes = b.ins().iadd(wholes, of_sums);
+    let halves = b.ins().smax(halves[0], halves[1]);
+    // The largest of each: first two lanes of 32 bits of either, then one.
+    let [wholes, halves] = [wholes, halves].map(|x| cast(b, I32X4, x));
+    let mut largest = |x: Value, y: Value, lanes: [[u8; 4]; 2]| {
+        let [x, y] = lanes.map(|lanes| {
+            let x = shuffle_lanes(b, x, y, lanes);
+            cast(b, I16X8, x)
+        });
+        let larger = b.ins().smax(x, y);
+        cast(b, I32X4, larger)
+    };
+    let both = largest(wholes, halves, [[0, 1, 4, 5], [2, 3, 6, 7]]);
+    let both = largest(both, both, [[0, 2, 0, 2], [1, 3, 1, 3]]);
+    let sixteen = b.ins().iconst(I32, 16);
+    let upper = b.ins().ushr(both, sixteen);
+    let [both, upper] = [both, upper].map(|x| cast(b, I16X8, x));
+    let both = b.ins().smax(both, upper);
+    [0, 2].map(|lane| b.ins().extractlane(both, lane))
 }
 
 /// `q = 8 * high + low`, `high = (q + 4) >> 3`: the 32 high bytes, then the low ones.

@@ -2,7 +2,7 @@
 
 use std::slice;
 
-use bundle_format::plan::{Encoding, Q8K_BLOCK};
+use bundle_format::plan::{DType, Encoding, Q8K_BLOCK, row_bytes};
 use half::{bf16, f16};
 
 use crate::abi::MatMulArgs;
@@ -194,7 +194,7 @@ unsafe fn quantised(args: &MatMulArgs, encoding: Encoding, activations: Activati
     let (k, rows) = (args.k as usize, args.rows as usize);
     let x_bytes = match activations {
         Activations::Q8 => k + k / BLOCK * 8,
-        Activations::Q8K => k + k / BLOCK * 2 + k / Q8K_BLOCK * 4,
+        Activations::Q8K => row_bytes(DType::Q8K, args.k as u32) as usize,
         Activations::Q11 => 2 * k + k / BLOCK * 8,
     };
     let block_bytes = packed_block_bytes(encoding);
