@@ -102,7 +102,7 @@ impl XBlock {
             if F::SCALES == Scales::Whole {
                 // The sums are below 2^24, so that a product rounds as the conversion of the exact integer does.
                 for sum in &mut sums {
-                    *sum = _mm512_mul_ps(*sum, (*part).float_scale);
+                    *sum = _mm512_mul_ps(*sum, _mm512_castsi512_ps((*part).scales));
                 }
             }
             sums
@@ -167,20 +167,7 @@ impl XBlock {
                     let word = unsafe { *words.add(if times_8 { 8 + $j } else { $j }) };
                     for (t, sum) in $sums.iter_mut().enumerate() {
                         // SAFETY: the caller's promise; word j is 4 j bytes on.
-                        unsafe {
-                            let at = self.at[t];
-                                // With an index, which the compiler would have in it, the instruction is two operations. In the
-                                // order of the source, a word for all tokens before the next word, since a token's products are
-                                // one chain or two.
-                                asm!(
-                                    "vpdpbusd {sum}, {word}, dword ptr [{at} + {offset}]{{1to16}}",
-                                    sum = inout(zmm_reg) *sum,
-                                    word = in(zmm_reg) word,
-                                    at = in(reg) at,
-                                    offset = const $byte * BLOCK + 4 * $j,
-                                    options(readonly, nostack, preserves_flags),
-                                );
-                        }
+                        *sum = unsafe { add_word::<$byte, $j>(*sum, word, self.at[t]) };
                     }
                 }
             };
@@ -213,6 +200,32 @@ impl XBlock {
         }
         sums
     }
+}
+
+/// `sum` plus the products of a word of weights with four activations, word number WORD of block BLOCKS behind `at`. In the order of the source, a
+/// word for all tokens before the next word, since a token's products are one chain or two.
+///
+/// # Safety
+/// They are there.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+pub(super) unsafe fn add_word<const BLOCKS: usize, const WORD: usize>(
+    mut sum: __m512i,
+    word: __m512i,
+    at: *const u8,
+) -> __m512i {
+    // SAFETY: the caller's promise. With an index, which the compiler would have in it, the instruction is two operations.
+    unsafe {
+        asm!(
+            "vpdpbusd {sum}, {word}, dword ptr [{at} + {offset}]{{1to16}}",
+            sum = inout(zmm_reg) sum,
+            word = in(zmm_reg) word,
+            at = in(reg) at,
+            offset = const BLOCKS * BLOCK + 4 * WORD,
+            options(readonly, nostack, preserves_flags),
+        );
+    }
+    sum
 }
 
 /// `sum` plus the products of pairs of 16 bits with the pair `OFFSET` bytes behind `at`. Of the intrinsic the compiler makes two operations, and

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::small::has_small_sums;
 use crate::cpu::avx2::quant::{Format, Head, Quants, Scales, fetch_part, has_exact_blocks};
 
 pub(in crate::cpu) use crate::cpu::avx2::quant::holds_scales;
@@ -12,8 +13,10 @@ pub(super) struct Part {
     pub(super) d: __m512,
     pub(super) m: __m512,
     pub(super) min: __m512,
-    /// Integer scales of both halves, in f32. Some processors multiply such twice as fast as integers of 32 bits (NOTES.md).
-    pub(super) float_scale: __m512,
+    /// Integer scales of both halves, in f32: some processors multiply such twice as fast as integers of 32 bits (NOTES.md). Or, in a panel for
+    /// Q8K rows where sums [are small](has_small_sums), side by side in 16 bits, those of the halves, or of the part and the next one, if its
+    /// number is even.
+    pub(super) scales: __m512i,
     /// Of each half, for Q8K rows the scales as integers; or integer minima, in every byte.
     pub(super) halves: [__m512i; 2],
     /// In a panel for Q8K rows, [`part_mins`] of the part and the next one, if its number is even.
@@ -99,6 +102,9 @@ pub(super) unsafe fn unpack_block<F: Format, const BYTES: usize, const JOINED: b
             if F::HAS_PART_MINS && i % 2 == 0 && has_exact_blocks::<F, BYTES>() {
                 (*to).pair_mins = part_mins::<F>(at);
             }
+            if has_exact_blocks::<F, BYTES>() && has_small_sums::<F>() {
+                (*to).scales = pair_scales::<F>(at, i);
+            }
         }
     }
 }
@@ -165,7 +171,7 @@ impl Part {
             } else if has_exact_blocks::<F, BYTES>() {
                 (*to).halves = wide_scales::<F>(at);
             } else if !matches!(F::SCALES, Scales::None) {
-                (*to).float_scale = float_scale::<F>(at);
+                (*to).scales = _mm512_castps_si512(float_scale::<F>(at));
             }
             for (j, word) in words.into_iter().enumerate() {
                 (*to).words[j] = match is_signed::<F>() {
@@ -245,6 +251,22 @@ pub(super) unsafe fn part_mins<F: Format>(at: [*const u8; 2]) -> __m512i {
         [Some(first), Some(second)] => join(first, second),
         _ => _mm512_setzero_si512(),
     }
+}
+
+/// Scales of the halves of part `i` of both groups, or of the part and the next one, where there is one: 16 bits each, side by side in a lane.
+///
+/// # Safety
+/// Each of `at` points at the part.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
+unsafe fn pair_scales<F: Format>(at: [*const u8; 2], i: usize) -> __m512i {
+    // SAFETY: the caller's promise.
+    let [first, mut second] = unsafe { scales::<F>(at) };
+    if !has_halves::<F>() && i + 1 < F::PARTS {
+        // SAFETY: the next part follows.
+        [second, _] = unsafe { scales::<F>(at.map(|at| at.add(F::PART))) };
+    }
+    _mm512_mask_blend_epi16(0xaaaa_aaaa, first, second)
 }
 
 /// What is added to every weight of a part of both groups.

@@ -103,7 +103,7 @@ impl<const T: usize> Sums<T> {
 /// The number, of which the compiler does not know what it is: where scales and sums of a block are in a row, that is. Else it has pointers to
 /// each kind for each token, more than there are registers, and loads them from the stack, where as many stores are under way (NOTES.md,
 /// "Rows of 8 bits with a scale for 256").
-fn opaque(mut x: usize) -> usize {
+pub(super) fn opaque(mut x: usize) -> usize {
     // SAFETY: nothing is done.
     unsafe { asm!("/* {x} */", x = inout(reg) x, options(pure, nomem, nostack, preserves_flags)) };
     x
