@@ -249,9 +249,9 @@ unsafe fn two<F: Format, const ADD: bool, const I: usize>(
             )*};
         }
         add_words!(0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15);
-        for t in 0..TOKENS {
-            let second = _mm512_slli_epi32::<16>(both[1][t]);
-            sums.last[t] = _mm512_mask_blend_epi16(0xaaaa_aaaa, both[0][t], second);
+        let [first, second] = both;
+        for ((last, first), second) in sums.last.iter_mut().zip(first).zip(second) {
+            *last = _mm512_mask_blend_epi16(0xaaaa_aaaa, first, _mm512_slli_epi32::<16>(second));
         }
         sums.scales = (*part_of::<1>(panel, I)).scales;
     }
@@ -293,7 +293,7 @@ mod tests {
             1 | 2 => most,
             _ => most + 1,
         };
-        let sign = if number % 2 == 0 { 1 } else { -1 };
+        let sign = if number.is_multiple_of(2) { 1 } else { -1 };
         let at = next() as usize % (K / len) * len;
         let mut left = sum;
         for x in &mut row[at..at + len] {
