@@ -46,6 +46,16 @@ pub(in crate::cpu) trait Cache {
         blocks: Range<usize>,
     );
 
+    /// Turns the scores of the tile at position `base` into probabilities, 0 where not seen, updates maxima and sums of queries, and
+    /// returns the factors that correct what was summed before.
+    ///
+    /// # Safety
+    /// As many rows as queries; the processor has the level.
+    unsafe fn softmax(queries: &mut [Query], base: usize, p: &mut [[f32; TILE]]) -> Lanes {
+        // SAFETY: the caller's promise.
+        unsafe { softmax(queries, base, p) }
+    }
+
     /// Adds the values of the tile at position `base` that each query sees to its output, ascending, times its `p`.
     ///
     /// # Safety
@@ -231,11 +241,11 @@ impl Shared<'_> {
         let p = &mut scratch.p[from..][..queries.len()];
         // SAFETY: the blocks' key pointers were just set.
         unsafe { C::scores(self.dim, q, p, &keys, blocks.clone()) };
-        for (query, p) in queries.iter_mut().zip(p.iter_mut()) {
-            let seen = query.seen(base);
-            let correction = softmax(query, seen.start - base..seen.end - base, p);
+        // SAFETY: a row each.
+        let corrections = unsafe { C::softmax(queries, base, p) };
+        for (query, correction) in queries.iter().zip(corrections.0) {
             // SAFETY: the query's output row.
-            unsafe { scale(query.out, self.dim, correction) };
+            unsafe { scale(query.out, self.dim, _mm256_set1_ps(correction)) };
         }
         // SAFETY: the blocks' value pointers were just set, and cover what the queries see.
         unsafe { C::add_values(self.dim, queries, p, &values, blocks, base) };
@@ -258,51 +268,79 @@ unsafe fn scale(out: *mut f32, dim: usize, factor: __m256) {
     }
 }
 
-/// Turns a tile's scores into probabilities (0 where not in `seen`), updates maximum and sum, and returns the factor that
-/// corrects what was summed before.
+/// A number for each of up to [`QUERIES`] queries.
+#[repr(align(32))]
+pub(in crate::cpu) struct Lanes(pub(in crate::cpu) [f32; 8]);
+
+/// Turns the scores of the tile at position `base` into probabilities (0 where not seen), updates maxima and sums of up to eight
+/// queries, and returns the factors that correct what was summed before. In steps for all queries, none of which waits for a chain
+/// of a single one: maxima, corrections, probabilities.
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-pub(in crate::cpu) fn softmax(
-    query: &mut Query,
-    seen: Range<usize>,
-    p: &mut [f32; TILE],
-) -> __m256 {
-    // What is not seen may be anything, NaN included.
-    p[..seen.start].fill(f32::NEG_INFINITY);
-    p[seen.end..].fill(f32::NEG_INFINITY);
-
-    // SAFETY: 8 elements from 8 i on, i < 8.
-    let load = |p: &[f32; TILE], i: usize| unsafe { _mm256_loadu_ps(p.as_ptr().add(8 * i)) };
-    let mut maxima = load(p, 0);
-    for i in 1..TILE / 8 {
-        maxima = _mm256_max_ps(load(p, i), maxima);
+fn softmax(queries: &mut [Query], base: usize, p: &mut [[f32; TILE]]) -> Lanes {
+    let (mut before, mut after) = (Lanes([0.0; 8]), Lanes([0.0; 8]));
+    let lanes = before.0.iter_mut().zip(&mut after.0);
+    for ((query, p), (before, after)) in queries.iter().zip(p.iter_mut()).zip(lanes) {
+        let seen = query.seen(base);
+        // What is not seen may be anything, NaN included.
+        p[..seen.start - base].fill(f32::NEG_INFINITY);
+        p[seen.end - base..].fill(f32::NEG_INFINITY);
+        (*before, *after) = (query.max, maximum(query.max, p));
     }
-    let mut lanes = [0.0; 8];
-    // SAFETY: eight elements.
-    unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), maxima) };
-    let new_max = lanes
-        .iter()
-        .fold(query.max, |max, x| if *x > max { *x } else { max });
+    let mut corrections = Lanes([0.0; 8]);
+    // SAFETY: eight numbers each.
+    unsafe {
+        let (before, after) = (before.0.as_ptr(), after.0.as_ptr());
+        let change = _mm256_sub_ps(_mm256_load_ps(before), _mm256_load_ps(after));
+        _mm256_store_ps(corrections.0.as_mut_ptr(), exp(change));
+    }
+    let lanes = after.0.iter().zip(&corrections.0);
+    for ((query, p), (max, correction)) in queries.iter_mut().zip(p).zip(lanes) {
+        query.max = *max;
+        query.sum = query.sum.mul_add(*correction, probabilities(p, *max));
+    }
+    corrections
+}
 
-    let correction = exp(_mm256_set1_ps(query.max - new_max));
-    let new_max_vector = _mm256_set1_ps(new_max);
+/// The maximum of a row of scores and a number.
+#[inline]
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+fn maximum(first: f32, p: &[f32; TILE]) -> f32 {
+    // From a number on, so that NaN is never the greater.
+    let mut maxima = _mm256_set1_ps(first);
+    for i in 0..TILE / 8 {
+        // SAFETY: 8 elements from 8 i on, i < 8.
+        maxima = _mm256_max_ps(unsafe { _mm256_loadu_ps(p.as_ptr().add(8 * i)) }, maxima);
+    }
+    let four = _mm_max_ps(
+        _mm256_castps256_ps128(maxima),
+        _mm256_extractf128_ps::<1>(maxima),
+    );
+    let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+}
+
+/// Turns a row of scores into probabilities, and returns their sum.
+#[inline]
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+fn probabilities(p: &mut [f32; TILE], max: f32) -> f32 {
+    let max = _mm256_set1_ps(max);
     let mut sums = _mm256_setzero_ps();
     for i in 0..TILE / 8 {
-        let e = exp(_mm256_sub_ps(load(p, i), new_max_vector));
-        // SAFETY: as the load.
-        unsafe { _mm256_storeu_ps(p.as_mut_ptr().add(8 * i), e) };
-        sums = if i == 0 { e } else { _mm256_add_ps(sums, e) };
+        // SAFETY: 8 elements from 8 i on, i < 8.
+        unsafe {
+            let at = p.as_mut_ptr().add(8 * i);
+            let e = exp(_mm256_sub_ps(_mm256_loadu_ps(at), max));
+            _mm256_storeu_ps(at, e);
+            sums = if i == 0 { e } else { _mm256_add_ps(sums, e) };
+        }
     }
-    query.max = new_max;
-    query.sum = query
-        .sum
-        .mul_add(_mm256_cvtss_f32(correction), horizontal_sum(sums));
-    correction
+    horizontal_sum(sums)
 }
 
 /// ((0+4) + (2+6)) + ((1+5) + (3+7)), as `math::sum_tile`.
 #[inline]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-fn horizontal_sum(x: __m256) -> f32 {
+pub(in crate::cpu) fn horizontal_sum(x: __m256) -> f32 {
     let quarter = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
     let pair = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
     _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)))
@@ -311,7 +349,7 @@ fn horizontal_sum(x: __m256) -> f32 {
 /// `math::exp` of eight.
 #[inline]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-fn exp(x: __m256) -> __m256 {
+pub(in crate::cpu) fn exp(x: __m256) -> __m256 {
     let n = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(_mm256_mul_ps(
         x,
         _mm256_set1_ps(exp_of::LOG2_E),

@@ -6,8 +6,9 @@ use std::ops::Range;
 
 use bundle_format::plan::{KV_BLOCK, Q8_BLOCK};
 
+use super::softmax::softmax;
 use crate::abi::AttentionArgs;
-use crate::cpu::avx2::attention::{BLOCKS, Cache, QUERIES, Query, attend};
+use crate::cpu::avx2::attention::{BLOCKS, Cache, Lanes, QUERIES, Query, attend};
 use crate::cpu::avx2::attention_q8_0 as narrow;
 use crate::cpu::avx2::attention_q8_0::{Quantised, Weights};
 use crate::cpu::{MAX_HEAD_DIM, TILE};
@@ -66,6 +67,11 @@ impl Cache for Q8_0 {
                 _ => scores::<QUERIES, 2>(dim, q, p, keys, blocks),
             }
         }
+    }
+
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+    unsafe fn softmax(queries: &mut [Query], base: usize, p: &mut [[f32; TILE]]) -> Lanes {
+        softmax(queries, base, p)
     }
 
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]

@@ -13,6 +13,7 @@ mod many;
 mod pairs;
 pub(super) mod part;
 pub(super) mod quant;
+mod softmax;
 mod tile;
 mod wide;
 
