@@ -77,6 +77,10 @@ pub(in crate::cpu) trait Cache {
 /// As the scalar twin, and the processor has the level.
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
 pub(in crate::cpu) unsafe fn attend<C: Cache>(args: &AttentionArgs) {
+    let mut scratch = Scratch::<C> {
+        q: [C::ZERO; QUERIES],
+        p: [[0.0; TILE]; QUERIES],
+    };
     let group = args.group_size as usize;
     let heads = args.head0 as usize..(args.head0 + args.heads) as usize;
     let mut head = heads.start;
@@ -93,7 +97,7 @@ pub(in crate::cpu) unsafe fn attend<C: Cache>(args: &AttentionArgs) {
         for first in (0..count).step_by(QUERIES) {
             let queries = first..count.min(first + QUERIES);
             // SAFETY: the caller's promise; token and head are of the call.
-            unsafe { shared.pass::<C>(queries, head, end - head) };
+            unsafe { shared.pass(queries, head, end - head, &mut scratch) };
         }
         head = end;
     }
@@ -138,11 +142,13 @@ impl Shared<'_> {
     /// # Safety
     /// As [`attend`].
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    unsafe fn pass<C: Cache>(&self, range: Range<usize>, head: usize, heads: usize) {
-        let mut scratch = Scratch::<C> {
-            q: [C::ZERO; QUERIES],
-            p: [[0.0; TILE]; QUERIES],
-        };
+    unsafe fn pass<C: Cache>(
+        &self,
+        range: Range<usize>,
+        head: usize,
+        heads: usize,
+        scratch: &mut Scratch<C>,
+    ) {
         let mut queries = [Query {
             out: std::ptr::null_mut(),
             first: 0,
@@ -165,7 +171,7 @@ impl Shared<'_> {
             let to = queries.partition_point(|q| q.first < base + TILE);
             if from < to {
                 // SAFETY: these queries see positions of the tile, whose blocks the caller promises.
-                unsafe { self.tile(&mut queries[from..to], from, base, &mut scratch) };
+                unsafe { self.tile(&mut queries[from..to], from, base, scratch) };
             }
         }
 
