@@ -12,8 +12,12 @@ use crate::abi::AttentionArgs;
 use crate::cpu::TILE;
 use crate::cpu::math::exp_constants as exp_of;
 
-/// Queries that a pass over the cache serves.
+/// Queries that meet keys and values together.
 pub(in crate::cpu) const QUERIES: usize = 6;
+
+/// Queries that a pass over the cache serves: more than meet a tile together, for a longer stretch of exponentials between what
+/// waits for them.
+const PASS: usize = 2 * QUERIES;
 
 /// Blocks of a tile.
 pub(in crate::cpu) const BLOCKS: usize = TILE / KV_BLOCK;
@@ -56,15 +60,17 @@ pub(in crate::cpu) trait Cache {
         unsafe { softmax(queries, base, p) }
     }
 
-    /// Adds the values of the tile at position `base` that each query sees to its output, ascending, times its `p`.
+    /// Multiplies each query's output by its correction, and adds the values of the tile at position `base` that it sees, ascending,
+    /// times its `p`.
     ///
     /// # Safety
-    /// `values[b]` points at the head's values for each of `blocks`, which hold all that a query sees; the processor has the
+    /// As many rows and corrections as queries; `values[b]` points at the head's values for each of `blocks`, which hold all that a query sees; the processor has the
     /// level.
     unsafe fn add_values(
         dim: usize,
         queries: &[Query],
         p: &[[f32; TILE]],
+        corrections: &[f32],
         values: &[*const u8; BLOCKS],
         blocks: Range<usize>,
         base: usize,
@@ -78,8 +84,8 @@ pub(in crate::cpu) trait Cache {
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
 pub(in crate::cpu) unsafe fn attend<C: Cache>(args: &AttentionArgs) {
     let mut scratch = Scratch::<C> {
-        q: [C::ZERO; QUERIES],
-        p: [[0.0; TILE]; QUERIES],
+        q: [C::ZERO; PASS],
+        p: [[0.0; TILE]; PASS],
     };
     let group = args.group_size as usize;
     let heads = args.head0 as usize..(args.head0 + args.heads) as usize;
@@ -94,8 +100,8 @@ pub(in crate::cpu) unsafe fn attend<C: Cache>(args: &AttentionArgs) {
         };
         // Queries of one KV head, token by token.
         let count = (end - head) * args.tokens as usize;
-        for first in (0..count).step_by(QUERIES) {
-            let queries = first..count.min(first + QUERIES);
+        for first in (0..count).step_by(PASS) {
+            let queries = first..count.min(first + PASS);
             // SAFETY: the caller's promise; token and head are of the call.
             unsafe { shared.pass(queries, head, end - head, &mut scratch) };
         }
@@ -131,8 +137,8 @@ impl Query {
 /// Queries, scaled, and the probabilities of a tile.
 #[repr(align(64))]
 struct Scratch<C: Cache> {
-    q: [C::Scaled; QUERIES],
-    p: [[f32; TILE]; QUERIES],
+    q: [C::Scaled; PASS],
+    p: [[f32; TILE]; PASS],
 }
 
 impl Shared<'_> {
@@ -155,7 +161,7 @@ impl Shared<'_> {
             end: 0,
             max: f32::NEG_INFINITY,
             sum: 0.0,
-        }; QUERIES];
+        }; PASS];
         let queries = &mut queries[..range.len()];
         for ((query, q), i) in queries.iter_mut().zip(&mut scratch.q).zip(range) {
             // SAFETY: the caller's promise.
@@ -245,16 +251,28 @@ impl Shared<'_> {
 
         let q = &scratch.q[from..][..queries.len()];
         let p = &mut scratch.p[from..][..queries.len()];
-        // SAFETY: the blocks' key pointers were just set.
-        unsafe { C::scores(self.dim, q, p, &keys, blocks.clone()) };
+        for (q, p) in q.chunks(QUERIES).zip(p.chunks_mut(QUERIES)) {
+            // SAFETY: the blocks' key pointers were just set.
+            unsafe { C::scores(self.dim, q, p, &keys, blocks.clone()) };
+        }
         // SAFETY: a row each.
         let corrections = unsafe { C::softmax(queries, base, p) };
-        for (query, correction) in queries.iter().zip(corrections.0) {
-            // SAFETY: the query's output row.
-            unsafe { scale(query.out, self.dim, _mm256_set1_ps(correction)) };
+        let few = queries.chunks(QUERIES).zip(p.chunks(QUERIES));
+        for ((queries, p), corrections) in few.zip(corrections.0.chunks(QUERIES)) {
+            let corrections = &corrections[..queries.len()];
+            // SAFETY: the blocks' value pointers were just set, and cover what the queries see.
+            unsafe {
+                C::add_values(
+                    self.dim,
+                    queries,
+                    p,
+                    corrections,
+                    &values,
+                    blocks.clone(),
+                    base,
+                );
+            }
         }
-        // SAFETY: the blocks' value pointers were just set, and cover what the queries see.
-        unsafe { C::add_values(self.dim, queries, p, &values, blocks, base) };
     }
 }
 
@@ -264,7 +282,7 @@ impl Shared<'_> {
 /// `out` has `dim` elements.
 #[inline]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-unsafe fn scale(out: *mut f32, dim: usize, factor: __m256) {
+pub(in crate::cpu) unsafe fn scale(out: *mut f32, dim: usize, factor: __m256) {
     for d in (0..dim).step_by(8) {
         // SAFETY: the caller's promise.
         unsafe {
@@ -274,16 +292,18 @@ unsafe fn scale(out: *mut f32, dim: usize, factor: __m256) {
     }
 }
 
-/// A number for each of up to [`QUERIES`] queries.
-#[repr(align(32))]
-pub(in crate::cpu) struct Lanes(pub(in crate::cpu) [f32; 8]);
+/// A number for each query of a pass.
+#[repr(align(64))]
+pub(in crate::cpu) struct Lanes(pub(in crate::cpu) [f32; LANES]);
 
-/// Turns the scores of the tile at position `base` into probabilities (0 where not seen), updates maxima and sums of up to eight
-/// queries, and returns the factors that correct what was summed before. In steps for all queries, none of which waits for a chain
+/// Those of a pass, in whole vectors.
+pub(in crate::cpu) const LANES: usize = PASS.next_multiple_of(16);
+
+/// Turns the scores of the tile at position `base` into probabilities (0 where not seen), updates maxima and sums of queries, and returns the factors that correct what was summed before. In steps for all queries, none of which waits for a chain
 /// of a single one: maxima, corrections, probabilities.
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
 fn softmax(queries: &mut [Query], base: usize, p: &mut [[f32; TILE]]) -> Lanes {
-    let (mut before, mut after) = (Lanes([0.0; 8]), Lanes([0.0; 8]));
+    let (mut before, mut after) = (Lanes([0.0; LANES]), Lanes([0.0; LANES]));
     let lanes = before.0.iter_mut().zip(&mut after.0);
     for ((query, p), (before, after)) in queries.iter().zip(p.iter_mut()).zip(lanes) {
         let seen = query.seen(base);
@@ -292,12 +312,15 @@ fn softmax(queries: &mut [Query], base: usize, p: &mut [[f32; TILE]]) -> Lanes {
         p[seen.end - base..].fill(f32::NEG_INFINITY);
         (*before, *after) = (query.max, maximum(query.max, p));
     }
-    let mut corrections = Lanes([0.0; 8]);
-    // SAFETY: eight numbers each.
-    unsafe {
-        let (before, after) = (before.0.as_ptr(), after.0.as_ptr());
-        let change = _mm256_sub_ps(_mm256_load_ps(before), _mm256_load_ps(after));
-        _mm256_store_ps(corrections.0.as_mut_ptr(), exp(change));
+    let mut corrections = Lanes([0.0; LANES]);
+    for i in (0..queries.len().min(LANES)).step_by(8) {
+        // SAFETY: eight numbers each, of a multiple of eight.
+        unsafe {
+            let before = _mm256_load_ps(before.0.as_ptr().add(i));
+            let after = _mm256_load_ps(after.0.as_ptr().add(i));
+            let correction = exp(_mm256_sub_ps(before, after));
+            _mm256_store_ps(corrections.0.as_mut_ptr().add(i), correction);
+        }
     }
     let lanes = after.0.iter().zip(&corrections.0);
     for ((query, p), (max, correction)) in queries.iter_mut().zip(p).zip(lanes) {

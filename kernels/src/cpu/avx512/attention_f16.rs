@@ -84,27 +84,34 @@ impl<const MOST: usize> Cache for F16<MOST> {
         dim: usize,
         queries: &[Query],
         p: &[[f32; TILE]],
+        corrections: &[f32],
         values: &[*const u8; BLOCKS],
         _: Range<usize>,
         base: usize,
     ) {
-        let add = |queries: &[Query], p: &[[f32; TILE]], positions: Range<usize>| {
+        let add = |queries: &[Query],
+                   p: &[[f32; TILE]],
+                   corrections: &[f32],
+                   positions: Range<usize>| {
             // SAFETY: the caller's promise: the queries see the positions.
             unsafe {
                 match queries.len() {
                     many if many > MOST => {
-                        narrow::F16::add_seen(dim, queries, p, values, positions);
+                        narrow::F16::add_seen(dim, queries, p, corrections, values, positions);
                     }
-                    1 => add_positions::<1, 8>(dim, queries, p, values, positions),
-                    2 => add_positions::<2, 4>(dim, queries, p, values, positions),
-                    3 => add_positions::<3, 4>(dim, queries, p, values, positions),
-                    4 => add_positions::<4, 4>(dim, queries, p, values, positions),
-                    5 => add_positions::<5, 4>(dim, queries, p, values, positions),
-                    _ => add_positions::<QUERIES, 4>(dim, queries, p, values, positions),
+                    1 => add_positions::<1, 8>(dim, queries, p, corrections, values, positions),
+                    2 => add_positions::<2, 4>(dim, queries, p, corrections, values, positions),
+                    3 => add_positions::<3, 4>(dim, queries, p, corrections, values, positions),
+                    4 => add_positions::<4, 4>(dim, queries, p, corrections, values, positions),
+                    5 => add_positions::<5, 4>(dim, queries, p, corrections, values, positions),
+                    _ => {
+                        add_positions::<QUERIES, 4>(dim, queries, p, corrections, values, positions)
+                    }
                 }
             }
         };
-        narrow::in_common(queries, p, base, add);
+        // SAFETY: the caller's promise.
+        unsafe { narrow::in_common(dim, queries, p, corrections, base, add) };
     }
 }
 
@@ -166,7 +173,7 @@ unsafe fn block_scores<const Q: usize, const N: usize>(
     }
 }
 
-/// `out += p * v` over positions of the tile, for Q queries, V vectors of dimensions at a time, the rest one by one, and half a
+/// `out *= correction`, then `out += p * v` over positions of the tile, for Q queries, V vectors of dimensions at a time, the rest one by one, and half a
 /// vector as at AVX2.
 ///
 /// # Safety
@@ -176,24 +183,26 @@ unsafe fn add_positions<const Q: usize, const V: usize>(
     dim: usize,
     queries: &[Query],
     p: &[[f32; TILE]],
+    corrections: &[f32],
     values: &[*const u8; BLOCKS],
     positions: Range<usize>,
 ) {
     let outs: [*mut f32; Q] = std::array::from_fn(|i| queries[i].out);
     let p: &[[f32; TILE]; Q] = p[..Q].try_into().expect("a slice of Q");
+    let corrections: &[f32; Q] = corrections[..Q].try_into().expect("a slice of Q");
     let mut d = 0;
     // SAFETY: the caller's promise; these dimensions are there.
     unsafe {
         while d + WIDE * V <= dim {
-            add_vectors::<Q, V>(dim, outs, p, values, positions.clone(), d);
+            add_vectors::<Q, V>(dim, outs, p, corrections, values, positions.clone(), d);
             d += WIDE * V;
         }
         while d + WIDE <= dim {
-            add_vectors::<Q, 1>(dim, outs, p, values, positions.clone(), d);
+            add_vectors::<Q, 1>(dim, outs, p, corrections, values, positions.clone(), d);
             d += WIDE;
         }
         if d < dim {
-            narrow::F16::add_vectors::<Q, 1>(dim, outs, p, values, positions, d);
+            narrow::F16::add_vectors::<Q, 1>(dim, outs, p, corrections, values, positions, d);
         }
     }
 }
@@ -208,15 +217,18 @@ unsafe fn add_vectors<const Q: usize, const V: usize>(
     dim: usize,
     outs: [*mut f32; Q],
     p: &[[f32; TILE]; Q],
+    corrections: &[f32; Q],
     values: &[*const u8; BLOCKS],
     positions: Range<usize>,
     d: usize,
 ) {
     let mut acc = [[_mm512_setzero_ps(); V]; Q];
-    for (acc, out) in acc.iter_mut().zip(outs) {
+    for ((acc, out), correction) in acc.iter_mut().zip(outs).zip(corrections) {
+        let correction = _mm512_set1_ps(*correction);
         for (v, acc) in acc.iter_mut().enumerate() {
             // SAFETY: the outputs have dimensions d .. d + 16 V.
-            *acc = unsafe { _mm512_loadu_ps(out.add(d + WIDE * v)) };
+            let out = unsafe { _mm512_loadu_ps(out.add(d + WIDE * v)) };
+            *acc = _mm512_mul_ps(out, correction);
         }
     }
     let blocks = positions.start / KV_BLOCK..positions.end.div_ceil(KV_BLOCK);

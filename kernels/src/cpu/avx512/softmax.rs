@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use crate::cpu::TILE;
-use crate::cpu::avx2::attention::{Lanes, Query, exp as exp_of_8, horizontal_sum};
+use crate::cpu::avx2::attention::{LANES, Lanes, Query, horizontal_sum};
 use crate::cpu::math::exp_constants as exp_of;
 
 /// Elements of a vector.
@@ -12,17 +12,20 @@ const WIDE: usize = 16;
 /// [`crate::cpu::avx2::attention::Cache::softmax`].
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
 pub(super) fn softmax(queries: &mut [Query], base: usize, p: &mut [[f32; TILE]]) -> Lanes {
-    let (mut before, mut after) = (Lanes([0.0; 8]), Lanes([0.0; 8]));
+    let (mut before, mut after) = (Lanes([0.0; LANES]), Lanes([0.0; LANES]));
     let lanes = before.0.iter_mut().zip(&mut after.0);
     for ((query, p), (before, after)) in queries.iter().zip(p.iter_mut()).zip(lanes) {
         (*before, *after) = (query.max, maximum(query, base, p));
     }
-    let mut corrections = Lanes([0.0; 8]);
-    // SAFETY: eight numbers each.
-    unsafe {
-        let (before, after) = (before.0.as_ptr(), after.0.as_ptr());
-        let change = _mm256_sub_ps(_mm256_load_ps(before), _mm256_load_ps(after));
-        _mm256_store_ps(corrections.0.as_mut_ptr(), exp_of_8(change));
+    let mut corrections = Lanes([0.0; LANES]);
+    for i in (0..queries.len().min(LANES)).step_by(WIDE) {
+        // SAFETY: sixteen numbers each, of a multiple of sixteen.
+        unsafe {
+            let before = _mm512_load_ps(before.0.as_ptr().add(i));
+            let after = _mm512_load_ps(after.0.as_ptr().add(i));
+            let correction = exp(_mm512_sub_ps(before, after));
+            _mm512_store_ps(corrections.0.as_mut_ptr().add(i), correction);
+        }
     }
     let lanes = after.0.iter().zip(&corrections.0);
     for ((query, p), (max, correction)) in queries.iter_mut().zip(p).zip(lanes) {
