@@ -293,11 +293,30 @@ pub(in crate::cpu) unsafe fn scale(out: *mut f32, dim: usize, factor: __m256) {
 }
 
 /// A number for each query of a pass.
-#[repr(align(64))]
+#[repr(align(32))]
 pub(in crate::cpu) struct Lanes(pub(in crate::cpu) [f32; LANES]);
 
 /// Those of a pass, in whole vectors.
-pub(in crate::cpu) const LANES: usize = PASS.next_multiple_of(16);
+pub(in crate::cpu) const LANES: usize = PASS.next_multiple_of(8);
+
+impl Lanes {
+    /// The factors that correct what the first `count` queries summed with these maxima, now that they have others.
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    pub(in crate::cpu) fn corrections(&self, after: &Lanes, count: usize) -> Lanes {
+        let mut corrections = Lanes([0.0; LANES]);
+        for i in (0..count.min(LANES)).step_by(8) {
+            // SAFETY: eight numbers each, of a multiple of eight.
+            unsafe {
+                let before = _mm256_load_ps(self.0.as_ptr().add(i));
+                let after = _mm256_load_ps(after.0.as_ptr().add(i));
+                let correction = exp(_mm256_sub_ps(before, after));
+                _mm256_store_ps(corrections.0.as_mut_ptr().add(i), correction);
+            }
+        }
+        corrections
+    }
+}
 
 /// Turns the scores of the tile at position `base` into probabilities (0 where not seen), updates maxima and sums of queries, and returns the factors that correct what was summed before. In steps for all queries, none of which waits for a chain
 /// of a single one: maxima, corrections, probabilities.
@@ -312,16 +331,7 @@ fn softmax(queries: &mut [Query], base: usize, p: &mut [[f32; TILE]]) -> Lanes {
         p[seen.end - base..].fill(f32::NEG_INFINITY);
         (*before, *after) = (query.max, maximum(query.max, p));
     }
-    let mut corrections = Lanes([0.0; LANES]);
-    for i in (0..queries.len().min(LANES)).step_by(8) {
-        // SAFETY: eight numbers each, of a multiple of eight.
-        unsafe {
-            let before = _mm256_load_ps(before.0.as_ptr().add(i));
-            let after = _mm256_load_ps(after.0.as_ptr().add(i));
-            let correction = exp(_mm256_sub_ps(before, after));
-            _mm256_store_ps(corrections.0.as_mut_ptr().add(i), correction);
-        }
-    }
+    let corrections = before.corrections(&after, queries.len());
     let lanes = after.0.iter().zip(&corrections.0);
     for ((query, p), (max, correction)) in queries.iter_mut().zip(p).zip(lanes) {
         query.max = *max;
@@ -378,7 +388,7 @@ pub(in crate::cpu) fn horizontal_sum(x: __m256) -> f32 {
 /// `math::exp` of eight.
 #[inline]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-pub(in crate::cpu) fn exp(x: __m256) -> __m256 {
+fn exp(x: __m256) -> __m256 {
     let n = _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(_mm256_mul_ps(
         x,
         _mm256_set1_ps(exp_of::LOG2_E),

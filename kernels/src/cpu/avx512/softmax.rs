@@ -17,16 +17,7 @@ pub(super) fn softmax(queries: &mut [Query], base: usize, p: &mut [[f32; TILE]])
     for ((query, p), (before, after)) in queries.iter().zip(p.iter_mut()).zip(lanes) {
         (*before, *after) = (query.max, maximum(query, base, p));
     }
-    let mut corrections = Lanes([0.0; LANES]);
-    for i in (0..queries.len().min(LANES)).step_by(WIDE) {
-        // SAFETY: sixteen numbers each, of a multiple of sixteen.
-        unsafe {
-            let before = _mm512_load_ps(before.0.as_ptr().add(i));
-            let after = _mm512_load_ps(after.0.as_ptr().add(i));
-            let correction = exp(_mm512_sub_ps(before, after));
-            _mm512_store_ps(corrections.0.as_mut_ptr().add(i), correction);
-        }
-    }
+    let corrections = before.corrections(&after, queries.len());
     let lanes = after.0.iter().zip(&corrections.0);
     for ((query, p), (max, correction)) in queries.iter_mut().zip(p).zip(lanes) {
         query.max = *max;
