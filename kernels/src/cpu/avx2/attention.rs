@@ -4,7 +4,9 @@
 //! depends on its company: it takes its own tiles, its own positions within them, and its own order of sums.
 
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 use std::ops::Range;
+use std::slice;
 
 use bundle_format::plan::KV_BLOCK;
 
@@ -83,10 +85,10 @@ pub(in crate::cpu) trait Cache {
 /// As the scalar twin, and the processor has the level.
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
 pub(in crate::cpu) unsafe fn attend<C: Cache>(args: &AttentionArgs) {
-    let mut scratch = Scratch::<C> {
-        q: [C::ZERO; PASS],
-        p: [[0.0; TILE]; PASS],
-    };
+    // Only what the call's queries need: a lone token has one, and not much else to do where it sees few positions.
+    let rows = PASS.min((args.heads * args.tokens) as usize);
+    let mut room = MaybeUninit::<Scratch<C>>::uninit();
+    let mut rows = Rows::<C>::of(&mut room, rows);
     let group = args.group_size as usize;
     let heads = args.head0 as usize..(args.head0 + args.heads) as usize;
     let mut head = heads.start;
@@ -103,7 +105,7 @@ pub(in crate::cpu) unsafe fn attend<C: Cache>(args: &AttentionArgs) {
         for first in (0..count).step_by(PASS) {
             let queries = first..count.min(first + PASS);
             // SAFETY: the caller's promise; token and head are of the call.
-            unsafe { shared.pass(queries, head, end - head, &mut scratch) };
+            unsafe { shared.pass(queries, head, end - head, &mut rows) };
         }
         head = end;
     }
@@ -141,6 +143,33 @@ struct Scratch<C: Cache> {
     p: [[f32; TILE]; PASS],
 }
 
+/// The first of them, with numbers in.
+struct Rows<'a, C: Cache> {
+    q: &'a mut [C::Scaled],
+    p: &'a mut [[f32; TILE]],
+}
+
+impl<'a, C: Cache> Rows<'a, C> {
+    #[inline]
+    fn of(room: &'a mut MaybeUninit<Scratch<C>>, count: usize) -> Self {
+        let count = count.min(PASS);
+        let room = room.as_mut_ptr();
+        // SAFETY: fields of the scratch, which is borrowed as long; at most PASS elements, which are written before they are lent.
+        unsafe {
+            let q = (&raw mut (*room).q).cast::<C::Scaled>();
+            let p = (&raw mut (*room).p).cast::<[f32; TILE]>();
+            for i in 0..count {
+                q.add(i).write(C::ZERO);
+                p.add(i).write([0.0; TILE]);
+            }
+            Rows {
+                q: slice::from_raw_parts_mut(q, count),
+                p: slice::from_raw_parts_mut(p, count),
+            }
+        }
+    }
+}
+
 impl Shared<'_> {
     /// Queries `range` of those of heads `head .. head + heads`, token by token: query i is head `i % heads` of token `i /
     /// heads`.
@@ -153,7 +182,7 @@ impl Shared<'_> {
         range: Range<usize>,
         head: usize,
         heads: usize,
-        scratch: &mut Scratch<C>,
+        rows: &mut Rows<C>,
     ) {
         let mut queries = [Query {
             out: std::ptr::null_mut(),
@@ -163,7 +192,7 @@ impl Shared<'_> {
             sum: 0.0,
         }; PASS];
         let queries = &mut queries[..range.len()];
-        for ((query, q), i) in queries.iter_mut().zip(&mut scratch.q).zip(range) {
+        for ((query, q), i) in queries.iter_mut().zip(rows.q.iter_mut()).zip(range) {
             // SAFETY: the caller's promise.
             *query = unsafe { self.start::<C>(i / heads, head + i % heads, q) };
         }
@@ -177,7 +206,7 @@ impl Shared<'_> {
             let to = queries.partition_point(|q| q.first < base + TILE);
             if from < to {
                 // SAFETY: these queries see positions of the tile, whose blocks the caller promises.
-                unsafe { self.tile(&mut queries[from..to], from, base, scratch) };
+                unsafe { self.tile(&mut queries[from..to], from, base, rows) };
             }
         }
 
@@ -221,7 +250,7 @@ impl Shared<'_> {
         }
     }
 
-    /// One tile for the queries that see a position of it; `from` is the first one's index in `scratch`.
+    /// One tile for the queries that see a position of it; `from` is the first one's index in `rows`.
     ///
     /// # Safety
     /// Every query sees a position of the tile, and table and pools hold what they see.
@@ -231,7 +260,7 @@ impl Shared<'_> {
         queries: &mut [Query],
         from: usize,
         base: usize,
-        scratch: &mut Scratch<C>,
+        rows: &mut Rows<C>,
     ) {
         let last = queries.len() - 1;
         let blocks = (queries[0].seen(base).start - base) / KV_BLOCK
@@ -249,8 +278,8 @@ impl Shared<'_> {
             }
         }
 
-        let q = &scratch.q[from..][..queries.len()];
-        let p = &mut scratch.p[from..][..queries.len()];
+        let q = &rows.q[from..][..queries.len()];
+        let p = &mut rows.p[from..][..queries.len()];
         for (q, p) in q.chunks(QUERIES).zip(p.chunks_mut(QUERIES)) {
             // SAFETY: the blocks' key pointers were just set.
             unsafe { C::scores(self.dim, q, p, &keys, blocks.clone()) };
