@@ -333,6 +333,11 @@ impl Lanes {
     #[inline]
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
     pub(in crate::cpu) fn corrections(&self, after: &Lanes, count: usize) -> Lanes {
+        if count == 1 {
+            // As a vector from memory it would wait until its number is there.
+            let correction = exp(_mm256_set1_ps(self.0[0] - after.0[0]));
+            return Lanes([_mm256_cvtss_f32(correction); LANES]);
+        }
         let mut corrections = Lanes([0.0; LANES]);
         for i in (0..count.min(LANES)).step_by(8) {
             // SAFETY: eight numbers each, of a multiple of eight.
@@ -347,18 +352,15 @@ impl Lanes {
     }
 }
 
-/// Turns the scores of the tile at position `base` into probabilities (0 where not seen), updates maxima and sums of queries, and returns the factors that correct what was summed before. In steps for all queries, none of which waits for a chain
-/// of a single one: maxima, corrections, probabilities.
+/// Turns the scores of the tile at position `base` into probabilities (0 where not seen), updates maxima and sums of queries, and
+/// returns the factors that correct what was summed before. In steps for all queries, none of which waits for a chain of a single
+/// one: maxima, corrections, probabilities.
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
 fn softmax(queries: &mut [Query], base: usize, p: &mut [[f32; TILE]]) -> Lanes {
     let (mut before, mut after) = (Lanes([0.0; LANES]), Lanes([0.0; LANES]));
     let lanes = before.0.iter_mut().zip(&mut after.0);
     for ((query, p), (before, after)) in queries.iter().zip(p.iter_mut()).zip(lanes) {
-        let seen = query.seen(base);
-        // What is not seen may be anything, NaN included.
-        p[..seen.start - base].fill(f32::NEG_INFINITY);
-        p[seen.end - base..].fill(f32::NEG_INFINITY);
-        (*before, *after) = (query.max, maximum(query.max, p));
+        (*before, *after) = (query.max, maximum(query, base, p));
     }
     let corrections = before.corrections(&after, queries.len());
     let lanes = after.0.iter().zip(&corrections.0);
@@ -369,12 +371,16 @@ fn softmax(queries: &mut [Query], base: usize, p: &mut [[f32; TILE]]) -> Lanes {
     corrections
 }
 
-/// The maximum of a row of scores and a number.
+/// The maximum of a query with its scores of the tile at position `base`. Where it doesn't see the tile, these become the least.
 #[inline]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-fn maximum(first: f32, p: &[f32; TILE]) -> f32 {
+fn maximum(query: &Query, base: usize, p: &mut [f32; TILE]) -> f32 {
+    let seen = query.seen(base);
+    // It may be anything, NaN included.
+    p[..seen.start - base].fill(f32::NEG_INFINITY);
+    p[seen.end - base..].fill(f32::NEG_INFINITY);
     // From a number on, so that NaN is never the greater.
-    let mut maxima = _mm256_set1_ps(first);
+    let mut maxima = _mm256_set1_ps(query.max);
     for i in 0..TILE / 8 {
         // SAFETY: 8 elements from 8 i on, i < 8.
         maxima = _mm256_max_ps(unsafe { _mm256_loadu_ps(p.as_ptr().add(8 * i)) }, maxima);

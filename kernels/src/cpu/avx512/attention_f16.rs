@@ -21,7 +21,7 @@ const WIDE: usize = 16;
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
 pub unsafe fn attention_f16(args: &AttentionArgs) {
     // SAFETY: the caller's promise.
-    unsafe { attend::<F16<3>>(args) }
+    unsafe { attend::<F16<3, 3>>(args) }
 }
 
 /// [`attention_f16`] of a processor that multiplies 512 bits twice a cycle.
@@ -31,13 +31,13 @@ pub unsafe fn attention_f16(args: &AttentionArgs) {
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
 pub unsafe fn wide_attention_f16(args: &AttentionArgs) {
     // SAFETY: the caller's promise.
-    unsafe { attend::<F16<QUERIES>>(args) }
+    unsafe { attend::<F16<1, QUERIES>>(args) }
 }
 
-/// More than MOST queries are AVX2's.
-struct F16<const MOST: usize>;
+/// Fewer than LEAST queries and more than MOST are AVX2's.
+struct F16<const LEAST: usize, const MOST: usize>;
 
-impl<const MOST: usize> Cache for F16<MOST> {
+impl<const LEAST: usize, const MOST: usize> Cache for F16<LEAST, MOST> {
     type Scaled = [f32; MAX_HEAD_DIM];
 
     const ZERO: Self::Scaled = narrow::F16::ZERO;
@@ -63,7 +63,9 @@ impl<const MOST: usize> Cache for F16<MOST> {
         // SAFETY: the caller's promise.
         unsafe {
             match p.len() {
-                many if many > MOST => narrow::F16::scores(dim, q, p, keys, blocks),
+                other if other < LEAST || other > MOST => {
+                    narrow::F16::scores(dim, q, p, keys, blocks)
+                }
                 1 => scores::<1, 4>(dim, q, p, keys, blocks),
                 2 => scores::<2, 4>(dim, q, p, keys, blocks),
                 3 => scores::<3, 4>(dim, q, p, keys, blocks),
@@ -96,10 +98,13 @@ impl<const MOST: usize> Cache for F16<MOST> {
             // SAFETY: the caller's promise: the queries see the positions.
             unsafe {
                 match queries.len() {
-                    many if many > MOST => {
+                    other if other < LEAST || other > MOST => {
                         narrow::F16::add_seen(dim, queries, p, corrections, values, positions);
                     }
-                    1 => add_positions::<1, 8>(dim, queries, p, corrections, values, positions),
+                    1 if dim >= 8 * WIDE => {
+                        add_positions::<1, 8>(dim, queries, p, corrections, values, positions);
+                    }
+                    1 => add_positions::<1, 4>(dim, queries, p, corrections, values, positions),
                     2 => add_positions::<2, 4>(dim, queries, p, corrections, values, positions),
                     3 => add_positions::<3, 4>(dim, queries, p, corrections, values, positions),
                     4 => add_positions::<4, 4>(dim, queries, p, corrections, values, positions),
@@ -289,17 +294,17 @@ mod tests {
             .map(|x| half::f16::from_f32(x).to_bits())
             .collect();
         let table: Vec<u32> = (0..20).map(|i| (i * 7 + 3) % 20).collect();
-        let q: Vec<f32> = numbers(40 * 4 * DIM).collect();
+        let q: Vec<f32> = numbers(40 * 8 * DIM).collect();
         for dim in [8, 24, 64, 72, 128, 256] {
-            for (position, tokens) in [(0, 1), (0, 40), (61, 5), (200, 40), (300, 1)] {
-                for (heads, window) in [(1, u64::MAX), (3, u64::MAX), (4, 70), (2, 3)] {
+            for (position, tokens) in [(0, 1), (0, 40), (61, 5), (144, 16), (200, 40), (300, 1)] {
+                for (heads, window) in [(1, u64::MAX), (3, u64::MAX), (4, 70), (2, 3), (8, 100)] {
                     let run = |func: unsafe fn(&AttentionArgs)| {
-                        let mut out = vec![f32::NAN; 40 * 4 * DIM];
+                        let mut out = vec![f32::NAN; 40 * 8 * DIM];
                         let args = AttentionArgs {
                             q: q.as_ptr(),
-                            q_stride: (4 * DIM) as u64,
+                            q_stride: (8 * DIM) as u64,
                             out: out.as_mut_ptr(),
-                            out_stride: (4 * DIM) as u64,
+                            out_stride: (8 * DIM) as u64,
                             keys: pool.as_ptr().cast(),
                             values: pool.as_ptr().wrapping_add(dim * KV_BLOCK).cast(),
                             block_stride: (dim * KV_BLOCK * 2) as u64,
@@ -314,15 +319,18 @@ mod tests {
                             scale: 0.125,
                         };
                         // SAFETY: pools hold 20 blocks of up to 256 dimensions (values begin a block later, and there are 21),
-                        // q and out 40 tokens of four heads; positions stay below 320; the processor has the level.
+                        // q and out 40 tokens of eight heads; positions stay below 320; the processor has the level.
                         unsafe { func(&args) };
                         out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
                     };
-                    assert_eq!(
-                        run(wide_attention_f16),
-                        run(crate::cpu::avx2::attention_f16),
-                        "head size {dim} position {position} tokens {tokens} heads {heads} window {window}"
-                    );
+                    let narrow = run(crate::cpu::avx2::attention_f16);
+                    for func in [wide_attention_f16, attention_f16] {
+                        assert_eq!(
+                            run(func),
+                            narrow,
+                            "head size {dim} position {position} tokens {tokens} heads {heads} window {window}"
+                        );
+                    }
                 }
             }
         }
