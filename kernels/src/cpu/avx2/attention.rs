@@ -1,4 +1,4 @@
-//! Attention over paged pools, up to [`QUERIES`] queries of one KV head at a time, whatever the pools hold.
+//! Attention over paged pools, up to [`PASS`] queries of one KV head at a time, whatever the pools hold.
 //!
 //! Queries (heads of a group, consecutive tokens) share the loads and conversions of keys and values. Per query nothing
 //! depends on its company: it takes its own tiles, its own positions within them, and its own order of sums.
@@ -17,8 +17,8 @@ use crate::cpu::math::exp_constants as exp_of;
 /// Queries that meet keys and values together.
 pub(in crate::cpu) const QUERIES: usize = 6;
 
-/// Queries that a pass over the cache serves: more than meet a tile together, for a longer stretch of exponentials between what
-/// waits for them.
+/// Queries that a pass over the cache serves: more than meet keys together, since their softmax is one stretch of independent
+/// exponentials, and only its ends wait for something.
 const PASS: usize = 2 * QUERIES;
 
 /// Blocks of a tile.
@@ -66,8 +66,8 @@ pub(in crate::cpu) trait Cache {
     /// times its `p`.
     ///
     /// # Safety
-    /// As many rows and corrections as queries; `values[b]` points at the head's values for each of `blocks`, which hold all that a query sees; the processor has the
-    /// level.
+    /// As many rows and corrections as queries; `values[b]` points at the head's values for each of `blocks`, which hold all that a
+    /// query sees; the processor has the level.
     unsafe fn add_values(
         dim: usize,
         queries: &[Query],
@@ -150,6 +150,7 @@ struct Rows<'a, C: Cache> {
 }
 
 impl<'a, C: Cache> Rows<'a, C> {
+    /// The first `count` rows of `room`.
     #[inline]
     fn of(room: &'a mut MaybeUninit<Scratch<C>>, count: usize) -> Self {
         let count = count.min(PASS);

@@ -34,7 +34,7 @@ pub unsafe fn wide_attention_f16(args: &AttentionArgs) {
     unsafe { attend::<F16<1, QUERIES>>(args) }
 }
 
-/// Fewer than LEAST queries and more than MOST are AVX2's.
+/// Fewer than LEAST queries and more than MOST are multiplied as at AVX2, in vectors of 256 bits.
 struct F16<const LEAST: usize, const MOST: usize>;
 
 impl<const LEAST: usize, const MOST: usize> Cache for F16<LEAST, MOST> {

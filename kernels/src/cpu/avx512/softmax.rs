@@ -33,7 +33,7 @@ fn maximum(query: &Query, base: usize, p: &mut [f32; TILE]) -> f32 {
     let seen = query.seen(base);
     let unseen = !(u64::MAX << (seen.start - base) & u64::MAX >> (base + TILE - seen.end));
     if unseen != 0 {
-        // It may be anything, NaN included, or nothing yet.
+        // It may be anything, NaN included.
         let least = _mm512_set1_ps(f32::NEG_INFINITY);
         for i in 0..TILE / WIDE {
             let unseen = (unseen >> (WIDE * i)) as __mmask16;
