@@ -57,6 +57,48 @@ pub fn check(kernel: &MicroKernel, dtype: KvDType) {
         }
     }
     check_case(kernel, case(32, 1, 1, 3, 90, Some(9)));
+    // Counts of queries around those that are taken together.
+    for tokens in [3, 4, 5, 6, 7, 8, 11, 12, 13, 18, 23, 24, 25] {
+        check_case(kernel, case(32, 1, 1, 57, tokens, None));
+        check_case(kernel, case(64, 1, 1, 120, tokens, Some(67)));
+    }
+    // Calls as a prefill has them.
+    for (head_dim, group, window) in [(64, 8, None), (64, 3, None), (256, 4, Some(70))] {
+        for position in [0, 48, 144] {
+            check_case(kernel, case(head_dim, 1, group, position, 16, window));
+        }
+    }
+    if dtype == KvDType::F16 {
+        for head_dim in [8, 16, 24, 72, 136, 248] {
+            for (group, window) in [(1, None), (3, Some(20)), (8, None)] {
+                check_case(kernel, case(head_dim, 1, group, 50, 16, window));
+            }
+        }
+        for (group, tokens) in [(1, 1), (2, 1), (3, 1), (5, 1), (1, 20), (8, 16)] {
+            check_nan(kernel, case(64, 1, group, 150, tokens, None));
+        }
+    }
+}
+
+/// Keys that are NaN, whose positions then count nothing, wherever they are in a vector.
+fn check_nan(kernel: &MicroKernel, case: Case) {
+    for first in 0..9 {
+        let mut data = Data::new(case);
+        let width = case.kv_heads * case.head_dim;
+        for position in (first..case.position + case.tokens).step_by(9) {
+            data.keys[position * width] = f32::NAN;
+        }
+        let heads = case.kv_heads * case.group;
+        let found = data.run(kernel, 0, case.tokens, 0, heads);
+        assert!(found.iter().all(|x| x.is_finite()), "{case:?}");
+        assert_eq!(
+            bits(&found),
+            bits(&data.run(crate::scalar(kernel), 0, case.tokens, 0, heads)),
+            "{} ({}) {case:?}: NaN from {first} on: not as the scalar kernel",
+            kernel.name,
+            kernel.level.name()
+        );
+    }
 }
 
 fn check_case(kernel: &MicroKernel, case: Case) {

@@ -1,10 +1,12 @@
-//! Attention over paged pools, up to [`QUERIES`] queries of one KV head at a time, whatever the pools hold.
+//! Attention over paged pools, up to [`PASS`] queries of one KV head at a time, whatever the pools hold.
 //!
 //! Queries (heads of a group, consecutive tokens) share the loads and conversions of keys and values. Per query nothing
 //! depends on its company: it takes its own tiles, its own positions within them, and its own order of sums.
 
 use std::arch::x86_64::*;
+use std::mem::MaybeUninit;
 use std::ops::Range;
+use std::slice;
 
 use bundle_format::plan::KV_BLOCK;
 
@@ -12,8 +14,12 @@ use crate::abi::AttentionArgs;
 use crate::cpu::TILE;
 use crate::cpu::math::exp_constants as exp_of;
 
-/// Queries that a pass over the cache serves.
+/// Queries that meet keys and values together.
 pub(in crate::cpu) const QUERIES: usize = 6;
+
+/// Queries that a pass over the cache serves: more than meet keys together, since their softmax is one stretch of independent
+/// exponentials, and only its ends wait for something.
+const PASS: usize = 2 * QUERIES;
 
 /// Blocks of a tile.
 pub(in crate::cpu) const BLOCKS: usize = TILE / KV_BLOCK;
@@ -46,15 +52,27 @@ pub(in crate::cpu) trait Cache {
         blocks: Range<usize>,
     );
 
-    /// Adds the values of the tile at position `base` that each query sees to its output, ascending, times its `p`.
+    /// Turns the scores of the tile at position `base` into probabilities, 0 where not seen, updates maxima and sums of queries, and
+    /// returns the factors that correct what was summed before.
     ///
     /// # Safety
-    /// `values[b]` points at the head's values for each of `blocks`, which hold all that a query sees; the processor has the
-    /// level.
+    /// As many rows as queries; the processor has the level.
+    unsafe fn softmax(queries: &mut [Query], base: usize, p: &mut [[f32; TILE]]) -> Lanes {
+        // SAFETY: the caller's promise.
+        unsafe { softmax(queries, base, p) }
+    }
+
+    /// Multiplies each query's output by its correction, and adds the values of the tile at position `base` that it sees, ascending,
+    /// times its `p`.
+    ///
+    /// # Safety
+    /// As many rows and corrections as queries; `values[b]` points at the head's values for each of `blocks`, which hold all that a
+    /// query sees; the processor has the level.
     unsafe fn add_values(
         dim: usize,
         queries: &[Query],
         p: &[[f32; TILE]],
+        corrections: &[f32],
         values: &[*const u8; BLOCKS],
         blocks: Range<usize>,
         base: usize,
@@ -67,6 +85,10 @@ pub(in crate::cpu) trait Cache {
 /// As the scalar twin, and the processor has the level.
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
 pub(in crate::cpu) unsafe fn attend<C: Cache>(args: &AttentionArgs) {
+    // Only what the call's queries need: a lone token has one, and not much else to do where it sees few positions.
+    let rows = PASS.min((args.heads * args.tokens) as usize);
+    let mut room = MaybeUninit::<Scratch<C>>::uninit();
+    let mut rows = Rows::<C>::of(&mut room, rows);
     let group = args.group_size as usize;
     let heads = args.head0 as usize..(args.head0 + args.heads) as usize;
     let mut head = heads.start;
@@ -80,10 +102,10 @@ pub(in crate::cpu) unsafe fn attend<C: Cache>(args: &AttentionArgs) {
         };
         // Queries of one KV head, token by token.
         let count = (end - head) * args.tokens as usize;
-        for first in (0..count).step_by(QUERIES) {
-            let queries = first..count.min(first + QUERIES);
+        for first in (0..count).step_by(PASS) {
+            let queries = first..count.min(first + PASS);
             // SAFETY: the caller's promise; token and head are of the call.
-            unsafe { shared.pass::<C>(queries, head, end - head) };
+            unsafe { shared.pass(queries, head, end - head, &mut rows) };
         }
         head = end;
     }
@@ -117,8 +139,36 @@ impl Query {
 /// Queries, scaled, and the probabilities of a tile.
 #[repr(align(64))]
 struct Scratch<C: Cache> {
-    q: [C::Scaled; QUERIES],
-    p: [[f32; TILE]; QUERIES],
+    q: [C::Scaled; PASS],
+    p: [[f32; TILE]; PASS],
+}
+
+/// The first of them, with numbers in.
+struct Rows<'a, C: Cache> {
+    q: &'a mut [C::Scaled],
+    p: &'a mut [[f32; TILE]],
+}
+
+impl<'a, C: Cache> Rows<'a, C> {
+    /// The first `count` rows of `room`.
+    #[inline]
+    fn of(room: &'a mut MaybeUninit<Scratch<C>>, count: usize) -> Self {
+        let count = count.min(PASS);
+        let room = room.as_mut_ptr();
+        // SAFETY: fields of the scratch, which is borrowed as long; at most PASS elements, which are written before they are lent.
+        unsafe {
+            let q = (&raw mut (*room).q).cast::<C::Scaled>();
+            let p = (&raw mut (*room).p).cast::<[f32; TILE]>();
+            for i in 0..count {
+                q.add(i).write(C::ZERO);
+                p.add(i).write([0.0; TILE]);
+            }
+            Rows {
+                q: slice::from_raw_parts_mut(q, count),
+                p: slice::from_raw_parts_mut(p, count),
+            }
+        }
+    }
 }
 
 impl Shared<'_> {
@@ -128,20 +178,22 @@ impl Shared<'_> {
     /// # Safety
     /// As [`attend`].
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    unsafe fn pass<C: Cache>(&self, range: Range<usize>, head: usize, heads: usize) {
-        let mut scratch = Scratch::<C> {
-            q: [C::ZERO; QUERIES],
-            p: [[0.0; TILE]; QUERIES],
-        };
+    unsafe fn pass<C: Cache>(
+        &self,
+        range: Range<usize>,
+        head: usize,
+        heads: usize,
+        rows: &mut Rows<C>,
+    ) {
         let mut queries = [Query {
             out: std::ptr::null_mut(),
             first: 0,
             end: 0,
             max: f32::NEG_INFINITY,
             sum: 0.0,
-        }; QUERIES];
+        }; PASS];
         let queries = &mut queries[..range.len()];
-        for ((query, q), i) in queries.iter_mut().zip(&mut scratch.q).zip(range) {
+        for ((query, q), i) in queries.iter_mut().zip(rows.q.iter_mut()).zip(range) {
             // SAFETY: the caller's promise.
             *query = unsafe { self.start::<C>(i / heads, head + i % heads, q) };
         }
@@ -155,7 +207,7 @@ impl Shared<'_> {
             let to = queries.partition_point(|q| q.first < base + TILE);
             if from < to {
                 // SAFETY: these queries see positions of the tile, whose blocks the caller promises.
-                unsafe { self.tile(&mut queries[from..to], from, base, &mut scratch) };
+                unsafe { self.tile(&mut queries[from..to], from, base, rows) };
             }
         }
 
@@ -199,7 +251,7 @@ impl Shared<'_> {
         }
     }
 
-    /// One tile for the queries that see a position of it; `from` is the first one's index in `scratch`.
+    /// One tile for the queries that see a position of it; `from` is the first one's index in `rows`.
     ///
     /// # Safety
     /// Every query sees a position of the tile, and table and pools hold what they see.
@@ -209,7 +261,7 @@ impl Shared<'_> {
         queries: &mut [Query],
         from: usize,
         base: usize,
-        scratch: &mut Scratch<C>,
+        rows: &mut Rows<C>,
     ) {
         let last = queries.len() - 1;
         let blocks = (queries[0].seen(base).start - base) / KV_BLOCK
@@ -227,18 +279,30 @@ impl Shared<'_> {
             }
         }
 
-        let q = &scratch.q[from..][..queries.len()];
-        let p = &mut scratch.p[from..][..queries.len()];
-        // SAFETY: the blocks' key pointers were just set.
-        unsafe { C::scores(self.dim, q, p, &keys, blocks.clone()) };
-        for (query, p) in queries.iter_mut().zip(p.iter_mut()) {
-            let seen = query.seen(base);
-            let correction = softmax(query, seen.start - base..seen.end - base, p);
-            // SAFETY: the query's output row.
-            unsafe { scale(query.out, self.dim, correction) };
+        let q = &rows.q[from..][..queries.len()];
+        let p = &mut rows.p[from..][..queries.len()];
+        for (q, p) in q.chunks(QUERIES).zip(p.chunks_mut(QUERIES)) {
+            // SAFETY: the blocks' key pointers were just set.
+            unsafe { C::scores(self.dim, q, p, &keys, blocks.clone()) };
         }
-        // SAFETY: the blocks' value pointers were just set, and cover what the queries see.
-        unsafe { C::add_values(self.dim, queries, p, &values, blocks, base) };
+        // SAFETY: a row each.
+        let corrections = unsafe { C::softmax(queries, base, p) };
+        let few = queries.chunks(QUERIES).zip(p.chunks(QUERIES));
+        for ((queries, p), corrections) in few.zip(corrections.0.chunks(QUERIES)) {
+            let corrections = &corrections[..queries.len()];
+            // SAFETY: the blocks' value pointers were just set, and cover what the queries see.
+            unsafe {
+                C::add_values(
+                    self.dim,
+                    queries,
+                    p,
+                    corrections,
+                    &values,
+                    blocks.clone(),
+                    base,
+                );
+            }
+        }
     }
 }
 
@@ -248,7 +312,7 @@ impl Shared<'_> {
 /// `out` has `dim` elements.
 #[inline]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-unsafe fn scale(out: *mut f32, dim: usize, factor: __m256) {
+pub(in crate::cpu) unsafe fn scale(out: *mut f32, dim: usize, factor: __m256) {
     for d in (0..dim).step_by(8) {
         // SAFETY: the caller's promise.
         unsafe {
@@ -258,51 +322,100 @@ unsafe fn scale(out: *mut f32, dim: usize, factor: __m256) {
     }
 }
 
-/// Turns a tile's scores into probabilities (0 where not in `seen`), updates maximum and sum, and returns the factor that
-/// corrects what was summed before.
-#[target_feature(enable = "avx2,bmi2,f16c,fma")]
-pub(in crate::cpu) fn softmax(
-    query: &mut Query,
-    seen: Range<usize>,
-    p: &mut [f32; TILE],
-) -> __m256 {
-    // What is not seen may be anything, NaN included.
-    p[..seen.start].fill(f32::NEG_INFINITY);
-    p[seen.end..].fill(f32::NEG_INFINITY);
+/// A number for each query of a pass.
+#[repr(align(32))]
+pub(in crate::cpu) struct Lanes(pub(in crate::cpu) [f32; LANES]);
 
-    // SAFETY: 8 elements from 8 i on, i < 8.
-    let load = |p: &[f32; TILE], i: usize| unsafe { _mm256_loadu_ps(p.as_ptr().add(8 * i)) };
-    let mut maxima = load(p, 0);
-    for i in 1..TILE / 8 {
-        maxima = _mm256_max_ps(load(p, i), maxima);
+/// Those of a pass, in whole vectors.
+pub(in crate::cpu) const LANES: usize = PASS.next_multiple_of(8);
+
+impl Lanes {
+    /// The factors that correct what the first `count` queries summed with these maxima, now that they have others.
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    pub(in crate::cpu) fn corrections(&self, after: &Lanes, count: usize) -> Lanes {
+        if count == 1 {
+            // As a vector from memory it would wait until its number is there.
+            let correction = exp(_mm256_set1_ps(self.0[0] - after.0[0]));
+            return Lanes([_mm256_cvtss_f32(correction); LANES]);
+        }
+        let mut corrections = Lanes([0.0; LANES]);
+        for i in (0..count.min(LANES)).step_by(8) {
+            // SAFETY: eight numbers each, of a multiple of eight.
+            unsafe {
+                let before = _mm256_load_ps(self.0.as_ptr().add(i));
+                let after = _mm256_load_ps(after.0.as_ptr().add(i));
+                let correction = exp(_mm256_sub_ps(before, after));
+                _mm256_store_ps(corrections.0.as_mut_ptr().add(i), correction);
+            }
+        }
+        corrections
     }
-    let mut lanes = [0.0; 8];
-    // SAFETY: eight elements.
-    unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), maxima) };
-    let new_max = lanes
-        .iter()
-        .fold(query.max, |max, x| if *x > max { *x } else { max });
+}
 
-    let correction = exp(_mm256_set1_ps(query.max - new_max));
-    let new_max_vector = _mm256_set1_ps(new_max);
+/// Turns the scores of the tile at position `base` into probabilities (0 where not seen), updates maxima and sums of queries, and
+/// returns the factors that correct what was summed before. In steps for all queries, none of which waits for a chain of a single
+/// one: maxima, corrections, probabilities.
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+fn softmax(queries: &mut [Query], base: usize, p: &mut [[f32; TILE]]) -> Lanes {
+    let (mut before, mut after) = (Lanes([0.0; LANES]), Lanes([0.0; LANES]));
+    let lanes = before.0.iter_mut().zip(&mut after.0);
+    for ((query, p), (before, after)) in queries.iter().zip(p.iter_mut()).zip(lanes) {
+        (*before, *after) = (query.max, maximum(query, base, p));
+    }
+    let corrections = before.corrections(&after, queries.len());
+    let lanes = after.0.iter().zip(&corrections.0);
+    for ((query, p), (max, correction)) in queries.iter_mut().zip(p).zip(lanes) {
+        query.max = *max;
+        query.sum = query.sum.mul_add(*correction, probabilities(p, *max));
+    }
+    corrections
+}
+
+/// The maximum of a query with its scores of the tile at position `base`. Where it doesn't see the tile, these become the least.
+#[inline]
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+fn maximum(query: &Query, base: usize, p: &mut [f32; TILE]) -> f32 {
+    let seen = query.seen(base);
+    // It may be anything, NaN included.
+    p[..seen.start - base].fill(f32::NEG_INFINITY);
+    p[seen.end - base..].fill(f32::NEG_INFINITY);
+    // From a number on, so that NaN is never the greater.
+    let mut maxima = _mm256_set1_ps(query.max);
+    for i in 0..TILE / 8 {
+        // SAFETY: 8 elements from 8 i on, i < 8.
+        maxima = _mm256_max_ps(unsafe { _mm256_loadu_ps(p.as_ptr().add(8 * i)) }, maxima);
+    }
+    let four = _mm_max_ps(
+        _mm256_castps256_ps128(maxima),
+        _mm256_extractf128_ps::<1>(maxima),
+    );
+    let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+}
+
+/// Turns a row of scores into probabilities, and returns their sum.
+#[inline]
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+fn probabilities(p: &mut [f32; TILE], max: f32) -> f32 {
+    let max = _mm256_set1_ps(max);
     let mut sums = _mm256_setzero_ps();
     for i in 0..TILE / 8 {
-        let e = exp(_mm256_sub_ps(load(p, i), new_max_vector));
-        // SAFETY: as the load.
-        unsafe { _mm256_storeu_ps(p.as_mut_ptr().add(8 * i), e) };
-        sums = if i == 0 { e } else { _mm256_add_ps(sums, e) };
+        // SAFETY: 8 elements from 8 i on, i < 8.
+        unsafe {
+            let at = p.as_mut_ptr().add(8 * i);
+            let e = exp(_mm256_sub_ps(_mm256_loadu_ps(at), max));
+            _mm256_storeu_ps(at, e);
+            sums = if i == 0 { e } else { _mm256_add_ps(sums, e) };
+        }
     }
-    query.max = new_max;
-    query.sum = query
-        .sum
-        .mul_add(_mm256_cvtss_f32(correction), horizontal_sum(sums));
-    correction
+    horizontal_sum(sums)
 }
 
 /// ((0+4) + (2+6)) + ((1+5) + (3+7)), as `math::sum_tile`.
 #[inline]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-fn horizontal_sum(x: __m256) -> f32 {
+pub(in crate::cpu) fn horizontal_sum(x: __m256) -> f32 {
     let quarter = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
     let pair = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
     _mm_cvtss_f32(_mm_add_ss(pair, _mm_movehdup_ps(pair)))

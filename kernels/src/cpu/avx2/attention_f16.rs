@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use bundle_format::plan::KV_BLOCK;
 
-use super::attention::{BLOCKS, Cache, QUERIES, Query, attend};
+use super::attention::{BLOCKS, Cache, QUERIES, Query, attend, scale};
 use crate::abi::AttentionArgs;
 use crate::cpu::{MAX_HEAD_DIM, TILE};
 
@@ -68,24 +68,35 @@ impl Cache for F16 {
         dim: usize,
         queries: &[Query],
         p: &[[f32; TILE]],
+        corrections: &[f32],
         values: &[*const u8; BLOCKS],
         _: Range<usize>,
         base: usize,
     ) {
-        in_common(queries, p, base, |queries, p, positions| {
+        let add = |queries: &[Query], p: &[[f32; TILE]], corrections: &[f32], positions| {
             // SAFETY: the caller's promise: the queries see the positions.
-            unsafe { Self::add_seen(dim, queries, p, values, positions) };
-        });
+            unsafe { Self::add_seen(dim, queries, p, corrections, values, positions) };
+        };
+        // SAFETY: the caller's promise.
+        unsafe { in_common(dim, queries, p, corrections, base, add) };
     }
 }
 
 /// Cuts what queries see of the tile at position `base` into what all of them see, which is taken together, and what is each
-/// one's own, and has them added in ascending order.
-pub(in crate::cpu) fn in_common(
+/// one's own, and has them added in ascending order. Outputs are corrected where something is first added, in passing if that is
+/// all there is.
+///
+/// # Safety
+/// Outputs have `dim` elements.
+#[inline]
+#[target_feature(enable = "avx2,bmi2,f16c,fma")]
+pub(in crate::cpu) unsafe fn in_common(
+    dim: usize,
     queries: &[Query],
     p: &[[f32; TILE]],
+    corrections: &[f32],
     base: usize,
-    add: impl Fn(&[Query], &[[f32; TILE]], Range<usize>),
+    add: impl Fn(&[Query], &[[f32; TILE]], &[f32], Range<usize>),
 ) {
     let last = queries.len() - 1;
     let seen = |query: &Query| {
@@ -93,6 +104,17 @@ pub(in crate::cpu) fn in_common(
         seen.start - base..seen.end - base
     };
     let common = seen(&queries[last]).start..seen(&queries[0]).end;
+    // Both ends ascend with the queries.
+    if common == seen(&queries[0]) && common == seen(&queries[last]) {
+        add(queries, p, corrections, common);
+        return;
+    }
+
+    for (query, correction) in queries.iter().zip(corrections) {
+        // SAFETY: the caller's promise.
+        unsafe { scale(query.out, dim, _mm256_set1_ps(*correction)) };
+    }
+    let corrected = [1.0; QUERIES];
     let alone = |of: &dyn Fn(Range<usize>) -> Range<usize>| {
         for (query, p) in queries.iter().zip(p) {
             let positions = of(seen(query));
@@ -100,6 +122,7 @@ pub(in crate::cpu) fn in_common(
                 add(
                     std::slice::from_ref(query),
                     std::slice::from_ref(p),
+                    &corrected,
                     positions,
                 );
             }
@@ -110,7 +133,7 @@ pub(in crate::cpu) fn in_common(
         return;
     }
     alone(&|seen| seen.start..common.start);
-    add(queries, p, common.clone());
+    add(queries, p, &corrected, common.clone());
     alone(&|seen| common.end..seen.end);
 }
 
@@ -184,7 +207,7 @@ impl F16 {
         }
     }
 
-    /// [`Self::add_positions`] of all queries.
+    /// [`Self::add_positions`] of all queries, the outputs corrected first.
     ///
     /// # Safety
     /// As there, with at most QUERIES queries.
@@ -193,23 +216,31 @@ impl F16 {
         dim: usize,
         queries: &[Query],
         p: &[[f32; TILE]],
+        corrections: &[f32],
         values: &[*const u8; BLOCKS],
         positions: Range<usize>,
     ) {
         // SAFETY: the caller's promise.
         unsafe {
             match queries.len() {
-                1 => Self::add_positions::<1, 8>(dim, queries, p, values, positions),
-                2 => Self::add_positions::<2, 4>(dim, queries, p, values, positions),
-                3 => Self::add_positions::<3, 4>(dim, queries, p, values, positions),
-                4 => Self::add_positions::<4, 2>(dim, queries, p, values, positions),
-                5 => Self::add_positions::<5, 2>(dim, queries, p, values, positions),
-                _ => Self::add_positions::<QUERIES, 2>(dim, queries, p, values, positions),
+                1 => Self::add_positions::<1, 8>(dim, queries, p, corrections, values, positions),
+                2 => Self::add_positions::<2, 4>(dim, queries, p, corrections, values, positions),
+                3 => Self::add_positions::<3, 4>(dim, queries, p, corrections, values, positions),
+                4 => Self::add_positions::<4, 2>(dim, queries, p, corrections, values, positions),
+                5 => Self::add_positions::<5, 2>(dim, queries, p, corrections, values, positions),
+                _ => Self::add_positions::<QUERIES, 2>(
+                    dim,
+                    queries,
+                    p,
+                    corrections,
+                    values,
+                    positions,
+                ),
             }
         }
     }
 
-    /// `out += p * v` over positions of the tile, for Q queries, V vectors of dimensions at a time and the rest one by one.
+    /// `out *= correction`, then `out += p * v` over positions of the tile, for Q queries, V vectors of dimensions at a time and the rest one by one.
     ///
     /// # Safety
     /// `values[b]` points at the head's values for each block of `positions`; outputs have `dim` elements.
@@ -218,20 +249,26 @@ impl F16 {
         dim: usize,
         queries: &[Query],
         p: &[[f32; TILE]],
+        corrections: &[f32],
         values: &[*const u8; BLOCKS],
         positions: Range<usize>,
     ) {
         let outs: [*mut f32; Q] = std::array::from_fn(|i| queries[i].out);
         let p: &[[f32; TILE]; Q] = p[..Q].try_into().expect("a slice of Q");
+        let corrections: &[f32; Q] = corrections[..Q].try_into().expect("a slice of Q");
         let mut d = 0;
         while d + 8 * V <= dim {
             // SAFETY: the caller's promise; 8 V dimensions from d on are there.
-            unsafe { Self::add_vectors::<Q, V>(dim, outs, p, values, positions.clone(), d) };
+            unsafe {
+                Self::add_vectors::<Q, V>(dim, outs, p, corrections, values, positions.clone(), d)
+            };
             d += 8 * V;
         }
         while d < dim {
             // SAFETY: as above, of one vector.
-            unsafe { Self::add_vectors::<Q, 1>(dim, outs, p, values, positions.clone(), d) };
+            unsafe {
+                Self::add_vectors::<Q, 1>(dim, outs, p, corrections, values, positions.clone(), d)
+            };
             d += 8;
         }
     }
@@ -246,13 +283,17 @@ impl F16 {
         dim: usize,
         outs: [*mut f32; Q],
         p: &[[f32; TILE]; Q],
+        corrections: &[f32; Q],
         values: &[*const u8; BLOCKS],
         positions: Range<usize>,
         d: usize,
     ) {
         // SAFETY: the outputs have dimensions d .. d + 8 V.
         let mut acc: [[__m256; V]; Q] = std::array::from_fn(|i| {
-            std::array::from_fn(|v| unsafe { _mm256_loadu_ps(outs[i].add(d + 8 * v)) })
+            let correction = _mm256_set1_ps(corrections[i]);
+            std::array::from_fn(|v| unsafe {
+                _mm256_mul_ps(_mm256_loadu_ps(outs[i].add(d + 8 * v)), correction)
+            })
         });
         let blocks = positions.start / KV_BLOCK..positions.end.div_ceil(KV_BLOCK);
         for (block, values) in blocks.clone().zip(&values[blocks]) {

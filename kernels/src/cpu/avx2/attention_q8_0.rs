@@ -107,6 +107,7 @@ impl Cache for Q8_0 {
         dim: usize,
         queries: &[Query],
         p: &[[f32; TILE]],
+        corrections: &[f32],
         values: &[*const u8; BLOCKS],
         blocks: Range<usize>,
         _: usize,
@@ -114,12 +115,14 @@ impl Cache for Q8_0 {
         // SAFETY: the caller's promise.
         unsafe {
             match queries.len() {
-                1 => Self::add_values_of::<1, 4>(dim, queries, p, values, blocks),
-                2 => Self::add_values_of::<2, 4>(dim, queries, p, values, blocks),
-                3 => Self::add_values_of::<3, 4>(dim, queries, p, values, blocks),
-                4 => Self::add_values_of::<4, 2>(dim, queries, p, values, blocks),
-                5 => Self::add_values_of::<5, 2>(dim, queries, p, values, blocks),
-                _ => Self::add_values_of::<QUERIES, 2>(dim, queries, p, values, blocks),
+                1 => Self::add_values_of::<1, 4>(dim, queries, p, corrections, values, blocks),
+                2 => Self::add_values_of::<2, 4>(dim, queries, p, corrections, values, blocks),
+                3 => Self::add_values_of::<3, 4>(dim, queries, p, corrections, values, blocks),
+                4 => Self::add_values_of::<4, 2>(dim, queries, p, corrections, values, blocks),
+                5 => Self::add_values_of::<5, 2>(dim, queries, p, corrections, values, blocks),
+                _ => {
+                    Self::add_values_of::<QUERIES, 2>(dim, queries, p, corrections, values, blocks)
+                }
             }
         }
     }
@@ -196,7 +199,7 @@ impl Q8_0 {
         }
     }
 
-    /// Adds the values of a tile to the outputs of Q queries, V vectors of dimensions at a time.
+    /// Corrects the outputs of Q queries and adds the values of a tile to them, V vectors of dimensions at a time.
     ///
     /// # Safety
     /// `values[b]` points at the head's values for each of `blocks`, which hold all that a query sees of the tile.
@@ -205,10 +208,12 @@ impl Q8_0 {
         dim: usize,
         queries: &[Query],
         p: &[[f32; TILE]],
+        corrections: &[f32],
         values: &[*const u8; BLOCKS],
         blocks: Range<usize>,
     ) {
         let queries: &[Query; Q] = queries.try_into().expect("a slice of Q");
+        let corrections: &[f32; Q] = corrections.try_into().expect("a slice of Q");
         for d in 0..dim / Q8_BLOCK {
             let mut weights = [Weights::ZERO; Q];
             // SAFETY: the caller's promise.
@@ -221,6 +226,7 @@ impl Q8_0 {
                         dim,
                         queries,
                         &weights,
+                        corrections,
                         values,
                         blocks.clone(),
                         first,
@@ -240,6 +246,7 @@ impl Q8_0 {
         dim: usize,
         queries: &[Query; Q],
         weights: &[Weights; Q],
+        corrections: &[f32; Q],
         values: &[*const u8; BLOCKS],
         blocks: Range<usize>,
         first: usize,
@@ -260,13 +267,15 @@ impl Q8_0 {
                 }
             }
         }
-        for ((query, sums), weights) in queries.iter().zip(sums).zip(weights) {
+        let sums = queries.iter().zip(sums).zip(corrections);
+        for (((query, sums), correction), weights) in sums.zip(weights) {
+            let correction = _mm256_set1_ps(*correction);
             let scale = _mm256_set1_ps(weights.scale);
             for (v, sum) in sums.into_iter().enumerate() {
                 // SAFETY: the output has these dimensions.
                 unsafe {
                     let out = query.out.add(first + 8 * v);
-                    let o = _mm256_loadu_ps(out);
+                    let o = _mm256_mul_ps(_mm256_loadu_ps(out), correction);
                     _mm256_storeu_ps(out, _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scale, o));
                 }
             }

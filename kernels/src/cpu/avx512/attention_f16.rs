@@ -5,8 +5,9 @@ use std::ops::Range;
 
 use bundle_format::plan::KV_BLOCK;
 
+use super::softmax::softmax;
 use crate::abi::AttentionArgs;
-use crate::cpu::avx2::attention::{BLOCKS, Cache, QUERIES, Query, attend};
+use crate::cpu::avx2::attention::{BLOCKS, Cache, Lanes, QUERIES, Query, attend};
 use crate::cpu::avx2::attention_f16 as narrow;
 use crate::cpu::{MAX_HEAD_DIM, TILE};
 
@@ -20,7 +21,7 @@ const WIDE: usize = 16;
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
 pub unsafe fn attention_f16(args: &AttentionArgs) {
     // SAFETY: the caller's promise.
-    unsafe { attend::<F16<3>>(args) }
+    unsafe { attend::<F16<3, 3>>(args) }
 }
 
 /// [`attention_f16`] of a processor that multiplies 512 bits twice a cycle.
@@ -30,13 +31,13 @@ pub unsafe fn attention_f16(args: &AttentionArgs) {
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
 pub unsafe fn wide_attention_f16(args: &AttentionArgs) {
     // SAFETY: the caller's promise.
-    unsafe { attend::<F16<QUERIES>>(args) }
+    unsafe { attend::<F16<1, QUERIES>>(args) }
 }
 
-/// More than MOST queries are AVX2's.
-struct F16<const MOST: usize>;
+/// Fewer than LEAST queries and more than MOST are multiplied as at AVX2, in vectors of 256 bits.
+struct F16<const LEAST: usize, const MOST: usize>;
 
-impl<const MOST: usize> Cache for F16<MOST> {
+impl<const LEAST: usize, const MOST: usize> Cache for F16<LEAST, MOST> {
     type Scaled = [f32; MAX_HEAD_DIM];
 
     const ZERO: Self::Scaled = narrow::F16::ZERO;
@@ -62,7 +63,9 @@ impl<const MOST: usize> Cache for F16<MOST> {
         // SAFETY: the caller's promise.
         unsafe {
             match p.len() {
-                many if many > MOST => narrow::F16::scores(dim, q, p, keys, blocks),
+                other if other < LEAST || other > MOST => {
+                    narrow::F16::scores(dim, q, p, keys, blocks)
+                }
                 1 => scores::<1, 4>(dim, q, p, keys, blocks),
                 2 => scores::<2, 4>(dim, q, p, keys, blocks),
                 3 => scores::<3, 4>(dim, q, p, keys, blocks),
@@ -74,31 +77,46 @@ impl<const MOST: usize> Cache for F16<MOST> {
     }
 
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+    unsafe fn softmax(queries: &mut [Query], base: usize, p: &mut [[f32; TILE]]) -> Lanes {
+        softmax(queries, base, p)
+    }
+
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
     unsafe fn add_values(
         dim: usize,
         queries: &[Query],
         p: &[[f32; TILE]],
+        corrections: &[f32],
         values: &[*const u8; BLOCKS],
         _: Range<usize>,
         base: usize,
     ) {
-        let add = |queries: &[Query], p: &[[f32; TILE]], positions: Range<usize>| {
+        let add = |queries: &[Query],
+                   p: &[[f32; TILE]],
+                   corrections: &[f32],
+                   positions: Range<usize>| {
             // SAFETY: the caller's promise: the queries see the positions.
             unsafe {
                 match queries.len() {
-                    many if many > MOST => {
-                        narrow::F16::add_seen(dim, queries, p, values, positions);
+                    other if other < LEAST || other > MOST => {
+                        narrow::F16::add_seen(dim, queries, p, corrections, values, positions);
                     }
-                    1 => add_positions::<1, 8>(dim, queries, p, values, positions),
-                    2 => add_positions::<2, 4>(dim, queries, p, values, positions),
-                    3 => add_positions::<3, 4>(dim, queries, p, values, positions),
-                    4 => add_positions::<4, 4>(dim, queries, p, values, positions),
-                    5 => add_positions::<5, 4>(dim, queries, p, values, positions),
-                    _ => add_positions::<QUERIES, 4>(dim, queries, p, values, positions),
+                    1 if dim >= 8 * WIDE => {
+                        add_positions::<1, 8>(dim, queries, p, corrections, values, positions);
+                    }
+                    1 => add_positions::<1, 4>(dim, queries, p, corrections, values, positions),
+                    2 => add_positions::<2, 4>(dim, queries, p, corrections, values, positions),
+                    3 => add_positions::<3, 4>(dim, queries, p, corrections, values, positions),
+                    4 => add_positions::<4, 4>(dim, queries, p, corrections, values, positions),
+                    5 => add_positions::<5, 4>(dim, queries, p, corrections, values, positions),
+                    _ => {
+                        add_positions::<QUERIES, 4>(dim, queries, p, corrections, values, positions)
+                    }
                 }
             }
         };
-        narrow::in_common(queries, p, base, add);
+        // SAFETY: the caller's promise.
+        unsafe { narrow::in_common(dim, queries, p, corrections, base, add) };
     }
 }
 
@@ -160,7 +178,7 @@ unsafe fn block_scores<const Q: usize, const N: usize>(
     }
 }
 
-/// `out += p * v` over positions of the tile, for Q queries, V vectors of dimensions at a time, the rest one by one, and half a
+/// `out *= correction`, then `out += p * v` over positions of the tile, for Q queries, V vectors of dimensions at a time, the rest one by one, and half a
 /// vector as at AVX2.
 ///
 /// # Safety
@@ -170,24 +188,26 @@ unsafe fn add_positions<const Q: usize, const V: usize>(
     dim: usize,
     queries: &[Query],
     p: &[[f32; TILE]],
+    corrections: &[f32],
     values: &[*const u8; BLOCKS],
     positions: Range<usize>,
 ) {
     let outs: [*mut f32; Q] = std::array::from_fn(|i| queries[i].out);
     let p: &[[f32; TILE]; Q] = p[..Q].try_into().expect("a slice of Q");
+    let corrections: &[f32; Q] = corrections[..Q].try_into().expect("a slice of Q");
     let mut d = 0;
     // SAFETY: the caller's promise; these dimensions are there.
     unsafe {
         while d + WIDE * V <= dim {
-            add_vectors::<Q, V>(dim, outs, p, values, positions.clone(), d);
+            add_vectors::<Q, V>(dim, outs, p, corrections, values, positions.clone(), d);
             d += WIDE * V;
         }
         while d + WIDE <= dim {
-            add_vectors::<Q, 1>(dim, outs, p, values, positions.clone(), d);
+            add_vectors::<Q, 1>(dim, outs, p, corrections, values, positions.clone(), d);
             d += WIDE;
         }
         if d < dim {
-            narrow::F16::add_vectors::<Q, 1>(dim, outs, p, values, positions, d);
+            narrow::F16::add_vectors::<Q, 1>(dim, outs, p, corrections, values, positions, d);
         }
     }
 }
@@ -202,15 +222,18 @@ unsafe fn add_vectors<const Q: usize, const V: usize>(
     dim: usize,
     outs: [*mut f32; Q],
     p: &[[f32; TILE]; Q],
+    corrections: &[f32; Q],
     values: &[*const u8; BLOCKS],
     positions: Range<usize>,
     d: usize,
 ) {
     let mut acc = [[_mm512_setzero_ps(); V]; Q];
-    for (acc, out) in acc.iter_mut().zip(outs) {
+    for ((acc, out), correction) in acc.iter_mut().zip(outs).zip(corrections) {
+        let correction = _mm512_set1_ps(*correction);
         for (v, acc) in acc.iter_mut().enumerate() {
             // SAFETY: the outputs have dimensions d .. d + 16 V.
-            *acc = unsafe { _mm512_loadu_ps(out.add(d + WIDE * v)) };
+            let out = unsafe { _mm512_loadu_ps(out.add(d + WIDE * v)) };
+            *acc = _mm512_mul_ps(out, correction);
         }
     }
     let blocks = positions.start / KV_BLOCK..positions.end.div_ceil(KV_BLOCK);
@@ -271,17 +294,17 @@ mod tests {
             .map(|x| half::f16::from_f32(x).to_bits())
             .collect();
         let table: Vec<u32> = (0..20).map(|i| (i * 7 + 3) % 20).collect();
-        let q: Vec<f32> = numbers(40 * 4 * DIM).collect();
+        let q: Vec<f32> = numbers(40 * 8 * DIM).collect();
         for dim in [8, 24, 64, 72, 128, 256] {
-            for (position, tokens) in [(0, 1), (0, 40), (61, 5), (200, 40), (300, 1)] {
-                for (heads, window) in [(1, u64::MAX), (3, u64::MAX), (4, 70), (2, 3)] {
+            for (position, tokens) in [(0, 1), (0, 40), (61, 5), (144, 16), (200, 40), (300, 1)] {
+                for (heads, window) in [(1, u64::MAX), (3, u64::MAX), (4, 70), (2, 3), (8, 100)] {
                     let run = |func: unsafe fn(&AttentionArgs)| {
-                        let mut out = vec![f32::NAN; 40 * 4 * DIM];
+                        let mut out = vec![f32::NAN; 40 * 8 * DIM];
                         let args = AttentionArgs {
                             q: q.as_ptr(),
-                            q_stride: (4 * DIM) as u64,
+                            q_stride: (8 * DIM) as u64,
                             out: out.as_mut_ptr(),
-                            out_stride: (4 * DIM) as u64,
+                            out_stride: (8 * DIM) as u64,
                             keys: pool.as_ptr().cast(),
                             values: pool.as_ptr().wrapping_add(dim * KV_BLOCK).cast(),
                             block_stride: (dim * KV_BLOCK * 2) as u64,
@@ -296,15 +319,18 @@ mod tests {
                             scale: 0.125,
                         };
                         // SAFETY: pools hold 20 blocks of up to 256 dimensions (values begin a block later, and there are 21),
-                        // q and out 40 tokens of four heads; positions stay below 320; the processor has the level.
+                        // q and out 40 tokens of eight heads; positions stay below 320; the processor has the level.
                         unsafe { func(&args) };
                         out.into_iter().map(f32::to_bits).collect::<Vec<_>>()
                     };
-                    assert_eq!(
-                        run(wide_attention_f16),
-                        run(crate::cpu::avx2::attention_f16),
-                        "head size {dim} position {position} tokens {tokens} heads {heads} window {window}"
-                    );
+                    let narrow = run(crate::cpu::avx2::attention_f16);
+                    for func in [wide_attention_f16, attention_f16] {
+                        assert_eq!(
+                            run(func),
+                            narrow,
+                            "head size {dim} position {position} tokens {tokens} heads {heads} window {window}"
+                        );
+                    }
                 }
             }
         }

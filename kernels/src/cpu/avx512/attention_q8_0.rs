@@ -6,8 +6,9 @@ use std::ops::Range;
 
 use bundle_format::plan::{KV_BLOCK, Q8_BLOCK};
 
+use super::softmax::softmax;
 use crate::abi::AttentionArgs;
-use crate::cpu::avx2::attention::{BLOCKS, Cache, QUERIES, Query, attend};
+use crate::cpu::avx2::attention::{BLOCKS, Cache, Lanes, QUERIES, Query, attend};
 use crate::cpu::avx2::attention_q8_0 as narrow;
 use crate::cpu::avx2::attention_q8_0::{Quantised, Weights};
 use crate::cpu::{MAX_HEAD_DIM, TILE};
@@ -69,10 +70,16 @@ impl Cache for Q8_0 {
     }
 
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+    unsafe fn softmax(queries: &mut [Query], base: usize, p: &mut [[f32; TILE]]) -> Lanes {
+        softmax(queries, base, p)
+    }
+
+    #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
     unsafe fn add_values(
         dim: usize,
         queries: &[Query],
         p: &[[f32; TILE]],
+        corrections: &[f32],
         values: &[*const u8; BLOCKS],
         blocks: Range<usize>,
         _: usize,
@@ -80,12 +87,12 @@ impl Cache for Q8_0 {
         // SAFETY: the caller's promise.
         unsafe {
             match queries.len() {
-                1 => add_values::<1>(dim, queries, p, values, blocks),
-                2 => add_values::<2>(dim, queries, p, values, blocks),
-                3 => add_values::<3>(dim, queries, p, values, blocks),
-                4 => add_values::<4>(dim, queries, p, values, blocks),
-                5 => add_values::<5>(dim, queries, p, values, blocks),
-                _ => add_values::<QUERIES>(dim, queries, p, values, blocks),
+                1 => add_values::<1>(dim, queries, p, corrections, values, blocks),
+                2 => add_values::<2>(dim, queries, p, corrections, values, blocks),
+                3 => add_values::<3>(dim, queries, p, corrections, values, blocks),
+                4 => add_values::<4>(dim, queries, p, corrections, values, blocks),
+                5 => add_values::<5>(dim, queries, p, corrections, values, blocks),
+                _ => add_values::<QUERIES>(dim, queries, p, corrections, values, blocks),
             }
         }
     }
@@ -174,7 +181,7 @@ unsafe fn scales(dim: usize, head: *const u8, d: usize) -> __m512 {
     }
 }
 
-/// Adds the values of a tile to the outputs of Q queries.
+/// Corrects the outputs of Q queries and adds the values of a tile to them.
 ///
 /// # Safety
 /// `values[b]` points at the head's values for each of `blocks`, which hold all that a query sees of the tile.
@@ -183,10 +190,12 @@ unsafe fn add_values<const Q: usize>(
     dim: usize,
     queries: &[Query],
     p: &[[f32; TILE]],
+    corrections: &[f32],
     values: &[*const u8; BLOCKS],
     blocks: Range<usize>,
 ) {
     let queries: &[Query; Q] = queries.try_into().expect("a slice of Q");
+    let corrections: &[f32; Q] = corrections.try_into().expect("a slice of Q");
     for d in 0..dim / Q8_BLOCK {
         let mut weights = [Weights::ZERO; Q];
         // SAFETY: the caller's promise.
@@ -208,13 +217,15 @@ unsafe fn add_values<const Q: usize>(
                 }
             }
         }
-        for ((query, sums), weights) in queries.iter().zip(sums).zip(&weights) {
+        let sums = queries.iter().zip(sums).zip(corrections);
+        for (((query, sums), correction), weights) in sums.zip(&weights) {
+            let correction = _mm512_set1_ps(*correction);
             let scale = _mm512_set1_ps(weights.scale);
             for (v, sum) in sums.into_iter().enumerate() {
                 // SAFETY: the output has these dimensions.
                 unsafe {
                     let out = query.out.add(d * Q8_BLOCK + WIDE * v);
-                    let o = _mm512_loadu_ps(out);
+                    let o = _mm512_mul_ps(_mm512_loadu_ps(out), correction);
                     _mm512_storeu_ps(out, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), scale, o));
                 }
             }

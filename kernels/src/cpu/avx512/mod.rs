@@ -1,7 +1,7 @@
 //! Microkernels for x86-64 with AVX-512 (F, BW, CD, DQ, VL) and VNNI. Each equals its scalar twin bit for bit.
 //!
-//! Quantised matmuls take the packed formats as AVX2 unpacks them, attention its driver. Float matmuls, and f16 attention of
-//! many queries, are those of AVX2: where 512 bits are multiplied once a cycle and 256 twice, as on the processor measured,
+//! Quantised matmuls take the packed formats as AVX2 unpacks them, attention its driver. Float matmuls, and products of f16
+//! attention but with three queries, are those of AVX2: where 512 bits are multiplied once a cycle and 256 twice, as on the processor measured,
 //! converting in vectors of 512 costs up to a tenth (NOTES.md). [`float`] and [`wide_attention_f16`] are for levels above.
 
 mod attention_f16;
@@ -14,6 +14,7 @@ mod pairs;
 pub(super) mod part;
 pub(super) mod quant;
 mod small;
+mod softmax;
 mod tile;
 mod wide;
 
