@@ -11,7 +11,7 @@ const DECODE_ROWS: u32 = 4;
 
 /// Rows of a prefill tile: what a call unpacks of its weights serves so many tokens, where a level unpacks once for all of them
 /// (kernels/NOTES.md, "Rows of 8 bits with a scale for 256").
-const PREFILL_ROWS: u32 = 128;
+const PREFILL_ROWS: u32 = 256;
 
 /// Columns of a prefill tile: what a call prepares of its rows serves so many features. Results of a tile are 64 KiB, a small part of
 /// a second-level cache.

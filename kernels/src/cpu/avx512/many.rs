@@ -28,7 +28,7 @@ pub(super) fn are_many<F: Format>(tokens: u64) -> bool {
 const PANEL: usize = 16;
 
 /// Tokens that share them, at most.
-const ROWS: usize = 128;
+const ROWS: usize = 256;
 
 /// Weights of a format times many rows of Q8K.
 ///
