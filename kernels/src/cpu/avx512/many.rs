@@ -84,9 +84,16 @@ unsafe fn chunk<F: Format>(args: &MatMulArgs, rows: Range<usize>, parts: Range<u
         unsafe {
             let group = args.col0 as usize / GROUP + g;
             let w = args.w.add(group * group_bytes + first * block_bytes);
+            // Behind the last groups come the first ones' next parts, or the next call's.
+            let next = match (g + 2 < groups, parts.end < k / BLOCK) {
+                (true, _) => w.wrapping_add(2 * group_bytes),
+                (_, true) => args.w.wrapping_add(
+                    args.col0 as usize / GROUP * group_bytes + (first + blocks) * block_bytes,
+                ),
+                _ => args.w.wrapping_add((group + 2) * group_bytes),
+            };
             for i in 0..blocks {
-                let at = w.add(i * block_bytes);
-                let next = at.wrapping_add(2 * group_bytes);
+                let (at, next) = (w.add(i * block_bytes), next.wrapping_add(i * block_bytes));
                 let (at, next) = ([at, at.add(second)], [next, next.wrapping_add(second)]);
                 unpack_block::<F, 1, false>(at, panel, i * F::PARTS, next);
             }
@@ -110,7 +117,11 @@ unsafe fn chunk<F: Format>(args: &MatMulArgs, rows: Range<usize>, parts: Range<u
                 is_far: false,
             };
             if has_small_sums::<F>() {
-                order.run::<F>(&tile);
+                // Each two groups' products fetch a share of the rows' next parts.
+                let ahead = parts.end * BLOCK..k.min((parts.end + PANEL) * BLOCK);
+                let (lines, pairs) = (ahead.len() / 64, groups.div_ceil(2));
+                let line = |pair: usize| ahead.start + 64 * (lines * pair / pairs);
+                order.run::<F>(&tile, line(g / 2)..line(g / 2 + 1));
                 continue;
             }
             let mut row = rows.start;
@@ -217,16 +228,17 @@ impl Order {
         }
     }
 
-    /// All rows times unpacked weights: what `tile`, which is of no rows yet, says of these.
+    /// All rows times unpacked weights: what `tile`, which is of no rows yet, says of these. These bytes of rows are fetched.
     ///
     /// # Safety
     /// As [`chunk`].
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2")]
-    unsafe fn run<F: Format>(&self, tile: &Tile) {
+    unsafe fn run<F: Format>(&self, tile: &Tile, fetch: Range<usize>) {
         let small = Small {
             x: &self.x[..self.small],
             rows: &self.out[..self.small],
             tile,
+            fetch,
         };
         // SAFETY: the caller's promise.
         unsafe {

@@ -67,6 +67,8 @@ pub(super) struct Small<'a> {
     pub(super) rows: &'a [usize],
     /// The blocks of two groups, unpacked, and what all tokens' sums start from.
     pub(super) tile: &'a Tile,
+    /// Bytes of rows that are fetched to the second level, for what comes next.
+    pub(super) fetch: Range<usize>,
 }
 
 /// Sums of a block of a tile.
@@ -110,6 +112,11 @@ impl Small<'_> {
         let (rows, _) = self.rows.as_chunks::<TOKENS>();
         let mut starts = self.tile.starts;
         for (x, rows) in x.iter().zip(rows) {
+            for line in self.fetch.clone().step_by(64) {
+                for x in x {
+                    _mm_prefetch::<_MM_HINT_T1>(x.wrapping_add(line).cast());
+                }
+            }
             for block in 0..self.tile.blocks {
                 let starts = starts.wrapping_add(block * PARTS * starts_of::<F>());
                 // SAFETY: the caller's promise.

@@ -289,7 +289,9 @@ fn block_difference(
             let bounds = [bound(a, 0), bound(a, 1)];
             let of_quants = q8k::bounds(&std::array::from_fn(|i| quants_a[i] as i8));
             if bounds != [bound(b, 0), bound(b, 1)] && !(tolerance > 0.0 && bounds == of_quants) {
-                return Some(format!("bounds of block {block}: {bounds:?}, {of_quants:?} of the quants"));
+                return Some(format!(
+                    "bounds of block {block}: {bounds:?}, {of_quants:?} of the quants"
+                ));
             }
             continue;
         }
