@@ -50,6 +50,7 @@ impl Options {
                 disabled: Vec::new(),
                 activations: Activations::Auto,
                 prologues: false,
+                early_gather: false,
                 mixed_launches: false,
                 epilogue_features: None,
             },
@@ -105,6 +106,7 @@ pub fn plan_graph(
     if options.target.is_gpu() {
         settings.activations = Activations::F16;
     }
+    settings.early_gather = !options.target.is_gpu();
     settings.prologues = codegen::has_prologues(options.target);
     settings.mixed_launches = codegen::has_mixed_launches(options.target);
     settings.epilogue_features = codegen::epilogue_features(options.target);

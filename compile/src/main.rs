@@ -241,6 +241,7 @@ impl Shape {
             disabled: self.disable_pass,
             activations,
             prologues: false,
+            early_gather: false,
             mixed_launches: false,
             epilogue_features: None,
         };

@@ -190,9 +190,12 @@ impl Builder<'_, '_, '_> {
             in_group[group] += 1;
         }
         let gathered = Type::f32(Dim::Rows, model.embedding);
-        let x = self
-            .graph
-            .push("gather", Op::GatherRows, &[x, rows], gathered);
+        let x = self.graph.push(
+            "gather",
+            Op::GatherRows { to: DType::F32 },
+            &[x, rows],
+            gathered,
+        );
         let x = self.norm("output_norm", "output_norm.weight", x)?;
         self.graph.hidden = Some(x);
         // Without a head of its own, the model's is the embedding table.

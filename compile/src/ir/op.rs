@@ -64,8 +64,8 @@ pub enum Op {
     Embed { table: TensorId, scale: f32 },
     /// `positions -> f32[T, 2n]`: n cosines, then n sines, of position times frequency.
     RopeTable { freqs: TensorId, mscale: f32 },
-    /// `x (f32[T]), rows -> f32[R]`, or `x (f32[T]), tokens (u32[T n]) -> f32[T n]`
-    GatherRows,
+    /// `x (f32[T]), rows -> f32, q8, q8k, q11, q14 or f16 [R]`, or `x (f32[T]), tokens (u32[T n]) -> [T n]`
+    GatherRows { to: DType },
     /// `a, b -> f32`: a + b.
     Add,
     /// `x (, residual) (, rows) -> (sum,) (normed,) result`: h = x (+ residual), h / sqrt(mean(h^2) + eps) * weight. With `add` the
@@ -239,7 +239,7 @@ impl Op {
             Op::Input(_) => "input",
             Op::Embed { .. } => "embed",
             Op::RopeTable { .. } => "rope_table",
-            Op::GatherRows => "gather_rows",
+            Op::GatherRows { .. } => "gather_rows",
             Op::Add => "add",
             Op::RmsNorm { .. } => "rms_norm",
             Op::Bias { .. } => "bias",

@@ -93,7 +93,8 @@ pub fn print_node(graph: &Graph, node: &Node) -> String {
         Op::RopeTable { freqs, mscale } => {
             flag(true, &format!("{} mscale={mscale:?}", tensor(*freqs)))
         }
-        Op::GatherRows | Op::Add => {}
+        Op::Add => {}
+        Op::GatherRows { to } => flag(*to != DType::F32, dtype_name(*to)),
         Op::Quantise { to } => flag(true, dtype_name(*to)),
         Op::RmsNorm {
             weight,
@@ -464,7 +465,9 @@ impl Parser {
                 freqs: self.tensor(args)?,
                 mscale: number(args, "mscale")?,
             },
-            "gather_rows" => Op::GatherRows,
+            "gather_rows" => Op::GatherRows {
+                to: result_type(args),
+            },
             "add" => Op::Add,
             "rms_norm" => Op::RmsNorm {
                 weight: self.tensor(args)?,

@@ -80,7 +80,7 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
             }
             vec![Type::f32(Dim::Tokens, vector(graph, *freqs)? * 2)]
         }
-        Op::GatherRows => match inputs {
+        Op::GatherRows { to } => match inputs {
             [
                 Type::Rows {
                     dtype: DType::F32,
@@ -92,7 +92,12 @@ fn result_types(graph: &Graph, node: &Node, inputs: &[Type]) -> Result<Vec<Type>
                     dim: dim @ (Dim::Rows | Dim::Pairs(_)),
                     cols: 1,
                 },
-            ] => vec![Type::f32(*dim, *cols)],
+            ] => {
+                if *to != DType::F32 {
+                    whole_blocks(*cols, *to)?;
+                }
+                vec![Type::f32(*dim, *cols).with_dtype(*to)]
+            }
             _ => return wrong(),
         },
         Op::Add => match inputs {

@@ -211,11 +211,11 @@ fn lower_node(
             out: of(node.outputs[0], "")?,
             mscale: *mscale,
         })),
-        Op::GatherRows => {
+        Op::GatherRows { to } => {
             let (dim, cols) = rows_of(node.outputs[0])?;
             region(
                 dim,
-                regions::gather(input(0)?, input(1)?, of(node.outputs[0], "")?, cols),
+                regions::gather(input(0)?, input(1)?, of(node.outputs[0], "")?, cols, *to),
             )
         }
         Op::Add => {

@@ -248,12 +248,12 @@ pub fn add(a: u32, b: u32, out: u32, cols: u32) -> Region {
 }
 
 /// out[r] = x[rows[r]]
-pub fn gather(x: u32, rows: u32, out: u32, cols: u32) -> Region {
-    let mut builder = Builder::new("gather_rows", Units::FLAT, cols);
+pub fn gather(x: u32, rows: u32, out: u32, cols: u32, to: DType) -> Region {
+    let mut builder = Builder::new(&named("gather_rows", to), Units::for_result(to), cols);
     let own = builder.own();
     let rows = builder.operand(Operand::Buffer(rows));
     let x = builder.load(x, RowMap::Via(rows), own);
-    builder.store(out, own, x, DType::F32);
+    builder.store(out, own, x, to);
     builder.region
 }
 

@@ -86,7 +86,7 @@ impl Weights {
                     }
                 }
                 Op::Input(_)
-                | Op::GatherRows
+                | Op::GatherRows { .. }
                 | Op::Add
                 | Op::Quantise { .. }
                 | Op::Rope { .. }

@@ -26,7 +26,7 @@ pub fn fuse_add_norm(graph: &mut Graph) {
         if let Some(gather) = graph
             .nodes
             .iter()
-            .position(|n| n.outputs == [x] && n.op == Op::GatherRows)
+            .position(|n| n.outputs == [x] && n.op == Op::GatherRows { to: DType::F32 })
             && graph.only_user(x) == Some(index)
         {
             x = graph.nodes[gather].inputs[0];

@@ -4,7 +4,7 @@ use bundle_format::plan::{DType, Q8_BLOCK};
 
 use crate::ir::{Epilogue, Graph, Op};
 
-/// A `quantise` that is the only user of a norm, an attention or a SwiGLU moves into it. A norm may have other users (a router,
+/// A `quantise` that is the only user of a norm, an attention or a SwiGLU moves into it, and into a gather. A norm may have other users (a router,
 /// for one) or be a result of the graph besides: then it gives both. Not so for blocks larger than what an epilogue sees of a row, which
 /// are quantised in a launch of their own.
 pub fn fuse_quantise(graph: &mut Graph) {
@@ -32,7 +32,7 @@ pub fn fuse_quantise(graph: &mut Graph) {
                 plain
             }
             _ if keeps => false,
-            Op::Glu { to, .. } => {
+            Op::Glu { to, .. } | Op::GatherRows { to } => {
                 *to = wanted;
                 true
             }
@@ -58,7 +58,6 @@ pub fn fuse_quantise(graph: &mut Graph) {
             | Op::Input(_)
             | Op::Embed { .. }
             | Op::RopeTable { .. }
-            | Op::GatherRows
             | Op::Add
             | Op::Bias { .. }
             | Op::HeadNorm { .. }

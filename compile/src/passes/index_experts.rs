@@ -1,6 +1,10 @@
 //! Matmuls of experts that find the rows of their tokens by themselves.
 
+use bundle_format::plan::DType;
+
 use crate::ir::{Graph, Op};
+
+const PLAIN: Op = Op::GatherRows { to: DType::F32 };
 
 /// A matmul of experts whose rows were gathered by the list of tokens that it has anyway reads them by that list.
 pub fn index_experts(graph: &mut Graph) {
@@ -20,14 +24,14 @@ pub fn index_experts(graph: &mut Graph) {
         let gather = graph
             .nodes
             .iter()
-            .find(|n| n.op == Op::GatherRows && n.outputs == [x] && n.inputs[1] == tokens);
+            .find(|n| n.op == PLAIN && n.outputs == [x] && n.inputs[1] == tokens);
         if let Some(gather) = gather {
             graph.nodes[index].inputs[0] = gather.inputs[0];
         }
     }
     let unused = |graph: &Graph, index: usize| {
         let node = &graph.nodes[index];
-        node.op == Op::GatherRows
+        node.op == PLAIN
             && graph.users(node.outputs[0]).is_empty()
             && !graph.is_result(node.outputs[0])
     };

@@ -9,6 +9,7 @@ mod fuse_quantise;
 mod fuse_rope_kv;
 mod fuse_siblings;
 mod fuse_swiglu;
+mod gather_early;
 mod index_experts;
 mod quantise;
 
@@ -23,6 +24,8 @@ pub struct Settings {
     /// Passes not to run.
     pub disabled: Vec<String>,
     pub activations: Activations,
+    /// Whether the target's launches take so few rows as are wanted where they take a prompt's otherwise.
+    pub early_gather: bool,
     /// Whether the target's matmuls have prologues.
     pub prologues: bool,
     /// Whether the target's launches of one token may multiply with weights of two formats in one kernel.
@@ -55,6 +58,16 @@ pub const PASSES: &[Pass] = &[
         about: "read the rows of each expert's tokens where they lie, without gathering them first",
         optional: true,
         run: |graph, _| index_experts::index_experts(graph),
+    },
+    Pass {
+        name: "gather-early",
+        about: "gather the wanted rows behind the last attention, before what only they need, where the target's kernels can",
+        optional: true,
+        run: |graph, settings| {
+            if settings.early_gather {
+                gather_early::gather_early(graph);
+            }
+        },
     },
     Pass {
         name: "quantise",

@@ -1,6 +1,6 @@
 //! The feed forward of a mixture: a router sends each token to some experts, whose results are summed by its weights.
 
-use bundle_format::plan::Dim;
+use bundle_format::plan::{DType, Dim};
 
 use super::Builder;
 use crate::error::Error;
@@ -57,7 +57,7 @@ impl Builder<'_, '_, '_> {
         let pairs = Dim::Pairs(used);
         let gathered = self.graph.push(
             &name("gather_exps"),
-            Op::GatherRows,
+            Op::GatherRows { to: DType::F32 },
             &[x, tokens],
             Type::f32(pairs, embedding),
         );

@@ -250,7 +250,9 @@ impl Emitter<'_> {
         let address = self.fraction(row.first, col, 6);
         let at = q8k_bounds_offset(cols) as i32 + ahead + (column / 64) as i32;
         for (i, bound) in bounds(&mut self.b, &bytes, sums).into_iter().enumerate() {
-            self.b.ins().store(flags(), bound, address, at + 2 * i as i32);
+            self.b
+                .ins()
+                .store(flags(), bound, address, at + 2 * i as i32);
         }
     }
 
@@ -451,9 +453,7 @@ fn bounds(b: &mut FunctionBuilder, quants: &[Value], sums: Value) -> [Value; 2] 
     let pairs = each(&magnitudes, |x| b.ins().x86_pmaddubsw(ones, x));
     let mut add_neighbours = |x: &[Value]| -> Vec<Value> {
         let pairs = x.chunks(2);
-        pairs
-            .map(|x| b.ins().iadd_pairwise(x[0], x[1]))
-            .collect()
+        pairs.map(|x| b.ins().iadd_pairwise(x[0], x[1])).collect()
     };
     let fours = add_neighbours(&pairs);
     let eights = add_neighbours(&fours);
