@@ -68,7 +68,7 @@ pub fn write(options: &Options, path: &Path) {
     }
     let logits = Role::Output(Output::Logits);
     let logits = parts.buffer("logits", DType::F32, Dim::Rows, VOCAB, logits);
-    let region = regions::gather(plain, parts.of(Input::Rows), logits, VOCAB);
+    let region = regions::gather(plain, parts.of(Input::Rows), logits, VOCAB, DType::F32);
     let extent = Dim::Rows;
     parts.launch("logits", Op::Region { extent, region });
     parts.write("ops", options, VOCAB, path);
