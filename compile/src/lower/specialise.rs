@@ -13,7 +13,7 @@ const DECODE_ROWS: u32 = 4;
 /// (kernels/NOTES.md, "Rows of 8 bits with a scale for 256").
 const PREFILL_ROWS: u32 = 256;
 
-/// Columns of a prefill tile: what a call prepares of its rows serves so many features. Results of a tile are 64 KiB, a small part of
+/// Columns of a prefill tile: what a call prepares of its rows serves so many features. Results of a tile are 128 KiB, a part of
 /// a second-level cache.
 const PREFILL_COLS: u32 = 128;
 
