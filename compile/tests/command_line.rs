@@ -99,7 +99,7 @@ fn errors_say_what_where_and_what_to_do() {
         ),
         (
             "compile m.gguf --disable-pass fuse",
-            "--disable-pass fuse: no such pass; there are index-experts, fuse-qkv,",
+            "--disable-pass fuse: no such pass; there are index-experts, gather-early, fuse-qkv,",
         ),
         (
             "explain m.gguf --layer 2",
