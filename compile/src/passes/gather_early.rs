@@ -26,6 +26,7 @@ pub fn gather_early(graph: &mut Graph) {
         let is_own = |&value: &ValueId| {
             let users = graph.users(value);
             !graph.is_result(value)
+                && !users.is_empty()
                 && users
                     .iter()
                     .all(|user| *user == gather || moved.contains(user))
