@@ -353,24 +353,37 @@ impl Lanes {
     }
 }
 
-/// Turns the scores of the tile at position `base` into probabilities (0 where not seen), updates maxima and sums of queries, and
-/// returns the factors that correct what was summed before. In steps for all queries, none of which waits for a chain of a single
-/// one: maxima, corrections, probabilities.
-#[target_feature(enable = "avx2,bmi2,f16c,fma")]
-fn softmax(queries: &mut [Query], base: usize, p: &mut [[f32; TILE]]) -> Lanes {
-    let (mut before, mut after) = (Lanes([0.0; LANES]), Lanes([0.0; LANES]));
-    let lanes = before.0.iter_mut().zip(&mut after.0);
-    for ((query, p), (before, after)) in queries.iter().zip(p.iter_mut()).zip(lanes) {
-        (*before, *after) = (query.max, maximum(query, base, p));
-    }
-    let corrections = before.corrections(&after, queries.len());
-    let lanes = after.0.iter().zip(&corrections.0);
-    for ((query, p), (max, correction)) in queries.iter_mut().zip(p).zip(lanes) {
-        query.max = *max;
-        query.sum = query.sum.mul_add(*correction, probabilities(p, *max));
-    }
-    corrections
+/// Makes the softmax of a level, of that level's `maximum` and `probabilities`.
+macro_rules! softmax_of {
+    ($features:literal) => {
+        /// Turns the scores of the tile at position `base` into probabilities (0 where not seen), updates maxima and sums of queries, and
+        /// returns the factors that correct what was summed before. In steps for all queries, none of which waits for a chain of a single
+        /// one: maxima, corrections, probabilities.
+        #[target_feature(enable = $features)]
+        pub(in crate::cpu) fn softmax(
+            queries: &mut [Query],
+            base: usize,
+            p: &mut [[f32; TILE]],
+        ) -> Lanes {
+            let (mut before, mut after) = (Lanes([0.0; LANES]), Lanes([0.0; LANES]));
+            let lanes = before.0.iter_mut().zip(&mut after.0);
+            for ((query, p), (before, after)) in queries.iter().zip(p.iter_mut()).zip(lanes) {
+                (*before, *after) = (query.max, maximum(query, base, p));
+            }
+            let corrections = before.corrections(&after, queries.len());
+            let lanes = after.0.iter().zip(&corrections.0);
+            for ((query, p), (max, correction)) in queries.iter_mut().zip(p).zip(lanes) {
+                query.max = *max;
+                query.sum = query.sum.mul_add(*correction, probabilities(p, *max));
+            }
+            corrections
+        }
+    };
 }
+
+pub(in crate::cpu) use softmax_of;
+
+softmax_of!("avx2,bmi2,f16c,fma");
 
 /// The maximum of a query with its scores of the tile at position `base`. Where it doesn't see the tile, these become the least.
 #[inline]

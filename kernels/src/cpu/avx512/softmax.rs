@@ -3,28 +3,13 @@
 use std::arch::x86_64::*;
 
 use crate::cpu::TILE;
-use crate::cpu::avx2::attention::{LANES, Lanes, Query, horizontal_sum};
+use crate::cpu::avx2::attention::{LANES, Lanes, Query, horizontal_sum, softmax_of};
 use crate::cpu::math::exp_constants as exp_of;
 
 /// Elements of a vector.
 const WIDE: usize = 16;
 
-/// [`crate::cpu::avx2::attention::Cache::softmax`].
-#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-pub(super) fn softmax(queries: &mut [Query], base: usize, p: &mut [[f32; TILE]]) -> Lanes {
-    let (mut before, mut after) = (Lanes([0.0; LANES]), Lanes([0.0; LANES]));
-    let lanes = before.0.iter_mut().zip(&mut after.0);
-    for ((query, p), (before, after)) in queries.iter().zip(p.iter_mut()).zip(lanes) {
-        (*before, *after) = (query.max, maximum(query, base, p));
-    }
-    let corrections = before.corrections(&after, queries.len());
-    let lanes = after.0.iter().zip(&corrections.0);
-    for ((query, p), (max, correction)) in queries.iter_mut().zip(p).zip(lanes) {
-        query.max = *max;
-        query.sum = query.sum.mul_add(*correction, probabilities(p, *max));
-    }
-    corrections
-}
+softmax_of!("avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma");
 
 /// The maximum of a query with its scores of the tile at position `base`. Where it doesn't see the tile, these become the least.
 #[inline]
