@@ -1,10 +1,10 @@
-//! Writing the bundle. All threads make chunks of the weights
-//! section, hash them and write them where they belong; another has the disk follow.
+//! Writing the bundle. All threads make chunks of the weights section and hash them, while what was made before is written;
+//! another thread has the disk follow.
 
 use std::fs::File;
 use std::io::{self, BufWriter};
+use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, Receiver};
 
 use bundle_format::hash::{self, Digest};
@@ -25,8 +25,14 @@ use crate::source::Source;
 const HASHED: usize = 8 << 20;
 const READ_AHEAD: usize = 4 * HASHED;
 
-/// Bytes of a write. Linux copies larger ones into larger pages, and four times slower (kernels/NOTES.md, Packing).
-const WRITTEN: usize = 64 << 10;
+/// The weights are written in multiples of this, from multiples of it in the file on: what Linux writes at once it caches in one
+/// large page, which the runner's map then needs one translation for (kernels/NOTES.md, One token: large pages).
+const PAGE: u64 = 2 << 20;
+
+/// Chunks that are made at a time, for each thread, and how many they are at least and at most.
+const CHUNKS_A_THREAD: usize = 4;
+const LEAST_CHUNKS: usize = 8;
+const MOST_CHUNKS: usize = 64;
 
 /// Bytes written between syncs: what the disk has to do while packing goes on.
 const SYNCED: u64 = 128 << 20;
@@ -78,41 +84,100 @@ fn write_weights(
     describe: &(dyn Fn(io::Error) -> Error + Sync),
 ) -> Result<Vec<Digest>, Error> {
     progress.begin("packing", section.bytes());
+    let chunks = CHUNKS_A_THREAD * rayon::current_num_threads();
+    let room = chunks.clamp(LEAST_CHUNKS, MOST_CHUNKS) as u64 * CHUNK_LEN;
     let (due, syncs) = mpsc::channel();
-    let unsynced = AtomicU64::new(0);
-    let write = move |buffer: &mut Vec<u8>, from: u64| -> Result<(u64, Digest), Error> {
-        stop_if_cancelled(progress)?;
-        let len = CHUNK_LEN.min(section.bytes() - from);
-        buffer.resize(len as usize, 0);
-        section.fill(from, buffer);
-        let hash = hash::chunk(buffer);
-        for (i, piece) in buffer.chunks(WRITTEN).enumerate() {
-            write_at(file, piece, start + from + (i * WRITTEN) as u64).map_err(describe)?;
+    let write = move || -> Result<Vec<Digest>, Error> {
+        // Dropped at the end, whatever it is: the syncing thread then ends, too.
+        let due = due;
+        let mut hashes = Vec::new();
+        let (mut made, mut next) = (Batch::new(start, room), Batch::new(start, room));
+        let (mut from, mut unsynced) = (0, 0);
+        while from < section.bytes() || made.len > 0 {
+            let to = section.bytes().min(from + room);
+            next.follow(&mut made, from == section.bytes());
+            let (more, written) = rayon::join(
+                || next.make(section, from..to, progress),
+                || write_at(file, made.bytes(), made.at),
+            );
+            written.map_err(describe)?;
+            hashes.extend(more?);
+            from = to;
+            unsynced += made.len as u64;
+            if unsynced >= SYNCED {
+                unsynced = 0;
+                // The thread is gone if a sync failed, which its result says.
+                let _ = due.send(());
+            }
+            std::mem::swap(&mut made, &mut next);
         }
-        progress.advance(len);
-        if unsynced.fetch_add(len, Ordering::Relaxed) + len >= SYNCED {
-            unsynced.store(0, Ordering::Relaxed);
-            // The thread is gone if a sync failed, which its result says.
-            let _ = due.send(());
-        }
-        Ok((from, hash))
+        Ok(hashes)
     };
-    let (chunks, synced) = std::thread::scope(|scope| {
+    let (hashes, synced) = std::thread::scope(|scope| {
         let syncing = scope.spawn(move || sync_when_due(file, syncs));
-        // Chunks are begun in order, so that model and bundle are read and written forward.
-        let chunks = (0..section.bytes())
-            .step_by(CHUNK_LEN as usize)
-            .par_bridge();
-        let chunks = chunks
-            .map_init(Vec::new, write)
-            .collect::<Result<Vec<_>, Error>>();
-        (chunks, syncing.join())
+        (write(), syncing.join())
     });
-    let mut chunks = chunks?;
+    let hashes = hashes?;
     let synced = synced.map_err(|_| Error::Bug("the syncing thread panicked".to_string()))?;
     synced.map_err(describe)?;
-    chunks.sort_unstable_by_key(|(from, _)| *from);
-    Ok(chunks.into_iter().map(|(_, hash)| hash).collect())
+    Ok(hashes)
+}
+
+/// Bytes of the weights section that are next to each other, and where they go.
+struct Batch {
+    /// Their offset in the file.
+    at: u64,
+    len: usize,
+    /// Room for what a batch before left over, and for chunks.
+    buffer: Vec<u8>,
+}
+
+impl Batch {
+    /// An empty one, with `room` for chunks.
+    fn new(at: u64, room: u64) -> Batch {
+        Batch {
+            at,
+            len: 0,
+            buffer: vec![0; (PAGE + room) as usize],
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.buffer[..self.len]
+    }
+
+    /// Begins where another ends; and takes over what is behind the other's last whole page, unless the other is the `last`.
+    fn follow(&mut self, before: &mut Batch, last: bool) {
+        let end = before.at + before.len as u64;
+        let whole = if last { end } else { end / PAGE * PAGE };
+        // Less than a page is left over; all of it where the batch has not got to the end of its first.
+        let kept = (whole.max(before.at) - before.at) as usize;
+        let rest = &before.buffer[kept..before.len];
+        self.buffer[..rest.len()].copy_from_slice(rest);
+        (self.at, self.len) = (before.at + kept as u64, rest.len());
+        before.len = kept;
+    }
+
+    /// Packs a range of the section, whole chunks or what is there, behind what it has. Gives the chunks' hashes.
+    fn make(
+        &mut self,
+        section: &WeightsSection<'_>,
+        range: Range<u64>,
+        progress: &dyn Progress,
+    ) -> Result<Vec<Digest>, Error> {
+        let len = (range.end - range.start) as usize;
+        let room = &mut self.buffer[self.len..self.len + len];
+        let chunks = room.par_chunks_mut(CHUNK_LEN as usize).enumerate();
+        let make = |(i, chunk): (usize, &mut [u8])| {
+            stop_if_cancelled(progress)?;
+            section.fill(range.start + i as u64 * CHUNK_LEN, chunk);
+            progress.advance(chunk.len() as u64);
+            Ok(hash::chunk(chunk))
+        };
+        let hashes = chunks.map(make).collect::<Result<Vec<_>, Error>>()?;
+        self.len += len;
+        Ok(hashes)
+    }
 }
 
 /// Takes the file's room on the disk, so that a full one shows at once and writing finds its blocks.
@@ -180,5 +245,52 @@ fn stop_if_cancelled(progress: &dyn Progress) -> Result<(), Error> {
     match progress.cancelled() {
         true => Err(Error::User("interrupted; nothing was written".to_string())),
         false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Batches of `room` bytes that together are `bytes`, from `start` on: where each is written, and how much of it.
+    fn written(start: u64, room: u64, bytes: &[u8]) -> Vec<(u64, Vec<u8>)> {
+        let (mut made, mut next) = (Batch::new(start, room), Batch::new(start, room));
+        let (mut from, mut writes) = (0, Vec::new());
+        while from < bytes.len() || made.len > 0 {
+            next.follow(&mut made, from == bytes.len());
+            writes.push((made.at, made.bytes().to_vec()));
+            let more = &bytes[from..bytes.len().min(from + room as usize)];
+            next.buffer[next.len..next.len + more.len()].copy_from_slice(more);
+            next.len += more.len();
+            from += more.len();
+            std::mem::swap(&mut made, &mut next);
+        }
+        writes.retain(|(_, bytes)| !bytes.is_empty());
+        writes
+    }
+
+    #[test]
+    fn batches_are_written_up_to_whole_pages_and_lose_nothing() {
+        let page = PAGE as usize;
+        let bytes: Vec<u8> = (0..5 * page + 777)
+            .map(|i: usize| (i * 31 >> 7) as u8)
+            .collect();
+        // Starts at a page, before and behind its middle; batches below a page, of a page and a half, and of all.
+        for start in [0, PAGE, 12345, 3 * PAGE - 64] {
+            for room in [PAGE / 4, PAGE * 3 / 2, 8 * PAGE] {
+                for len in [1, page / 4, 3 * page, bytes.len()] {
+                    let writes = written(start, room, &bytes[..len]);
+                    let mut at = start;
+                    for (i, (offset, piece)) in writes.iter().enumerate() {
+                        assert_eq!(*offset, at, "start {start}, room {room}, {len} bytes");
+                        let from = (at - start) as usize;
+                        assert!(*piece == bytes[from..from + piece.len()]);
+                        at += piece.len() as u64;
+                        assert!(i + 1 == writes.len() || at.is_multiple_of(PAGE), "{at}");
+                    }
+                    assert_eq!(at, start + len as u64);
+                }
+            }
+        }
     }
 }

@@ -102,7 +102,12 @@ impl Loaded {
     /// Tells the system to read the weights from the disk while this process gets ready.
     fn read_ahead(&self) {
         let weights = self.bundle.weights_range();
-        // Advice only: where the system doesn't take it, pages come when they are touched.
+        // Advice only: where the system doesn't take it, pages come when they are touched. In large pages where Linux reads the
+        // file now; one that it has in its cache stays as it is.
+        #[cfg(target_os = "linux")]
+        let _ = self
+            .map
+            .advise_range(Advice::HugePage, weights.start, weights.len());
         let _ = self
             .map
             .advise_range(Advice::WillNeed, weights.start, weights.len());

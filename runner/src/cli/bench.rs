@@ -1,7 +1,7 @@
 //! `fastrun bench`: tokens a second, measured as shared figures of other runners are: one prompt, the logits of the last
 //! token of each step; then decoding from an empty context, or behind `--depth` tokens, each token the likeliest one behind
-//! the last. Each figure is the median of several repetitions after a warm-up. The memory's read rate, measured in the same run, says how much there is to
-//! get.
+//! the last. Each figure is the median of several repetitions after a warm-up. The memory's read rate, the median of passes
+//! before and after, says how much there is to get.
 
 mod chart;
 #[cfg(feature = "server")]
@@ -128,11 +128,13 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Failure> {
             let device = session.cpu_device(args.profile)?;
             let threads = device.threads();
             let mut forward = Forward::new(device, limits);
-            let figures = measure(&mut forward, &work, |device| Done {
-                times: device.profile(),
-                expert_bytes: Some(device.expert_bytes()),
+            let (read_rate, figures) = beside_memory(threads, || {
+                measure(&mut forward, &work, |device| Done {
+                    times: device.profile(),
+                    expert_bytes: Some(device.expert_bytes()),
+                })
             })?;
-            (threads, memory::read_rate(threads)?, figures)
+            (threads, read_rate, figures)
         }
         DeviceKind::Gpu | DeviceKind::Sim | DeviceKind::Reference if args.profile => {
             return Err(Error::User(
@@ -154,8 +156,10 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Failure> {
         DeviceKind::Reference => {
             let mut forward = Forward::new(session.reference_device()?, limits);
             let threads = session.reference_threads();
-            let figures = measure(&mut forward, &work, |_| Done::default())?;
-            (threads, memory::read_rate(threads)?, figures)
+            let (read_rate, figures) = beside_memory(threads, || {
+                measure(&mut forward, &work, |_| Done::default())
+            })?;
+            (threads, read_rate, figures)
         }
     };
     let roof = Roof {
@@ -361,6 +365,18 @@ fn draw<D: Device>(
     started
         .into_iter()
         .try_for_each(|ticket| forward.wait(ticket).map(drop))
+}
+
+/// What a measurement gives, and the rate at which memory is read before and after it: the median of passes, as figures are. The fastest pass
+/// would be another moment's rate where others use the memory, too.
+fn beside_memory<T>(
+    threads: usize,
+    work: impl FnOnce() -> Result<T, Error>,
+) -> Result<(f64, T), Error> {
+    let mut rates = memory::read_rates(threads)?.to_vec();
+    let done = work()?;
+    rates.extend(memory::read_rates(threads)?);
+    Ok((median(rates), done))
 }
 
 /// The middle value, or the mean of the two.

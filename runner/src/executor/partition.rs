@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 /// Costs of a whole launch must stay below this, so that the arithmetic here can't overflow with 4096 threads' parts.
-pub const MAX_COST: u64 = 1 << 44;
+pub const MAX_COST: u64 = 1 << 40;
 
 /// Part `part` of `parts` of `units` units of equal cost.
 pub fn even(units: usize, part: usize, parts: usize) -> Range<usize> {
@@ -17,10 +17,10 @@ pub fn even(units: usize, part: usize, parts: usize) -> Range<usize> {
     bound(part)..bound(part + 1)
 }
 
-/// What a part of a share costs at least, in KiB of weights: 10 to 25 us, so that what taking it costs does not show.
-const PART: u64 = 128;
+/// What the last part of a product's share costs, in KiB of weights: 2 to 5 us, which is as late as the last thread is.
+const LAST_PART: u64 = 64;
 
-/// Parts that a share is cut into, at most: the last thread to finish is that part of its share late.
+/// Parts that a share is cut into, at most.
 pub const MOST_PARTS: u64 = 16;
 
 /// Parts of each thread's share of work that costs `cost`, where one should cost `part` at least.
@@ -32,7 +32,8 @@ pub fn parts_each(cost: u64, threads: u64, part: u64) -> u64 {
     }
 }
 
-/// How products are divided.
+/// How products are divided: shares begin with large parts, since taking one costs time, and end with small ones, since all threads
+/// wait for the last to be done. Of `each` parts the i-th is behind `1 - (1 - i / each)^2` of the share.
 #[derive(Clone, Copy, Debug)]
 pub struct Parts {
     /// Parts of each thread's share.
@@ -54,7 +55,11 @@ impl Parts {
     /// Of units that cost `total` (below [`MAX_COST`]), in KiB of weights, for `threads` threads.
     pub fn new(total: u64, threads: u64) -> Self {
         Self {
-            each: parts_each(total, threads, PART),
+            each: match threads {
+                // Nobody takes over.
+                1 => 1,
+                _ => (total / threads / LAST_PART).isqrt().clamp(1, MOST_PARTS),
+            },
             threads,
             total,
         }
@@ -64,8 +69,11 @@ impl Parts {
     /// make tiles, so many (`tile`) in each of two dimensions, as many tiles as may be are not cut apart.
     pub fn units(&self, part: u64, run: &Run, tile: [u64; 2]) -> Range<u64> {
         // All of it before or behind the part: most runs of many.
-        let (start, end) = (self.total * part, self.total * (part + 1));
-        let parts = self.threads * self.each;
+        let (start, end) = (
+            self.total * self.before(part),
+            self.total * self.before(part + 1),
+        );
+        let parts = self.threads * self.each * self.each;
         if (run.before + run.units * run.cost) * parts <= start {
             return run.units..run.units;
         }
@@ -85,12 +93,19 @@ impl Parts {
             1 => share.start,
             _ => share.start.next_multiple_of(rows),
         };
-        let inner = |part: u64| match bound(part, parts) {
+        let inner = |part: u64| match bound(self.before(part), parts) {
             at if at <= from => share.start,
             at if at >= share.end => share.end,
             at => from + (at - from) / whole * whole,
         };
         inner(part)..inner(part + 1)
+    }
+
+    /// What lies before a part, of the whole cost's `threads * each^2` parts.
+    fn before(&self, part: u64) -> u64 {
+        let (owner, i) = (part / self.each, part % self.each);
+        let square = |x: u64| x * x;
+        (owner + 1) * square(self.each) - square(self.each - i)
     }
 }
 
@@ -220,7 +235,7 @@ mod tests {
         // The first share ends within a tile.
         let run = Run {
             units: 6015,
-            cost: 5,
+            cost: 20,
             before: 0,
         };
         let parts = Parts::new(run.units * run.cost, 2);
@@ -228,10 +243,21 @@ mod tests {
         assert_eq!(parts.each, MOST_PARTS);
         assert_eq!(of(MOST_PARTS - 1).end, 3007);
         for part in 0..2 * MOST_PARTS {
-            let last = part % MOST_PARTS == MOST_PARTS - 1;
+            let i = part % MOST_PARTS;
+            let last = i == MOST_PARTS - 1;
             assert!(last || of(part).end.is_multiple_of(16), "{part}");
-            let fair = run.units / (2 * MOST_PARTS);
+            // In squares of each: 31, 29, … 1 of 256.
+            let fair = run.units * (2 * (MOST_PARTS - i) - 1) / (2 * MOST_PARTS * MOST_PARTS);
             assert!(of(part).end - of(part).start <= fair + 17, "{part}");
+        }
+    }
+
+    /// A launch with little to do has few parts, one alone no takers.
+    #[test]
+    fn the_last_part_is_small_but_worth_taking() {
+        for (share, each) in [(255, 1), (256, 2), (6400, 10), (1 << 30, MOST_PARTS)] {
+            assert_eq!(Parts::new(3 * share, 3).each, each, "{share}");
+            assert_eq!(Parts::new(share, 1).each, 1);
         }
     }
 

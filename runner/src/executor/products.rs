@@ -79,7 +79,12 @@ impl Part<'_> {
                     before += run.units * run.cost;
                     let tile_granules = variant.tile_cols / segment.granule;
                     let units = parts.units(part, &run, [row_tiles, tile_granules]);
-                    for rectangle in rectangles(units, row_tiles, tile_granules) {
+                    // One row has a tile's room to itself: the fewer calls, the steadier its weights flow.
+                    let wide = match expert.rows {
+                        1 => tile_granules * variant.tile_rows as u64,
+                        _ => tile_granules,
+                    };
+                    for rectangle in rectangles(units, row_tiles, wide) {
                         let col0 = rectangle.granules.start * segment.granule;
                         let end = rectangle.granules.end * segment.granule;
                         for row_tile in rectangle.row_tiles {
@@ -102,7 +107,7 @@ impl Part<'_> {
     }
 
     /// # Safety
-    /// The tile's rows and columns are the launch's, and its variant's size at most; the epilogue stores what belongs to
+    /// The tile's rows and columns are the launch's, and its variant's size at most, or one row of as many elements; the epilogue stores what belongs to
     /// them, which is this thread's alone. Rows by an index are rows of x.
     unsafe fn tile(
         &self,
@@ -131,7 +136,8 @@ impl Part<'_> {
             col0: tile.weight_row,
             cols: tile.cols,
         };
-        // SAFETY: the tile is this thread's memory and holds tile_rows * tile_cols elements; the caller's promise.
+        // SAFETY: the tile is this thread's memory and holds tile_rows * tile_cols elements, which is enough for rows of
+        // tile_cols, or for one of any length up to that; the caller's promise.
         unsafe {
             (code.micro)(&args);
             (code.epilogue)(

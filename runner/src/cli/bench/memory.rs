@@ -2,7 +2,7 @@
 
 use std::hint::black_box;
 use std::thread::Builder;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use fastrun::Error;
 use memmap2::{Advice, MmapMut};
@@ -13,14 +13,14 @@ const BUFFER: usize = 256 << 20;
 /// Times that the buffer is read in a pass, so that the start of the threads hardly counts.
 const SWEEPS: u32 = 4;
 
-/// Passes, of which the fastest counts: whatever else the machine does only makes them slower.
-const PASSES: u32 = 5;
+/// Passes of a measurement.
+const PASSES: usize = 5;
 
 /// Bytes that are read and summed at a time: a cache line.
 const LINE: usize = 64;
 
-/// Bytes a second that `threads` threads read together from an anonymous mapping, each its own part of it.
-pub fn read_rate(threads: usize) -> Result<f64, Error> {
+/// Bytes a second that `threads` threads read together from an anonymous mapping, each its own part of it: of each pass.
+pub fn read_rates(threads: usize) -> Result<[f64; PASSES], Error> {
     let failed = |what: &str, error: std::io::Error| {
         let mib = BUFFER >> 20;
         Error::User(format!(
@@ -35,8 +35,8 @@ pub fn read_rate(threads: usize) -> Result<f64, Error> {
     // Written, as untouched pages are all one page of zeros; by as many threads, for each to have its part near it.
     in_parallel(buffer.chunks_mut(part), |part| part.fill(1))
         .map_err(|e| failed("start threads", e))?;
-    let mut best = Duration::MAX;
-    for _ in 0..PASSES {
+    let mut rates = [0.0; PASSES];
+    for rate in &mut rates {
         let start = Instant::now();
         in_parallel(buffer.chunks(part), |part| {
             for _ in 0..SWEEPS {
@@ -44,9 +44,9 @@ pub fn read_rate(threads: usize) -> Result<f64, Error> {
             }
         })
         .map_err(|e| failed("start threads", e))?;
-        best = best.min(start.elapsed());
+        *rate = BUFFER as f64 * f64::from(SWEEPS) / start.elapsed().as_secs_f64();
     }
-    Ok(BUFFER as f64 * f64::from(SWEEPS) / best.as_secs_f64())
+    Ok(rates)
 }
 
 /// Places that a thread reads at a time: some cores have more reads under way with several than with one (kernels/NOTES.md),
