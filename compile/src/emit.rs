@@ -273,7 +273,7 @@ mod tests {
     fn batches_are_written_up_to_whole_pages_and_lose_nothing() {
         let page = PAGE as usize;
         let bytes: Vec<u8> = (0..5 * page + 777)
-            .map(|i: usize| (i * 31 >> 7) as u8)
+            .map(|i: usize| ((i * 31) >> 7) as u8)
             .collect();
         // Starts at a page, before and behind its middle; batches below a page, of a page and a half, and of all.
         for start in [0, PAGE, 12345, 3 * PAGE - 64] {
