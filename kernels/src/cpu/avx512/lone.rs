@@ -39,10 +39,10 @@ pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
 /// gets 20 GB/s where four get 36 (NOTES.md).
 const STREAMS: usize = 4;
 
-/// How far ahead of the part in work weights are fetched, in bytes: what a core's share of the memory's rate brings while a read is under way.
-/// With one stream, of which a core gets up to 30 GB/s, 2 KiB are too few lines.
+/// How far ahead of the part in work weights are fetched, in bytes. AMD's cores follow one stream by themselves, and reads further ahead
+/// are in their way: it is only for where a page ends (NOTES.md, "One token: one stream").
 const fn ahead_of(is_amd: bool) -> usize {
-    if is_amd { 8192 } else { 2048 }
+    if is_amd { 256 } else { 2048 }
 }
 
 /// Fetches what a part ahead holds. Measured (NOTES.md): AMD's cores do best with what goes past the second-level cache,

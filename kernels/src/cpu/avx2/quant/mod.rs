@@ -50,8 +50,11 @@ fn are_many<F: Format, const BYTES: usize, const VNNI: bool>(tokens: u64) -> boo
 /// with one, whose prefetching ends at a page; AMD's do not (NOTES.md, "One token: one stream").
 const STREAMS: usize = 4;
 
-/// How far ahead of the part in work a lone token's weights are fetched, in bytes.
+/// How far ahead of the part in work few tokens' weights are fetched, in bytes.
 const PREFETCH: usize = 2048;
+
+/// As far on AMD's cores, which follow one stream by themselves (NOTES.md, "One token: one stream").
+const PREFETCH_AMD: usize = 256;
 
 /// How a packed block of eight rows ([`crate::pack`]) unpacks. A *part* is 32 k of it.
 ///
@@ -250,7 +253,13 @@ unsafe fn slice<F: Format, const BYTES: usize>(
     let groups = (args.cols as usize).div_ceil(GROUP);
     // A variable, so that loops over words stay loops: unrolled, the compiler spills their registers.
     let half_words = std::hint::black_box(4);
-    let side_by_side = args.rows == 1 && !is_amd();
+    let is_amd = is_amd();
+    let side_by_side = args.rows == 1 && !is_amd;
+    let fetch = match (is_amd, args.rows as usize) {
+        (true, ..=TOKENS) => Fetch::NearOnce,
+        (true, _) => Fetch::Near,
+        (false, _) => Fetch::Far,
+    };
     let mut g = 0;
     while g < groups {
         let is_lone = side_by_side && groups - g >= STREAMS;
@@ -259,6 +268,7 @@ unsafe fn slice<F: Format, const BYTES: usize>(
             unsafe {
                 let tile = Tile {
                     half_words,
+                    fetch,
                     w: args.w.add((first + g) * group_bytes),
                     blocks,
                     k: args.k as usize,
@@ -326,8 +336,20 @@ impl<const T: usize> Sums<T> {
     }
 }
 
+/// How weights are fetched ahead of the part in work.
+#[derive(Clone, Copy)]
+enum Fetch {
+    /// [`PREFETCH`] bytes.
+    Far,
+    /// [`PREFETCH_AMD`] bytes.
+    Near,
+    /// As far, of a group that no more tokens meet: nothing but the first-level cache need hold it.
+    NearOnce,
+}
+
 /// One group of weights and some tokens.
 struct Tile {
+    fetch: Fetch,
     /// Half the words of a part: 4.
     half_words: usize,
     w: *const u8,
@@ -355,9 +377,12 @@ impl Tile {
                 let at = self.w.add(block * (F::HEADER + F::PARTS * F::PART));
                 let head = F::head(at);
                 for i in 0..F::PARTS {
-                    match T {
-                        1 => fetch_part::<F, _MM_HINT_T0>(at.wrapping_add(PREFETCH), i),
-                        _ => fetch_part::<F, _MM_HINT_T1>(at.wrapping_add(PREFETCH), i),
+                    let (far, near) = (at.wrapping_add(PREFETCH), at.wrapping_add(PREFETCH_AMD));
+                    match (self.fetch, T) {
+                        (Fetch::Far, 1) => fetch_part::<F, _MM_HINT_T0>(far, i),
+                        (Fetch::Far, _) => fetch_part::<F, _MM_HINT_T1>(far, i),
+                        (Fetch::Near, _) => fetch_part::<F, _MM_HINT_T0>(near, i),
+                        (Fetch::NearOnce, _) => fetch_part::<F, _MM_HINT_NTA>(near, i),
                     }
                     let part = at.add(F::HEADER + i * F::PART);
                     self.add::<F, BYTES, T>(&head, part, block * F::PARTS + i, &mut sums);
