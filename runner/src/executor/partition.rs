@@ -17,11 +17,18 @@ pub fn even(units: usize, part: usize, parts: usize) -> Range<usize> {
     bound(part)..bound(part + 1)
 }
 
-/// What the last part of a product's share costs, in KiB of weights: 2 to 5 us, which is as late as the last thread is.
-const LAST_PART: u64 = 64;
+/// What a part of a product's share costs at least, in KiB of weights: 10 to 25 us, so that what taking it costs does not show.
+const PART: u64 = 128;
 
-/// Parts that a share is cut into, at most.
+/// The same of a share that few others wait for: longer calls of microkernels are worth more than an early end.
+const LONG_PART: u64 = 2 * PART;
+const FEW_THREADS: u64 = 4;
+
+/// Equal parts of a share, at most: the last thread to finish is a part of its share late.
 pub const MOST_PARTS: u64 = 16;
+
+/// How often the last of equal parts is halved, at most.
+const MOST_HALVINGS: u32 = 4;
 
 /// Parts of each thread's share of work that costs `cost`, where one should cost `part` at least.
 pub fn parts_each(cost: u64, threads: u64, part: u64) -> u64 {
@@ -32,12 +39,14 @@ pub fn parts_each(cost: u64, threads: u64, part: u64) -> u64 {
     }
 }
 
-/// How products are divided: shares begin with large parts, since taking one costs time, and end with small ones, since all threads
-/// wait for the last to be done. Of `each` parts the i-th is behind `1 - (1 - i / each)^2` of the share.
+/// How products are divided. A share is cut into equal parts, the last of which is cut into a half, a quarter, … and what is left,
+/// as all threads wait for the end of the last part.
 #[derive(Clone, Copy, Debug)]
 pub struct Parts {
     /// Parts of each thread's share.
     pub each: u64,
+    /// How many of these are what the last equal part is cut into, besides one.
+    halvings: u32,
     threads: u64,
     total: u64,
 }
@@ -52,28 +61,37 @@ pub struct Run {
 }
 
 impl Parts {
-    /// Of units that cost `total` (below [`MAX_COST`]), in KiB of weights, for `threads` threads.
-    pub fn new(total: u64, threads: u64) -> Self {
+    /// Of units that cost `total` (below [`MAX_COST`]), in KiB of weights, for `threads` threads. Equal parts cost as much as a
+    /// `tile` at least.
+    pub fn new(total: u64, threads: u64, tile: u64) -> Self {
+        let least = match threads {
+            ..=FEW_THREADS => LONG_PART,
+            _ => PART,
+        };
+        let equal = parts_each(total, threads, least.max(tile));
+        // Of a thread alone nobody takes over.
+        let halvings = match threads {
+            1 => 0,
+            _ => (total / threads / equal / PART).max(1).ilog2(),
+        };
+        let halvings = halvings.min(MOST_HALVINGS);
         Self {
-            each: match threads {
-                // Nobody takes over.
-                1 => 1,
-                _ => (total / threads / LAST_PART).isqrt().clamp(1, MOST_PARTS),
-            },
+            each: equal + u64::from(halvings),
+            halvings,
             threads,
             total,
         }
     }
 
     /// The units of a run that belong to part `part`, part `i` of thread `t`'s share being number `t * each + i`. Of units that
-    /// make tiles, so many (`tile`) in each of two dimensions, as many tiles as may be are not cut apart.
+    /// make tiles, so many (`tile`) in each of two dimensions, equal parts have whole ones if these are enough for all.
     pub fn units(&self, part: u64, run: &Run, tile: [u64; 2]) -> Range<u64> {
         // All of it before or behind the part: most runs of many.
         let (start, end) = (
             self.total * self.before(part),
             self.total * self.before(part + 1),
         );
-        let parts = self.threads * self.each * self.each;
+        let parts = self.threads * self.pieces();
         if (run.before + run.units * run.cost) * parts <= start {
             return run.units..run.units;
         }
@@ -87,25 +105,44 @@ impl Parts {
         let [rows, cols] = tile;
         let whole = [rows * cols, rows * 2, rows]
             .into_iter()
-            .find(|whole| whole * self.each <= share.end - share.start)
+            .find(|whole| whole * self.equal() <= share.end - share.start)
             .unwrap_or(1);
         let from = match whole {
             1 => share.start,
             _ => share.start.next_multiple_of(rows),
         };
-        let inner = |part: u64| match bound(self.before(part), parts) {
-            at if at <= from => share.start,
-            at if at >= share.end => share.end,
-            at => from + (at - from) / whole * whole,
+        let inner = |part: u64| {
+            let whole = match part % self.each < self.equal() {
+                true => whole,
+                false => whole.min(rows * 2),
+            };
+            match bound(self.before(part), parts) {
+                at if at <= from => share.start,
+                at if at >= share.end => share.end,
+                at => from + (at - from) / whole * whole,
+            }
         };
         inner(part)..inner(part + 1)
     }
 
-    /// What lies before a part, of the whole cost's `threads * each^2` parts.
+    fn equal(&self) -> u64 {
+        self.each - u64::from(self.halvings)
+    }
+
+    /// Pieces of a share, of which its parts are made: as large as the last one.
+    fn pieces(&self) -> u64 {
+        self.equal() << self.halvings
+    }
+
+    /// Pieces before a part.
     fn before(&self, part: u64) -> u64 {
         let (owner, i) = (part / self.each, part % self.each);
-        let square = |x: u64| x * x;
-        (owner + 1) * square(self.each) - square(self.each - i)
+        let whole = i.min(self.equal() - 1);
+        let left = match i - whole {
+            0 => self.pieces() - (whole << self.halvings),
+            halved => 1 << (u64::from(self.halvings) - halved),
+        };
+        (owner + 1) * self.pieces() - left
     }
 }
 
@@ -210,7 +247,7 @@ mod tests {
         for runs in cases {
             let total: u64 = runs.iter().map(|r| r.0 * r.1).sum();
             for (threads, tile) in [(1, [1, 8]), (2, [1, 4]), (3, [5, 8]), (16, [2, 1])] {
-                let parts = Parts::new(total, threads);
+                let parts = Parts::new(total, threads, tile[0] * tile[1] * runs[0].1);
                 let mut before = 0;
                 for &(units, cost) in runs {
                     let run = Run {
@@ -238,27 +275,66 @@ mod tests {
             cost: 20,
             before: 0,
         };
-        let parts = Parts::new(run.units * run.cost, 2);
+        let parts = Parts::new(run.units * run.cost, 2, 16 * run.cost);
         let of = |part| parts.units(part, &run, [2, 8]);
-        assert_eq!(parts.each, MOST_PARTS);
-        assert_eq!(of(MOST_PARTS - 1).end, 3007);
-        for part in 0..2 * MOST_PARTS {
-            let i = part % MOST_PARTS;
-            let last = i == MOST_PARTS - 1;
-            assert!(last || of(part).end.is_multiple_of(16), "{part}");
-            // In squares of each: 31, 29, … 1 of 256.
-            let fair = run.units * (2 * (MOST_PARTS - i) - 1) / (2 * MOST_PARTS * MOST_PARTS);
+        let last = parts.each - 1;
+        assert_eq!(
+            (parts.each, of(last).end),
+            (MOST_PARTS + u64::from(MOST_HALVINGS), 3007)
+        );
+        for part in 0..2 * parts.each {
+            let whole = match part % parts.each {
+                i if i == last => 1,
+                i if i + 1 < parts.equal() => 16,
+                _ => 4,
+            };
+            assert!(of(part).end.is_multiple_of(whole), "{part}");
+            let pieces = parts.before(part + 1) - parts.before(part);
+            let fair = run.units * pieces / (2 * parts.pieces());
             assert!(of(part).end - of(part).start <= fair + 17, "{part}");
         }
     }
 
-    /// A launch with little to do has few parts, one alone no takers.
+    /// In pieces: equal parts, then a half, a quarter, and so on, and what is left.
     #[test]
-    fn the_last_part_is_small_but_worth_taking() {
-        for (share, each) in [(255, 1), (256, 2), (6400, 10), (1 << 30, MOST_PARTS)] {
-            assert_eq!(Parts::new(3 * share, 3).each, each, "{share}");
-            assert_eq!(Parts::new(share, 1).each, 1);
+    fn shares_end_in_small_parts() {
+        for (share, threads, sizes) in [
+            (100, 3, &[1][..]),
+            (256, 2, &[1, 1]),
+            (511, 2, &[1, 1]),
+            (512, 2, &[2, 1, 1]),
+            (512, 5, &[1, 1, 1, 1]),
+            (16 * 256, 5, &[[2; 15].as_slice(), &[1, 1]].concat()),
+            (
+                1 << 30,
+                3,
+                &[[16; 15].as_slice(), &[8, 4, 2, 1, 1]].concat(),
+            ),
+            (1 << 30, 1, &[1]),
+        ] {
+            let parts = Parts::new(share * threads, threads, 0);
+            let found: Vec<u64> = (0..threads * parts.each)
+                .map(|part| parts.before(part + 1) - parts.before(part))
+                .collect();
+            assert_eq!(found, sizes.repeat(threads as usize), "{share}, {threads}");
         }
+    }
+
+    /// Four tiles and a half: three parts of one, and the rest in four.
+    #[test]
+    fn equal_parts_are_whole_tiles() {
+        let run = Run {
+            units: 72,
+            cost: 500,
+            before: 0,
+        };
+        let parts = Parts::new(run.units * run.cost, 1 << 10, 16 * run.cost);
+        assert_eq!(parts.each, 1);
+        let parts = Parts::new(2 * run.units * run.cost, 2, 16 * run.cost);
+        let ends: Vec<u64> = (0..parts.each)
+            .map(|part| parts.units(part, &run, [1, 16]).end)
+            .collect();
+        assert_eq!(ends, [16, 32, 48, 62, 66, 70, 70, 72]);
     }
 
     #[test]
@@ -297,17 +373,14 @@ mod tests {
     fn the_largest_cost_does_not_overflow() {
         let cost = MAX_COST - 1;
         assert_eq!(bound_in_run(1, cost, 0, 1 << 16, 1 << 16, cost), 1);
-        let parts = Parts::new(cost, 4096);
+        let parts = Parts::new(cost, 4096, cost);
         let run = Run {
             units: 1,
             cost,
             before: 0,
         };
         let last = 4096 * parts.each - 1;
-        assert_eq!(
-            (parts.each, parts.units(last, &run, [1, 1])),
-            (MOST_PARTS, 1..1)
-        );
+        assert_eq!(parts.units(last, &run, [1, 1]), 1..1);
         assert_eq!(bound_in_groups(&[cost], 1, 4096, 4096), 1);
     }
 }

@@ -65,7 +65,10 @@ impl Part<'_> {
             let of = |s: &Segment| s.units(row_tiles(&expert)) * unit_cost(s, &expert);
             op.segments.iter().map(of).sum()
         };
-        let parts = Parts::new(experts().map(cost).sum(), self.member.of as u64);
+        let tile_rows = self.rows.min(variant.tile_rows) as u64;
+        let tile_cost = |s: &Segment| variant.tile_cols / s.granule * s.unit_cost(op.k, tile_rows);
+        let tile = op.segments.iter().map(tile_cost).max().unwrap_or(0);
+        let parts = Parts::new(experts().map(cost).sum(), self.member.of as u64, tile);
         for part in self.member.parts(self.round, parts.each) {
             let mut before = 0;
             for expert in experts() {
