@@ -3,7 +3,6 @@
 
 use std::fs::File;
 use std::io::{self, BufWriter};
-use std::ops::Range;
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver};
 
@@ -26,7 +25,7 @@ const HASHED: usize = 8 << 20;
 const READ_AHEAD: usize = 4 * HASHED;
 
 /// The weights are written in multiples of this, from multiples of it in the file on: what Linux writes at once it caches in one
-/// large page, which the runner's map then needs one translation for (kernels/NOTES.md, One token: large pages).
+/// large page, which the runner's map then needs one translation for (kernels/NOTES.md, One token: one stream).
 const PAGE: u64 = 2 << 20;
 
 /// Chunks that are made at a time, for each thread, and how many they are at least and at most.
@@ -86,41 +85,66 @@ fn write_weights(
     progress.begin("packing", section.bytes());
     let chunks = CHUNKS_A_THREAD * rayon::current_num_threads();
     let room = chunks.clamp(LEAST_CHUNKS, MOST_CHUNKS) as u64 * CHUNK_LEN;
-    let (due, syncs) = mpsc::channel();
-    let write = move || -> Result<Vec<Digest>, Error> {
-        // Dropped at the end, whatever it is: the syncing thread then ends, too.
-        let due = due;
-        let mut hashes = Vec::new();
-        let (mut made, mut next) = (Batch::new(start, room), Batch::new(start, room));
-        let (mut from, mut unsynced) = (0, 0);
-        while from < section.bytes() || made.len > 0 {
-            let to = section.bytes().min(from + room);
-            next.follow(&mut made, from == section.bytes());
-            let (more, written) = rayon::join(
-                || next.make(section, from..to, progress),
-                || write_at(file, made.bytes(), made.at),
-            );
-            written.map_err(describe)?;
-            hashes.extend(more?);
-            from = to;
-            unsynced += made.len as u64;
-            if unsynced >= SYNCED {
-                unsynced = 0;
-                // The thread is gone if a sync failed, which its result says.
-                let _ = due.send(());
-            }
-            std::mem::swap(&mut made, &mut next);
-        }
-        Ok(hashes)
+    let mut hashes = Vec::new();
+    let make = |from: u64, batch: &mut [u8]| {
+        let chunks = batch.par_chunks_mut(CHUNK_LEN as usize).enumerate();
+        let make = |(i, chunk): (usize, &mut [u8])| {
+            stop_if_cancelled(progress)?;
+            section.fill(from + i as u64 * CHUNK_LEN, chunk);
+            progress.advance(chunk.len() as u64);
+            Ok(hash::chunk(chunk))
+        };
+        hashes.extend(chunks.map(make).collect::<Result<Vec<_>, Error>>()?);
+        Ok(())
     };
-    let (hashes, synced) = std::thread::scope(|scope| {
+    let (due, syncs) = mpsc::channel();
+    let mut unsynced = 0;
+    // It owns `due`: when all is written, or something failed, the syncing thread ends, too.
+    let write = move |at: u64, bytes: &[u8]| {
+        write_at(file, bytes, at).map_err(describe)?;
+        unsynced += bytes.len() as u64;
+        if unsynced >= SYNCED {
+            unsynced = 0;
+            // The thread is gone if a sync failed, which its result says.
+            let _ = due.send(());
+        }
+        Ok(())
+    };
+    let (written, synced) = std::thread::scope(|scope| {
         let syncing = scope.spawn(move || sync_when_due(file, syncs));
-        (write(), syncing.join())
+        let written = in_batches(start, room, section.bytes(), make, write);
+        (written, syncing.join())
     });
-    let hashes = hashes?;
+    written?;
     let synced = synced.map_err(|_| Error::Bug("the syncing thread panicked".to_string()))?;
     synced.map_err(describe)?;
     Ok(hashes)
+}
+
+/// Makes `len` bytes, `room` at a time, and meanwhile writes what was made before: up to its last whole page, as the first of them goes
+/// to `start` of the file. `make` is told which byte comes first, `write` where the bytes go.
+fn in_batches(
+    start: u64,
+    room: u64,
+    len: u64,
+    mut make: impl FnMut(u64, &mut [u8]) -> Result<(), Error> + Send,
+    mut write: impl FnMut(u64, &[u8]) -> Result<(), Error> + Send,
+) -> Result<(), Error> {
+    let (mut made, mut next) = (Batch::new(start, room), Batch::new(start, room));
+    let mut from = 0;
+    while from < len || made.len > 0 {
+        let to = len.min(from + room);
+        next.follow(&mut made, from == len);
+        let (more, written) = rayon::join(
+            || make(from, next.grow((to - from) as usize)),
+            || write(made.at, made.bytes()),
+        );
+        written?;
+        more?;
+        from = to;
+        std::mem::swap(&mut made, &mut next);
+    }
+    Ok(())
 }
 
 /// Bytes of the weights section that are next to each other, and where they go.
@@ -158,25 +182,10 @@ impl Batch {
         before.len = kept;
     }
 
-    /// Packs a range of the section, whole chunks or what is there, behind what it has. Gives the chunks' hashes.
-    fn make(
-        &mut self,
-        section: &WeightsSection<'_>,
-        range: Range<u64>,
-        progress: &dyn Progress,
-    ) -> Result<Vec<Digest>, Error> {
-        let len = (range.end - range.start) as usize;
-        let room = &mut self.buffer[self.len..self.len + len];
-        let chunks = room.par_chunks_mut(CHUNK_LEN as usize).enumerate();
-        let make = |(i, chunk): (usize, &mut [u8])| {
-            stop_if_cancelled(progress)?;
-            section.fill(range.start + i as u64 * CHUNK_LEN, chunk);
-            progress.advance(chunk.len() as u64);
-            Ok(hash::chunk(chunk))
-        };
-        let hashes = chunks.map(make).collect::<Result<Vec<_>, Error>>()?;
+    /// So many more bytes behind what it has, to be made.
+    fn grow(&mut self, len: usize) -> &mut [u8] {
         self.len += len;
-        Ok(hashes)
+        &mut self.buffer[self.len - len..self.len]
     }
 }
 
@@ -252,19 +261,18 @@ fn stop_if_cancelled(progress: &dyn Progress) -> Result<(), Error> {
 mod tests {
     use super::*;
 
-    /// Batches of `room` bytes that together are `bytes`, from `start` on: where each is written, and how much of it.
+    /// Where the batches of `bytes` are written, and how much of them.
     fn written(start: u64, room: u64, bytes: &[u8]) -> Vec<(u64, Vec<u8>)> {
-        let (mut made, mut next) = (Batch::new(start, room), Batch::new(start, room));
-        let (mut from, mut writes) = (0, Vec::new());
-        while from < bytes.len() || made.len > 0 {
-            next.follow(&mut made, from == bytes.len());
-            writes.push((made.at, made.bytes().to_vec()));
-            let more = &bytes[from..bytes.len().min(from + room as usize)];
-            next.buffer[next.len..next.len + more.len()].copy_from_slice(more);
-            next.len += more.len();
-            from += more.len();
-            std::mem::swap(&mut made, &mut next);
-        }
+        let mut writes = Vec::new();
+        let make = |from: u64, batch: &mut [u8]| {
+            batch.copy_from_slice(&bytes[from as usize..][..batch.len()]);
+            Ok(())
+        };
+        let write = |at: u64, bytes: &[u8]| {
+            writes.push((at, bytes.to_vec()));
+            Ok(())
+        };
+        in_batches(start, room, bytes.len() as u64, make, write).expect("no one fails");
         writes.retain(|(_, bytes)| !bytes.is_empty());
         writes
     }
@@ -292,5 +300,20 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_fails_ends_it() {
+        let failed = || Err(Error::User("failed".to_string()));
+        let mut calls = 0;
+        let make = |from: u64, _: &mut [u8]| if from == 0 { Ok(()) } else { failed() };
+        let write = |_: u64, _: &[u8]| {
+            calls += 1;
+            Ok(())
+        };
+        assert!(in_batches(0, PAGE, 9 * PAGE, make, write).is_err());
+        assert_eq!(calls, 2);
+        let made = |_: u64, _: &mut [u8]| Ok(());
+        assert!(in_batches(0, PAGE, 9 * PAGE, made, |_, _| failed()).is_err());
     }
 }

@@ -86,16 +86,13 @@ impl Parts {
     /// The units of a run that belong to part `part`, part `i` of thread `t`'s share being number `t * each + i`. Of units that
     /// make tiles, so many (`tile`) in each of two dimensions, equal parts have whole ones if these are enough for all.
     pub fn units(&self, part: u64, run: &Run, tile: [u64; 2]) -> Range<u64> {
-        // All of it before or behind the part: most runs of many.
-        let (start, end) = (
-            self.total * self.before(part),
-            self.total * self.before(part + 1),
-        );
         let parts = self.threads * self.pieces();
-        if (run.before + run.units * run.cost) * parts <= start {
+        let [start, end] = [part, part + 1].map(|part| self.before(part));
+        // All of it before or behind the part: most runs of many.
+        if (run.before + run.units * run.cost) * parts <= self.total * start {
             return run.units..run.units;
         }
-        if run.before * parts >= end {
+        if run.before * parts >= self.total * end {
             return 0..0;
         }
         let bound =
@@ -111,18 +108,18 @@ impl Parts {
             1 => share.start,
             _ => share.start.next_multiple_of(rows),
         };
-        let inner = |part: u64| {
+        let cut = |pieces: u64, part: u64| {
             let whole = match part % self.each < self.equal() {
                 true => whole,
                 false => whole.min(rows * 2),
             };
-            match bound(self.before(part), parts) {
+            match bound(pieces, parts) {
                 at if at <= from => share.start,
                 at if at >= share.end => share.end,
                 at => from + (at - from) / whole * whole,
             }
         };
-        inner(part)..inner(part + 1)
+        cut(start, part)..cut(end, part + 1)
     }
 
     fn equal(&self) -> u64 {
@@ -373,7 +370,8 @@ mod tests {
     fn the_largest_cost_does_not_overflow() {
         let cost = MAX_COST - 1;
         assert_eq!(bound_in_run(1, cost, 0, 1 << 16, 1 << 16, cost), 1);
-        let parts = Parts::new(cost, 4096, cost);
+        let parts = Parts::new(cost, 4096, 0);
+        assert_eq!(parts.each, MOST_PARTS + u64::from(MOST_HALVINGS));
         let run = Run {
             units: 1,
             cost,

@@ -110,8 +110,8 @@ impl Part<'_> {
     }
 
     /// # Safety
-    /// The tile's rows and columns are the launch's, and its variant's size at most, or one row of as many elements; the epilogue stores what belongs to
-    /// them, which is this thread's alone. Rows by an index are rows of x.
+    /// The tile's rows and columns are the launch's, and its variant's size at most, or one row of as many elements; the epilogue
+    /// stores what belongs to them, which is this thread's alone. Rows by an index are rows of x.
     unsafe fn tile(
         &self,
         op: &MatMul,
