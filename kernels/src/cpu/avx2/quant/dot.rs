@@ -248,6 +248,22 @@ pub(super) struct WideBlock {
 }
 
 impl WideBlock {
+    /// Widens 32 quants of BYTES bytes.
+    ///
+    /// # Safety
+    /// `at` points at them.
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    pub(super) unsafe fn widen<const BYTES: usize>(at: *const u8) -> WideBlock {
+        // SAFETY: the caller's promise; high bytes come before low ones.
+        unsafe {
+            match BYTES {
+                2 => WideBlock::new(at, at.add(BLOCK)),
+                _ => WideBlock::of_bytes(_mm256_loadu_si256(at.cast())),
+            }
+        }
+    }
+
     /// Joins 32 high and 32 low bytes.
     ///
     /// # Safety

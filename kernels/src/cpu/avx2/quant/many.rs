@@ -11,7 +11,7 @@ use std::mem::MaybeUninit;
 use super::panel::{
     Panel, block_bytes, has_float_scales, has_halves, has_one_chain, holds_scales, is_wide, prepare,
 };
-use super::{Format, Scales, fetch_part, has_exact_blocks, has_inner_sums, q8k_factors};
+use super::{Format, Scales, has_exact_blocks, has_inner_sums, q8k_factors};
 use crate::abi::MatMulArgs;
 use crate::pack::GROUP;
 use crate::quant::BLOCK;
@@ -19,9 +19,25 @@ use crate::quant::BLOCK;
 /// Groups that a token meets at a time: as many as registers hold sums and accumulators of.
 const GROUPS: usize = 4;
 
-/// Parts of a chunk, which is one block where those have several ([`has_inner_sums`], [`has_exact_blocks`]): panels and activations of a
-/// chunk stay in the L1 cache.
+/// Most parts of a chunk, which is one block where those have several ([`has_inner_sums`], [`has_exact_blocks`]).
 const PARTS: usize = 8;
+
+/// Most parts of a chunk whose weights are of 16 bits ([`is_wide`]).
+const WIDE_PARTS: usize = 6;
+
+/// Parts of a chunk, of `parts` of a row: panels and activations of a chunk stay in the L1 cache, and chunks are about as long as one
+/// another, since one fetches as much as it has of the next.
+const fn parts_of_a_chunk<F: Format, const BYTES: usize, const VNNI: bool>(parts: usize) -> usize {
+    assert!(F::PARTS == 1 || F::PARTS == PARTS);
+    if F::PARTS > 1 {
+        return PARTS;
+    }
+    let most = match is_wide::<F, BYTES, VNNI>() {
+        true => WIDE_PARTS,
+        false => PARTS,
+    };
+    parts.div_ceil(parts.div_ceil(most))
+}
 
 /// Tokens of a call that are done at a time.
 const TOKENS: usize = 32;
@@ -43,6 +59,7 @@ struct Scratch {
 ///
 /// # Safety
 /// As [`super::matmul`]; with VNNI the processor has AVX-VNNI.
+#[inline(never)]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
 pub(super) unsafe fn matmul<F: Format, const BYTES: usize, const VNNI: bool>(args: &MatMulArgs) {
     let mut scratch = Scratch {
@@ -71,8 +88,9 @@ unsafe fn slice<F: Format, const BYTES: usize, const VNNI: bool>(
 ) {
     let parts = args.k as usize / BLOCK;
     let groups = (args.cols as usize).div_ceil(GROUP);
-    for chunk in (0..parts).step_by(PARTS) {
-        let count = PARTS.min(parts - chunk);
+    let most = parts_of_a_chunk::<F, BYTES, VNNI>(parts);
+    for chunk in (0..parts).step_by(most) {
+        let count = most.min(parts - chunk);
         for t in 0..tokens {
             // SAFETY: the row has the chunk's quants, and the scratch room for so many parts.
             unsafe {
@@ -140,7 +158,7 @@ impl Strip<'_> {
         let panels = scratch.panels.as_mut_ptr().cast::<Panel>();
         // What is unpacked next: the next groups of the chunk, the first ones of the next chunk, or those of the next columns.
         let groups = (args.cols as usize).div_ceil(GROUP);
-        let chunk_bytes = PARTS / F::PARTS * block_bytes;
+        let chunk_bytes = self.count / F::PARTS * block_bytes;
         let chunk_at = self.chunk / F::PARTS * block_bytes;
         let ends = (self.chunk + self.count) * BLOCK == args.k as usize;
         let next = match (self.g + G < groups, ends) {
@@ -153,13 +171,9 @@ impl Strip<'_> {
             unsafe {
                 let group = args.w.add((first_group + g) * group_bytes);
                 for block in 0..self.count / F::PARTS {
-                    let offset = block * block_bytes;
-                    let at = group.add(chunk_at + offset);
-                    // Each chunk of a group is too short for the processor to see what comes next.
-                    let next = group.wrapping_add(next).wrapping_add(offset);
+                    let at = group.add(chunk_at + block * block_bytes);
                     let head = F::head(at);
                     for i in 0..F::PARTS {
-                        fetch_part::<F, _MM_HINT_T1>(next, i);
                         let part = at.add(F::HEADER + i * F::PART);
                         let to = panels.add((block * F::PARTS + i) * G + g);
                         Panel::unpack::<F, BYTES, VNNI>(&head, part, i, to);
@@ -167,7 +181,16 @@ impl Strip<'_> {
                 }
             }
         }
+        let mut ahead = Ahead::new(
+            args.w
+                .wrapping_add(first_group * group_bytes)
+                .wrapping_add(next),
+            G,
+            group_bytes,
+            self.count / F::PARTS * block_bytes,
+        );
         for t in 0..self.tokens {
+            ahead.fetch_share(t, self.tokens);
             // SAFETY: rows of out have the groups' columns.
             unsafe {
                 let row = self.first + t;
@@ -199,6 +222,47 @@ impl Strip<'_> {
     }
 }
 
+/// Weights that are unpacked next, a run of bytes of each of some groups. Each chunk of a group is too short for the processor to see
+/// what comes next.
+struct Ahead {
+    /// The first group's.
+    at: *const u8,
+    group_bytes: usize,
+    /// Lines of a run.
+    lines: usize,
+    /// The next line's number in its run, and how many are left of all.
+    line: usize,
+    left: usize,
+}
+
+impl Ahead {
+    fn new(at: *const u8, groups: usize, group_bytes: usize, bytes: usize) -> Ahead {
+        let lines = bytes.div_ceil(64);
+        Ahead {
+            at,
+            group_bytes,
+            lines,
+            line: 0,
+            left: groups * lines,
+        }
+    }
+
+    /// Fetches token `t`'s share, of `tokens`, to the second level.
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    fn fetch_share(&mut self, t: usize, tokens: usize) {
+        for _ in 0..self.left.div_ceil(tokens - t) {
+            _mm_prefetch::<_MM_HINT_T1>(self.at.wrapping_add(self.line * 64).cast());
+            self.left -= 1;
+            self.line += 1;
+            if self.line == self.lines {
+                self.line = 0;
+                self.at = self.at.wrapping_add(self.group_bytes);
+            }
+        }
+    }
+}
+
 /// A token's chunk, and the panels that it meets.
 struct Token {
     /// Those of some groups, part by part.
@@ -222,6 +286,7 @@ macro_rules! each_word {
         $body
     })*};
 }
+pub(super) use each_word;
 
 impl Token {
     /// Adds the products of `count` parts to what out holds, or writes them.
@@ -450,16 +515,27 @@ unsafe fn wide_sums<F: Format, const BYTES: usize, const G: usize>(
 ) -> [__m256i; G] {
     // SAFETY: the caller's promise.
     unsafe {
-        for odd in 0..2 {
-            each_word!(|J| {
-                let word = x.add(odd * BLOCK + 4 * J).cast::<i32>().read_unaligned();
-                let word = _mm256_set1_epi32(word);
+        /// Adds the products with two words, of the panels' and of the activations' from `$j` on.
+        macro_rules! add {
+            ($j:expr) => {
+                let words = [0, 1].map(|n| {
+                    let word = x.add(4 * ($j + n)).cast::<i32>().read_unaligned();
+                    _mm256_set1_epi32(word)
+                });
                 for (g, isum) in isums.iter_mut().enumerate() {
-                    let product = _mm256_madd_epi16(word, (*panels.add(g)).words[8 * odd + J]);
-                    *isum = _mm256_add_epi32(*isum, product);
+                    let panel = &(*panels.add(g)).words;
+                    let products = _mm256_add_epi32(
+                        _mm256_madd_epi16(words[0], panel[$j]),
+                        _mm256_madd_epi16(words[1], panel[$j + 1]),
+                    );
+                    *isum = _mm256_add_epi32(*isum, products);
+                    settle(isum);
                 }
-            });
+            };
         }
+        each_word!(|J| {
+            add!(2 * J);
+        });
     }
     isums
 }
@@ -468,7 +544,7 @@ unsafe fn wide_sums<F: Format, const BYTES: usize, const G: usize>(
 /// rather do a group after the other, and keep the words where accumulators could be.
 #[inline]
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-fn settle(sum: &mut __m256i) {
+pub(super) fn settle(sum: &mut __m256i) {
     // SAFETY: no instruction.
     unsafe {
         asm!(

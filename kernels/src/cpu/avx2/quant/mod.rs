@@ -2,7 +2,7 @@
 //!
 //! A [`Format`] says how an encoding unpacks, to vectors with 4 k of every row of a group. Of few tokens a tile is one group by up to
 //! [`TOKENS`] tokens, which use what is unpacked of each 32 k while registers hold it; [`dot`] says how that is multiplied with
-//! activations. [`many`] tokens share weights that are unpacked to memory.
+//! activations, or [`wide`] where that is in 16 bits. [`many`] tokens share weights that are unpacked to memory.
 
 mod dot;
 mod formats;
@@ -10,6 +10,7 @@ mod many;
 mod panel;
 mod starts;
 mod unpack;
+mod wide;
 
 pub use formats::{
     IQ4_NL, IQ4_XS, MXFP4, Q2_K, Q3_K, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0,
@@ -202,12 +203,16 @@ pub(in crate::cpu) fn fetch_part<F: Format, const CACHE: i32>(block: *const u8, 
 /// As the scalar twin, and the processor has the level.
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
 pub unsafe fn matmul<F: Format, const BYTES: usize>(args: &MatMulArgs) {
-    if are_many::<F, BYTES, false>(args.rows) {
-        // SAFETY: the caller's promise.
-        return unsafe { many::matmul::<F, BYTES, false>(args) };
-    }
     // SAFETY: the caller's promise.
-    unsafe { tiles::<F, BYTES>(args) }
+    unsafe {
+        if wide::is_best::<F, BYTES>(args.rows as usize) {
+            wide::matmul::<F, BYTES>(args)
+        } else if are_many::<F, BYTES, false>(args.rows) {
+            many::matmul::<F, BYTES, false>(args)
+        } else {
+            tiles::<F, BYTES>(args)
+        }
+    }
 }
 
 /// [`matmul`] of a processor that has AVX-VNNI, too.
