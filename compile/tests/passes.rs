@@ -484,11 +484,11 @@ fn lowered(graph: &Graph, target: Target) -> Plan {
 fn weights_of_16_bits_are_multiplied_with_rows_of_14() {
     use DType::{F32, Q8, Q11, Q14};
     let found = run(mixed(96), Activations::Auto, &[]);
-    // This model is small.
+    // This model is small; attention's results are averages.
     let expected = [
         ("blk.0.qkv", Q11),
         ("blk.0.v", Q14),
-        ("blk.0.o", Q11),
+        ("blk.0.o", Q8),
         ("blk.0.d", Q14),
         ("head", Q14),
     ];
@@ -559,6 +559,37 @@ fn weights_in_blocks_of_256_are_multiplied_with_rows_of_as_large_ones() {
         // What attention and SwiGLU make, in each of two layers, but for the last attention's, which is gathered.
         let expected = if rows == DType::Q8K { 3 } else { 0 };
         assert_eq!(quantises.count(), expected, "{encoding:?}");
+    }
+}
+
+/// In a small model attention's results have 8 bits where their scale is one for 32, and all other rows have 11.
+#[test]
+fn averages_have_8_bits_in_small_blocks() {
+    for (encoding, averages) in [
+        (Encoding::Q4_0, DType::Q8),
+        (Encoding::Q5_1, DType::Q8),
+        (Encoding::Q8_0, DType::Q8),
+        (Encoding::Q4_K, DType::Q11),
+        (Encoding::Q6_K, DType::Q11),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = model_in(folder.path(), "tiny256", encoding);
+        let gguf = Gguf::parse(&bytes).unwrap();
+        let plan = driver::compile_graph(&gguf, &Options::new(Target::X86_64V3), |_| {}, |_| {})
+            .unwrap()
+            .plan;
+        let mut of_averages = 0;
+        for launch in &plan.launches {
+            let plan::Op::MatMul { x, .. } = &launch.op else {
+                continue;
+            };
+            let is_average = launch.name.contains("attn_output");
+            of_averages += u32::from(is_average);
+            let expected = if is_average { averages } else { DType::Q11 };
+            let found = plan.buffers[*x as usize].dtype;
+            assert_eq!(found, expected, "{encoding:?}, {}", launch.name);
+        }
+        assert_eq!(of_averages, 2, "{encoding:?}");
     }
 }
 

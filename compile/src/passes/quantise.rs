@@ -1,6 +1,6 @@
 //! Activations in the precision that the weights are multiplied in.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bundle_format::plan::{DType, Q8_BLOCK};
 
@@ -14,7 +14,7 @@ use crate::ir::{Graph, Node, Op, Tensor, Type, ValueId};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activations {
     /// 11 bits where the rounding of 8 would show: before the head, whose inputs are few, and everywhere in models below
-    /// [`SMALL`]. 8 bits elsewhere.
+    /// [`SMALL`], but not of attention's results, which are averages, in blocks of 32. 8 bits elsewhere.
     Auto,
     /// 8 bits, with a scale for as many as a block of the weights has.
     Q8,
@@ -30,9 +30,18 @@ pub enum Activations {
 /// over few terms they don't. Measured on SmolLM2-135M (576): see kernels/NOTES.md, "Activations".
 const SMALL: u32 = 1024;
 
+/// Where the rounding of a matmul's inputs to 8 bits would show.
+#[derive(Clone, Copy)]
+enum Shows {
+    Never,
+    /// With a scale for 256, not with one for 32.
+    InLargeBlocks,
+    Always,
+}
+
 impl Activations {
-    /// The type of the rows that a matmul multiplies with a tensor, in a model of an embedding size.
-    fn of(self, tensor: &Tensor, embedding: u32, is_head: bool) -> DType {
+    /// The type of the rows that a matmul multiplies with a tensor, given where the rounding of 8 bits would show.
+    fn of(self, tensor: &Tensor, shows: Shows) -> DType {
         let encoding = tensor.encoding;
         let whole_blocks = (tensor.cols as usize).is_multiple_of(Q8_BLOCK);
         let of_8_bits = match multiplies(encoding, DType::Q8K) {
@@ -44,8 +53,11 @@ impl Activations {
             Activations::F32 if multiplies(encoding, DType::Q14) => DType::F32,
             _ if multiplies(encoding, DType::Q14) && whole_blocks => DType::Q14,
             _ if !multiplies(encoding, DType::Q11) => DType::F32,
-            Activations::Auto if is_head || embedding < SMALL => DType::Q11,
-            Activations::Auto | Activations::Q8 => of_8_bits,
+            Activations::Q8 => of_8_bits,
+            Activations::Auto => match (shows, of_8_bits) {
+                (Shows::Never, _) | (Shows::InLargeBlocks, DType::Q8) => of_8_bits,
+                _ => DType::Q11,
+            },
             Activations::Q11 | Activations::F32 => DType::Q11,
         }
     }
@@ -58,10 +70,19 @@ pub fn quantise_activations(graph: &mut Graph, settings: &Settings) {
         Op::Embed { table, .. } => Some(graph.tensor(table).cols),
         _ => None,
     });
-    let embedding = embedding.unwrap_or(SMALL);
+    let is_small = embedding.is_some_and(|embedding| embedding < SMALL);
+    let mut averages = HashSet::new();
     let mut quantised: HashMap<(ValueId, DType), ValueId> = HashMap::new();
     let mut nodes = Vec::new();
     for mut node in std::mem::take(&mut graph.nodes) {
+        let is_average = match node.op {
+            Op::Attention { .. } => true,
+            Op::GatherRows { .. } => averages.contains(&node.inputs[0]),
+            _ => false,
+        };
+        if is_average {
+            averages.extend(node.outputs.iter().copied());
+        }
         let x = node.inputs.first().copied();
         if let (Op::MatMul { parts, .. }, Some(x)) = (&node.op, x)
             && matches!(
@@ -75,7 +96,13 @@ pub fn quantise_activations(graph: &mut Graph, settings: &Settings) {
             // Nothing is joined yet: the tensors of one matmul are of one kind.
             let tensor = graph.tensor(parts[0].tensors[0]);
             let is_head = node.outputs.contains(&graph.logits);
-            let to = settings.activations.of(tensor, embedding, is_head);
+            let shows = match (is_head, is_small) {
+                (true, _) => Shows::Always,
+                (_, false) => Shows::Never,
+                (_, true) if averages.contains(&x) => Shows::InLargeBlocks,
+                (_, true) => Shows::Always,
+            };
+            let to = settings.activations.of(tensor, shows);
             if to != DType::F32 {
                 node.inputs[0] = *quantised.entry((x, to)).or_insert_with(|| {
                     let q = graph.new_value(graph.ty(x).with_dtype(to));
