@@ -183,7 +183,7 @@ enum StabilityName {
 
 #[derive(Clone, Copy, ValueEnum)]
 enum ActivationsName {
-    /// 11 bits where the rounding of 8 would show: the head, and models of few features.
+    /// 11 bits where the rounding of 8 would show: the head, and models of few features but for what attention results in.
     Auto,
     /// 8 bits: faster prefill.
     Q8,

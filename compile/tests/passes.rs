@@ -484,11 +484,11 @@ fn lowered(graph: &Graph, target: Target) -> Plan {
 fn weights_of_16_bits_are_multiplied_with_rows_of_14() {
     use DType::{F32, Q8, Q11, Q14};
     let found = run(mixed(96), Activations::Auto, &[]);
-    // This model is small; attention's results are averages.
+    // This model is small.
     let expected = [
         ("blk.0.qkv", Q11),
         ("blk.0.v", Q14),
-        ("blk.0.o", Q8),
+        ("blk.0.o", Q11),
         ("blk.0.d", Q14),
         ("head", Q14),
     ];
@@ -562,34 +562,79 @@ fn weights_in_blocks_of_256_are_multiplied_with_rows_of_as_large_ones() {
     }
 }
 
-/// In a small model attention's results have 8 bits where their scale is one for 32, and all other rows have 11.
+/// A layer of attention and nothing else, whose matrices are of one encoding.
+fn attends(encoding: &str, features: u32) -> Graph {
+    let heads = features / 32;
+    let text = format!(
+        "graph attends
+kv f16 layers=1 heads={heads} dim=32
+tensor @e q8_0 [96, {features}] file
+tensor @f f32 [1, 16] rope_freqs base=10000.0 dim=32
+tensor @n f32 [1, {features}] file
+tensor @q {encoding} [{features}, {features}] file
+tensor @k {encoding} [{features}, {features}] file
+tensor @v {encoding} [{features}, {features}] file
+tensor @o {encoding} [{features}, {features}] file
+%0:u32[T,1] = input tokens # tokens
+%1:u32[T,1] = input positions # positions
+%2:u32[T,1] = input slots=0 # slots
+%3:u32[R,1] = input rows # rows
+%4:f32[T,{features}] = embed %0 @e scale=1.0 # embed
+%5:f32[T,32] = rope_table %1 @f mscale=1.0 # rope
+%6:f32[T,{features}] = rms_norm %4 @n eps=1e-5 # blk.0.attn_norm
+%7:f32[T,{features}] = matmul %6 {{ @q -> store }} # blk.0.q
+%8:f32[T,{features}] = rope %7 %5 head_dim=32 halves # blk.0.q_rope
+%9:f32[T,{features}] = matmul %6 {{ @k -> store }} # blk.0.k
+%10:f32[T,{features}] = rope %9 %5 head_dim=32 halves # blk.0.k_rope
+%11:kv = kv_write %10 %2 kv=0.0.key # blk.0.k_write
+%12:f32[T,{features}] = matmul %6 {{ @v -> store }} # blk.0.v
+%13:kv = kv_write %12 %2 kv=0.0.value # blk.0.v_write
+%14:f32[T,{features}] = attention %8 %11 %13 group=0 layer=0 heads={heads} scale=0.125 # blk.0.attention
+%15:f32[T,{features}] = matmul %14 {{ @o -> store }} # blk.0.o
+%16:f32[R,{features}] = gather_rows %15 %3 # last
+%17:f32[R,{features}] = rms_norm %16 @n eps=1e-5 # output_norm
+%18:f32[R,96] = matmul %17 {{ @e -> store }} # head
+logits %18
+"
+    );
+    text::parse(&text).unwrap()
+}
+
+/// In a small model attention's results have 8 bits where they are many and have a scale for 32, gathered or not; all other rows have 11.
 #[test]
 fn averages_have_8_bits_in_small_blocks() {
-    for (encoding, averages) in [
-        (Encoding::Q4_0, DType::Q8),
-        (Encoding::Q5_1, DType::Q8),
-        (Encoding::Q8_0, DType::Q8),
-        (Encoding::Q4_K, DType::Q11),
-        (Encoding::Q6_K, DType::Q11),
+    use DType::{Q8, Q8K, Q11};
+    for (encoding, features, activations, others, averages) in [
+        ("q4_1", 512, Activations::Auto, Q11, Q8),
+        ("q8_0", 992, Activations::Auto, Q11, Q8),
+        ("q4_1", 480, Activations::Auto, Q11, Q11),
+        ("q4_k", 768, Activations::Auto, Q11, Q11),
+        ("q4_1", 512, Activations::Q11, Q11, Q11),
+        ("q4_k", 768, Activations::Q8, Q8K, Q8K),
+        ("q4_1", 1024, Activations::Auto, Q8, Q8),
     ] {
-        let folder = tempfile::tempdir().unwrap();
-        let bytes = model_in(folder.path(), "tiny256", encoding);
-        let gguf = Gguf::parse(&bytes).unwrap();
-        let plan = driver::compile_graph(&gguf, &Options::new(Target::X86_64V3), |_| {}, |_| {})
-            .unwrap()
-            .plan;
-        let mut of_averages = 0;
-        for launch in &plan.launches {
-            let plan::Op::MatMul { x, .. } = &launch.op else {
-                continue;
+        for early_gather in [false, true] {
+            let settings = Settings {
+                disabled: Default::default(),
+                activations,
+                prologues: false,
+                early_gather,
+                mixed_launches: false,
+                epilogue_features: None,
             };
-            let is_average = launch.name.contains("attn_output");
-            of_averages += u32::from(is_average);
-            let expected = if is_average { averages } else { DType::Q11 };
-            let found = plan.buffers[*x as usize].dtype;
-            assert_eq!(found, expected, "{encoding:?}, {}", launch.name);
+            let found = passes::run(attends(encoding, features), &settings, |_| {}).unwrap();
+            let head = if activations == Activations::Q8 {
+                Q8
+            } else {
+                Q11
+            };
+            let expected = [("blk.0.qkv", others), ("blk.0.o", averages), ("head", head)];
+            assert_eq!(
+                products(&found),
+                expected,
+                "{encoding}, {features}, {early_gather}"
+            );
         }
-        assert_eq!(of_averages, 2, "{encoding:?}");
     }
 }
 

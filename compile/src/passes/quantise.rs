@@ -14,7 +14,7 @@ use crate::ir::{Graph, Node, Op, Tensor, Type, ValueId};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activations {
     /// 11 bits where the rounding of 8 would show: before the head, whose inputs are few, and everywhere in models below
-    /// [`SMALL`], but not of attention's results, which are averages, in blocks of 32. 8 bits elsewhere.
+    /// [`SMALL`], but not of attention's results in blocks of 32, if they are [enough](FEW_AVERAGES). 8 bits elsewhere.
     Auto,
     /// 8 bits, with a scale for as many as a block of the weights has.
     Q8,
@@ -29,6 +29,9 @@ pub enum Activations {
 /// Embedding sizes below which a model is small: the rounding errors of a product's terms average out over its length, and
 /// over few terms they don't. Measured on SmolLM2-135M (576): see kernels/NOTES.md, "Activations".
 const SMALL: u32 = 1024;
+
+/// Of attention's results, which are averages, so many terms are enough.
+const FEW_AVERAGES: u32 = 512;
 
 /// Where the rounding of a matmul's inputs to 8 bits would show.
 #[derive(Clone, Copy)]
@@ -99,7 +102,9 @@ pub fn quantise_activations(graph: &mut Graph, settings: &Settings) {
             let shows = match (is_head, is_small) {
                 (true, _) => Shows::Always,
                 (_, false) => Shows::Never,
-                (_, true) if averages.contains(&x) => Shows::InLargeBlocks,
+                (_, true) if averages.contains(&x) && tensor.cols >= FEW_AVERAGES => {
+                    Shows::InLargeBlocks
+                }
                 (_, true) => Shows::Always,
             };
             let to = settings.activations.of(tensor, shows);

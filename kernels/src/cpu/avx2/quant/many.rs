@@ -25,18 +25,20 @@ const PARTS: usize = 8;
 /// Most parts of a chunk whose weights are of 16 bits ([`is_wide`]).
 const WIDE_PARTS: usize = 6;
 
-/// Parts of a chunk, of `parts` of a row: panels and activations of a chunk stay in the L1 cache, and chunks are about as long as one
-/// another, since one fetches as much as it has of the next.
+/// Parts of a chunk, of `parts` of a row: panels and activations of a chunk stay in the L1 cache.
 const fn parts_of_a_chunk<F: Format, const BYTES: usize, const VNNI: bool>(parts: usize) -> usize {
     assert!(F::PARTS == 1 || F::PARTS == PARTS);
-    if F::PARTS > 1 {
-        return PARTS;
+    match is_wide::<F, BYTES, VNNI>() {
+        _ if F::PARTS > 1 => PARTS,
+        true => even_share(parts, WIDE_PARTS),
+        false => even_share(parts, PARTS),
     }
-    let most = match is_wide::<F, BYTES, VNNI>() {
-        true => WIDE_PARTS,
-        false => PARTS,
-    };
-    parts.div_ceil(parts.div_ceil(most))
+}
+
+/// What each of some chunks is that are about as long as one another, since one fetches as much as it has of the next: `most` at most.
+pub(super) const fn even_share(all: usize, most: usize) -> usize {
+    let chunks = all.div_ceil(most);
+    if chunks == 0 { 1 } else { all.div_ceil(chunks) }
 }
 
 /// Tokens of a call that are done at a time.

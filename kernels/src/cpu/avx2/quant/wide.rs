@@ -1,16 +1,15 @@
 //! Products in 16 bits of blocks of one part: tiles of up to [`TOKENS`] tokens by [`GROUPS`] groups.
 //!
 //! Words of activations are widened once a call, those of weights as a tile meets them: each word of a group serves all tokens of the
-//! tile, and each word of a token both groups. So a product needs half a load and, where weights are unsigned, a quarter of seven
-//! operations that unpack and widen two words; a product of [`super::dot`] needs a load of its own, one of a [panel](super::panel) three
-//! quarters of one and what it costs to write and hold panels.
+//! tile, and each word of a token both groups. So a product takes three quarters of a load, where one of [`super::dot`] takes a whole one,
+//! and nothing is written and held as a [panel](super::panel) is, for which a word is unpacked for each tile again.
 
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use super::dot::WideBlock;
-use super::many::{each_word, settle};
+use super::many::{each_word, even_share, settle};
 use super::panel::is_wide;
 use super::starts::each_slice;
 use super::{Format, Quants, Scales, fetch_part};
@@ -92,8 +91,7 @@ unsafe fn slice<F: Format, const BYTES: usize>(
 ) {
     let (blocks, tokens) = (args.k as usize / BLOCK, rows.len());
     let groups = (args.cols as usize).div_ceil(GROUP);
-    // Chunks are about as long as one another, since one fetches as much as it has of the next.
-    let most = blocks.div_ceil(blocks.div_ceil(ROOM / tokens));
+    let most = even_share(blocks, ROOM / tokens);
     let x = scratch.as_mut_ptr().cast::<WideBlock>();
     for chunk in (0..blocks).step_by(most) {
         let count = most.min(blocks - chunk);
