@@ -517,26 +517,20 @@ unsafe fn wide_sums<F: Format, const BYTES: usize, const G: usize>(
 ) -> [__m256i; G] {
     // SAFETY: the caller's promise.
     unsafe {
-        /// Adds the products with two words, of the panels' and of the activations' from `$j` on.
-        macro_rules! add {
-            ($j:expr) => {
-                let words = [0, 1].map(|n| {
-                    let word = x.add(4 * ($j + n)).cast::<i32>().read_unaligned();
-                    _mm256_set1_epi32(word)
-                });
-                for (g, isum) in isums.iter_mut().enumerate() {
-                    let panel = &(*panels.add(g)).words;
-                    let products = _mm256_add_epi32(
-                        _mm256_madd_epi16(words[0], panel[$j]),
-                        _mm256_madd_epi16(words[1], panel[$j + 1]),
-                    );
-                    *isum = _mm256_add_epi32(*isum, products);
-                    settle(isum);
-                }
-            };
-        }
         each_word!(|J| {
-            add!(2 * J);
+            let words = [0, 1].map(|n| {
+                let word = x.add(4 * (2 * J + n)).cast::<i32>().read_unaligned();
+                _mm256_set1_epi32(word)
+            });
+            for (g, isum) in isums.iter_mut().enumerate() {
+                let panel = &(*panels.add(g)).words;
+                let products = _mm256_add_epi32(
+                    _mm256_madd_epi16(words[0], panel[2 * J]),
+                    _mm256_madd_epi16(words[1], panel[2 * J + 1]),
+                );
+                *isum = _mm256_add_epi32(*isum, products);
+                settle(isum);
+            }
         });
     }
     isums
