@@ -43,14 +43,8 @@ pub(in crate::cpu) trait Cache {
     /// Scores of `p.len()` queries over whole blocks of the tile, the first query `q[0]`.
     ///
     /// # Safety
-    /// `keys[b]` points at the head's keys for each of `blocks`; the processor has the level.
-    unsafe fn scores(
-        dim: usize,
-        q: &[Self::Scaled],
-        p: &mut [[f32; TILE]],
-        keys: &[*const u8; BLOCKS],
-        blocks: Range<usize>,
-    );
+    /// As [`Blocks`] of keys; the processor has the level.
+    unsafe fn scores(dim: usize, q: &[Self::Scaled], p: &mut [[f32; TILE]], keys: &Blocks);
 
     /// Turns the scores of the tile at position `base` into probabilities, 0 where not seen, updates maxima and sums of queries, and
     /// returns the factors that correct what was summed before.
@@ -66,18 +60,47 @@ pub(in crate::cpu) trait Cache {
     /// times its `p`.
     ///
     /// # Safety
-    /// As many rows and corrections as queries; `values[b]` points at the head's values for each of `blocks`, which hold all that a
-    /// query sees; the processor has the level.
+    /// As many rows and corrections as queries; as [`Blocks`] of values, which hold all that a query sees; the processor has the level.
     unsafe fn add_values(
         dim: usize,
         queries: &[Query],
         p: &[[f32; TILE]],
         corrections: &[f32],
-        values: &[*const u8; BLOCKS],
-        blocks: Range<usize>,
+        values: &Blocks,
         base: usize,
     );
 }
+
+/// A head's keys, or values, in a tile's blocks.
+///
+/// Who reads them promises that `at[b]` points at the head's for each block of `range`.
+pub(in crate::cpu) struct Blocks<'a> {
+    pub(in crate::cpu) at: [*const u8; BLOCKS],
+    pub(in crate::cpu) range: Range<usize>,
+    /// What is met next, if it is to be fetched while these are read: by the first queries that meet a head's. A core follows a stream by
+    /// itself, but these are short ones that lie apart, and it would wait at the start of each (NOTES.md, "Attention").
+    pub(in crate::cpu) ahead: Option<&'a [*const u8; BLOCKS]>,
+}
+
+impl Blocks<'_> {
+    /// What is ahead of N blocks from block b on: where nothing is, the blocks themselves.
+    #[inline]
+    pub(in crate::cpu) fn ahead_of<const N: usize>(&self, b: usize) -> [*const u8; N] {
+        std::array::from_fn(|n| self.ahead.unwrap_or(&self.at)[b + n])
+    }
+}
+
+/// Fetches `bytes` bytes from `at` on to the second-level cache.
+#[inline(always)]
+pub(in crate::cpu) fn fetch(at: *const u8, bytes: usize) {
+    for line in (0..bytes).step_by(LINE) {
+        // SAFETY: x86-64 has it; a hint, which may point anywhere.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(line).cast()) };
+    }
+}
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
 
 /// Attention over pools of a type.
 ///
@@ -193,6 +216,7 @@ impl Shared<'_> {
             sum: 0.0,
         }; PASS];
         let queries = &mut queries[..range.len()];
+        let is_first = range.start == 0;
         for ((query, q), i) in queries.iter_mut().zip(rows.q.iter_mut()).zip(range) {
             // SAFETY: the caller's promise.
             *query = unsafe { self.start::<C>(i / heads, head + i % heads, q) };
@@ -200,14 +224,27 @@ impl Shared<'_> {
 
         // Positions ascend with the queries: both ends of what they see do.
         let first_tile = queries[0].first / TILE;
-        let last_tile = (queries[queries.len() - 1].end - 1) / TILE;
+        let end = queries[queries.len() - 1].end;
+        let last_tile = (end - 1) / TILE;
+        // The queries of later passes find in the cache what the first ones met.
+        let fetched = if is_first { end } else { 0 };
+        if is_first {
+            let base = first_tile * TILE;
+            let blocks = (queries[0].first - base) / KV_BLOCK
+                ..(end.min(base + TILE) - base).div_ceil(KV_BLOCK);
+            // SAFETY: the blocks hold positions that a query sees, so they are in the table and the pool.
+            let keys = unsafe { self.blocks::<C>(self.args.keys, base, blocks.clone()) };
+            for keys in &keys[blocks] {
+                fetch(*keys, C::head_bytes(self.dim));
+            }
+        }
         for tile in first_tile..=last_tile {
             let base = tile * TILE;
             let from = queries.partition_point(|q| q.end <= base);
             let to = queries.partition_point(|q| q.first < base + TILE);
             if from < to {
-                // SAFETY: these queries see positions of the tile, whose blocks the caller promises.
-                unsafe { self.tile(&mut queries[from..to], from, base, rows) };
+                // SAFETY: these queries see positions of the tile, and others all up to `end`: the caller promises the blocks.
+                unsafe { self.tile(&mut queries[from..to], from, base, rows, fetched) };
             }
         }
 
@@ -251,10 +288,11 @@ impl Shared<'_> {
         }
     }
 
-    /// One tile for the queries that see a position of it; `from` is the first one's index in `rows`.
+    /// One tile for the queries that see a position of it; `from` is the first one's index in `rows`. What is met next is fetched
+    /// meanwhile, of positions below `fetched`.
     ///
     /// # Safety
-    /// Every query sees a position of the tile, and table and pools hold what they see.
+    /// Every query sees a position of the tile, and table and pools hold what they see, and positions of tiles behind it below `fetched`.
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
     unsafe fn tile<C: Cache>(
         &self,
@@ -262,47 +300,73 @@ impl Shared<'_> {
         from: usize,
         base: usize,
         rows: &mut Rows<C>,
+        fetched: usize,
     ) {
         let last = queries.len() - 1;
-        let blocks = (queries[0].seen(base).start - base) / KV_BLOCK
+        let range = (queries[0].seen(base).start - base) / KV_BLOCK
             ..(queries[last].seen(base).end - base).div_ceil(KV_BLOCK);
-        let mut keys = [std::ptr::null(); BLOCKS];
-        let mut values = [std::ptr::null(); BLOCKS];
-        let head_bytes = self.kv_head * C::head_bytes(self.dim);
-        for b in blocks.clone() {
-            // SAFETY: the block holds a position that a query sees, so it is in the table and the pools.
-            unsafe {
-                let block = *self.args.table.add(base / KV_BLOCK + b) as usize;
-                let at = block * self.args.block_stride as usize + head_bytes;
-                keys[b] = self.args.keys.add(at);
-                values[b] = self.args.values.add(at);
-            }
-        }
+        let next = base + TILE;
+        // SAFETY: the blocks hold positions that a query sees, or below `fetched`, so they are in the table and the pools.
+        let (keys, values, next_keys) = unsafe {
+            let keys = self.blocks::<C>(self.args.keys, base, range.clone());
+            let values = self.blocks::<C>(self.args.values, base, range.clone());
+            let next_keys = (next < fetched).then(|| {
+                let blocks = (fetched.min(next + TILE) - next).div_ceil(KV_BLOCK);
+                self.blocks::<C>(self.args.keys, next, 0..blocks)
+            });
+            (keys, values, next_keys)
+        };
+        let mut keys = Blocks {
+            at: keys,
+            range: range.clone(),
+            ahead: (fetched > 0).then_some(&values),
+        };
+        let mut values = Blocks {
+            at: values,
+            range,
+            ahead: next_keys.as_ref(),
+        };
 
         let q = &rows.q[from..][..queries.len()];
         let p = &mut rows.p[from..][..queries.len()];
         for (q, p) in q.chunks(QUERIES).zip(p.chunks_mut(QUERIES)) {
-            // SAFETY: the blocks' key pointers were just set.
-            unsafe { C::scores(self.dim, q, p, &keys, blocks.clone()) };
+            // SAFETY: the blocks of keys are those of the tile.
+            unsafe { C::scores(self.dim, q, p, &keys) };
+            keys.ahead = None;
         }
         // SAFETY: a row each.
         let corrections = unsafe { C::softmax(queries, base, p) };
         let few = queries.chunks(QUERIES).zip(p.chunks(QUERIES));
         for ((queries, p), corrections) in few.zip(corrections.0.chunks(QUERIES)) {
             let corrections = &corrections[..queries.len()];
-            // SAFETY: the blocks' value pointers were just set, and cover what the queries see.
+            // SAFETY: the blocks of values are those of the tile, and hold what the queries see.
+            unsafe { C::add_values(self.dim, queries, p, corrections, &values, base) };
+            values.ahead = None;
+        }
+    }
+
+    /// Where the head's keys, or values, are in some blocks of the tile at position `base`; of the others nothing that may be read.
+    ///
+    /// # Safety
+    /// `pool` is that of keys or of values, and the table has the blocks.
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    unsafe fn blocks<C: Cache>(
+        &self,
+        pool: *const u8,
+        base: usize,
+        blocks: Range<usize>,
+    ) -> [*const u8; BLOCKS] {
+        let mut at = [pool; BLOCKS];
+        let head = self.kv_head * C::head_bytes(self.dim);
+        for b in blocks {
+            // SAFETY: the caller's promise.
             unsafe {
-                C::add_values(
-                    self.dim,
-                    queries,
-                    p,
-                    corrections,
-                    &values,
-                    blocks.clone(),
-                    base,
-                );
+                let block = *self.args.table.add(base / KV_BLOCK + b) as usize;
+                at[b] = pool.add(block * self.args.block_stride as usize + head);
             }
         }
+        at
     }
 }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use bundle_format::plan::KV_BLOCK;
 
-use super::attention::{BLOCKS, Cache, QUERIES, Query, attend, scale};
+use super::attention::{Blocks, Cache, QUERIES, Query, attend, fetch, scale};
 use crate::abi::AttentionArgs;
 use crate::cpu::{MAX_HEAD_DIM, TILE};
 
@@ -43,22 +43,12 @@ impl Cache for F16 {
     }
 
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    unsafe fn scores(
-        dim: usize,
-        q: &[[f32; MAX_HEAD_DIM]],
-        p: &mut [[f32; TILE]],
-        keys: &[*const u8; BLOCKS],
-        blocks: Range<usize>,
-    ) {
+    unsafe fn scores(dim: usize, q: &[[f32; MAX_HEAD_DIM]], p: &mut [[f32; TILE]], keys: &Blocks) {
         // SAFETY: the caller's promise.
         unsafe {
-            match p.len() {
-                1 => Self::scores_of::<1, 4>(dim, q, p, keys, blocks),
-                2 => Self::scores_of::<2, 2>(dim, q, p, keys, blocks),
-                3 => Self::scores_of::<3, 1>(dim, q, p, keys, blocks),
-                4 => Self::scores_of::<4, 1>(dim, q, p, keys, blocks),
-                5 => Self::scores_of::<5, 1>(dim, q, p, keys, blocks),
-                _ => Self::scores_of::<QUERIES, 1>(dim, q, p, keys, blocks),
+            match keys.ahead {
+                Some(_) => Self::scores_of_all::<true>(dim, q, p, keys),
+                None => Self::scores_of_all::<false>(dim, q, p, keys),
             }
         }
     }
@@ -69,8 +59,7 @@ impl Cache for F16 {
         queries: &[Query],
         p: &[[f32; TILE]],
         corrections: &[f32],
-        values: &[*const u8; BLOCKS],
-        _: Range<usize>,
+        values: &Blocks,
         base: usize,
     ) {
         let add = |queries: &[Query], p: &[[f32; TILE]], corrections: &[f32], positions| {
@@ -138,27 +127,51 @@ pub(in crate::cpu) unsafe fn in_common(
 }
 
 impl F16 {
-    /// [`Cache::scores`] of Q queries, N blocks at a time and the rest one by one.
+    /// [`Cache::scores`], with AHEAD if something is ahead.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline]
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    unsafe fn scores_of_all<const AHEAD: bool>(
+        dim: usize,
+        q: &[[f32; MAX_HEAD_DIM]],
+        p: &mut [[f32; TILE]],
+        keys: &Blocks,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match p.len() {
+                1 => Self::scores_of::<1, 4, AHEAD>(dim, q, p, keys),
+                2 => Self::scores_of::<2, 2, AHEAD>(dim, q, p, keys),
+                3 => Self::scores_of::<3, 1, AHEAD>(dim, q, p, keys),
+                4 => Self::scores_of::<4, 1, AHEAD>(dim, q, p, keys),
+                5 => Self::scores_of::<5, 1, AHEAD>(dim, q, p, keys),
+                _ => Self::scores_of::<QUERIES, 1, AHEAD>(dim, q, p, keys),
+            }
+        }
+    }
+
+    /// Scores of Q queries, N blocks at a time and the rest one by one.
     ///
     /// # Safety
     /// As [`Cache::scores`].
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    unsafe fn scores_of<const Q: usize, const N: usize>(
+    unsafe fn scores_of<const Q: usize, const N: usize, const AHEAD: bool>(
         dim: usize,
         q: &[[f32; MAX_HEAD_DIM]],
         p: &mut [[f32; TILE]],
-        keys: &[*const u8; BLOCKS],
-        blocks: Range<usize>,
+        keys: &Blocks,
     ) {
-        let mut b = blocks.start;
-        while b + N <= blocks.end {
+        let Range { start: mut b, end } = keys.range;
+        while b + N <= end {
             // SAFETY: the caller's promise.
-            unsafe { Self::block_scores::<Q, N>(dim, q, p, keys, b) };
+            unsafe { Self::block_scores::<Q, N, AHEAD>(dim, q, p, keys, b) };
             b += N;
         }
-        for b in b..blocks.end {
+        for b in b..end {
             // SAFETY: the caller's promise.
-            unsafe { Self::block_scores::<Q, 1>(dim, q, p, keys, b) };
+            unsafe { Self::block_scores::<Q, 1, AHEAD>(dim, q, p, keys, b) };
         }
     }
 
@@ -168,21 +181,26 @@ impl F16 {
     /// As [`Cache::scores`].
     #[inline]
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    unsafe fn block_scores<const Q: usize, const N: usize>(
+    unsafe fn block_scores<const Q: usize, const N: usize, const AHEAD: bool>(
         dim: usize,
         q: &[[f32; MAX_HEAD_DIM]],
         p: &mut [[f32; TILE]],
-        keys: &[*const u8; BLOCKS],
+        keys: &Blocks,
         b: usize,
     ) {
         let q: &[[f32; MAX_HEAD_DIM]; Q] = q[..Q].try_into().expect("a slice of Q");
-        let keys: &[*const u8; N] = keys[b..b + N].try_into().expect("a slice of N");
+        let ahead = keys.ahead_of::<N>(b);
+        let keys: &[*const u8; N] = keys.at[b..b + N].try_into().expect("a slice of N");
         let mut acc = [[[_mm256_setzero_ps(); 2]; Q]; N];
         for d in 0..dim.min(MAX_HEAD_DIM) {
-            for (acc, key) in acc.iter_mut().zip(keys) {
+            for ((acc, key), ahead) in acc.iter_mut().zip(keys).zip(ahead) {
+                let at = d * KV_BLOCK * 2;
+                if AHEAD {
+                    fetch(ahead.wrapping_add(at), KV_BLOCK * 2);
+                }
                 // SAFETY: dimension d of the block's 16 positions.
                 let k = unsafe {
-                    let k = key.add(d * KV_BLOCK * 2).cast::<__m128i>();
+                    let k = key.add(at).cast::<__m128i>();
                     [
                         _mm256_cvtph_ps(_mm_loadu_si128(k)),
                         _mm256_cvtph_ps(_mm_loadu_si128(k.add(1))),
@@ -207,68 +225,87 @@ impl F16 {
         }
     }
 
-    /// [`Self::add_positions`] of all queries, the outputs corrected first.
+    /// `out *= correction`, then `out += p * v` over positions of the tile, for at most QUERIES queries.
     ///
     /// # Safety
-    /// As there, with at most QUERIES queries.
+    /// As [`Blocks`] of values, which hold the positions; outputs have `dim` elements.
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
     pub(in crate::cpu) unsafe fn add_seen(
         dim: usize,
         queries: &[Query],
         p: &[[f32; TILE]],
         corrections: &[f32],
-        values: &[*const u8; BLOCKS],
+        values: &Blocks,
         positions: Range<usize>,
     ) {
         // SAFETY: the caller's promise.
         unsafe {
-            match queries.len() {
-                1 => Self::add_positions::<1, 8>(dim, queries, p, corrections, values, positions),
-                2 => Self::add_positions::<2, 4>(dim, queries, p, corrections, values, positions),
-                3 => Self::add_positions::<3, 4>(dim, queries, p, corrections, values, positions),
-                4 => Self::add_positions::<4, 2>(dim, queries, p, corrections, values, positions),
-                5 => Self::add_positions::<5, 2>(dim, queries, p, corrections, values, positions),
-                _ => Self::add_positions::<QUERIES, 2>(
-                    dim,
-                    queries,
-                    p,
-                    corrections,
-                    values,
-                    positions,
-                ),
+            match values.ahead {
+                Some(_) => {
+                    Self::add_to_all::<true>(dim, queries, p, corrections, values, positions)
+                }
+                None => Self::add_to_all::<false>(dim, queries, p, corrections, values, positions),
             }
         }
     }
 
-    /// `out *= correction`, then `out += p * v` over positions of the tile, for Q queries, V vectors of dimensions at a time and the rest one by one.
+    /// [`Self::add_seen`], with AHEAD if something is ahead.
     ///
     /// # Safety
-    /// `values[b]` points at the head's values for each block of `positions`; outputs have `dim` elements.
+    /// As there.
+    #[inline]
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    unsafe fn add_positions<const Q: usize, const V: usize>(
+    unsafe fn add_to_all<const AHEAD: bool>(
         dim: usize,
         queries: &[Query],
         p: &[[f32; TILE]],
         corrections: &[f32],
-        values: &[*const u8; BLOCKS],
+        values: &Blocks,
+        positions: Range<usize>,
+    ) {
+        let c = corrections;
+        // SAFETY: the caller's promise.
+        unsafe {
+            match queries.len() {
+                1 => Self::add_positions::<1, 8, AHEAD>(dim, queries, p, c, values, positions),
+                2 => Self::add_positions::<2, 4, AHEAD>(dim, queries, p, c, values, positions),
+                3 => Self::add_positions::<3, 4, AHEAD>(dim, queries, p, c, values, positions),
+                4 => Self::add_positions::<4, 2, AHEAD>(dim, queries, p, c, values, positions),
+                5 => Self::add_positions::<5, 2, AHEAD>(dim, queries, p, c, values, positions),
+                _ => {
+                    Self::add_positions::<QUERIES, 2, AHEAD>(dim, queries, p, c, values, positions)
+                }
+            }
+        }
+    }
+
+    /// [`Self::add_seen`] of Q queries, V vectors of dimensions at a time and the rest one by one.
+    ///
+    /// # Safety
+    /// As there.
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    unsafe fn add_positions<const Q: usize, const V: usize, const AHEAD: bool>(
+        dim: usize,
+        queries: &[Query],
+        p: &[[f32; TILE]],
+        corrections: &[f32],
+        values: &Blocks,
         positions: Range<usize>,
     ) {
         let outs: [*mut f32; Q] = std::array::from_fn(|i| queries[i].out);
         let p: &[[f32; TILE]; Q] = p[..Q].try_into().expect("a slice of Q");
-        let corrections: &[f32; Q] = corrections[..Q].try_into().expect("a slice of Q");
+        let c: &[f32; Q] = corrections[..Q].try_into().expect("a slice of Q");
         let mut d = 0;
         while d + 8 * V <= dim {
+            let positions = positions.clone();
             // SAFETY: the caller's promise; 8 V dimensions from d on are there.
-            unsafe {
-                Self::add_vectors::<Q, V>(dim, outs, p, corrections, values, positions.clone(), d)
-            };
+            unsafe { Self::add_vectors::<Q, V, AHEAD>(dim, outs, p, c, values, positions, d) };
             d += 8 * V;
         }
         while d < dim {
+            let positions = positions.clone();
             // SAFETY: as above, of one vector.
-            unsafe {
-                Self::add_vectors::<Q, 1>(dim, outs, p, corrections, values, positions.clone(), d)
-            };
+            unsafe { Self::add_vectors::<Q, 1, AHEAD>(dim, outs, p, c, values, positions, d) };
             d += 8;
         }
     }
@@ -279,12 +316,12 @@ impl F16 {
     /// As there.
     #[inline]
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    pub(in crate::cpu) unsafe fn add_vectors<const Q: usize, const V: usize>(
+    pub(in crate::cpu) unsafe fn add_vectors<const Q: usize, const V: usize, const AHEAD: bool>(
         dim: usize,
         outs: [*mut f32; Q],
         p: &[[f32; TILE]; Q],
         corrections: &[f32; Q],
-        values: &[*const u8; BLOCKS],
+        values: &Blocks,
         positions: Range<usize>,
         d: usize,
     ) {
@@ -295,20 +332,19 @@ impl F16 {
                 _mm256_mul_ps(_mm256_loadu_ps(outs[i].add(d + 8 * v)), correction)
             })
         });
-        let blocks = positions.start / KV_BLOCK..positions.end.div_ceil(KV_BLOCK);
-        for (block, values) in blocks.clone().zip(&values[blocks]) {
+        for block in positions.start / KV_BLOCK..positions.end.div_ceil(KV_BLOCK) {
+            let [ahead] = values.ahead_of::<1>(block);
+            let values = values.at[block];
             let start = positions.start.max(block * KV_BLOCK);
             let end = positions.end.min((block + 1) * KV_BLOCK);
             for position in start..end {
-                // SAFETY: the position's row in its block.
-                let row = unsafe {
-                    values
-                        .add(((position % KV_BLOCK) * dim + d) * 2)
-                        .cast::<__m128i>()
-                };
-                // SAFETY: V vectors of the row.
+                let at = ((position % KV_BLOCK) * dim + d) * 2;
+                if AHEAD {
+                    fetch(ahead.wrapping_add(at), 16 * V);
+                }
+                // SAFETY: V vectors of the position's row in its block.
                 let v: [__m256; V] = std::array::from_fn(|v| unsafe {
-                    _mm256_cvtph_ps(_mm_loadu_si128(row.add(v)))
+                    _mm256_cvtph_ps(_mm_loadu_si128(values.add(at).cast::<__m128i>().add(v)))
                 });
                 for (acc, p) in acc.iter_mut().zip(p) {
                     // SAFETY: the position is one of the tile's; a check here would cost a tenth of the loop.

@@ -5,11 +5,10 @@
 //! both. Integer sums are exact, so positions that only some of the queries see are added to all of them, with weight 0.
 
 use std::arch::x86_64::*;
-use std::ops::Range;
 
 use bundle_format::plan::{KV_BLOCK, KvDType, Q8_BLOCK};
 
-use super::attention::{BLOCKS, Cache, QUERIES, Query, attend};
+use super::attention::{Blocks, Cache, QUERIES, Query, attend, fetch};
 use crate::abi::AttentionArgs;
 use crate::cpu::{LEAST, MAX_HEAD_DIM, TILE};
 
@@ -82,22 +81,12 @@ impl Cache for Q8_0 {
     }
 
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    unsafe fn scores(
-        dim: usize,
-        q: &[Quantised],
-        p: &mut [[f32; TILE]],
-        keys: &[*const u8; BLOCKS],
-        blocks: Range<usize>,
-    ) {
+    unsafe fn scores(dim: usize, q: &[Quantised], p: &mut [[f32; TILE]], keys: &Blocks) {
         // SAFETY: the caller's promise.
         unsafe {
-            match q.len() {
-                1 => Self::scores_of::<1>(dim, q, p, keys, blocks),
-                2 => Self::scores_of::<2>(dim, q, p, keys, blocks),
-                3 => Self::scores_of::<3>(dim, q, p, keys, blocks),
-                4 => Self::scores_of::<4>(dim, q, p, keys, blocks),
-                5 => Self::scores_of::<5>(dim, q, p, keys, blocks),
-                _ => Self::scores_of::<QUERIES>(dim, q, p, keys, blocks),
+            match keys.ahead {
+                Some(_) => Self::scores_of_all::<true>(dim, q, p, keys),
+                None => Self::scores_of_all::<false>(dim, q, p, keys),
             }
         }
     }
@@ -108,48 +97,74 @@ impl Cache for Q8_0 {
         queries: &[Query],
         p: &[[f32; TILE]],
         corrections: &[f32],
-        values: &[*const u8; BLOCKS],
-        blocks: Range<usize>,
+        values: &Blocks,
         _: usize,
     ) {
         // SAFETY: the caller's promise.
         unsafe {
-            match queries.len() {
-                1 => Self::add_values_of::<1, 4>(dim, queries, p, corrections, values, blocks),
-                2 => Self::add_values_of::<2, 4>(dim, queries, p, corrections, values, blocks),
-                3 => Self::add_values_of::<3, 4>(dim, queries, p, corrections, values, blocks),
-                4 => Self::add_values_of::<4, 2>(dim, queries, p, corrections, values, blocks),
-                5 => Self::add_values_of::<5, 2>(dim, queries, p, corrections, values, blocks),
-                _ => {
-                    Self::add_values_of::<QUERIES, 2>(dim, queries, p, corrections, values, blocks)
-                }
+            match values.ahead {
+                Some(_) => Self::add_to_all::<true>(dim, queries, p, corrections, values),
+                None => Self::add_to_all::<false>(dim, queries, p, corrections, values),
             }
         }
     }
 }
 
 impl Q8_0 {
-    /// Scores of Q queries over whole blocks of the tile.
+    /// [`Cache::scores`], with AHEAD if something is ahead.
     ///
     /// # Safety
-    /// `keys[b]` points at the head's keys for each of `blocks`.
+    /// As there.
+    #[inline]
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    unsafe fn scores_of<const Q: usize>(
+    unsafe fn scores_of_all<const AHEAD: bool>(
         dim: usize,
         q: &[Quantised],
         p: &mut [[f32; TILE]],
-        keys: &[*const u8; BLOCKS],
-        blocks: Range<usize>,
+        keys: &Blocks,
+    ) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match q.len() {
+                1 => Self::scores_of::<1, AHEAD>(dim, q, p, keys),
+                2 => Self::scores_of::<2, AHEAD>(dim, q, p, keys),
+                3 => Self::scores_of::<3, AHEAD>(dim, q, p, keys),
+                4 => Self::scores_of::<4, AHEAD>(dim, q, p, keys),
+                5 => Self::scores_of::<5, AHEAD>(dim, q, p, keys),
+                _ => Self::scores_of::<QUERIES, AHEAD>(dim, q, p, keys),
+            }
+        }
+    }
+
+    /// Scores of Q queries over whole blocks of the tile.
+    ///
+    /// # Safety
+    /// As [`Cache::scores`].
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    unsafe fn scores_of<const Q: usize, const AHEAD: bool>(
+        dim: usize,
+        q: &[Quantised],
+        p: &mut [[f32; TILE]],
+        keys: &Blocks,
     ) {
         let q: &[Quantised; Q] = q.try_into().expect("a slice of Q");
-        for (b, &keys) in blocks.clone().zip(&keys[blocks]) {
+        for b in keys.range.clone() {
+            let [ahead] = keys.ahead_of::<1>(b);
+            let keys = keys.at[b];
             let mut scores = [[_mm256_setzero_ps(); 2]; Q];
             for d in 0..dim.min(MAX_HEAD_DIM) / Q8_BLOCK {
                 let mut sums = [[_mm256_setzero_si256(); 2]; Q];
+                if AHEAD {
+                    fetch(scales_at(dim, ahead, d), KV_BLOCK * 2);
+                }
                 for pair in d * Q8_BLOCK / 2..(d + 1) * Q8_BLOCK / 2 {
+                    let at = pair * KV_BLOCK * 2;
+                    if AHEAD {
+                        fetch(ahead.wrapping_add(at), KV_BLOCK * 2);
+                    }
                     // SAFETY: a pair of dimensions of the block's 16 positions.
                     let k = unsafe {
-                        let k = keys.add(pair * KV_BLOCK * 2).cast::<__m128i>();
+                        let k = keys.add(at).cast::<__m128i>();
                         [
                             _mm256_cvtepi8_epi16(_mm_loadu_si128(k)),
                             _mm256_cvtepi8_epi16(_mm_loadu_si128(k.add(1))),
@@ -191,7 +206,7 @@ impl Q8_0 {
     unsafe fn scales(dim: usize, head: *const u8, d: usize) -> [__m256; 2] {
         // SAFETY: the caller's promise.
         unsafe {
-            let scales = head.add((dim + 2 * d) * KV_BLOCK).cast::<__m128i>();
+            let scales = scales_at(dim, head, d).cast::<__m128i>();
             [
                 _mm256_cvtph_ps(_mm_loadu_si128(scales)),
                 _mm256_cvtph_ps(_mm_loadu_si128(scales.add(1))),
@@ -199,36 +214,61 @@ impl Q8_0 {
         }
     }
 
-    /// Corrects the outputs of Q queries and adds the values of a tile to them, V vectors of dimensions at a time.
+    /// [`Cache::add_values`], with AHEAD if something is ahead.
     ///
     /// # Safety
-    /// `values[b]` points at the head's values for each of `blocks`, which hold all that a query sees of the tile.
+    /// As there.
+    #[inline]
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    unsafe fn add_values_of<const Q: usize, const V: usize>(
+    unsafe fn add_to_all<const AHEAD: bool>(
         dim: usize,
         queries: &[Query],
         p: &[[f32; TILE]],
         corrections: &[f32],
-        values: &[*const u8; BLOCKS],
-        blocks: Range<usize>,
+        values: &Blocks,
+    ) {
+        let c = corrections;
+        // SAFETY: the caller's promise.
+        unsafe {
+            match queries.len() {
+                1 => Self::add_values_of::<1, 4, AHEAD>(dim, queries, p, c, values),
+                2 => Self::add_values_of::<2, 4, AHEAD>(dim, queries, p, c, values),
+                3 => Self::add_values_of::<3, 4, AHEAD>(dim, queries, p, c, values),
+                4 => Self::add_values_of::<4, 2, AHEAD>(dim, queries, p, c, values),
+                5 => Self::add_values_of::<5, 2, AHEAD>(dim, queries, p, c, values),
+                _ => Self::add_values_of::<QUERIES, 2, AHEAD>(dim, queries, p, c, values),
+            }
+        }
+    }
+
+    /// Corrects the outputs of Q queries and adds the values of a tile to them, V vectors of dimensions at a time.
+    ///
+    /// # Safety
+    /// As [`Cache::add_values`].
+    #[target_feature(enable = "avx2,bmi2,f16c,fma")]
+    unsafe fn add_values_of<const Q: usize, const V: usize, const AHEAD: bool>(
+        dim: usize,
+        queries: &[Query],
+        p: &[[f32; TILE]],
+        corrections: &[f32],
+        values: &Blocks,
     ) {
         let queries: &[Query; Q] = queries.try_into().expect("a slice of Q");
         let corrections: &[f32; Q] = corrections.try_into().expect("a slice of Q");
         for d in 0..dim / Q8_BLOCK {
             let mut weights = [Weights::ZERO; Q];
             // SAFETY: the caller's promise.
-            unsafe { weigh(dim, d, p, values, blocks.clone(), &mut weights) };
+            unsafe { weigh(dim, d, p, values, &mut weights) };
             for vector in (0..Q8_BLOCK / 8).step_by(V) {
                 let first = d * Q8_BLOCK + 8 * vector;
                 // SAFETY: the caller's promise; 8 V dimensions from `first` on are there.
                 unsafe {
-                    Self::add_vectors::<Q, V>(
+                    Self::add_vectors::<Q, V, AHEAD>(
                         dim,
                         queries,
                         &weights,
                         corrections,
                         values,
-                        blocks.clone(),
                         first,
                     );
                 }
@@ -242,22 +282,26 @@ impl Q8_0 {
     /// As there.
     #[inline]
     #[target_feature(enable = "avx2,bmi2,f16c,fma")]
-    unsafe fn add_vectors<const Q: usize, const V: usize>(
+    unsafe fn add_vectors<const Q: usize, const V: usize, const AHEAD: bool>(
         dim: usize,
         queries: &[Query; Q],
         weights: &[Weights; Q],
         corrections: &[f32; Q],
-        values: &[*const u8; BLOCKS],
-        blocks: Range<usize>,
+        values: &Blocks,
         first: usize,
     ) {
         let mut sums = [[_mm256_setzero_si256(); V]; Q];
-        for (b, values) in blocks.clone().zip(&values[blocks]) {
+        for b in values.range.clone() {
+            let [ahead] = values.ahead_of::<1>(b);
+            let values = values.at[b];
             for pair in 0..KV_BLOCK / 2 {
+                let at = (pair * dim + first) * 2;
+                if AHEAD {
+                    fetch(ahead.wrapping_add(at), 16 * V);
+                }
                 // SAFETY: V vectors of dimensions of a pair of positions.
                 let v: [__m256i; V] = std::array::from_fn(|v| unsafe {
-                    let at = (pair * dim + first + 8 * v) * 2;
-                    _mm256_cvtepi8_epi16(_mm_loadu_si128(values.add(at).cast()))
+                    _mm256_cvtepi8_epi16(_mm_loadu_si128(values.add(at + 16 * v).cast()))
                 });
                 for (sums, weights) in sums.iter_mut().zip(weights) {
                     let w = _mm256_set1_epi32(weights.pairs[b * KV_BLOCK / 2 + pair]);
@@ -283,23 +327,30 @@ impl Q8_0 {
     }
 }
 
+/// Where the scales of 32 dimensions at a block's 16 positions are.
+pub(in crate::cpu) fn scales_at(dim: usize, head: *const u8, d: usize) -> *const u8 {
+    head.wrapping_add((dim + 2 * d) * KV_BLOCK)
+}
+
 /// The probabilities of a tile times the scales of 32 dimensions of its values, quantised, for each query.
 ///
 /// # Safety
-/// `values[b]` points at the head's values for each of `blocks`.
+/// As [`Blocks`] of values.
 #[target_feature(enable = "avx2,bmi2,f16c,fma")]
 pub(in crate::cpu) unsafe fn weigh(
     dim: usize,
     d: usize,
     p: &[[f32; TILE]],
-    values: &[*const u8; BLOCKS],
-    blocks: Range<usize>,
+    values: &Blocks,
     weights: &mut [Weights],
 ) {
     let mut scales = [_mm256_setzero_ps(); TILE / 8];
-    for b in blocks {
+    for b in values.range.clone() {
+        if let Some(ahead) = values.ahead {
+            fetch(scales_at(dim, ahead[b], d), KV_BLOCK * 2);
+        }
         // SAFETY: the caller's promise.
-        let both = unsafe { Q8_0::scales(dim, values[b], d) };
+        let both = unsafe { Q8_0::scales(dim, values.at[b], d) };
         scales[2 * b..][..2].copy_from_slice(&both);
     }
     for (weights, p) in weights.iter_mut().zip(p) {

@@ -7,7 +7,7 @@ use bundle_format::plan::KV_BLOCK;
 
 use super::softmax::softmax;
 use crate::abi::AttentionArgs;
-use crate::cpu::avx2::attention::{BLOCKS, Cache, Lanes, QUERIES, Query, attend};
+use crate::cpu::avx2::attention::{Blocks, Cache, Lanes, QUERIES, Query, attend, fetch};
 use crate::cpu::avx2::attention_f16 as narrow;
 use crate::cpu::{MAX_HEAD_DIM, TILE};
 
@@ -53,25 +53,13 @@ impl<const LEAST: usize, const MOST: usize> Cache for F16<LEAST, MOST> {
     }
 
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-    unsafe fn scores(
-        dim: usize,
-        q: &[[f32; MAX_HEAD_DIM]],
-        p: &mut [[f32; TILE]],
-        keys: &[*const u8; BLOCKS],
-        blocks: Range<usize>,
-    ) {
+    unsafe fn scores(dim: usize, q: &[[f32; MAX_HEAD_DIM]], p: &mut [[f32; TILE]], keys: &Blocks) {
         // SAFETY: the caller's promise.
         unsafe {
-            match p.len() {
-                other if other < LEAST || other > MOST => {
-                    narrow::F16::scores(dim, q, p, keys, blocks)
-                }
-                1 => scores::<1, 4>(dim, q, p, keys, blocks),
-                2 => scores::<2, 4>(dim, q, p, keys, blocks),
-                3 => scores::<3, 4>(dim, q, p, keys, blocks),
-                4 => scores::<4, 2>(dim, q, p, keys, blocks),
-                5 => scores::<5, 2>(dim, q, p, keys, blocks),
-                _ => scores::<QUERIES, 2>(dim, q, p, keys, blocks),
+            match (p.len(), keys.ahead) {
+                (other, _) if other < LEAST || other > MOST => narrow::F16::scores(dim, q, p, keys),
+                (_, Some(_)) => scores_of_all::<true>(dim, q, p, keys),
+                (_, None) => scores_of_all::<false>(dim, q, p, keys),
             }
         }
     }
@@ -87,31 +75,18 @@ impl<const LEAST: usize, const MOST: usize> Cache for F16<LEAST, MOST> {
         queries: &[Query],
         p: &[[f32; TILE]],
         corrections: &[f32],
-        values: &[*const u8; BLOCKS],
-        _: Range<usize>,
+        values: &Blocks,
         base: usize,
     ) {
-        let add = |queries: &[Query],
-                   p: &[[f32; TILE]],
-                   corrections: &[f32],
-                   positions: Range<usize>| {
+        let add = |queries: &[Query], p: &[[f32; TILE]], c: &[f32], positions: Range<usize>| {
             // SAFETY: the caller's promise: the queries see the positions.
             unsafe {
-                match queries.len() {
-                    other if other < LEAST || other > MOST => {
-                        narrow::F16::add_seen(dim, queries, p, corrections, values, positions);
+                match (queries.len(), values.ahead) {
+                    (other, _) if other < LEAST || other > MOST => {
+                        narrow::F16::add_seen(dim, queries, p, c, values, positions);
                     }
-                    1 if dim >= 8 * WIDE => {
-                        add_positions::<1, 8>(dim, queries, p, corrections, values, positions);
-                    }
-                    1 => add_positions::<1, 4>(dim, queries, p, corrections, values, positions),
-                    2 => add_positions::<2, 4>(dim, queries, p, corrections, values, positions),
-                    3 => add_positions::<3, 4>(dim, queries, p, corrections, values, positions),
-                    4 => add_positions::<4, 4>(dim, queries, p, corrections, values, positions),
-                    5 => add_positions::<5, 4>(dim, queries, p, corrections, values, positions),
-                    _ => {
-                        add_positions::<QUERIES, 4>(dim, queries, p, corrections, values, positions)
-                    }
+                    (_, Some(_)) => add_to_all::<true>(dim, queries, p, c, values, positions),
+                    (_, None) => add_to_all::<false>(dim, queries, p, c, values, positions),
                 }
             }
         };
@@ -120,27 +95,51 @@ impl<const LEAST: usize, const MOST: usize> Cache for F16<LEAST, MOST> {
     }
 }
 
-/// [`Cache::scores`] of Q queries, N blocks at a time and the rest one by one.
+/// [`Cache::scores`], with AHEAD if something is ahead.
+///
+/// # Safety
+/// As there.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+unsafe fn scores_of_all<const AHEAD: bool>(
+    dim: usize,
+    q: &[[f32; MAX_HEAD_DIM]],
+    p: &mut [[f32; TILE]],
+    keys: &Blocks,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match p.len() {
+            1 => scores::<1, 4, AHEAD>(dim, q, p, keys),
+            2 => scores::<2, 4, AHEAD>(dim, q, p, keys),
+            3 => scores::<3, 4, AHEAD>(dim, q, p, keys),
+            4 => scores::<4, 2, AHEAD>(dim, q, p, keys),
+            5 => scores::<5, 2, AHEAD>(dim, q, p, keys),
+            _ => scores::<QUERIES, 2, AHEAD>(dim, q, p, keys),
+        }
+    }
+}
+
+/// Scores of Q queries, N blocks at a time and the rest one by one.
 ///
 /// # Safety
 /// As [`Cache::scores`].
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-unsafe fn scores<const Q: usize, const N: usize>(
+unsafe fn scores<const Q: usize, const N: usize, const AHEAD: bool>(
     dim: usize,
     q: &[[f32; MAX_HEAD_DIM]],
     p: &mut [[f32; TILE]],
-    keys: &[*const u8; BLOCKS],
-    blocks: Range<usize>,
+    keys: &Blocks,
 ) {
-    let mut b = blocks.start;
-    while b + N <= blocks.end {
+    let Range { start: mut b, end } = keys.range;
+    while b + N <= end {
         // SAFETY: the caller's promise.
-        unsafe { block_scores::<Q, N>(dim, q, p, keys, b) };
+        unsafe { block_scores::<Q, N, AHEAD>(dim, q, p, keys, b) };
         b += N;
     }
-    for b in b..blocks.end {
+    for b in b..end {
         // SAFETY: the caller's promise.
-        unsafe { block_scores::<Q, 1>(dim, q, p, keys, b) };
+        unsafe { block_scores::<Q, 1, AHEAD>(dim, q, p, keys, b) };
     }
 }
 
@@ -150,20 +149,25 @@ unsafe fn scores<const Q: usize, const N: usize>(
 /// As [`Cache::scores`].
 #[inline]
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-unsafe fn block_scores<const Q: usize, const N: usize>(
+unsafe fn block_scores<const Q: usize, const N: usize, const AHEAD: bool>(
     dim: usize,
     q: &[[f32; MAX_HEAD_DIM]],
     p: &mut [[f32; TILE]],
-    keys: &[*const u8; BLOCKS],
+    keys: &Blocks,
     b: usize,
 ) {
     let q: &[[f32; MAX_HEAD_DIM]; Q] = q[..Q].try_into().expect("a slice of Q");
-    let keys: &[*const u8; N] = keys[b..b + N].try_into().expect("a slice of N");
+    let ahead = keys.ahead_of::<N>(b);
+    let keys: &[*const u8; N] = keys.at[b..b + N].try_into().expect("a slice of N");
     let mut acc = [[_mm512_setzero_ps(); Q]; N];
     for d in 0..dim.min(MAX_HEAD_DIM) {
-        for (acc, key) in acc.iter_mut().zip(keys) {
+        for ((acc, key), ahead) in acc.iter_mut().zip(keys).zip(ahead) {
+            let at = d * KV_BLOCK * 2;
+            if AHEAD {
+                fetch(ahead.wrapping_add(at), KV_BLOCK * 2);
+            }
             // SAFETY: dimension d of the block's 16 positions.
-            let k = unsafe { load(key.add(d * KV_BLOCK * 2)) };
+            let k = unsafe { load(key.add(at)) };
             for (acc, q) in acc.iter_mut().zip(q) {
                 *acc = _mm512_fmadd_ps(_mm512_set1_ps(q[d]), k, *acc);
             }
@@ -178,36 +182,66 @@ unsafe fn block_scores<const Q: usize, const N: usize>(
     }
 }
 
-/// `out *= correction`, then `out += p * v` over positions of the tile, for Q queries, V vectors of dimensions at a time, the rest one by one, and half a
-/// vector as at AVX2.
+/// `out *= correction`, then `out += p * v` over positions of the tile, with AHEAD if something is ahead.
 ///
 /// # Safety
-/// `values[b]` points at the head's values for each block of `positions`; outputs have `dim` elements.
+/// As [`Blocks`] of values, which hold the positions; outputs have `dim` elements.
+#[inline]
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-unsafe fn add_positions<const Q: usize, const V: usize>(
+unsafe fn add_to_all<const AHEAD: bool>(
     dim: usize,
     queries: &[Query],
     p: &[[f32; TILE]],
     corrections: &[f32],
-    values: &[*const u8; BLOCKS],
+    values: &Blocks,
+    positions: Range<usize>,
+) {
+    let c = corrections;
+    // SAFETY: the caller's promise.
+    unsafe {
+        match queries.len() {
+            1 if dim >= 8 * WIDE => {
+                add_positions::<1, 8, AHEAD>(dim, queries, p, c, values, positions);
+            }
+            1 => add_positions::<1, 4, AHEAD>(dim, queries, p, c, values, positions),
+            2 => add_positions::<2, 4, AHEAD>(dim, queries, p, c, values, positions),
+            3 => add_positions::<3, 4, AHEAD>(dim, queries, p, c, values, positions),
+            4 => add_positions::<4, 4, AHEAD>(dim, queries, p, c, values, positions),
+            5 => add_positions::<5, 4, AHEAD>(dim, queries, p, c, values, positions),
+            _ => add_positions::<QUERIES, 4, AHEAD>(dim, queries, p, c, values, positions),
+        }
+    }
+}
+
+/// [`add_to_all`] of Q queries, V vectors of dimensions at a time, the rest one by one, and half a vector as at AVX2.
+///
+/// # Safety
+/// As there.
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+unsafe fn add_positions<const Q: usize, const V: usize, const AHEAD: bool>(
+    dim: usize,
+    queries: &[Query],
+    p: &[[f32; TILE]],
+    corrections: &[f32],
+    values: &Blocks,
     positions: Range<usize>,
 ) {
     let outs: [*mut f32; Q] = std::array::from_fn(|i| queries[i].out);
     let p: &[[f32; TILE]; Q] = p[..Q].try_into().expect("a slice of Q");
-    let corrections: &[f32; Q] = corrections[..Q].try_into().expect("a slice of Q");
+    let c: &[f32; Q] = corrections[..Q].try_into().expect("a slice of Q");
     let mut d = 0;
     // SAFETY: the caller's promise; these dimensions are there.
     unsafe {
         while d + WIDE * V <= dim {
-            add_vectors::<Q, V>(dim, outs, p, corrections, values, positions.clone(), d);
+            add_vectors::<Q, V, AHEAD>(dim, outs, p, c, values, positions.clone(), d);
             d += WIDE * V;
         }
         while d + WIDE <= dim {
-            add_vectors::<Q, 1>(dim, outs, p, corrections, values, positions.clone(), d);
+            add_vectors::<Q, 1, AHEAD>(dim, outs, p, c, values, positions.clone(), d);
             d += WIDE;
         }
         if d < dim {
-            narrow::F16::add_vectors::<Q, 1>(dim, outs, p, corrections, values, positions, d);
+            narrow::F16::add_vectors::<Q, 1, AHEAD>(dim, outs, p, c, values, positions, d);
         }
     }
 }
@@ -218,12 +252,12 @@ unsafe fn add_positions<const Q: usize, const V: usize>(
 /// As there.
 #[inline]
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-unsafe fn add_vectors<const Q: usize, const V: usize>(
+unsafe fn add_vectors<const Q: usize, const V: usize, const AHEAD: bool>(
     dim: usize,
     outs: [*mut f32; Q],
     p: &[[f32; TILE]; Q],
     corrections: &[f32; Q],
-    values: &[*const u8; BLOCKS],
+    values: &Blocks,
     positions: Range<usize>,
     d: usize,
 ) {
@@ -236,16 +270,20 @@ unsafe fn add_vectors<const Q: usize, const V: usize>(
             *acc = _mm512_mul_ps(out, correction);
         }
     }
-    let blocks = positions.start / KV_BLOCK..positions.end.div_ceil(KV_BLOCK);
-    for (block, values) in blocks.clone().zip(&values[blocks]) {
+    for block in positions.start / KV_BLOCK..positions.end.div_ceil(KV_BLOCK) {
+        let [ahead] = values.ahead_of::<1>(block);
+        let values = values.at[block];
         let start = positions.start.max(block * KV_BLOCK);
         let end = positions.end.min((block + 1) * KV_BLOCK);
         for position in start..end {
+            let at = ((position % KV_BLOCK) * dim + d) * 2;
+            if AHEAD {
+                fetch(ahead.wrapping_add(at), 2 * WIDE * V);
+            }
             let mut vectors = [_mm512_setzero_ps(); V];
             for (v, vector) in vectors.iter_mut().enumerate() {
-                let at = ((position % KV_BLOCK) * dim + d + WIDE * v) * 2;
                 // SAFETY: a vector of the position's row in its block.
-                *vector = unsafe { load(values.add(at)) };
+                *vector = unsafe { load(values.add(at + 2 * WIDE * v)) };
             }
             for (acc, p) in acc.iter_mut().zip(p) {
                 // SAFETY: the position is one of the tile's; a check here would cost a tenth of the loop.

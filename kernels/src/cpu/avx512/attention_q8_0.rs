@@ -8,9 +8,9 @@ use bundle_format::plan::{KV_BLOCK, Q8_BLOCK};
 
 use super::softmax::softmax;
 use crate::abi::AttentionArgs;
-use crate::cpu::avx2::attention::{BLOCKS, Cache, Lanes, QUERIES, Query, attend};
+use crate::cpu::avx2::attention::{Blocks, Cache, Lanes, QUERIES, Query, attend, fetch};
 use crate::cpu::avx2::attention_q8_0 as narrow;
-use crate::cpu::avx2::attention_q8_0::{Quantised, Weights};
+use crate::cpu::avx2::attention_q8_0::{Quantised, Weights, scales_at};
 use crate::cpu::{MAX_HEAD_DIM, TILE};
 
 /// Lanes of a vector: a block's positions.
@@ -49,22 +49,12 @@ impl Cache for Q8_0 {
     }
 
     #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-    unsafe fn scores(
-        dim: usize,
-        q: &[Quantised],
-        p: &mut [[f32; TILE]],
-        keys: &[*const u8; BLOCKS],
-        blocks: Range<usize>,
-    ) {
+    unsafe fn scores(dim: usize, q: &[Quantised], p: &mut [[f32; TILE]], keys: &Blocks) {
         // SAFETY: the caller's promise.
         unsafe {
-            match q.len() {
-                1 => scores::<1, 4>(dim, q, p, keys, blocks),
-                2 => scores::<2, 4>(dim, q, p, keys, blocks),
-                3 => scores::<3, 2>(dim, q, p, keys, blocks),
-                4 => scores::<4, 2>(dim, q, p, keys, blocks),
-                5 => scores::<5, 2>(dim, q, p, keys, blocks),
-                _ => scores::<QUERIES, 2>(dim, q, p, keys, blocks),
+            match keys.ahead {
+                Some(_) => scores_of_all::<true>(dim, q, p, keys),
+                None => scores_of_all::<false>(dim, q, p, keys),
             }
         }
     }
@@ -80,45 +70,64 @@ impl Cache for Q8_0 {
         queries: &[Query],
         p: &[[f32; TILE]],
         corrections: &[f32],
-        values: &[*const u8; BLOCKS],
-        blocks: Range<usize>,
+        values: &Blocks,
         _: usize,
     ) {
         // SAFETY: the caller's promise.
         unsafe {
-            match queries.len() {
-                1 => add_values::<1>(dim, queries, p, corrections, values, blocks),
-                2 => add_values::<2>(dim, queries, p, corrections, values, blocks),
-                3 => add_values::<3>(dim, queries, p, corrections, values, blocks),
-                4 => add_values::<4>(dim, queries, p, corrections, values, blocks),
-                5 => add_values::<5>(dim, queries, p, corrections, values, blocks),
-                _ => add_values::<QUERIES>(dim, queries, p, corrections, values, blocks),
+            match values.ahead {
+                Some(_) => add_to_all::<true>(dim, queries, p, corrections, values),
+                None => add_to_all::<false>(dim, queries, p, corrections, values),
             }
         }
     }
 }
 
-/// [`Cache::scores`] of Q queries, N blocks at a time and the rest one by one.
+/// [`Cache::scores`], with AHEAD if something is ahead.
+///
+/// # Safety
+/// As there.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+unsafe fn scores_of_all<const AHEAD: bool>(
+    dim: usize,
+    q: &[Quantised],
+    p: &mut [[f32; TILE]],
+    keys: &Blocks,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match q.len() {
+            1 => scores::<1, 4, AHEAD>(dim, q, p, keys),
+            2 => scores::<2, 4, AHEAD>(dim, q, p, keys),
+            3 => scores::<3, 2, AHEAD>(dim, q, p, keys),
+            4 => scores::<4, 2, AHEAD>(dim, q, p, keys),
+            5 => scores::<5, 2, AHEAD>(dim, q, p, keys),
+            _ => scores::<QUERIES, 2, AHEAD>(dim, q, p, keys),
+        }
+    }
+}
+
+/// Scores of Q queries, N blocks at a time and the rest one by one.
 ///
 /// # Safety
 /// As [`Cache::scores`].
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-unsafe fn scores<const Q: usize, const N: usize>(
+unsafe fn scores<const Q: usize, const N: usize, const AHEAD: bool>(
     dim: usize,
     q: &[Quantised],
     p: &mut [[f32; TILE]],
-    keys: &[*const u8; BLOCKS],
-    blocks: Range<usize>,
+    keys: &Blocks,
 ) {
-    let mut b = blocks.start;
-    while b + N <= blocks.end {
+    let Range { start: mut b, end } = keys.range;
+    while b + N <= end {
         // SAFETY: the caller's promise.
-        unsafe { block_scores::<Q, N>(dim, q, p, keys, b) };
+        unsafe { block_scores::<Q, N, AHEAD>(dim, q, p, keys, b) };
         b += N;
     }
-    for b in b..blocks.end {
+    for b in b..end {
         // SAFETY: the caller's promise.
-        unsafe { block_scores::<Q, 1>(dim, q, p, keys, b) };
+        unsafe { block_scores::<Q, 1, AHEAD>(dim, q, p, keys, b) };
     }
 }
 
@@ -128,22 +137,32 @@ unsafe fn scores<const Q: usize, const N: usize>(
 /// As [`Cache::scores`].
 #[inline]
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-unsafe fn block_scores<const Q: usize, const N: usize>(
+unsafe fn block_scores<const Q: usize, const N: usize, const AHEAD: bool>(
     dim: usize,
     q: &[Quantised],
     p: &mut [[f32; TILE]],
-    keys: &[*const u8; BLOCKS],
+    keys: &Blocks,
     b: usize,
 ) {
     let q: &[Quantised; Q] = q.try_into().expect("a slice of Q");
-    let keys: &[*const u8; N] = keys[b..b + N].try_into().expect("a slice of N");
+    let ahead = keys.ahead_of::<N>(b);
+    let keys: &[*const u8; N] = keys.at[b..b + N].try_into().expect("a slice of N");
     let mut scores = [[_mm512_setzero_ps(); Q]; N];
     for d in 0..dim.min(MAX_HEAD_DIM) / Q8_BLOCK {
+        if AHEAD {
+            for ahead in ahead {
+                fetch(scales_at(dim, ahead, d), KV_BLOCK * 2);
+            }
+        }
         let mut sums = [[_mm512_setzero_si512(); Q]; N];
         for pair in d * Q8_BLOCK / 2..(d + 1) * Q8_BLOCK / 2 {
-            for (sums, keys) in sums.iter_mut().zip(keys) {
+            let at = pair * KV_BLOCK * 2;
+            for ((sums, keys), ahead) in sums.iter_mut().zip(keys).zip(ahead) {
+                if AHEAD {
+                    fetch(ahead.wrapping_add(at), KV_BLOCK * 2);
+                }
                 // SAFETY: a pair of dimensions of the block's 16 positions.
-                let k = unsafe { pairs(keys.add(pair * KV_BLOCK * 2)) };
+                let k = unsafe { pairs(keys.add(at)) };
                 for (sum, q) in sums.iter_mut().zip(q) {
                     *sum = _mm512_dpwssd_epi32(*sum, k, _mm512_set1_epi32(q.pairs[pair]));
                 }
@@ -175,39 +194,67 @@ unsafe fn block_scores<const Q: usize, const N: usize>(
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
 unsafe fn scales(dim: usize, head: *const u8, d: usize) -> __m512 {
     // SAFETY: the caller's promise.
+    unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(scales_at(dim, head, d).cast())) }
+}
+
+/// [`Cache::add_values`], with AHEAD if something is ahead.
+///
+/// # Safety
+/// As there.
+#[inline]
+#[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
+unsafe fn add_to_all<const AHEAD: bool>(
+    dim: usize,
+    queries: &[Query],
+    p: &[[f32; TILE]],
+    corrections: &[f32],
+    values: &Blocks,
+) {
+    let c = corrections;
+    // SAFETY: the caller's promise.
     unsafe {
-        let scales = head.add((dim + 2 * d) * KV_BLOCK);
-        _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast()))
+        match queries.len() {
+            1 => add_values::<1, AHEAD>(dim, queries, p, c, values),
+            2 => add_values::<2, AHEAD>(dim, queries, p, c, values),
+            3 => add_values::<3, AHEAD>(dim, queries, p, c, values),
+            4 => add_values::<4, AHEAD>(dim, queries, p, c, values),
+            5 => add_values::<5, AHEAD>(dim, queries, p, c, values),
+            _ => add_values::<QUERIES, AHEAD>(dim, queries, p, c, values),
+        }
     }
 }
 
 /// Corrects the outputs of Q queries and adds the values of a tile to them.
 ///
 /// # Safety
-/// `values[b]` points at the head's values for each of `blocks`, which hold all that a query sees of the tile.
+/// As [`Cache::add_values`].
 #[target_feature(enable = "avx512bw,avx512cd,avx512dq,avx512vl,avx512vnni,bmi2,f16c,fma")]
-unsafe fn add_values<const Q: usize>(
+unsafe fn add_values<const Q: usize, const AHEAD: bool>(
     dim: usize,
     queries: &[Query],
     p: &[[f32; TILE]],
     corrections: &[f32],
-    values: &[*const u8; BLOCKS],
-    blocks: Range<usize>,
+    values: &Blocks,
 ) {
     let queries: &[Query; Q] = queries.try_into().expect("a slice of Q");
     let corrections: &[f32; Q] = corrections.try_into().expect("a slice of Q");
     for d in 0..dim / Q8_BLOCK {
         let mut weights = [Weights::ZERO; Q];
         // SAFETY: the caller's promise.
-        unsafe { narrow::weigh(dim, d, p, values, blocks.clone(), &mut weights) };
+        unsafe { narrow::weigh(dim, d, p, values, &mut weights) };
         let mut sums = [[_mm512_setzero_si512(); VECTORS]; Q];
-        for (b, values) in blocks.clone().zip(&values[blocks.clone()]) {
+        for b in values.range.clone() {
+            let [ahead] = values.ahead_of::<1>(b);
+            let values = values.at[b];
             for pair in 0..KV_BLOCK / 2 {
+                let at = (pair * dim + d * Q8_BLOCK) * 2;
+                if AHEAD {
+                    fetch(ahead.wrapping_add(at), 2 * Q8_BLOCK);
+                }
                 let mut vectors = [_mm512_setzero_si512(); VECTORS];
                 for (v, vector) in vectors.iter_mut().enumerate() {
-                    let at = (pair * dim + d * Q8_BLOCK + WIDE * v) * 2;
                     // SAFETY: 16 dimensions of a pair of positions.
-                    *vector = unsafe { pairs(values.add(at)) };
+                    *vector = unsafe { pairs(values.add(at + 2 * WIDE * v)) };
                 }
                 for (sums, weights) in sums.iter_mut().zip(&weights) {
                     let w = _mm512_set1_epi32(weights.pairs[b * KV_BLOCK / 2 + pair]);
