@@ -1,7 +1,7 @@
 //! `fastrun bench`: tokens a second, measured as shared figures of other runners are: one prompt, the logits of the last
 //! token of each step; then decoding from an empty context, or behind `--depth` tokens, each token the likeliest one behind
 //! the last. Each figure is the median of several repetitions after a warm-up. The memory's read rate, the median of passes
-//! before and after, says how much there is to get.
+//! before and after, says how much there is to get; that of the weights, how they lie in it.
 
 mod chart;
 #[cfg(feature = "server")]
@@ -123,18 +123,18 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Failure> {
     };
     let limits = session.limits();
     let svg = args.svg.as_deref().map(OutputFile::new).transpose()?;
-    let (threads, read_rate, figures) = match session.device_kind() {
+    let (threads, rates, figures) = match session.device_kind() {
         DeviceKind::Auto | DeviceKind::Cpu => {
             let device = session.cpu_device(args.profile)?;
             let threads = device.threads();
             let mut forward = Forward::new(device, limits);
-            let (read_rate, figures) = beside_memory(threads, || {
+            let (rates, figures) = memory::beside(session.weights(), threads, || {
                 measure(&mut forward, &work, |device| Done {
                     times: device.profile(),
                     expert_bytes: Some(device.expert_bytes()),
                 })
             })?;
-            (threads, read_rate, figures)
+            (threads, rates, figures)
         }
         DeviceKind::Gpu | DeviceKind::Sim | DeviceKind::Reference if args.profile => {
             return Err(Error::User(
@@ -151,19 +151,24 @@ pub fn run(args: &BenchArgs, out: &mut dyn Write) -> Result<(), Failure> {
             if let Some(why) = forward.device().eager() {
                 note!("fastrun: kernels were launched one by one, without graphs: {why}");
             }
-            (0, forward.device().read_rate()?, figures)
+            let rates = memory::Rates {
+                memory: forward.device().read_rate()?,
+                weights: None,
+            };
+            (0, rates, figures)
         }
         DeviceKind::Reference => {
             let mut forward = Forward::new(session.reference_device()?, limits);
             let threads = session.reference_threads();
-            let (read_rate, figures) = beside_memory(threads, || {
+            let (rates, figures) = memory::beside(session.weights(), threads, || {
                 measure(&mut forward, &work, |_| Done::default())
             })?;
-            (threads, read_rate, figures)
+            (threads, rates, figures)
         }
     };
     let roof = Roof {
-        read_rate,
+        read_rate: rates.memory,
+        weights_rate: rates.weights,
         weight_bytes: roof::weight_bytes(session.plan()),
         expert_bytes: expert_bytes(&figures),
         kv_bytes: roof::kv_bytes(&session.plan().kv, work.depth + WARM_UP, work.generate),
@@ -367,18 +372,6 @@ fn draw<D: Device>(
         .try_for_each(|ticket| forward.wait(ticket).map(drop))
 }
 
-/// What a measurement gives, and the rate at which memory is read before and after it: the median of passes, as figures are. The fastest pass
-/// would be another moment's rate where others use the memory, too.
-fn beside_memory<T>(
-    threads: usize,
-    work: impl FnOnce() -> Result<T, Error>,
-) -> Result<(f64, T), Error> {
-    let mut rates = memory::read_rates(threads)?.to_vec();
-    let done = work()?;
-    rates.extend(memory::read_rates(threads)?);
-    Ok((median(rates), done))
-}
-
 /// The middle value, or the mean of the two.
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
@@ -459,6 +452,9 @@ fn to_json(model: String, threads: usize, figures: &[Figure], roof: &Roof) -> Va
         json.insert(figure.key.clone(), json!(figure.rate));
     }
     json.insert("read_bytes_per_s".into(), json!(roof.read_rate));
+    if let Some(rate) = roof.weights_rate {
+        json.insert("weights_read_bytes_per_s".into(), json!(rate));
+    }
     json.insert("weight_bytes_per_step".into(), json!(roof.weight_bytes));
     json.insert("kv_bytes_per_sequence".into(), json!(roof.kv_bytes));
     for figure in figures {
@@ -497,6 +493,14 @@ fn print(out: &mut dyn Write, figures: &[Figure], roof: &Roof) -> std::io::Resul
     }
     let gb = roof.read_rate / 1e9;
     writeln!(out, "{:<12} {gb:>10.1} GB/s, the limit", "memory reads")?;
+    if let Some(rate) = roof.weights_rate {
+        let gb = rate / 1e9;
+        writeln!(
+            out,
+            "{:<12} {gb:>10.1} GB/s, where they lie in it",
+            "weights read"
+        )?;
+    }
     for figure in figures {
         if let Some(profile) = &figure.profile {
             writeln!(out, "\n{}, share of the time by launch:", figure.key)?;
@@ -593,12 +597,14 @@ mod tests {
         ];
         let roof = Roof {
             read_rate: 2e10,
+            weights_rate: Some(1.9e10),
             weight_bytes: 1_000_000_000,
             expert_bytes: Vec::new(),
             kv_bytes: 0.0,
         };
         let json = to_json("m.fib".into(), 2, &figures, &roof);
         assert_eq!(json["read_bytes_per_s"], 2e10);
+        assert_eq!(json["weights_read_bytes_per_s"], 1.9e10);
         assert_eq!(json["limit_b8"], 160.0);
         assert_eq!(json["pp512"], 900.0);
         assert_eq!(json["tg128_b8"], 80.0);

@@ -138,6 +138,11 @@ impl Session {
         self.loaded.manifest()
     }
 
+    /// The weights, in the map.
+    pub fn weights(&self) -> &[u8] {
+        self.loaded.bundle().weights()
+    }
+
     pub fn limits(&self) -> Limits {
         self.plan().limits
     }

@@ -378,6 +378,7 @@ mod tests {
                 .collect(),
             roof: Roof {
                 read_rate: 12.34e9,
+                weights_rate: None,
                 weight_bytes: 98_000_000,
                 expert_bytes: Vec::new(),
                 kv_bytes: 1_510_000.0,

@@ -1,4 +1,5 @@
-//! How fast this machine's memory can be read: what a decoding step, which reads all weights once, can't outrun.
+//! How fast this machine's memory can be read: what a decoding step, which reads all weights once, can't outrun; and how fast the
+//! weights themselves can, where the system keeps them.
 
 use std::hint::black_box;
 use std::thread::Builder;
@@ -6,6 +7,8 @@ use std::time::Instant;
 
 use fastrun::Error;
 use memmap2::{Advice, MmapMut};
+
+use super::median;
 
 /// Bytes of the buffer: more than most caches hold.
 const BUFFER: usize = 256 << 20;
@@ -16,11 +19,41 @@ const SWEEPS: u32 = 4;
 /// Passes of a measurement.
 const PASSES: usize = 5;
 
+/// Bytes of a bundle's weights that are read in a pass, at most.
+const WEIGHTS: usize = 1 << 30;
+
 /// Bytes that are read and summed at a time: a cache line.
 const LINE: usize = 64;
 
+/// Bytes a second that threads read together.
+pub struct Rates {
+    /// From memory of their own.
+    pub memory: f64,
+    /// From where a bundle's weights lie, if that was measured: less where the system keeps the file in small pages.
+    pub weights: Option<f64>,
+}
+
+/// What a measurement gives, and the rates before and after it: medians of passes, as figures are. The fastest pass would be another
+/// moment's rate where others use the memory, too.
+pub fn beside<T>(
+    weights: &[u8],
+    threads: usize,
+    measurement: impl FnOnce() -> Result<T, Error>,
+) -> Result<(Rates, T), Error> {
+    let measure =
+        || -> Result<_, Error> { Ok((read_rates(threads)?, weights_rates(weights, threads)?)) };
+    let before = measure()?;
+    let done = measurement()?;
+    let after = measure()?;
+    let rates = Rates {
+        memory: median([before.0, after.0].concat()),
+        weights: (!weights.is_empty()).then(|| median([before.1, after.1].concat())),
+    };
+    Ok((rates, done))
+}
+
 /// Bytes a second that `threads` threads read together from an anonymous mapping, each its own part of it: of each pass.
-pub fn read_rates(threads: usize) -> Result<[f64; PASSES], Error> {
+fn read_rates(threads: usize) -> Result<[f64; PASSES], Error> {
     let failed = |what: &str, error: std::io::Error| {
         let mib = BUFFER >> 20;
         Error::User(format!(
@@ -35,16 +68,34 @@ pub fn read_rates(threads: usize) -> Result<[f64; PASSES], Error> {
     // Written, as untouched pages are all one page of zeros; by as many threads, for each to have its part near it.
     in_parallel(buffer.chunks_mut(part), |part| part.fill(1))
         .map_err(|e| failed("start threads", e))?;
+    passes(&buffer, part, SWEEPS).map_err(|e| failed("start threads", e))
+}
+
+/// The same from where a bundle's weights lie, or the first of them.
+fn weights_rates(weights: &[u8], threads: usize) -> Result<[f64; PASSES], Error> {
+    let weights = &weights[..weights.len().min(WEIGHTS)];
+    let part = weights
+        .len()
+        .div_ceil(threads.max(1))
+        .next_multiple_of(LINE);
+    passes(weights, part, 1).map_err(|e| {
+        Error::User(format!(
+            "can't start threads to measure how fast the weights are read: {e}; use fewer --threads"
+        ))
+    })
+}
+
+/// Reads all parts so many times, each part in a thread: bytes a second of each pass.
+fn passes(bytes: &[u8], part: usize, sweeps: u32) -> std::io::Result<[f64; PASSES]> {
     let mut rates = [0.0; PASSES];
     for rate in &mut rates {
         let start = Instant::now();
-        in_parallel(buffer.chunks(part), |part| {
-            for _ in 0..SWEEPS {
+        in_parallel(bytes.chunks(part), |part| {
+            for _ in 0..sweeps {
                 black_box(sum(black_box(part)));
             }
-        })
-        .map_err(|e| failed("start threads", e))?;
-        *rate = BUFFER as f64 * f64::from(SWEEPS) / start.elapsed().as_secs_f64();
+        })?;
+        *rate = bytes.len() as f64 * f64::from(sweeps) / start.elapsed().as_secs_f64();
     }
     Ok(rates)
 }
@@ -94,6 +145,15 @@ mod tests {
             .flat_map(u64::to_ne_bytes)
             .collect();
         assert_eq!(sum(&bytes), 31 * 32 / 2);
+    }
+
+    #[test]
+    fn rates_are_of_all_passes() {
+        let weights = vec![1; 1000 * LINE + 7];
+        for threads in [0, 1, 3] {
+            let rates = weights_rates(&weights, threads).expect("threads");
+            assert!(rates.iter().all(|rate| rate.is_finite() && *rate > 0.0));
+        }
     }
 
     #[test]

@@ -9,6 +9,8 @@ use bundle_format::region::Operand;
 pub struct Roof {
     /// Bytes a second that the machine's memory gives.
     pub read_rate: f64,
+    /// The same of where the weights lie, if that was measured.
+    pub weights_rate: Option<f64>,
     /// Bytes of weights that every step reads.
     pub weight_bytes: u64,
     /// Batches, ascending, and the bytes that a step of so many sequences read of experts, on average.
@@ -113,6 +115,7 @@ mod tests {
     fn the_roof_is_bytes_a_second_by_bytes_a_step() {
         let roof = Roof {
             read_rate: 1e10,
+            weights_rate: None,
             weight_bytes: 90_000_000,
             expert_bytes: Vec::new(),
             kv_bytes: 1e7,
@@ -126,6 +129,7 @@ mod tests {
     fn experts_are_read_as_measured() {
         let roof = Roof {
             read_rate: 1e10,
+            weights_rate: None,
             weight_bytes: 100,
             expert_bytes: vec![(1.0, 10.0), (8.0, 80.0), (32.0, 200.0)],
             kv_bytes: 0.0,
