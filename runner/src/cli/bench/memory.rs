@@ -74,10 +74,9 @@ fn read_rates(threads: usize) -> Result<[f64; PASSES], Error> {
 /// The same from where a bundle's weights lie, or the first of them.
 fn weights_rates(weights: &[u8], threads: usize) -> Result<[f64; PASSES], Error> {
     let weights = &weights[..weights.len().min(WEIGHTS)];
-    let part = weights
-        .len()
-        .div_ceil(threads.max(1))
-        .next_multiple_of(LINE);
+    // A line at least, also where there are no weights.
+    let part = weights.len().div_ceil(threads.max(1)).max(1);
+    let part = part.next_multiple_of(LINE);
     passes(weights, part, 1).map_err(|e| {
         Error::User(format!(
             "can't start threads to measure how fast the weights are read: {e}; use fewer --threads"
@@ -145,6 +144,13 @@ mod tests {
             .flat_map(u64::to_ne_bytes)
             .collect();
         assert_eq!(sum(&bytes), 31 * 32 / 2);
+    }
+
+    #[test]
+    fn no_weights_have_no_rate() {
+        let (rates, done) = beside(&[], 2, || Ok(7)).expect("memory and threads");
+        assert_eq!((rates.weights, done), (None, 7));
+        assert!(rates.memory > 0.0);
     }
 
     #[test]
